@@ -1,0 +1,71 @@
+"""``sde-toolkit COMMAND [overrides]`` and ``python -m sde_toolkit COMMAND [overrides]``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "train a score network on images, signals or points",
+    "sample": "draw samples from a trained model with any solver",
+    "compare": "compare solvers at equal budgets and write a report",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; everything after its name goes to Hydra."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return
+    command, *overrides = arguments
+    if command not in COMMANDS:
+        print(f"sde-toolkit: there is no command {command!r}\n\n{_usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        import hydra
+    except ImportError:
+        raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli"))) from None
+    task = import_module(f"sde_toolkit.cli.{command}").run
+    sys.argv = [f"sde-toolkit {command}", *overrides]
+    decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
+    decorate(_reporting_errors(task))()
+
+
+def config_directory() -> Path:
+    """The folder of the configurations: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for place in (package / "configs", package.parent / "configs"):
+        if (place / "train.yaml").is_file():
+            return place
+    raise SystemExit(f"sde-toolkit: its configs are missing from {package}; reinstall the package.")
+
+
+def _reporting_errors(task: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A user's mistake is one message, not a traceback."""
+
+    def run(config: Any) -> None:
+        try:
+            task(config)
+        except SDEToolkitError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return run
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    return (
+        "usage: sde-toolkit COMMAND [key=value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\n`sde-toolkit COMMAND --help` lists what a command can be told."
+    )

@@ -1,0 +1,85 @@
+"""The left factor of every sampler: the reverse-time equation with a stochasticity η.
+
+For any η ≥ 0 this has the same marginals as the forward process:
+
+    dx = [ f x − ½(1+η²) g² ∇log p_t(x) ] dt + η g dw̄        η = 1: reverse SDE     η = 0: probability flow ODE
+
+With x_t = α x̂_0 + σ ε̂ and ∇log p = −ε̂/σ the drift is α′ x̂_0 + (σ′ + ½η² g²/σ) ε̂, and since x̂_0 and ε̂ are
+linear in (x_t, y), y the network's output, so is the drift. Integrators work with these linear coefficients,
+computed once per grid, and never touch a parameterisation.
+
+Song et al. 2021, eq. 6 and 13; η as in Zhang & Chen 2023 (DEIS), eq. 5 (their λ).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.prediction import Combination, Kind
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE, Time
+
+__all__ = ["ReverseEquation"]
+
+
+@dataclass(frozen=True)
+class ReverseEquation:
+    """The reverse-time equation of a score model at stochasticity ``eta``.
+
+    ``condition`` is handed to the network. ``evaluate`` stands for ``model.output`` where evaluations are to
+    be counted or timed.
+
+    Raises:
+        ArgumentError: if ``eta`` is negative or not finite.
+    """
+
+    model: ScoreModel
+    eta: float = 1.0
+    condition: Any = None
+    evaluate: Callable[..., Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ArgumentError(
+                "eta", self.eta, "stochasticity must be finite and not negative", "0 is the ODE, 1 the SDE."
+            )
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process."""
+        return self.model.sde
+
+    def output(self, x_t: Tensor, time: Tensor, scale: Tensor) -> Tensor:
+        """The network's output y for inputs prepared by ``model.network_inputs``, in the dtype of ``x_t``."""
+        y = (self.evaluate or self.model.output)(x_t, time, scale, self.condition)
+        return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
+
+    def view(self, kind: Kind, t: Tensor) -> Combination:
+        """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""
+        return self.model.readout(t).view(kind)
+
+    def drift_coefficients(self, t: Tensor) -> Combination:
+        """(p, q) with drift = p x_t + q y, float64."""
+        sde, x_0, epsilon = self.sde, self.view("x0", t), self.view("epsilon", t)
+        of_x_0 = sde.d_alpha(t)
+        of_epsilon = sde.d_sigma(t) + 0.5 * self.eta**2 * sde.g(t) ** 2 / sde.sigma(t)
+        return Combination(*(of_x_0 * a + of_epsilon * b for a, b in zip(x_0, epsilon, strict=True)))
+
+    def drift(self, x_t: Tensor, t: Time) -> Tensor:
+        """The drift at (x_t, t), one network evaluation. Shapes: x_t (B, *event), t scalar or (B,)."""
+        t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        time, scale = (c.to(x_t.dtype) for c in self.model.network_inputs(t64))
+        p, q = (expand_to(c.to(x_t.dtype), x_t) for c in self.drift_coefficients(t64))
+        return p * x_t + q * self.output(x_t, time, scale)
+
+    def diffusion(self, t: Time) -> Tensor:
+        """η g(t)."""
+        return self.eta * self.sde.g(t)

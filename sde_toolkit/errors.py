@@ -1,0 +1,87 @@
+"""Typed errors. Every message names the argument, the value it had, and what to do instead.
+
+All derive from :class:`SDEToolkitError`; those about a caller's argument are also ``ValueError``, so
+code that knows nothing of this package still catches them in the usual way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "DataError",
+    "DefinitionError",
+    "GridError",
+    "MaxEvaluationsError",
+    "MissingDependencyError",
+    "NonFiniteError",
+    "SDEToolkitError",
+]
+
+
+class SDEToolkitError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class ArgumentError(SDEToolkitError, ValueError):
+    """An argument that cannot be used: ``argument=value: problem. remedy``."""
+
+    def __init__(self, argument: str, value: Any, problem: str, remedy: str) -> None:
+        self.argument = argument
+        self.value = value
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{argument}={shown}: {problem.rstrip('.')}. {remedy}")
+
+
+class DefinitionError(SDEToolkitError, TypeError):
+    """A class that derives from one of ours without giving what it must."""
+
+
+class GridError(ArgumentError):
+    """A time grid that is not a strictly monotone sequence of times inside the SDE's domain."""
+
+
+class DataError(ArgumentError):
+    """A data set or array that cannot be used: wrong file, shape, dtype, range, or non-finite values."""
+
+
+class CheckpointError(SDEToolkitError):
+    """A checkpoint that is truncated, foreign, incomplete, or does not fit the model it describes."""
+
+    def __init__(self, path: Any, problem: str, remedy: str) -> None:
+        self.path = path
+        super().__init__(f"checkpoint {str(path)!r}: {problem.rstrip('.')}. {remedy}")
+
+
+class NonFiniteError(SDEToolkitError, ArithmeticError):
+    """The state of a solve became NaN or infinite; ``step`` and ``t`` say where it first happened."""
+
+    def __init__(self, problem: str, *, step: int, t: float, remedy: str) -> None:
+        self.step = step
+        self.t = t
+        super().__init__(f"{problem} at step {step}, t={t:.6g}. {remedy}")
+
+
+class MaxEvaluationsError(SDEToolkitError, RuntimeError):
+    """An adaptive solve needed more network evaluations than ``max_nfe`` allows."""
+
+    def __init__(self, max_nfe: int, t: float) -> None:
+        self.max_nfe = max_nfe
+        self.t = t
+        super().__init__(
+            f"max_nfe={max_nfe}: the adaptive solver had used them all at t={t:.6g}. Raise max_nfe, loosen "
+            "rtol and atol, or end the grid further from t=0, where the field is stiff."
+        )
+
+
+class MissingDependencyError(SDEToolkitError, ImportError):
+    """An optional package is needed for this call; the message names the extra that installs it."""
+
+    def __init__(self, package: str, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}. Install it with: pip install 'sde-toolkit[{extra}]'"
+        )

@@ -1,0 +1,163 @@
+"""Score models that are exactly right: Gaussians and mixtures of Gaussians, the yardstick of everything else.
+
+If the data are Σ_k w_k N(m_k, C_k), then x_t is Σ_k w_k N(α m_k, S_k) with S_k = α² C_k + σ² I, and for a
+single component, with d = x_t − α m:
+
+    ε̂ = σ S⁻¹ d        x̂_0 = m + α C S⁻¹ d        v = α ε̂ − σ x̂_0
+
+A mixture averages these with the posterior weights of its components. The model's native output is v, which
+keeps its accuracy at both ends of time: x̂_0 read from ε is lost where α → 0, ε read from x̂_0 where σ → 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE, Time
+from sde_toolkit.time_inputs import ScaledTime
+
+__all__ = ["GaussianMixture", "gaussian"]
+
+
+class _MixtureNetwork(nn.Module):
+    """v of a Gaussian mixture at (x, t); covariances as axes (if any) and variances along them."""
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor | None
+
+    def __init__(self, sde: SDE, log_weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
+        super().__init__()
+        self.sde = sde
+        self.register_buffer("log_weights", log_weights)  # (K,)
+        self.register_buffer("means", means)  # (K, D)
+        self.register_buffer("variances", variances)  # (K, D)
+        self.register_buffer("axes", axes)  # (K, D, D), columns are eigenvectors, or None: the coordinate axes
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        flat = x.reshape(len(x), -1)
+        alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
+        v = alpha * sigma * (1 - self.variances.to(flat)) * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
+        if self.axes is not None:
+            v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
+        v = v - sigma * means
+        if len(self.log_weights) == 1:
+            return v[:, 0].reshape(x.shape)
+        return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, time: Tensor) -> Tensor:
+        return torch.logsumexp(self._whiten(x.reshape(len(x), -1), time)[3], dim=1)
+
+    def _whiten(self, flat: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """α, σ (B, 1, 1), the means (K, D), log(w_k N(x; k)) (B, K), and S_k⁻¹ d along the axes (B, K, D)."""
+        t = time.to(torch.float64)
+        alpha, sigma = (c.to(flat).reshape(-1, 1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
+        means, variances = self.means.to(flat), self.variances.to(flat)
+        spread = alpha**2 * variances + sigma**2
+        d = flat.unsqueeze(1) - alpha * means
+        if self.axes is not None:
+            d = torch.einsum("kji,bkj->bki", self.axes.to(flat), d)
+        scaled = d / spread
+        log_density = -0.5 * (d * scaled + torch.log(2 * math.pi * spread)).sum(-1)
+        return alpha, sigma, means, self.log_weights.to(flat) + log_density, scaled
+
+
+class GaussianMixture(ScoreModel):
+    """A mixture of K Gaussians under any SDE: exact score, exact ``log_prob`` at every time.
+
+    Args:
+        means: (K, *event).
+        sde: the forward process.
+        std: standard deviations of the components along the coordinate axes: a number, (K,), or (K, *event).
+        covariances: full covariances instead, (K, D, D), D the number of elements of an event.
+        weights: (K,), positive; normalised here. Equal by default.
+
+    Raises:
+        ArgumentError: shapes that do not fit, weights or variances that are not positive (zero is allowed
+            for variances: a point mass), covariances that are not symmetric positive semi-definite.
+    """
+
+    def __init__(
+        self,
+        means: Any,
+        sde: SDE,
+        *,
+        std: Any = None,
+        covariances: Any = None,
+        weights: Any = None,
+    ) -> None:
+        means = torch.as_tensor(means, dtype=torch.float64)
+        if means.ndim == 0 or len(means) == 0 or not bool(means.isfinite().all()):
+            raise ArgumentError("means", means.tolist(), "not finite means (K, *event)", "Pass a tensor (K, *event).")
+        K, event_shape = len(means), tuple(means.shape[1:])
+        if (std is None) == (covariances is None):
+            raise ArgumentError("std, covariances", None, "exactly one is needed", "Pass std=0.1, for example.")
+        if covariances is None:
+            variances, axes = _variances_from_std(std, means), None
+        else:
+            variances, axes = _principal_axes(covariances, K, math.prod(event_shape))
+        log_weights = _log_weights(weights, K)
+        network = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
+        super().__init__(network, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape)
+
+    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
+        """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,)."""
+        time = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+        return self.network.log_prob(x, time)
+
+    def draw(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """n exact samples of the data distribution, (n, *event)."""
+        network = self.network
+        k = torch.multinomial(network.log_weights.exp().cpu(), n, replacement=True, generator=generator)
+        z = torch.randn((n, network.means.shape[1]), generator=generator, dtype=torch.float64)
+        z = z * network.variances.cpu().sqrt()[k]
+        if network.axes is not None:
+            z = torch.einsum("bij,bj->bi", network.axes.cpu()[k], z)
+        return (network.means.cpu()[k] + z).reshape(n, *(self.event_shape or ())).to(dtype)
+
+
+def gaussian(mean: Any, sde: SDE, *, std: Any = None, covariance: Any = None) -> GaussianMixture:
+    """One Gaussian: ``mean`` of shape (*event), ``std`` a number or (*event), or ``covariance`` (D, D)."""
+    std = None if std is None else torch.as_tensor(std, dtype=torch.float64).unsqueeze(0)
+    covariances = None if covariance is None else torch.as_tensor(covariance, dtype=torch.float64).unsqueeze(0)
+    mean = torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0)
+    return GaussianMixture(mean, sde, std=std, covariances=covariances)
+
+
+def _variances_from_std(std: Any, means: Tensor) -> Tensor:
+    std = torch.as_tensor(std, dtype=torch.float64)
+    if not bool(((std >= 0) & std.isfinite()).all()):
+        raise ArgumentError("std", std.tolist(), "must be finite and not negative", "Pass standard deviations.")
+    if std.ndim == 1 and len(std) in (1, len(means)) and means.ndim != 1:
+        std = std.reshape(-1, *(1,) * (means.ndim - 1))
+    try:
+        return (std.expand(means.shape) ** 2).reshape(len(means), -1)
+    except RuntimeError:
+        problem = f"shape {tuple(std.shape)} does not fit means of shape {tuple(means.shape)}"
+        raise ArgumentError("std", tuple(std.shape), problem, "Pass a number, (K,), or (K, *event).") from None
+
+
+def _principal_axes(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
+    matrices = torch.as_tensor(covariances, dtype=torch.float64)
+    if tuple(matrices.shape) != (K, D, D):
+        raise ArgumentError("covariances", tuple(matrices.shape), f"expected {(K, D, D)}", "Pass (K, D, D).")
+    symmetric = torch.allclose(matrices, matrices.mT)
+    variances, axes = torch.linalg.eigh(matrices)
+    if not symmetric or bool((variances < -1e-12 * variances.abs().amax()).any()):
+        problem = "not symmetric positive semi-definite"
+        raise ArgumentError("covariances", tuple(matrices.shape), problem, "Pass covariance matrices.")
+    return variances.clamp(min=0), axes
+
+
+def _log_weights(weights: Any, K: int) -> Tensor:
+    values = torch.ones(K, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    if tuple(values.shape) != (K,) or not bool(((values > 0) & values.isfinite()).all()):
+        raise ArgumentError("weights", values.tolist(), f"expected {K} positive numbers", "Pass positive weights.")
+    return torch.log(values / values.sum())

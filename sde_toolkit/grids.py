@@ -1,0 +1,107 @@
+"""Time grids: strictly decreasing float64 tensors, built by pure functions and checked once.
+
+Every builder returns ``steps + 1`` times from ``start`` down to ``end`` (the SDE's ``sampling_end`` where none
+is given). Solvers step by position and never look a time up. ``end=0`` means data: the exponential
+integrators reach it exactly wherever σ(0) = 0, and methods that evaluate the field there refuse it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.sde import SDE
+
+__all__ = ["check_grid", "discrete", "karras", "quadratic", "uniform", "uniform_lambda"]
+
+
+def check_grid(grid: Tensor) -> Tensor:
+    """The grid as a float64 tensor on the CPU, or the reason why it is none.
+
+    Raises:
+        GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1].
+    """
+    times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+    remedy = "Use a builder from sde_toolkit.grids, or torch.linspace(1, end, steps + 1)."
+    if times.ndim != 1 or len(times) < 2:
+        raise GridError("grid", tuple(times.shape), "a grid is a 1-D sequence of at least two times", remedy)
+    if not bool(times.isfinite().all()):
+        raise GridError("grid", times.tolist(), "it holds NaN or infinity", remedy)
+    if not bool(((times >= 0) & (times <= 1)).all()):
+        raise GridError("grid", times.tolist(), "it leaves [0, 1]; a discrete index i of N is the time i/N", remedy)
+    steps = times.diff()
+    if not bool((steps < 0).all()):
+        i = int((steps >= 0).int().argmax())
+        what = "repeats a time" if steps[i] == 0 else "is not decreasing"
+        raise GridError(
+            "grid", times[i : i + 2].tolist(), f"it {what} between positions {i} and {i + 1}", remedy
+        )
+    return times
+
+
+def uniform(sde: SDE, steps: int, *, start: float = 1.0, end: float | None = None) -> Tensor:
+    """Equal steps in t."""
+    return check_grid(_blend(sde, steps, start, end, lambda t: t, lambda u: u))
+
+
+def quadratic(sde: SDE, steps: int, *, start: float = 1.0, end: float | None = None) -> Tensor:
+    """Equal steps in √t: dense near the data (Song et al. 2021a, DDIM, appendix D.2)."""
+    return check_grid(_blend(sde, steps, start, end, torch.sqrt, torch.square))
+
+
+def uniform_lambda(sde: SDE, steps: int, *, start: float = 1.0, end: float | None = None) -> Tensor:
+    """Equal steps in λ = log(α/σ) (Lu et al. 2022, DPM-Solver, section 3.4)."""
+    return check_grid(_blend(sde, steps, start, end, sde.half_log_snr, sde.inverse_half_log_snr))
+
+
+def karras(
+    sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: float | None = None
+) -> Tensor:
+    """Equal steps in (σ/α)^(1/ρ) (Karras et al. 2022, EDM, eq. 5).
+
+    Raises:
+        ArgumentError: if ``rho`` is not positive.
+    """
+    if not rho > 0:
+        raise ArgumentError("rho", rho, "the exponent must be positive", "Karras et al. use 7.")
+
+    def coordinate(t: Tensor) -> Tensor:
+        return torch.exp(-sde.half_log_snr(t) / rho)
+
+    def time(u: Tensor) -> Tensor:
+        return sde.inverse_half_log_snr(-rho * torch.log(u))
+
+    return check_grid(_blend(sde, steps, start, end, coordinate, time))
+
+
+def discrete(N: int, steps: int | None = None) -> Tensor:
+    """DDPM's own grid i/N, i = N, ..., 0, or its "trailing" subset of ``steps`` steps.
+
+    The subset keeps i = round(N k/steps) for k = steps, ..., 0: it starts at N and ends at 0 whatever the
+    number of steps (Lin et al. 2024, "Common diffusion noise schedules ... are flawed", table 2).
+
+    Raises:
+        ArgumentError: unless 1 <= steps <= N.
+    """
+    steps = N if steps is None else steps
+    if not 1 <= steps <= N:
+        raise ArgumentError("steps", steps, f"a subset of N={N} steps has between 1 and N", "Lower steps.")
+    return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
+
+
+def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, time) -> Tensor:  # type: ignore[no-untyped-def]
+    """Times at equal steps of ``coordinate``; both ends are met exactly."""
+    if steps < 1:
+        raise ArgumentError("steps", steps, "a grid has at least one step", "Pass steps >= 1.")
+    end = sde.sampling_end if end is None else end
+    if not 0 <= end < start <= 1:
+        raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")
+    ends = coordinate(torch.tensor([start, end], dtype=torch.float64))
+    if not bool(ends.isfinite().all()):
+        problem = "this spacing is infinite there, since α or σ vanishes"
+        raise GridError("start, end", (start, end), problem, "Stop short of it and let a last Tweedie step finish.")
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = time(ends[0] + u * (ends[1] - ends[0]))
+    times[0], times[-1] = start, end
+    return times

@@ -1,0 +1,163 @@
+"""Adaptive methods for the probability flow, through torchdiffeq and scipy.
+
+Steps are shared by the batch, the accuracy is promised to each sample: an accepted step has, for every
+sample, a root mean square of error/(atol + rtol |x|) of at most one. Intermediate grid times only say where
+the solution is wanted, so that the natural grid is ``[start, end]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, GridError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.integrators.base import Integrator, Row
+
+__all__ = ["Scipy", "TorchDiffEq"]
+
+
+@dataclass(frozen=True)
+class _Adaptive(Integrator):
+    """Tolerances and the evaluation limit that both adaptive integrators share."""
+
+    method: str = ""
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 10_000
+
+    order: ClassVar[int | None] = None
+    evals_per_step: ClassVar[int | None] = None
+    methods: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in self.methods:
+            raise ArgumentError("method", self.method, "not an adaptive method", f"Use one of {self.methods}.")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ArgumentError(name, value, "a tolerance must be positive and finite", "1e-5 is usual.")
+        if self.max_nfe < 1:
+            raise ArgumentError("max_nfe", self.max_nfe, "must allow an evaluation", "Pass a number >= 1.")
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """The two ends of every interval; the coefficients depend on where the method steps."""
+        for end in (grid[0], grid[-1]):
+            if not all(bool(c.isfinite()) for c in equation.drift_coefficients(end)):
+                raise GridError(
+                    "grid",
+                    grid.tolist(),
+                    f"the probability flow of {equation.sde} is not finite at t={end:.6g}",
+                    f"End at sampling_end={equation.sde.sampling_end} and finish with tweedie=True.",
+                )
+        return self._table(equation, grid, grid[:-1], grid[1:])
+
+    def _field(self, equation: ReverseEquation) -> Any:
+        """The velocity with its evaluations limited and its values looked at."""
+        used = 0
+
+        def velocity(t: float, x: Tensor) -> Tensor:
+            nonlocal used
+            if used >= self.max_nfe:
+                raise MaxEvaluationsError(self.max_nfe, t)
+            used += 1
+            v = equation.drift(x, t)
+            if not bool(v.isfinite().all()):
+                bad = (~v.isfinite()).reshape(len(v), -1).any(1).nonzero().flatten().tolist()
+                raise NonFiniteError(
+                    f"the network's velocity is not finite for {len(bad)} of {len(v)} samples (first: {bad[0]})",
+                    step=used,
+                    t=t,
+                    remedy="Check the network's weights and inputs; a step size is not to blame.",
+                )
+            return v
+
+        return velocity
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(_Adaptive):
+    """An adaptive method of torchdiffeq (Chen et al. 2018), by default Dormand-Prince 5(4).
+
+    The error norm is the largest root mean square of a sample, not that of the whole batch, and the last
+    step ends at the end of the interval instead of passing it.
+    """
+
+    method: str = "dopri5"
+    methods: ClassVar[tuple[str, ...]] = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+
+    def step(
+        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        from torchdiffeq import odeint
+
+        velocity = self._field(equation)
+        ends = torch.stack(row).to(torch.float64)
+        path = odeint(
+            lambda t, x: velocity(_inside(t.item(), row), x),
+            x,
+            ends,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=self.method,
+            options={"norm": _largest_sample_rms, "step_t": ends[1:], "dtype": torch.float64},
+        )
+        return path[-1], None
+
+
+def _largest_sample_rms(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1).square().mean(1).sqrt().max()
+
+
+@dataclass(frozen=True)
+class Scipy(_Adaptive):
+    """An adaptive method of ``scipy.integrate.solve_ivp``, by default RK45, computed in float64.
+
+    scipy controls the root mean square over the whole batch; both tolerances are divided by √B, which
+    bounds that of each sample.
+    """
+
+    method: str = "RK45"
+    methods: ClassVar[tuple[str, ...]] = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
+
+    def step(
+        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        from scipy.integrate import solve_ivp
+
+        velocity = self._field(equation)
+
+        def field(t: float, flat: np.ndarray) -> np.ndarray:
+            state = torch.from_numpy(flat).to(x.device, x.dtype).reshape(x.shape)
+            return velocity(_inside(t, row), state).double().cpu().numpy().ravel()
+
+        tighten = 1 / math.sqrt(len(x))
+        start, end = (end.item() for end in row)
+        solution = solve_ivp(
+            field,
+            (start, end),
+            x.double().cpu().numpy().ravel(),
+            method=self.method,
+            rtol=self.rtol * tighten,
+            atol=self.atol * tighten,
+            t_eval=[end],
+        )
+        if not solution.success:
+            raise NonFiniteError(
+                f"solve_ivp gave up: {solution.message}",
+                step=solution.nfev,
+                t=float(solution.t[-1]) if len(solution.t) else start,
+                remedy="Loosen rtol and atol, or end the grid further from t=0.",
+            )
+        return torch.from_numpy(solution.y[:, -1]).to(x.device, x.dtype).reshape(x.shape), None
+
+
+def _inside(t: float, row: Row) -> float:
+    """t within the interval: rounding may carry a stage past an end by one unit in the last place."""
+    low, high = sorted(end.item() for end in row)
+    return min(max(t, low), high)

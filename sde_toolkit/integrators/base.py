@@ -1,0 +1,106 @@
+"""What an integrator is: the right factor of every sampler.
+
+``prepare(equation, grid)`` computes all coefficients of a grid once, in float64, one row per step.
+``step(equation, x, row, state, noise)`` is pure: it takes the state from one time to the next and may ask
+the equation's network as often as it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, GridError
+
+__all__ = ["AffineStep", "Integrator", "Row"]
+
+Row = tuple[Tensor, ...]
+"""The coefficients of one step: 0-dim tensors in the dtype and on the device of the state."""
+
+
+@dataclass(frozen=True)
+class Integrator(ABC):
+    """Base class: immutable, with its declared properties.
+
+    ``order``: convergence order on the ODE (η = 0); None where it adapts. ``strong_order`` and
+    ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
+    """
+
+    order: ClassVar[int | None]
+    strong_order: ClassVar[float | None] = None
+    weak_order: ClassVar[float | None] = None
+    evals_per_step: ClassVar[int | None]
+
+    def check(self, equation: ReverseEquation) -> None:
+        """Refuse an equation that this integrator cannot solve.
+
+        Raises:
+            ArgumentError: for a stochastic equation and a method of the ODE.
+        """
+        if equation.eta > 0 and self.weak_order is None:
+            raise ArgumentError(
+                "eta",
+                equation.eta,
+                f"{self} integrates ODEs, and noise would break its order",
+                "Use eta=0, or an integrator with a weak order, such as Euler() or Exponential().",
+            )
+
+    def draws_noise(self, equation: ReverseEquation) -> bool:
+        """Whether ``step`` wants one standard normal draw of the shape of x."""
+        return equation.eta > 0
+
+    @abstractmethod
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Coefficients of all steps, float64, shape (steps, k)."""
+
+    @abstractmethod
+    def step(
+        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """One step: (x at the next time, state for the next step). ``state`` is None at the first."""
+
+    def _table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
+        """Stack columns to (steps, k), refusing a grid on which one of them is not finite."""
+        table = torch.stack([c.expand(len(grid) - 1) for c in columns], dim=1)
+        finite = table.isfinite().all(1)
+        if not bool(finite.all()):
+            i = int((~finite).int().argmax())
+            raise GridError(
+                "grid",
+                grid[i : i + 2].tolist(),
+                f"{self} has no finite coefficients for step {i} of {equation.sde}",
+                f"End the grid at sampling_end={equation.sde.sampling_end} and finish with tweedie=True.",
+            )
+        return table
+
+
+class AffineStep(Integrator):
+    """One evaluation at the beginning of the step, and an update that is linear in what it gave:
+
+        x_s = A x_t + B y + K z,        y = network(x_t, t),    z ~ N(0, I)
+
+    Euler-Maruyama, ancestral DDPM and DDIM all have this form; they differ in A, B and K alone.
+    """
+
+    evals_per_step: ClassVar[int | None] = 1
+
+    @abstractmethod
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(A, B, K) for the steps from the times t to the times s, float64."""
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        t, s = grid[:-1], grid[1:]
+        return self._table(equation, grid, *equation.model.network_inputs(t), *self.coefficients(equation, t, s))
+
+    def step(
+        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        time, scale, A, B, K = row
+        y = equation.output(x, time, scale)
+        x = A * x + B * y
+        return (x if noise is None else x + K * noise), None

@@ -1,0 +1,64 @@
+"""Explicit methods in t: Euler (with noise: Euler-Maruyama) and Heun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+
+__all__ = ["Euler", "Heun"]
+
+
+@dataclass(frozen=True)
+class Euler(AffineStep):
+    """Euler's method in t; with η > 0, Euler-Maruyama (Kloeden & Platen 1992, eq. 9.2.3).
+
+        x_s = x_t + (s − t) drift(x_t, t) + η g(t) √|t − s| z
+
+    The noise is additive, so that the strong order is 1.
+    """
+
+    order: ClassVar[int | None] = 1
+    strong_order: ClassVar[float | None] = 1.0
+    weak_order: ClassVar[float | None] = 1.0
+
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, q = equation.drift_coefficients(t)
+        h = s - t
+        return 1 + h * p, h * q, equation.diffusion(t) * torch.sqrt(h.abs())
+
+
+@dataclass(frozen=True)
+class Heun(Integrator):
+    """Heun's method in t, the explicit trapezoidal rule, for the probability flow.
+
+        x′ = x_t + h v(x_t, t)        x_s = x_t + ½h (v(x_t, t) + v(x′, s)),    h = s − t
+
+    The grid must end where the velocity is finite: above t=0 wherever σ(0) = 0.
+    """
+
+    order: ClassVar[int | None] = 2
+    evals_per_step: ClassVar[int | None] = 2
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        t, s = grid[:-1], grid[1:]
+        h = s - t
+        p_t, q_t = equation.drift_coefficients(t)
+        p_s, q_s = equation.drift_coefficients(s)
+        predictor = (1 + h * p_t, h * q_t)
+        corrector = (1 + 0.5 * h * (p_t + p_s * predictor[0]), 0.5 * h * (q_t + p_s * predictor[1]), 0.5 * h * q_s)
+        inputs = equation.model.network_inputs
+        return self._table(equation, grid, *inputs(t), *inputs(s), *predictor, *corrector)
+
+    def step(
+        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        time_t, scale_t, time_s, scale_s, A, B, C, D, E = row
+        y_t = equation.output(x, time_t, scale_t)
+        y_s = equation.output(A * x + B * y_t, time_s, scale_s)
+        return C * x + D * y_t + E * y_s, None

@@ -1,0 +1,91 @@
+"""The exponential step: freeze the denoised estimate x̂_0 from t to s, integrate the rest exactly.
+
+    x_s = α_s x̂_0 + ρ (x_t − α_t x̂_0)/σ_t + κ z,        ρ = √(σ_s² − κ²)
+
+With r = (α_t σ_s)/(α_s σ_t) = exp(λ_t − λ_s) the noise κ is one of
+
+    the η-family     κ² = σ_s² (1 − r^(2η²))      ρ = σ_s r^(η²)        the exact solution for frozen x̂_0
+    DDIM's η         κ² = η² σ_s² (1 − r²)                              Song et al. 2021a, eq. 16
+
+η = 1 is the posterior q(x_s | x_t, x̂_0) of DDPM (Ho et al. 2020, eq. 7) for every SDE; η = 0 is DDIM. The two
+rules agree there and only there. Everything stays finite at σ_s = 0, where the step lands on x̂_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import AffineStep
+from sde_toolkit.sde import SDE
+
+__all__ = ["Exponential", "ddim_noise", "eta_family", "forward_variance"]
+
+NoiseRule = Callable[[float, Tensor], tuple[Tensor, Tensor]]
+"""(η, λ_t − λ_s) to (ρ/σ_s, κ/σ_s)."""
+
+Variance = Callable[[SDE, Tensor, Tensor], Tensor]
+"""(sde, t, s) to the variance of the noise that a step from t to s adds."""
+
+
+def eta_family(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ/σ_s = r^(η²) and κ/σ_s = √(1 − r^(2η²)): the equation's own noise, integrated exactly."""
+    if eta == 0:
+        return torch.ones_like(delta_lambda), torch.zeros_like(delta_lambda)
+    exponent = eta**2 * delta_lambda
+    return torch.exp(exponent), torch.sqrt(-torch.expm1(2 * exponent))
+
+
+def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
+    """κ/σ_s = η √(1 − r²) and ρ/σ_s = √(1 − η² (1 − r²)), the η of the DDIM paper.
+
+    Raises:
+        ArgumentError: where η² (1 − r²) > 1, so that more noise would be added than x_s may hold.
+    """
+    kappa_squared = -(eta**2) * torch.expm1(2 * delta_lambda)
+    if bool((kappa_squared > 1).any()):
+        raise ArgumentError(
+            "eta",
+            eta,
+            f"η² (1 − r²) reaches {kappa_squared.max().item():.4g} > 1: the step would add more noise than x_s holds",
+            "Use eta <= 1, a finer grid, or Exponential() whose η-family has no such limit.",
+        )
+    return torch.sqrt(1 - kappa_squared), torch.sqrt(kappa_squared)
+
+
+def forward_variance(sde: SDE, t: Tensor, s: Tensor) -> Tensor:
+    """σ_t² − (α_t/α_s)² σ_s², the variance of x_t given x_s: DDPM's β, 1 − ᾱ_t/ᾱ_s on a sub-grid."""
+    return -(sde.sigma(t) ** 2) * torch.expm1(2 * (sde.half_log_snr(t) - sde.half_log_snr(s)))
+
+
+@dataclass(frozen=True)
+class Exponential(AffineStep):
+    """The exponential integrator of order 1.
+
+    ``noise``: the rule for ρ and κ. ``variance``: replaces the variance of the added noise and keeps the
+    mean, as DDPM's "large" variance does (none is added where σ_s = 0).
+    """
+
+    noise: NoiseRule = eta_family
+    variance: Variance | None = None
+
+    order: ClassVar[int | None] = 1
+    strong_order: ClassVar[float | None] = 1.0
+    weak_order: ClassVar[float | None] = 1.0
+
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sde = equation.sde
+        alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
+        rho, kappa = self.noise(equation.eta, sde.half_log_snr(t) - sde.half_log_snr(s))
+        rho, kappa = sigma_s * rho, sigma_s * kappa
+        if self.variance is not None:
+            kappa = torch.where(sigma_s > 0, torch.sqrt(self.variance(sde, t, s)), 0.0)
+        m, n = equation.view("x0", t)
+        of_x_0 = alpha_s - rho * alpha_t / sigma_t
+        return rho / sigma_t + of_x_0 * m, of_x_0 * n, kappa

@@ -1,0 +1,13 @@
+"""Network trunks: a U-Net for signals and images, an MLP for flat data, and their embeddings of time.
+
+A trunk maps ``(x, time, condition)`` to a tensor shaped like ``x``. It knows nothing of SDEs: how ``time`` is
+made from the SDE's t, and what the output means, is decided by the score model that owns the trunk.
+"""
+
+from __future__ import annotations
+
+from sde_toolkit.networks.embeddings import FourierEmbedding, SinusoidalEmbedding
+from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.networks.unet import UNet
+
+__all__ = ["MLP", "FourierEmbedding", "SinusoidalEmbedding", "UNet"]

@@ -1,0 +1,187 @@
+"""How a trunk sees time and class: a vector of sinusoids, a small MLP, and a learned row per label.
+
+References:
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (sinusoidal positions of the time index).
+    Song et al. 2021, "Score-Based Generative Modeling through SDEs" (random Fourier features).
+    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (the row that stands for "no class").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.errors import ArgumentError
+
+__all__ = ["Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines at fixed, geometrically spaced frequencies (Ho et al. 2020), ``(B,) -> (B, dim)``.
+
+    The angular frequencies of ``scale * time`` run from 1 down to ``1 / max_period``. With a time input in
+    [0, 1], a ``scale`` of 1000 reproduces the resolution of a 1000-step index.
+
+    Args:
+        dim: width of the embedding, even.
+        scale: factor applied to the time input.
+        max_period: ratio of the longest period to the shortest.
+    """
+
+    def __init__(self, dim: int, scale: float = 1.0, max_period: float = 10000.0) -> None:
+        super().__init__()
+        check_even(dim)
+        check_positive("scale", scale)
+        check_positive("max_period", max_period)
+        self.dim = dim
+        self.scale = float(scale)
+        self.max_period = float(max_period)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Embed ``time`` of shape (B,) as (B, dim), in float32 or, for float64 times, float64."""
+        check_time(time)
+        half = self.dim // 2
+        dtype = torch.promote_types(time.dtype, torch.float32)
+        index = torch.arange(half, device=time.device, dtype=dtype)
+        frequencies = torch.exp(index * (-math.log(self.max_period) / max(half - 1, 1)))
+        angles = (time.to(dtype) * self.scale).unsqueeze(1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Sines and cosines at random Gaussian frequencies (Song et al. 2021), ``(B,) -> (B, dim)``.
+
+    The frequencies are part of the model, so they are saved in its state dict. They are drawn once from a
+    generator of their own: torch's global random state is left alone.
+
+    Args:
+        dim: width of the embedding, even.
+        scale: standard deviation of the frequencies, in cycles per unit of time input.
+        seed: seed of the frequencies.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, scale: float = 16.0, seed: int = 0) -> None:
+        super().__init__()
+        check_even(dim)
+        check_positive("scale", scale)
+        self.dim = dim
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(dim // 2, generator=generator, dtype=torch.float32, device="cpu")
+        self.register_buffer("frequencies", drawn.to(torch.get_default_device()) * scale)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Embed ``time`` of shape (B,) as (B, dim), in float32 or, for float64 times, float64."""
+        check_time(time)
+        dtype = torch.promote_types(time.dtype, torch.float32)
+        angles = time.to(dtype).unsqueeze(1) * (2.0 * math.pi * self.frequencies.to(dtype))
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Turns time and an optional class label into the one vector that every block of a trunk listens to.
+
+    Embedding, Linear, SiLU, Linear; the label's learned row is added, then SiLU. With ``num_classes=K`` the
+    table has K+1 rows; row K means "no class" and is what a missing label selects.
+
+    Args:
+        width: width of the vector, even.
+        embedding: "sinusoidal" or "fourier".
+        scale: ``scale`` of the embedding.
+        num_classes: number of classes, or None for a trunk without labels.
+    """
+
+    def __init__(self, width: int, embedding: str, scale: float, num_classes: int | None) -> None:
+        super().__init__()
+        if embedding not in EMBEDDINGS:
+            raise ArgumentError(
+                "embedding", embedding, "there is no such embedding", f"Use one of {sorted(EMBEDDINGS)}."
+            )
+        check_positive("embedding_scale", scale)
+        if num_classes is not None and num_classes < 1:
+            raise ArgumentError(
+                "num_classes", num_classes, "there must be at least one class", "Pass None for no labels."
+            )
+        self.num_classes = num_classes
+        self.embedding = EMBEDDINGS[embedding](width, scale)
+        self.enter = nn.Linear(width, width)
+        self.leave = nn.Linear(width, width)
+        self.labels = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
+        """Return (B, width) for a batch ``x`` (B, ...), its ``time`` (B,) and labels (B,) or None."""
+        check_time(time)
+        if time.shape[0] != x.shape[0]:
+            raise ArgumentError(
+                "time",
+                tuple(time.shape),
+                f"x has {x.shape[0]} samples",
+                "Pass one time per sample, of shape (B,); expand a single time with time.expand(B).",
+            )
+        embedded = self.embedding(time).to(self.enter.weight.dtype)
+        vector = self.leave(nn.functional.silu(self.enter(embedded)))
+        if self.labels is not None:
+            if condition is None:
+                vector = vector + self.labels.weight[-1]
+            else:
+                self._check_labels(x, condition)
+                vector = vector + self.labels(condition)
+        elif condition is not None:
+            raise ArgumentError(
+                "condition",
+                condition,
+                "this network was built without classes",
+                "Build it with num_classes=K, or call it without a condition.",
+            )
+        return nn.functional.silu(vector)
+
+    def _check_labels(self, x: Tensor, condition: Tensor) -> None:
+        if condition.dtype not in (torch.int64, torch.int32) or condition.shape != x.shape[:1]:
+            raise ArgumentError(
+                "condition",
+                condition,
+                f"labels must be integers of shape ({x.shape[0]},), not {condition.dtype} of shape "
+                f"{tuple(condition.shape)}",
+                "Pass one torch.long label per sample.",
+            )
+        # Reading values would break a compiled graph or make a GPU wait: check them where it is cheap.
+        if torch.compiler.is_compiling() or condition.device.type != "cpu" or condition.numel() == 0:
+            return
+        if int(condition.min()) < 0 or int(condition.max()) > (self.num_classes or 0):
+            raise ArgumentError(
+                "condition",
+                condition,
+                f"labels must lie in 0..{self.num_classes}",
+                f"Use 0..{(self.num_classes or 0) - 1} for the classes and {self.num_classes} for no class.",
+            )
+
+
+EMBEDDINGS: dict[str, type[SinusoidalEmbedding] | type[FourierEmbedding]] = {
+    "sinusoidal": SinusoidalEmbedding,
+    "fourier": FourierEmbedding,
+}
+
+
+def check_even(dim: int) -> None:
+    if dim < 2 or dim % 2:
+        raise ArgumentError(
+            "dim", dim, "an embedding pairs sines with cosines", "Pass an even width of at least 2."
+        )
+
+
+def check_positive(argument: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ArgumentError(argument, value, "it must be a positive number", "Pass a finite value above 0.")
+
+
+def check_time(time: Tensor) -> None:
+    if time.ndim != 1 or not time.is_floating_point():
+        raise ArgumentError(
+            "time",
+            tuple(time.shape),
+            f"the time input must be floating point of shape (B,), not {time.dtype} with {time.ndim} axes",
+            "Pass one float per sample; expand a single time with time.expand(B).",
+        )

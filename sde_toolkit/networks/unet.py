@@ -1,0 +1,215 @@
+"""The U-Net: one trunk for signals, images and volumes, whatever SDE or parameterisation sits on top.
+
+References:
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models".
+    Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models".
+    Song et al. 2021, "Score-Based Generative Modeling through SDEs".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.networks.blocks import (
+    CONVOLUTIONS,
+    Attention,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    convolution,
+    normalisation,
+    zeroed,
+)
+from sde_toolkit.networks.embeddings import Conditioning
+
+__all__ = ["UNet"]
+
+
+class UNet(nn.Module):
+    """A DDPM-style U-Net, ``(B, in_channels, *size) -> (B, in_channels, *size)``.
+
+    Every level has ``blocks_per_level`` residual blocks on the way down and as many on the way up; what a
+    level ends with on the way down is concatenated to what comes back up to it. The last convolution of
+    every block and of the network starts at zero, so a new network returns exactly zero.
+
+    Sizes need not divide by ``2**(levels - 1)``: the input is padded with zeros, evenly on both sides, and
+    the output is cropped. (Zeros are what the convolutions see beyond the border anyway.)
+
+    Args:
+        in_channels: channels of the data.
+        widths: channels of each level, from full resolution down; each level halves the size.
+        blocks_per_level: residual blocks of a level, on each way.
+        attention_levels: levels with self-attention after their last block (0 is full resolution). The
+            middle always has it.
+        attention_head_width: channels of an attention head, at least; the head count adapts to the width.
+        embedding: "sinusoidal" (Ho et al. 2020) or "fourier" (Song et al. 2021).
+        embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies.
+        time_width: width of the conditioning vector, even; ``4 * widths[0]`` by default.
+        num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
+        dims: number of spatial axes: 1, 2 or 3.
+        dropout: dropout rate inside the residual blocks.
+        groups: groups of the GroupNorms, at most; the count adapts to the width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        widths: Sequence[int] = (16, 48, 96),
+        blocks_per_level: int = 2,
+        attention_levels: Sequence[int] = (2,),
+        attention_head_width: int = 32,
+        embedding: str = "sinusoidal",
+        embedding_scale: float = 1.0,
+        time_width: int | None = None,
+        num_classes: int | None = None,
+        dims: int = 2,
+        dropout: float = 0.0,
+        groups: int = 8,
+    ) -> None:
+        super().__init__()
+        self.hyperparameters: dict[str, Any] = {
+            "in_channels": in_channels,
+            "widths": list(widths),
+            "blocks_per_level": blocks_per_level,
+            "attention_levels": list(attention_levels),
+            "attention_head_width": attention_head_width,
+            "embedding": embedding,
+            "embedding_scale": embedding_scale,
+            "time_width": time_width,
+            "num_classes": num_classes,
+            "dims": dims,
+            "dropout": dropout,
+            "groups": groups,
+        }
+        check_hyperparameters(self.hyperparameters)
+        self.in_channels = in_channels
+        self.dims = dims
+        self.multiple = 2 ** (len(widths) - 1)
+        vector_width = 4 * widths[0] if time_width is None else time_width
+
+        def stage(level: int, blocks: int, attention: bool, widening: int = 0) -> nn.ModuleList:
+            """Residual blocks of one level, the first of which takes in ``widening`` extra channels."""
+            width = widths[level]
+            parts: list[nn.Module] = [
+                ResidualBlock(
+                    dims, width + (widening if block == 0 else 0), width, vector_width, groups, dropout
+                )
+                for block in range(blocks)
+            ]
+            if attention:
+                parts.append(Attention(width, attention_head_width, groups))
+            return nn.ModuleList(parts)
+
+        levels = range(len(widths))
+        steps = list(pairwise(widths))
+        self.conditioning = Conditioning(vector_width, embedding, embedding_scale, num_classes)
+        self.enter = convolution(dims, in_channels, widths[0])
+        self.down = nn.ModuleList(stage(k, blocks_per_level, k in attention_levels) for k in levels)
+        self.shrink = nn.ModuleList(Downsample(dims, fine, coarse) for fine, coarse in steps)
+        self.middle = stage(len(widths) - 1, 1, True)
+        self.grow = nn.ModuleList(Upsample(dims, coarse, fine) for fine, coarse in steps)
+        self.up = nn.ModuleList(
+            stage(k, blocks_per_level, k in attention_levels, widening=widths[k] if k < levels[-1] else 0)
+            for k in levels
+        )
+        self.leave_norm = normalisation(widths[0], groups)
+        self.leave = zeroed(convolution(dims, widths[0], in_channels))
+        if dims == 2:  # the faster layout in float32, and what tensor cores want
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return a tensor shaped like ``x``.
+
+        Args:
+            x: data, (B, in_channels, *size).
+            time: the prepared time input, (B,).
+            condition: class labels, (B,) long, or None for "no class".
+        """
+        self._check(x)
+        vector = self.conditioning(x, time, condition)
+        size = x.shape[2:]
+        h = self.enter(pad_to_multiple(x, self.multiple))
+        skips: list[Tensor] = []
+        for level, stage in enumerate(self.down):
+            if level > 0:
+                skips.append(h)
+                h = self.shrink[level - 1](h)
+            h = run(stage, h, vector)
+        h = run(self.middle, h, vector)
+        h = run(self.up[-1], h, vector)
+        for level in reversed(range(len(skips))):
+            h = torch.cat([self.grow[level](h), skips[level]], dim=1)
+            h = run(self.up[level], h, vector)
+        h = self.leave(silu(self.leave_norm(h)))
+        return crop_to_size(h, size).contiguous()
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 1:
+            raise ArgumentError(
+                "x",
+                tuple(x.shape),
+                f"this network takes (B, {self.in_channels}, ...) with {self.dims} spatial axes, none empty",
+                "Reshape the data, or build the network with its in_channels and dims.",
+            )
+
+
+def run(stage: Any, h: Tensor, vector: Tensor) -> Tensor:
+    """Pass ``h`` through the parts of a stage, each of which hears the conditioning vector."""
+    for part in stage:
+        h = part(h, vector)
+    return h
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad the spatial axes of (B, C, *size) with zeros, evenly on both sides, up to a multiple."""
+    if all(length % multiple == 0 for length in x.shape[2:]):
+        return x
+    margins: list[int] = []
+    for length in reversed(x.shape[2:]):
+        extra = -length % multiple
+        margins += [extra // 2, extra - extra // 2]
+    return pad(x, margins)
+
+
+def crop_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Undo :func:`pad_to_multiple`: the centre of ``x`` with the given spatial size."""
+    for axis, length in enumerate(size, start=2):
+        if x.shape[axis] != length:
+            x = x.narrow(axis, (x.shape[axis] - length) // 2, length)
+    return x
+
+
+def check_hyperparameters(given: dict[str, Any]) -> None:
+    """Refuse what no U-Net can be built from."""
+    widths, levels = given["widths"], range(len(given["widths"]))
+    if not widths or any(width < 2 for width in widths):
+        raise ArgumentError(
+            "widths", widths, "every level needs a width of at least 2", "Pass one width per level."
+        )
+    if any(level not in levels for level in given["attention_levels"]):
+        raise ArgumentError(
+            "attention_levels",
+            given["attention_levels"],
+            f"the network has levels 0..{levels[-1]}",
+            "Name levels of the network, 0 being full resolution.",
+        )
+    if given["dims"] not in CONVOLUTIONS:
+        raise ArgumentError(
+            "dims", given["dims"], "there is no such convolution", f"Use one of {sorted(CONVOLUTIONS)}."
+        )
+    if not 0.0 <= given["dropout"] < 1.0:
+        raise ArgumentError("dropout", given["dropout"], "it is a rate", "Pass a number in [0, 1).")
+    for name in ("in_channels", "blocks_per_level", "attention_head_width", "groups"):
+        if given[name] < 1:
+            raise ArgumentError(name, given[name], "it counts something", "Pass an integer of at least 1.")
+    if given["time_width"] is not None and (given["time_width"] < 2 or given["time_width"] % 2):
+        raise ArgumentError(
+            "time_width", given["time_width"], "it must be even", "Pass an even width of at least 2."
+        )

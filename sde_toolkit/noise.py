@@ -1,0 +1,65 @@
+"""Where noise comes from: one stream per sample by default, a shared generator where asked for.
+
+A stream is numpy's ``default_rng((seed, index))``, index being the sample's place among all samples: the same
+numbers whatever the batch size, the split, the number of processes or the device. The price is that they
+are drawn on the host; a ``torch.Generator`` draws on its device, and then depends on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError
+
+__all__ = ["Noise", "per_sample_noise", "shared_noise"]
+
+Noise = Callable[[], Tensor]
+"""Returns the next standard normal draw, shape (B, *event)."""
+
+
+def per_sample_noise(
+    seed: int,
+    first_index: int,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Noise:
+    """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
+
+    Raises:
+        ArgumentError: if ``seed`` or ``first_index`` is negative.
+    """
+    for name, value in (("seed", seed), ("first_index", first_index)):
+        if value < 0:
+            raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
+    streams = [np.random.default_rng((seed, first_index + i)) for i in range(shape[0])]
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+
+    def draw() -> Tensor:
+        noise = np.empty(shape, numpy_dtype)
+        for i, stream in enumerate(streams):
+            noise[i] = stream.standard_normal(shape[1:], numpy_dtype)
+        return torch.from_numpy(noise).to(device, dtype, non_blocking=True)
+
+    return draw
+
+
+def shared_noise(
+    generator: torch.Generator,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Noise:
+    """Draws for the whole batch from one generator, on the generator's device."""
+
+    def draw() -> Tensor:
+        noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+        return noise.to(device, non_blocking=True)
+
+    return draw

@@ -1,0 +1,177 @@
+"""A score model: a network, how its output is read, how time is fed to it, and its SDE.
+
+    network(c_in x_t, time_input(t), condition=...) = y        read by :mod:`sde_toolkit.prediction`
+
+c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit import checkpoint
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.transforms import Identity, Transform
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind
+from sde_toolkit.sde import SDE, Time, check_sde
+from sde_toolkit.time_inputs import NoiseLevel, ScaledTime
+
+__all__ = ["ScoreModel"]
+
+TimeInput = Callable[[SDE, Time], Tensor]
+
+
+class ScoreModel(nn.Module):
+    """Whatever predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), with its meaning declared once.
+
+    Args:
+        network: any callable ``network(x, time)`` with x (B, *event) and time (B,); a module's parameters
+            become this model's. A condition, if one is given, is passed on as ``condition=...``.
+        sde: the forward process that the network was trained under.
+        prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
+        time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
+            ``edm``, t itself for all others.
+        sigma_data: σ_d, the standard deviation of the data; used by ``edm`` alone.
+        transform: the invertible map from the caller's data to the space the network lives in. Nothing here
+            applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
+        event_shape: the shape of one sample, if it is fixed.
+
+    Raises:
+        ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
+            nothing of x_0; a ``sigma_data`` that is not positive.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        sde: SDE,
+        prediction: Kind = "epsilon",
+        *,
+        time_input: TimeInput | None = None,
+        sigma_data: float = 1.0,
+        transform: Transform | None = None,
+        event_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(prediction)
+        if not callable(network):
+            raise ArgumentError("network", network, "not callable", "Pass a module or a function (x, time).")
+        check_sde(sde)
+        if prediction in ("epsilon", "score") and sde.alpha(1.0).item() == 0:
+            raise ArgumentError(
+                "prediction",
+                prediction,
+                f"{sde} has α(1) = 0, where ε and score carry no information about x_0",
+                "Use a network that predicts v or x0 (or edm, or velocity).",
+            )
+        if not (math.isfinite(sigma_data) and sigma_data > 0):
+            raise ArgumentError(
+                "sigma_data", sigma_data, "must be positive and finite", "Pass the data's standard deviation."
+            )
+        self.network = network
+        self.sde = sde
+        self.prediction: Kind = prediction
+        self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
+        self.sigma_data = float(sigma_data)
+        self.transform = transform or Identity()
+        self.event_shape = None if event_shape is None else tuple(event_shape)
+
+    def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
+        """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
+        t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        time, scale = (c.to(x_t.dtype) for c in self.network_inputs(t64))
+        return Prediction(x_t, self.output(x_t, time, scale, condition), self.readout(t64))
+
+    def network_inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(time input, c_in) at the float64 times ``t``: what :meth:`output` wants, once per grid.
+
+        Raises:
+            ArgumentError: if the time input is not finite at one of the times.
+        """
+        time = self.time_input(self.sde, t)
+        if t.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(time.isfinite().all()):
+            raise ArgumentError(
+                "t",
+                t.flatten()[int((~time.isfinite()).flatten().int().argmax())].item(),
+                f"{self.time_input} of {self.sde} is not finite there",
+                "Keep away from this end of time, or give the model another time_input, for example ScaledTime().",
+            )
+        if not self.scales_input:
+            return time, torch.ones_like(t)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        return time, torch.rsqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the network sees c_in x_t with c_in ≠ 1."""
+        return self.prediction == "edm"
+
+    def output(self, x_t: Tensor, time: Tensor, scale: Tensor, condition: Any = None) -> Tensor:
+        """The raw network output y for prepared inputs; the only place where the network is called.
+
+        Shapes: x_t (B, *event); time and scale 0-dim or (B,), from :meth:`network_inputs`.
+        """
+        x = expand_to(scale, x_t) * x_t if self.scales_input else x_t
+        times = time.expand(x_t.shape[0])
+        return self.network(x, times) if condition is None else self.network(x, times, condition=condition)
+
+    def readout(self, t: Tensor) -> Readout:
+        """How the output at the times ``t`` is turned into x_0, ε, score and the rest."""
+        return Readout(self.sde, self.prediction, t, self.sigma_data)
+
+    def score(self, x_t: Tensor, t: Time, condition: Any = None) -> Tensor:
+        """∇ log p_t(x_t), shape of x_t."""
+        return self(x_t, t, condition).score
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data: what ``model.yaml`` holds."""
+        return {
+            "sde": checkpoint.describe(self.sde),
+            "network": checkpoint.describe(self.network),
+            "prediction": self.prediction,
+            "time_input": checkpoint.describe(self.time_input),
+            "sigma_data": self.sigma_data,
+            "transform": checkpoint.describe(self.transform),
+            "event_shape": None if self.event_shape is None else list(self.event_shape),
+        }
+
+    def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
+        """Write the model into a folder that :meth:`from_pretrained` reads; ``weights`` names what these are."""
+        checkpoint.save(directory, self.description(), {weights: self.state_dict()})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        weights: Literal["ema", "raw"] = "ema",
+        network: nn.Module | None = None,
+        sde: SDE | None = None,
+        time_input: TimeInput | None = None,
+        transform: Transform | None = None,
+    ) -> ScoreModel:
+        """Rebuild a model, in evaluation mode, from a checkpoint folder or an embedded name such as ``"mnist"``.
+
+        ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the
+        description, and are needed for parts that are not classes of this package.
+
+        Raises:
+            CheckpointError: if the folder is missing, truncated, foreign, or does not fit.
+        """
+        directory = checkpoint.locate(path)
+        parts = checkpoint.load_description(
+            directory, network=network, sde=sde, time_input=time_input, transform=transform
+        )
+        model = cls(**parts)
+        checkpoint.load_weights(directory, model, weights)
+        return model.eval()
+
+    def extra_repr(self) -> str:
+        return f"sde={self.sde}, prediction={self.prediction!r}, time_input={self.time_input}"

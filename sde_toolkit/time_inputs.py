@@ -1,0 +1,53 @@
+"""What a network is told about time. It never sees the SDE's t itself unless it asks for it.
+
+Each is an immutable callable ``(sde, t) -> Tensor`` of the shape of ``t``; any other callable of that form
+serves as well (only these are written into a checkpoint by name).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.sde import SDE, Time
+
+__all__ = ["DiscreteIndex", "NoiseLevel", "ScaledTime"]
+
+
+@dataclass(frozen=True)
+class ScaledTime:
+    """``scale`` · t. score_sde's continuous networks use 999, others 1000 or 1."""
+
+    scale: float = 1.0
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.scale * t
+
+
+@dataclass(frozen=True)
+class DiscreteIndex:
+    """N t − 1: the index i−1 of DDPM's step i at t = i/N (0 .. N−1), fractional between the steps."""
+
+    N: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.N < 1:
+            raise ArgumentError("N", self.N, "a discrete network has at least one step", "DDPM's has 1000.")
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.N * t - 1
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """``scale`` · log(σ/α) = −``scale`` · λ: with 1/4, EDM's c_noise (Karras et al. 2022, table 1).
+
+    The one time input that means the same under every SDE. Not finite where α or σ vanishes.
+    """
+
+    scale: float = 0.25
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return -self.scale * sde.half_log_snr(t)
