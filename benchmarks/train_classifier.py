@@ -100,9 +100,7 @@ def main() -> None:
             schedule.step()
             total += loss.detach()
         seconds = time.perf_counter() - start
-        print(
-            f"epoch {epoch + 1}/{args.epochs}  loss {total / len(batches):.4f}  {seconds:.0f} s", flush=True
-        )
+        print(f"epoch {epoch + 1}/{args.epochs}  loss {total / len(batches):.4f}  {seconds:.0f} s", flush=True)
 
     probabilities = predict(classifier, data.test)
     top, guess = probabilities.max(dim=1)

@@ -50,9 +50,7 @@ def describe(part: Any) -> dict[str, Any]:
     return {"class": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}}
 
 
-def save(
-    directory: str | Path, description: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]
-) -> None:
+def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write ``model.yaml`` and one safetensors file for each named set of weights (``ema``, ``raw``).
 
     Every file is written beside its place and then moved there, so that a kill leaves the old one whole.
@@ -119,7 +117,9 @@ def load_description(directory: Path, **own: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         saw = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise CheckpointError(
-            directory, f"{DESCRIPTION} has format {saw!r}, not {FORMAT!r}", "It was not written by this package."
+            directory,
+            f"{DESCRIPTION} has format {saw!r}, not {FORMAT!r}",
+            "It was not written by this package.",
         )
     wanted = ("network", "sde", "prediction", "time_input", "sigma_data", "transform", "event_shape")
     missing = [key for key in wanted if key not in found]
@@ -171,7 +171,9 @@ def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                directory, f"{file.name} holds NaN or infinity in {name!r}", "The training diverged; use an earlier one."
+                directory,
+                f"{file.name} holds NaN or infinity in {name!r}",
+                "The training diverged; use an earlier one.",
             )
     try:
         module.load_state_dict(tensors)

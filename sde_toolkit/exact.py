@@ -84,6 +84,8 @@ class GaussianMixture(ScoreModel):
             for variances: a point mass), covariances that are not symmetric positive semi-definite.
     """
 
+    network: _MixtureNetwork
+
     def __init__(
         self,
         means: Any,
@@ -104,8 +106,8 @@ class GaussianMixture(ScoreModel):
         else:
             variances, axes = _principal_axes(covariances, K, math.prod(event_shape))
         log_weights = _log_weights(weights, K)
-        network = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
-        super().__init__(network, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape)
+        exact = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
+        super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,)."""

@@ -34,9 +34,7 @@ def check_grid(grid: Tensor) -> Tensor:
     if not bool((steps < 0).all()):
         i = int((steps >= 0).int().argmax())
         what = "repeats a time" if steps[i] == 0 else "is not decreasing"
-        raise GridError(
-            "grid", times[i : i + 2].tolist(), f"it {what} between positions {i} and {i + 1}", remedy
-        )
+        raise GridError("grid", times[i : i + 2].tolist(), f"it {what} between positions {i} and {i + 1}", remedy)
     return times
 
 
@@ -55,9 +53,7 @@ def uniform_lambda(sde: SDE, steps: int, *, start: float = 1.0, end: float | Non
     return check_grid(_blend(sde, steps, start, end, sde.half_log_snr, sde.inverse_half_log_snr))
 
 
-def karras(
-    sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: float | None = None
-) -> Tensor:
+def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: float | None = None) -> Tensor:
     """Equal steps in (σ/α)^(1/ρ) (Karras et al. 2022, EDM, eq. 5).
 
     Raises:

@@ -60,9 +60,7 @@ class DenoisingScoreMatching:
     def __post_init__(self) -> None:
         check_kind(self.target, "target")
 
-    def __call__(
-        self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Any = None
-    ) -> Tensor:
+    def __call__(self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Any = None) -> Tensor:
         """Shapes: x_0 and noise (B, *event) in model space, t (B,)."""
         t = t.to(torch.float64)
         predicted = model(model.sde.perturb(x_0, t, noise), t, condition).view(self.target)

@@ -110,9 +110,7 @@ class Prediction:
         """The prediction as ``kind``, one of ``epsilon, x0, v, score, velocity, edm``."""
         if kind == self.readout.kind:
             return self.output
-        of_x, of_y = (
-            expand_to(c.to(self.x_t.device, self.x_t.dtype), self.x_t) for c in self.readout.view(kind)
-        )
+        of_x, of_y = (expand_to(c.to(self.x_t.device, self.x_t.dtype), self.x_t) for c in self.readout.view(kind))
         return of_x * self.x_t + of_y * self.output
 
     @property

@@ -256,7 +256,10 @@ def _check_start(
         raise ArgumentError("batch_size", batch_size, "must be at least 1", "Use None for all at once.")
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentError(
-            "dtype", dtype, "the state is float32 or float64", "For a fast network use torch.autocast around sample()."
+            "dtype",
+            dtype,
+            "the state is float32 or float64",
+            "For a fast network use torch.autocast around sample().",
         )
     if not math.isfinite(model.sde.sigma(grid[0]).item()):
         raise ArgumentError("grid", grid[0].item(), "σ is not finite at the first time", "Start later.")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from sde_toolkit import checkpoint
 from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.transforms import Identity, Transform
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind
 from sde_toolkit.sde import SDE, Time, check_sde
 from sde_toolkit.time_inputs import NoiseLevel, ScaledTime
+from sde_toolkit.transforms import Identity, Transform
 
 __all__ = ["ScoreModel"]
 

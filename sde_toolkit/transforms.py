@@ -61,9 +61,7 @@ def _finite(name: str, value: Any) -> float:
 def _dimension(event_shape: Sequence[int]) -> int:
     shape = tuple(event_shape)
     if any(not isinstance(n, Integral) or n < 0 for n in shape):
-        raise ArgumentError(
-            "event_shape", shape, "not a shape", "Give the shape of one sample, no batch axis."
-        )
+        raise ArgumentError("event_shape", shape, "not a shape", "Give the shape of one sample, no batch axis.")
     return math.prod(shape)
 
 
@@ -99,9 +97,7 @@ class Affine:
         object.__setattr__(self, "shift", _finite("shift", self.shift))
         object.__setattr__(self, "scale", _finite("scale", self.scale))
         if self.scale == 0.0:
-            raise ArgumentError(
-                "scale", self.scale, "the map is not invertible", "Give a scale other than 0."
-            )
+            raise ArgumentError("scale", self.scale, "the map is not invertible", "Give a scale other than 0.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Data to model space, any shape."""

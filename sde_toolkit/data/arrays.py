@@ -10,8 +10,8 @@ import torch
 
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.reading import read_numpy
-from sde_toolkit.transforms import Affine
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.transforms import Affine
 
 __all__ = ["array"]
 
@@ -38,9 +38,7 @@ def array(
     n = len(values)
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
     if levels is not None and not _whole_numbers(values, levels):
-        raise DataError(
-            "levels", levels, f"the values are not whole numbers 0..{levels - 1}", "Give levels=None."
-        )
+        raise DataError("levels", levels, f"the values are not whole numbers 0..{levels - 1}", "Give levels=None.")
     transform, how = _affine(values[train], shift, scale, str(path))
     return Dataset(
         name=Path(path).stem,
@@ -61,9 +59,7 @@ def _chosen(path: str | Path, key: str | None) -> np.ndarray:
     if key not in arrays:
         keys = ", ".join(sorted(str(name) for name in arrays if name is not None))
         problem = f"{str(path)!r} has the keys: {keys}" if keys else f"{str(path)!r} has no keys"
-        raise DataError(
-            "key", key, problem, "Give one of them." if keys else "Leave key out, or give an .npz."
-        )
+        raise DataError("key", key, problem, "Give one of them." if keys else "Leave key out, or give an .npz.")
     return arrays[key]
 
 
@@ -71,9 +67,7 @@ def _checked(values: np.ndarray, path: str) -> np.ndarray:
     """The array in native byte order, if it holds at least one sample of finite real numbers."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
-        raise DataError(
-            "path", path, f"its dtype is {values.dtype}, not real numbers", "Save it as float32 or uint8."
-        )
+        raise DataError("path", path, f"its dtype is {values.dtype}, not real numbers", "Save it as float32 or uint8.")
     if values.ndim == 0 or values.size == 0:
         raise DataError(
             "path", path, f"it has shape {values.shape}: no samples", "Save it as (N, *event_shape), N > 0."
@@ -81,9 +75,7 @@ def _checked(values: np.ndarray, path: str) -> np.ndarray:
     if kind == "f" and not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise DataError(
-            "path", path, f"{bad} values are NaN or infinite, the first at index {where}", "Remove them."
-        )
+        raise DataError("path", path, f"{bad} values are NaN or infinite, the first at index {where}", "Remove them.")
     return values.astype(values.dtype.newbyteorder("="))
 
 
@@ -104,9 +96,7 @@ def _affine(train: np.ndarray, shift: float | str, scale: float | str, path: str
         with np.errstate(over="ignore", invalid="ignore"):
             std = float(train.std(dtype=np.float64))
         if not 0.0 < std < math.inf:
-            raise DataError(
-                "path", path, f"the train part has standard deviation {std}", "Give scale as a float."
-            )
+            raise DataError("path", path, f"the train part has standard deviation {std}", "Give scale as a float.")
         scale = 1.0 / std
         chosen.append(f"scale = 1/std of train = {scale:.6g}")
     return Affine(shift, scale), "transform: " + ("; ".join(chosen) or "as given")

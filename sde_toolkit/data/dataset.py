@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from sde_toolkit.transforms import Identity, Transform
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.transforms import Identity, Transform
 
 __all__ = ["Dataset", "split_indices"]
 
@@ -49,9 +49,7 @@ class Dataset:
         for part, labels in (("train", self.train_labels), ("test", self.test_labels)):
             n = len(getattr(self, part))
             if labels is not None and tuple(labels.shape) != (n,):
-                raise DataError(
-                    f"{part}_labels", tuple(labels.shape), f"{part} has {n} samples", f"Give shape ({n},)."
-                )
+                raise DataError(f"{part}_labels", tuple(labels.shape), f"{part} has {n} samples", f"Give shape ({n},).")
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.reading import packaged_npz, read_idx, read_numpy
-from sde_toolkit.transforms import Affine, eight_bit
 from sde_toolkit.errors import DataError
+from sde_toolkit.transforms import Affine, eight_bit
 
 __all__ = ["digits", "mnist", "mnist_test_images"]
 
@@ -36,10 +36,7 @@ def mnist(path: str | Path) -> Dataset:
     """
     place = Path(path)
     if place.is_dir():
-        arrays = {
-            key: read_idx(_idx_file(place, stem), int(stem[-1]))
-            for key, stem in zip(_KEYS, _IDX, strict=True)
-        }
+        arrays = {key: read_idx(_idx_file(place, stem), int(stem[-1])) for key, stem in zip(_KEYS, _IDX, strict=True)}
     elif place.is_file():
         found = read_numpy(place)
         missing = [key for key in _KEYS if key not in found]

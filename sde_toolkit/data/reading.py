@@ -95,13 +95,9 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except FileNotFoundError as error:
-        raise DataError(
-            "path", str(path), "there is no such file", "Give the path of an IDX file."
-        ) from error
+        raise DataError("path", str(path), "there is no such file", "Give the path of an IDX file.") from error
     except _DAMAGED as error:
-        raise DataError(
-            "path", str(path), f"cannot be read ({type(error).__name__}: {error})", again
-        ) from error
+        raise DataError("path", str(path), f"cannot be read ({type(error).__name__}: {error})", again) from error
     header = 4 + 4 * ndim
     magic = bytes((0, 0, 8, ndim))
     if content[:4] != magic:

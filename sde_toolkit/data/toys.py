@@ -14,8 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.transforms import Affine
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.transforms import Affine
 
 __all__ = ["checkerboard", "rings", "two_moons", "waves"]
 

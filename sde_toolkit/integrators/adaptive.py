@@ -1,5 +1,8 @@
 """Adaptive methods for the probability flow, through torchdiffeq and scipy.
 
+The flow is integrated in λ = log(α/σ), where it reads dx/dλ = (dx/dt) / λ′ with λ′ = −g²/(2σ²): one smooth
+curve for every SDE, also for those with kinks in t, and the same number of evaluations where t is smooth.
+
 Steps are shared by the batch, the accuracy is promised to each sample: an accepted step has, for every
 sample, a root mean square of error/(atol + rtol |x|) of at most one. Intermediate grid times only say where
 the solution is wanted, so that the natural grid is ``[start, end]``.
@@ -8,6 +11,7 @@ the solution is wanted, so that the natural grid is ``[start, end]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError, GridError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.base import Integrator, Row
 
 __all__ = ["Scipy", "TorchDiffEq"]
@@ -46,34 +50,29 @@ class _Adaptive(Integrator):
             raise ArgumentError("max_nfe", self.max_nfe, "must allow an evaluation", "Pass a number >= 1.")
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """The two ends of every interval; the coefficients depend on where the method steps."""
-        for end in (grid[0], grid[-1]):
-            if not all(bool(c.isfinite()) for c in equation.drift_coefficients(end)):
-                raise GridError(
-                    "grid",
-                    grid.tolist(),
-                    f"the probability flow of {equation.sde} is not finite at t={end:.6g}",
-                    f"End at sampling_end={equation.sde.sampling_end} and finish with tweedie=True.",
-                )
-        return self._table(equation, grid, grid[:-1], grid[1:])
+        """λ at the two ends of every interval; the coefficients depend on where the method steps."""
+        lambdas = equation.sde.half_log_snr(grid)
+        return self._table(equation, grid, lambdas[:-1], lambdas[1:])
 
-    def _field(self, equation: ReverseEquation) -> Any:
-        """The velocity with its evaluations limited and its values looked at."""
-        used = 0
+    def _field(self, equation: ReverseEquation, ends: tuple[float, float]) -> Callable[[float, Tensor], Tensor]:
+        """dx/dλ, with its evaluations limited and its values looked at."""
+        sde, low, high, used = equation.sde, min(ends), max(ends), 0
 
-        def velocity(t: float, x: Tensor) -> Tensor:
+        def velocity(lambda_t: float, x: Tensor) -> Tensor:
             nonlocal used
+            t = sde.inverse_half_log_snr(min(max(lambda_t, low), high))
             if used >= self.max_nfe:
-                raise MaxEvaluationsError(self.max_nfe, t)
+                raise MaxEvaluationsError(self.max_nfe, t.item())
             used += 1
-            v = equation.drift(x, t)
+            rate = -(sde.g(t) ** 2) / (2 * sde.sigma(t) ** 2)
+            v = equation.drift(x, t) / rate.to(x.device, x.dtype)
             if not bool(v.isfinite().all()):
                 bad = (~v.isfinite()).reshape(len(v), -1).any(1).nonzero().flatten().tolist()
                 raise NonFiniteError(
-                    f"the network's velocity is not finite for {len(bad)} of {len(v)} samples (first: {bad[0]})",
+                    f"the velocity is not finite for {len(bad)} of {len(v)} samples (first: {bad[0]})",
                     step=used,
-                    t=t,
-                    remedy="Check the network's weights and inputs; a step size is not to blame.",
+                    t=t.item(),
+                    remedy="Check the network's weights and output; the step size is not to blame.",
                 )
             return v
 
@@ -96,10 +95,10 @@ class TorchDiffEq(_Adaptive):
     ) -> tuple[Tensor, Any]:
         from torchdiffeq import odeint
 
-        velocity = self._field(equation)
         ends = torch.stack(row).to(torch.float64)
+        velocity = self._field(equation, (row[0].item(), row[1].item()))
         path = odeint(
-            lambda t, x: velocity(_inside(t.item(), row), x),
+            lambda lambda_t, x: velocity(lambda_t.item(), x),
             x,
             ends,
             rtol=self.rtol,
@@ -130,14 +129,14 @@ class Scipy(_Adaptive):
     ) -> tuple[Tensor, Any]:
         from scipy.integrate import solve_ivp
 
-        velocity = self._field(equation)
+        start, end = (value.item() for value in row)
+        velocity = self._field(equation, (start, end))
 
-        def field(t: float, flat: np.ndarray) -> np.ndarray:
+        def field(lambda_t: float, flat: np.ndarray) -> np.ndarray:
             state = torch.from_numpy(flat).to(x.device, x.dtype).reshape(x.shape)
-            return velocity(_inside(t, row), state).double().cpu().numpy().ravel()
+            return velocity(lambda_t, state).double().cpu().numpy().ravel()
 
         tighten = 1 / math.sqrt(len(x))
-        start, end = (end.item() for end in row)
         solution = solve_ivp(
             field,
             (start, end),
@@ -151,13 +150,7 @@ class Scipy(_Adaptive):
             raise NonFiniteError(
                 f"solve_ivp gave up: {solution.message}",
                 step=solution.nfev,
-                t=float(solution.t[-1]) if len(solution.t) else start,
+                t=equation.sde.inverse_half_log_snr(start).item(),
                 remedy="Loosen rtol and atol, or end the grid further from t=0.",
             )
         return torch.from_numpy(solution.y[:, -1]).to(x.device, x.dtype).reshape(x.shape), None
-
-
-def _inside(t: float, row: Row) -> float:
-    """t within the interval: rounding may carry a stage past an end by one unit in the last place."""
-    low, high = sorted(end.item() for end in row)
-    return min(max(t, low), high)

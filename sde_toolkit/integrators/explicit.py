@@ -51,7 +51,11 @@ class Heun(Integrator):
         p_t, q_t = equation.drift_coefficients(t)
         p_s, q_s = equation.drift_coefficients(s)
         predictor = (1 + h * p_t, h * q_t)
-        corrector = (1 + 0.5 * h * (p_t + p_s * predictor[0]), 0.5 * h * (q_t + p_s * predictor[1]), 0.5 * h * q_s)
+        corrector = (
+            1 + 0.5 * h * (p_t + p_s * predictor[0]),
+            0.5 * h * (q_t + p_s * predictor[1]),
+            0.5 * h * q_s,
+        )
         inputs = equation.model.network_inputs
         return self._table(equation, grid, *inputs(t), *inputs(s), *predictor, *corrector)
 

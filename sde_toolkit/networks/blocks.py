@@ -59,9 +59,7 @@ class ResidualBlock(nn.Module):
     (FiLM, Nichol & Dhariwal 2021), applied as one fused multiply-add.
     """
 
-    def __init__(
-        self, dims: int, inputs: int, outputs: int, time_width: int, groups: int, dropout: float
-    ) -> None:
+    def __init__(self, dims: int, inputs: int, outputs: int, time_width: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.groups = group_count(outputs, groups)
         self.enter_norm = normalisation(inputs, groups)

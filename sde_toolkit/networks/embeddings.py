@@ -167,9 +167,7 @@ EMBEDDINGS: dict[str, type[SinusoidalEmbedding] | type[FourierEmbedding]] = {
 
 def check_even(dim: int) -> None:
     if dim < 2 or dim % 2:
-        raise ArgumentError(
-            "dim", dim, "an embedding pairs sines with cosines", "Pass an even width of at least 2."
-        )
+        raise ArgumentError("dim", dim, "an embedding pairs sines with cosines", "Pass an even width of at least 2.")
 
 
 def check_positive(argument: str, value: float) -> None:

@@ -98,9 +98,7 @@ class UNet(nn.Module):
             """Residual blocks of one level, the first of which takes in ``widening`` extra channels."""
             width = widths[level]
             parts: list[nn.Module] = [
-                ResidualBlock(
-                    dims, width + (widening if block == 0 else 0), width, vector_width, groups, dropout
-                )
+                ResidualBlock(dims, width + (widening if block == 0 else 0), width, vector_width, groups, dropout)
                 for block in range(blocks)
             ]
             if attention:
@@ -190,9 +188,7 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
     """Refuse what no U-Net can be built from."""
     widths, levels = given["widths"], range(len(given["widths"]))
     if not widths or any(width < 2 for width in widths):
-        raise ArgumentError(
-            "widths", widths, "every level needs a width of at least 2", "Pass one width per level."
-        )
+        raise ArgumentError("widths", widths, "every level needs a width of at least 2", "Pass one width per level.")
     if any(level not in levels for level in given["attention_levels"]):
         raise ArgumentError(
             "attention_levels",
@@ -210,6 +206,4 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
         if given[name] < 1:
             raise ArgumentError(name, given[name], "it counts something", "Pass an integer of at least 1.")
     if given["time_width"] is not None and (given["time_width"] < 2 or given["time_width"] % 2):
-        raise ArgumentError(
-            "time_width", given["time_width"], "it must be even", "Pass an even width of at least 2."
-        )
+        raise ArgumentError("time_width", given["time_width"], "it must be even", "Pass an even width of at least 2.")

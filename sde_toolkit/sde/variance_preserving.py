@@ -21,7 +21,7 @@ from sde_toolkit.sde.base import SDE, Time
 if TYPE_CHECKING:
     from sde_toolkit.sde.from_betas import DiscreteVPSDE
 
-__all__ = ["LinearBeta", "SubVPSDE", "VPSDE"]
+__all__ = ["VPSDE", "LinearBeta", "SubVPSDE"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -101,9 +101,11 @@ def train(
     batches = run.batches()
     log = _Log(directory / LOG)
     bar = progress_bar(options.steps, "training", enabled=progress)
-    held_out = run.held_out_loss(average.module)
+    ema = cast(ScoreModel, average.module)
+    held_out = run.held_out_loss(ema)
     for step in range(1, options.steps + 1):
-        value = run.loss(model, *next(batches))
+        x_0, labels = next(batches)
+        value = run.loss(model, x_0, labels, run.generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_gradient_norm)
@@ -115,8 +117,10 @@ def train(
         evaluate = step % options.evaluate_every == 0 or step == options.steps
         if evaluate or step % options.log_every == 0:
             if evaluate:
-                held_out = run.held_out_loss(average.module)
-            row = log.write(step, step * options.batch_size, schedule.get_last_lr()[0], held_out if evaluate else None)
+                held_out = run.held_out_loss(ema)
+            row = log.write(
+                step, step * options.batch_size, optimizer.param_groups[0]["lr"], held_out if evaluate else None
+            )
             if not math.isfinite(row["loss"]):
                 raise NonFiniteError(
                     "the training loss is no longer finite",
@@ -126,11 +130,11 @@ def train(
                 )
             bar.set_postfix_str(f"loss {row['loss']:.4f}, held out {held_out:.4f}")
         if evaluate:
-            weights = {"raw": model.state_dict(), "ema": average.module.state_dict()}
+            weights = {"raw": model.state_dict(), "ema": ema.state_dict()}
             checkpoint.save(directory, model.description(), weights)
     bar.close()
     model.eval()
-    return average.module.eval()
+    return ema.eval()
 
 
 def _learning_rate_factor(step: int, options: TrainingOptions) -> float:
@@ -152,10 +156,11 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.t_min = self.model.sde.likelihood_end if self.options.t_min is None else self.options.t_min
+        self.generator = torch.Generator().manual_seed(self.options.seed)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor | None, torch.Generator]]:
-        """Endless shuffled batches of (x_0 in model space, labels, generator for times and noise)."""
-        generator = torch.Generator().manual_seed(self.options.seed)
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Endless shuffled batches of (x_0 in model space, labels)."""
+        generator = self.generator
         data, labels = self.dataset.train, self._labels(self.dataset.train_labels)
         while True:
             order = torch.randperm(len(data), generator=generator)
@@ -163,11 +168,10 @@ class _Run:
                 order = torch.cat([order, torch.randperm(len(data), generator=generator)])
             for start in range(0, len(order) - self.options.batch_size + 1, self.options.batch_size):
                 picked = order[start : start + self.options.batch_size]
-                yield self._prepare(data[picked], None if labels is None else labels[picked]), generator
+                yield self._prepare(data[picked], None if labels is None else labels[picked])
 
-    def loss(self, model: ScoreModel, batch: Any, generator: torch.Generator) -> Tensor:
+    def loss(self, model: ScoreModel, x_0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """The mean loss of a batch under the run's precision."""
-        x_0, labels = batch
         t = stratified_times(len(x_0), self.t_min, generator=generator).to(self.device)
         noise = torch.randn(x_0.shape, generator=generator).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
@@ -187,7 +191,7 @@ class _Run:
         for start in range(0, n, self.options.batch_size):
             part = slice(start, min(n, start + self.options.batch_size))
             batch = self._prepare(self.dataset.test[part], None if labels is None else labels[part])
-            total += self.loss(model, batch, generator).item() * (part.stop - part.start)
+            total += self.loss(model, *batch, generator).item() * (part.stop - part.start)
         model.train(training)
         return total / n
 
@@ -211,7 +215,10 @@ def _check_data(model: ScoreModel, dataset: Dataset) -> None:
             raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
     if _number_of_classes(model) and dataset.train_labels is None:
         raise DataError(
-            "dataset.train_labels", None, "the network is class-conditional", "Give labels, or num_classes=None."
+            "dataset.train_labels",
+            None,
+            "the network is class-conditional",
+            "Give labels, or num_classes=None.",
         )
 
 

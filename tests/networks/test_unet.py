@@ -165,9 +165,7 @@ def test_a_unet_that_cannot_be_built_is_refused(argument, value):
     assert caught.value.argument == argument
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [("event_shape", (2, 0)), ("width", 7), ("width", 0), ("depth", 0)]
-)
+@pytest.mark.parametrize(("argument", "value"), [("event_shape", (2, 0)), ("width", 7), ("width", 0), ("depth", 0)])
 def test_an_mlp_that_cannot_be_built_is_refused(argument, value):
     with pytest.raises(ArgumentError) as caught:
         MLP(**{argument: value})
