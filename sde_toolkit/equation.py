@@ -58,9 +58,8 @@ class ReverseEquation:
         return self.model.sde
 
     def output(self, x_t: Tensor, time: Tensor, scale: Tensor) -> Tensor:
-        """The network's output y for inputs prepared by ``model.network_inputs``, in the dtype of ``x_t``."""
-        y = (self.evaluate or self.model.output)(x_t, time, scale, self.condition)
-        return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
+        """The network's output y for inputs prepared by ``model.network_inputs``."""
+        return (self.evaluate or self.model.output)(x_t, time, scale, self.condition)
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""

@@ -31,6 +31,8 @@ def per_sample_noise(
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
+    Drawn in float32 and then cast, so that a float64 run sees the very noise of the float32 one.
+
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative.
     """
@@ -38,12 +40,11 @@ def per_sample_noise(
         if value < 0:
             raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
     streams = [np.random.default_rng((seed, first_index + i)) for i in range(shape[0])]
-    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
 
     def draw() -> Tensor:
-        noise = np.empty(shape, numpy_dtype)
+        noise = np.empty(shape, np.float32)
         for i, stream in enumerate(streams):
-            noise[i] = stream.standard_normal(shape[1:], numpy_dtype)
+            noise[i] = stream.standard_normal(shape[1:], np.float32)
         return torch.from_numpy(noise).to(device, dtype, non_blocking=True)
 
     return draw

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, NonFiniteError
 from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Row
 from sde_toolkit.noise import Noise, per_sample_noise, shared_noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
@@ -108,7 +109,7 @@ def sample(
     meter = _Meter(model, device)
     solver.integrator.check(ReverseEquation(model, solver.eta))
     table = solver.integrator.prepare(ReverseEquation(model, solver.eta), grid)
-    rows = [row.unbind() for row in table.to(device, dtype)]
+    rows = _rows(table.to(device, dtype))
     batches = list(_batches(shape[0], batch_size))
     bar = progress_bar(len(rows) * len(batches), solver.name, enabled=progress)
     finished, paths = [], []
@@ -150,6 +151,12 @@ def sample(
         network_seconds=network_seconds,
         trajectory=torch.cat(paths, dim=1) if paths else None,
     )
+
+
+def _rows(table: Tensor) -> list[Row]:
+    """The table as tuples of 0-dim tensors, unbound all at once: cheaper than row by row."""
+    cells, k = table.flatten().unbind(), table.shape[1]
+    return [cells[i : i + k] for i in range(0, len(cells), k)]
 
 
 def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:

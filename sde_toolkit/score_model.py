@@ -81,6 +81,8 @@ class ScoreModel(nn.Module):
         self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
         self.sigma_data = float(sigma_data)
         self.transform = transform or Identity()
+        parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+        self._parameter = [p for p in parameters if p.is_floating_point()][:1]  # it tells the network's dtype
         self.event_shape = None if event_shape is None else tuple(event_shape)
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
@@ -116,11 +118,15 @@ class ScoreModel(nn.Module):
     def output(self, x_t: Tensor, time: Tensor, scale: Tensor, condition: Any = None) -> Tensor:
         """The raw network output y for prepared inputs; the only place where the network is called.
 
-        Shapes: x_t (B, *event); time and scale 0-dim or (B,), from :meth:`network_inputs`.
+        Shapes: x_t (B, *event); time and scale 0-dim or (B,), from :meth:`network_inputs`. A network whose
+        parameters have another dtype is spoken to in that dtype; x_t's comes back.
         """
         x = expand_to(scale, x_t) * x_t if self.scales_input else x_t
+        if self._parameter and self._parameter[0].dtype != x.dtype:
+            x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])
-        return self.network(x, times) if condition is None else self.network(x, times, condition=condition)
+        y = self.network(x, times) if condition is None else self.network(x, times, condition=condition)
+        return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:
         """How the output at the times ``t`` is turned into x_0, ε, score and the rest."""

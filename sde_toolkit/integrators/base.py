@@ -102,5 +102,5 @@ class AffineStep(Integrator):
     ) -> tuple[Tensor, Any]:
         time, scale, A, B, K = row
         y = equation.output(x, time, scale)
-        x = A * x + B * y
-        return (x if noise is None else x + K * noise), None
+        x = torch.addcmul(A * x, B, y)  # one pass less than A * x + B * y
+        return (x if noise is None else torch.addcmul(x, K, noise)), None

@@ -64,5 +64,5 @@ class Heun(Integrator):
     ) -> tuple[Tensor, Any]:
         time_t, scale_t, time_s, scale_s, A, B, C, D, E = row
         y_t = equation.output(x, time_t, scale_t)
-        y_s = equation.output(A * x + B * y_t, time_s, scale_s)
-        return C * x + D * y_t + E * y_s, None
+        y_s = equation.output(torch.addcmul(A * x, B, y_t), time_s, scale_s)
+        return torch.addcmul(torch.addcmul(C * x, D, y_t), E, y_s), None
