@@ -117,19 +117,23 @@ class SDE:
 
     # The path: α, σ and λ.
 
+    @_in_float64
     def alpha(self, t: Time) -> Tensor:
         """α_t, the factor of x_0 in the mean of x_t."""
         return torch.exp(self.log_alpha(t))
 
+    @_in_float64
     def log_alpha(self, t: Time) -> Tensor:
         """log α_t = ∫₀ᵗ f."""
         return torch.log(self.alpha(t)) if self._given_by_path else integral(self.f, t)
 
+    @_in_float64
     def sigma(self, t: Time) -> Tensor:
         """σ_t, the standard deviation of x_t given x_0: σ²/α² = σ(0)² + ∫₀ᵗ g²/α²."""
         tau_squared = self.sigma_0**2 + integral(lambda u: (self.g(u) / self.alpha(u)) ** 2, t)
         return self.alpha(t) * torch.sqrt(tau_squared)
 
+    @_in_float64
     def half_log_snr(self, t: Time) -> Tensor:
         """λ_t = log(α_t/σ_t), strictly decreasing in t; +inf where σ_t = 0, −inf where α_t = 0."""
         return self.log_alpha(t) - torch.log(self.sigma(t))
@@ -142,7 +146,7 @@ class SDE:
         """
         value, dtype, device = _as_float64(lambda_t)
         low, high = (self.half_log_snr(end).item() for end in (1.0, 0.0))
-        slack = 1e-9 * max(1.0, abs(low))
+        slack = 8 * torch.finfo(dtype).eps * max(1.0, abs(low))
         if value.numel() and not bool(((value >= low - slack) & (value <= high + slack)).all()):
             raise ArgumentError(
                 "lambda_t",
@@ -158,19 +162,23 @@ class SDE:
 
     # The coefficients: f and g.
 
+    @_in_float64
     def f(self, t: Time) -> Tensor:
         """f(t) = d log α / dt, the factor of x in the drift."""
         return derivative(self.log_alpha, t)
 
+    @_in_float64
     def g(self, t: Time) -> Tensor:
         """g(t) = √(α² d(σ²/α²)/dt), the diffusion coefficient."""
         rate = derivative(lambda u: (self.sigma(u) / self.alpha(u)) ** 2, t)
         return self.alpha(t) * torch.sqrt(rate.clamp(min=0.0))
 
+    @_in_float64
     def d_alpha(self, t: Time) -> Tensor:
         """dα/dt = f α."""
         return self.f(t) * self.alpha(t)
 
+    @_in_float64
     def d_sigma(self, t: Time) -> Tensor:
         """dσ/dt = f σ + g²/(2σ)."""
         sigma = self.sigma(t)

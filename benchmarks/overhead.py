@@ -1,0 +1,113 @@
+"""What a sampling step costs beyond its network: ratios, measured interleaved in one process.
+
+    python benchmarks/overhead.py
+
+1. A trivial network at 16×3×32×32 against a bare torch loop of the fewest operations that any
+   implementation needs (two products and a sum; with noise, one draw, one product and one sum more).
+2. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from sde_toolkit import Euler, ScoreModel, VPSDE, ddim, ddpm, euler_maruyama, grids, probability_flow, sample
+
+SHAPE = (16, 3, 32, 32)
+
+
+def interleaved(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task, all of them run in turn ``repeats`` times after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for repeat in range(repeats + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def trivial_network(steps: int, repeats: int) -> None:
+    """Microseconds per step over a network that returns its input."""
+
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return x
+
+    model = ScoreModel(network, VPSDE(), "epsilon")
+    grid = grids.uniform(model.sde, steps)
+    x = torch.randn(SHAPE)
+    A, B, K = (0.5 * torch.rand(steps) for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+
+    def bare(noisy: bool) -> None:
+        state, time_batch = x, torch.zeros(SHAPE[0])
+        for a, b, k in zip(A.unbind(), B.unbind(), K.unbind(), strict=True):
+            state = a * state + b * network(state, time_batch)
+            if noisy:
+                state = state + k * torch.randn(SHAPE, generator=generator)
+
+    def ours(solver, **options):  # type: ignore[no-untyped-def]
+        return lambda: sample(model, solver, grid, x_start=x, **options)
+
+    tasks: dict[str, Callable[[], object]] = {"bare loop": lambda: bare(False)}
+    for name, solver in (("ddim", ddim()), ("probability_flow(Euler)", probability_flow(Euler()))):
+        tasks[name] = ours(solver, check_finite=False)
+        tasks[f"{name}, finite check"] = ours(solver)
+    tasks["bare loop with noise"] = lambda: bare(True)
+    for name, solver in (("ddpm", ddpm()), ("euler_maruyama", euler_maruyama())):
+        tasks[f"{name}, generator"] = ours(solver, generator=generator, check_finite=False)
+        tasks[f"{name}, generator, finite check"] = ours(solver, generator=generator)
+        tasks[f"{name}, per-sample streams"] = ours(solver)
+    medians = interleaved(tasks, repeats)
+    print(f"trivial network, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
+    floor = medians["bare loop"]
+    for name, seconds in medians.items():
+        floor = seconds if name.startswith("bare") else floor
+        print(f"  {name:<40} {1e6 * seconds / steps:8.1f} µs/step   {seconds / floor:5.2f} × bare")
+
+
+def mnist_network(batch: int, steps: int, repeats: int) -> None:
+    """Wall time of a whole ``sample`` call over NFE × the time of one network evaluation."""
+    model = ScoreModel.from_pretrained("mnist")
+    grid = grids.uniform(model.sde, steps)
+    x = torch.randn(batch, *(model.event_shape or ()))
+    time_input, scale = (c.float() for c in model.network_inputs(grid[0]))
+
+    @torch.no_grad()
+    def network_alone() -> None:
+        for _ in range(steps):
+            model.output(x, time_input, scale)
+
+    medians = interleaved(
+        {
+            "network alone": network_alone,
+            "ddim": lambda: sample(model, ddim(), grid, x_start=x),
+            "ddpm, per-sample streams": lambda: sample(model, ddpm(), grid, x_start=x),
+        },
+        repeats,
+    )
+    print(f"MNIST network, batch {batch}, {steps} steps, {torch.get_num_threads()} threads")
+    for name, seconds in medians.items():
+        ratio = seconds / medians["network alone"]
+        print(f"  {name:<40} {seconds:8.3f} s   {ratio:6.3f} × network   {batch * steps / seconds:6.0f} images/s")
+    for solver in (ddim(), ddpm()):
+        result = sample(model, solver, grid, x_start=x)
+        print(f"  {solver.name:<40} {result.seconds / result.network_seconds:8.4f} × network, measured inside one call")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="steps over the trivial network")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    trivial_network(arguments.steps, arguments.repeats)
+    mnist_network(batch=64, steps=50, repeats=max(3, arguments.repeats // 5))

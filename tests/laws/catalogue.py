@@ -1,0 +1,207 @@
+"""What the laws are stated for: every public SDE, integrator and solver, found by looking, and two SDEs of a user's.
+
+A new public class or preset joins the laws without an edit here. Numerical tools that several laws share
+(differences, quadrature, closed forms of Gaussian data) are here too; none repeats a formula of the package.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+import sde_toolkit
+from sde_toolkit import SDE, Integrator, ReverseEquation, ScoreModel, Solver, gaussian, integrators, solvers
+
+EVENT_SHAPES = [(), (2,), (16, 64), (3, 8, 8)]
+
+
+@dataclass(frozen=True)
+class UserPath(SDE):
+    """Given by α and σ alone: the cosine schedule, stopped short of α = 0."""
+
+    def alpha(self, t):
+        return torch.cos(1.54 * t)
+
+    def sigma(self, t):
+        return torch.sin(1.54 * t)
+
+
+@dataclass(frozen=True)
+class UserCoefficients(SDE):
+    """Given by f and g alone, with σ(0) ≠ 0."""
+
+    sigma_0 = 0.3
+
+    def f(self, t):
+        return -(0.5 + t)
+
+    def g(self, t):
+        return torch.sqrt(1 + 2 * t**2)
+
+
+@dataclass(frozen=True)
+class Flow(SDE):
+    """Flow matching's straight path, with α(1) = 0: for laws about that end of time only."""
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return t
+
+
+def classes_in(module, base):
+    found = (getattr(module, name) for name in module.__all__)
+    return [c for c in found if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c) and c != base]
+
+
+def presets_in(module):
+    functions = (getattr(module, name) for name in module.__all__)
+    return [made for f in functions if inspect.isfunction(f) and isinstance(made := f(), Solver)]
+
+
+PUBLIC_SDES = [cls() for cls in classes_in(sde_toolkit.sde, SDE)]
+SDES = [*PUBLIC_SDES, UserPath(), UserCoefficients()]
+SMOOTH_SDES = [sde for sde in SDES if not hasattr(sde, "betas")]
+INTEGRATORS = [cls() for cls in classes_in(integrators, Integrator)]
+FIXED_STEP = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is not None]
+ADAPTIVE = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is None]
+SOLVERS = presets_in(solvers)
+STOCHASTIC_SOLVERS = [solver for solver in SOLVERS if solver.eta > 0]
+
+
+def name(value):
+    """The id of a parameter in pytest's output."""
+    if isinstance(value, SDE | Integrator):
+        return type(value).__name__
+    return value.name if isinstance(value, Solver) else str(value)
+
+
+def doubles(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def off_kinks(sde, t):
+    """The times moved to the middle of an interval between knots, where there are knots."""
+    return (torch.floor(t * sde.N).clamp(max=sde.N - 1) + 0.5) / sde.N if hasattr(sde, "betas") else t
+
+
+def slope_of(function, t, h):
+    """d function/dt by central differences of order 6: error h⁶ f⁽⁷⁾/140 plus rounding eps |f|/h."""
+    weights = ((1, 45 / 60), (2, -9 / 60), (3, 1 / 60))
+    return sum(w * (function(t + k * h) - function(t - k * h)) for k, w in weights) / h
+
+
+def difference_step(sde, t):
+    """Small against the scale on which α and σ change (σ ~ √t or t near 0), and inside one interval between knots."""
+    h = (0.01 * torch.as_tensor(t)).clamp(max=1e-3)
+    return h.clamp(max=0.1 / sde.N) if hasattr(sde, "betas") else h
+
+
+def integrate(sde, integrand, low, high):
+    """∫ of a smooth function of t, piecewise between knots: composite Gauss-Legendre."""
+    knots = sde.N if hasattr(sde, "betas") else 16
+    inner = [k / knots for k in range(knots + 1) if low < k / knots < high]
+    edges = torch.tensor([low, *inner, high], dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(24))
+    width = edges.diff()[:, None] / 2
+    t = edges[:-1, None] + width * (nodes + 1)
+    return (integrand(t) * weights * width).sum()
+
+
+class RandomNetwork(nn.Module):
+    """A smooth network with fixed random weights, bounded outputs, in float64."""
+
+    def __init__(self, dimension=2, time_scale=1.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(11)
+
+        def normal(*shape):
+            return nn.Buffer(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+        self.time_scale = time_scale
+        self.enter, self.time, self.leave = normal(dimension, 16), normal(16), normal(16, dimension) / 4
+
+    def forward(self, x, time):
+        return torch.tanh(0.5 * x @ self.enter + time[:, None] * self.time_scale * self.time) @ self.leave
+
+
+MEAN = doubles(1.0, -0.5)
+ROTATION = doubles(0.8, 0.6, -0.6, 0.8).reshape(2, 2)
+VARIANCES = doubles(1.5, 0.2)
+COVARIANCE = ROTATION @ torch.diag(VARIANCES) @ ROTATION.T
+
+
+def gaussian_data(sde):
+    """An elongated, tilted Gaussian away from the origin, with its exact score."""
+    return gaussian(MEAN, sde, covariance=COVARIANCE)
+
+
+def marginal(sde, t):
+    """Mean (2,) and covariance (2, 2) of p_t for :func:`gaussian_data`."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return alpha * MEAN, alpha**2 * COVARIANCE + sigma**2 * torch.eye(2, dtype=torch.float64)
+
+
+def spread(sde, t):
+    """Variances of p_t along the axes of :func:`gaussian_data`, with one more axis than ``t``."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    return sde.alpha(t)[..., None] ** 2 * VARIANCES + sde.sigma(t)[..., None] ** 2
+
+
+def flow_solution(sde, x, t, s):
+    """Where the probability flow of :func:`gaussian_data` takes x from t to s: it keeps every standard score."""
+    scores = (x - sde.alpha(t) * MEAN) @ ROTATION / spread(sde, t).sqrt()
+    return sde.alpha(s) * MEAN + (scores * spread(sde, s).sqrt()) @ ROTATION.T
+
+
+def run_on(solver, model, grid, x, noises):
+    """The solver on the given draws, one per step: sample()'s loop without its noise."""
+    equation = ReverseEquation(model, solver.eta)
+    state = None
+    for i, row in enumerate(solver.integrator.prepare(equation, grid)):
+        x, state = solver.integrator.step(equation, x, row.unbind(), state, noises[i] if noises is not None else None)
+    return x
+
+
+def own_moments(solver, model, grid, mean, covariance):
+    """Mean and covariance of what the scheme makes of N(mean, covariance) on 2-D Gaussian data, without sampling.
+
+    On Gaussian data a scheme is affine in (start, z_1, ..., z_n): one run from zero gives its constant part, one
+    run per basis vector its linear part, whatever the scheme remembers between its steps.
+    """
+    steps = len(grid) - 1
+    drawn = steps if solver.integrator.draws_noise(ReverseEquation(model, solver.eta)) else 0
+    basis = torch.cat([torch.zeros(1, 2 + 2 * drawn, dtype=torch.float64), torch.eye(2 + 2 * drawn).double()])
+    noises = basis[:, 2:].reshape(-1, drawn, 2).movedim(1, 0) if drawn else None
+    ends = run_on(solver, model, grid, basis[:, :2].clone(), noises)
+    linear = ends[1:] - ends[0]  # rows: the image of each basis vector
+    of_start, of_noise = linear[:2], linear[2:]
+    return ends[0] + mean @ of_start, of_start.T @ covariance @ of_start + of_noise.T @ of_noise
+
+
+def convergence_order(steps, errors):
+    """The slope of log error against log step size, by least squares."""
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def relative_error(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def mixture_1d():
+    """Weights, means and standard deviations of a mixture on the line."""
+    return (0.3, 0.7), (-1.0, 2.0), (0.5, 0.8)
+
+
+def model_of(network, sde, kind="epsilon", **options):
+    return ScoreModel(network, sde, kind, **options)
+
+
+def within_error_bars(values, expected, errors=5.0, extra=0.0):
+    """Whether a mean over the first axis agrees with ``expected``: a false alarm once in two million for 5."""
+    bars = errors * values.std(0) / math.sqrt(len(values))
+    return bool(((values.mean(0) - expected).abs() <= bars + extra).all())
