@@ -56,7 +56,7 @@ def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping
     Every file is written beside its place and then moved there, so that a kill leaves the old one whole.
     """
     import yaml
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     for name in weights:
         _check_weights_name(name)
@@ -65,7 +65,7 @@ def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping
     for name, tensors in weights.items():
         target = directory / f"{name}.safetensors"
         partial = target.with_suffix(".partial")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
+        partial.write_bytes(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
         os.replace(partial, target)
     target = directory / DESCRIPTION
     partial = target.with_suffix(".partial")
