@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError:
         raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli"))) from None
     task = import_module(f"sde_toolkit.cli.{command}").run
+    overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # argparse wants the flag before the overrides
     sys.argv = [f"sde-toolkit {command}", *overrides]
     decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
     decorate(_reporting_errors(task))()
@@ -51,9 +52,14 @@ def config_directory() -> Path:
 def _reporting_errors(task: Callable[[Any], None]) -> Callable[[Any], None]:
     """A user's mistake is one message, not a traceback."""
 
+    from omegaconf.errors import MissingMandatoryValue
+
     def run(config: Any) -> None:
         try:
             task(config)
+        except MissingMandatoryValue as error:
+            print(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...", file=sys.stderr)
+            raise SystemExit(2) from None
         except SDEToolkitError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -61,6 +61,7 @@ class TrainingOptions:
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("learning_rate", "max_gradient_norm"):
             self._require(name, getattr(self, name) > 0, "must be positive")
+        self._require("t_min", self.t_min is None or 0 <= self.t_min < 1, "must lie in [0, 1)")
         self._require("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         self._require("precision", self.precision in ("float32", "bfloat16"), "must be float32 or bfloat16")
 

@@ -1,0 +1,65 @@
+"""``sde-toolkit train`` as a user types it."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from sde_toolkit import ScoreModel, ddim, grids, sample
+
+TINY = ["options.steps=2", "options.evaluate_every=2", "options.batch_size=4", "options.held_out=4", "threads=1"]
+
+
+def command(folder, *arguments):
+    words = [sys.executable, "-m", "sde_toolkit", *arguments]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_signals_train_and_sample_from_the_folder(tmp_path):
+    done = command(tmp_path, "train", "experiment=waves", "output=runs/waves", *TINY)
+    assert done.returncode == 0, done.stderr
+    model = ScoreModel.from_pretrained(tmp_path / "runs/waves")
+    x = sample(model, ddim(), grids.uniform(model.sde, 2), shape=(2, *model.event_shape)).x
+    assert model.transform.inverse(x).shape == (2, 1, 64)
+    resolved = yaml.safe_load((tmp_path / "runs/waves/config.yaml").read_text())
+    assert resolved["options"]["steps"] == 2
+    assert resolved["event_shape"] == [1, 64]
+    assert "${" not in str(resolved)
+
+
+def test_multirun_keeps_every_run_apart(tmp_path):
+    done = command(tmp_path, "train", "sde=ve,ddpm", "network.widths=[8,8,8]", "--multirun", *TINY)
+    assert done.returncode == 0, done.stderr
+    found = {type(ScoreModel.from_pretrained(p.parent).sde).__name__ for p in tmp_path.rglob("model.yaml")}
+    assert found == {"VESDE", "DiscreteVPSDE"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("options.stepz=4", "stepz"),
+        ("sde=vq", "vq"),
+        ("sde.beta_min=-4", "beta_min=-4"),
+        ("options.precision=float8", "precision='float8'"),
+        ("data=mnist", "data.path"),
+        ("device=cuda:99", "device='cuda:99'"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_trained(tmp_path, override, said):
+    done = command(tmp_path, "train", override, "output=run", *TINY)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_help_and_unknown_commands(tmp_path):
+    listing = command(tmp_path)
+    assert all(name in listing.stdout for name in ("train", "sample", "compare"))
+    unknown = command(tmp_path, "trian")
+    assert unknown.returncode == 2
+    assert "trian" in unknown.stderr
+    helped = command(tmp_path, "train", "--help")
+    assert "experiment=" in helped.stdout
+    assert "learning_rate" in helped.stdout

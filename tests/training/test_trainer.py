@@ -1,0 +1,150 @@
+"""Training: it learns, it repeats, its checkpoint is the model, and bad input stops it before the first step."""
+
+import csv
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sde_toolkit import MLP, ScoreModel, UNet, VESDE, VPSDE, DenoisingScoreMatching, ddim, grids, sample, time_inputs
+from sde_toolkit.data import Dataset, checkerboard, waves
+from sde_toolkit.errors import ArgumentError, DataError, NonFiniteError
+from sde_toolkit.training import TrainingOptions, train
+from sde_toolkit.transforms import Affine
+
+OPTIONS = TrainingOptions(steps=60, batch_size=64, learning_rate=3e-3, warmup_steps=5, evaluate_every=30, log_every=10)
+
+
+def new_model(sde=None, kind="edm", seed=0, **options):
+    torch.manual_seed(seed)
+    network = MLP(event_shape=(2,), width=32, depth=2, embedding_scale=100.0, **options)
+    return ScoreModel(network, sde or VPSDE(), kind, event_shape=(2,))
+
+
+def rows(folder):
+    with (folder / "training.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "x0", "v", "edm"])
+def test_training_lowers_the_held_out_loss(tmp_path, kind):
+    """Below that of the untrained network, on the same times and noise, well beyond what chance does."""
+    data = checkerboard(n=2000)
+    loss = DenoisingScoreMatching(kind)
+    nothing = dataclasses.replace(OPTIONS, steps=1, learning_rate=1e-12, evaluate_every=1)
+    train(new_model(kind=kind), data, tmp_path / "before", nothing, loss=loss)
+    train(new_model(kind=kind), data, tmp_path / "after", dataclasses.replace(OPTIONS, ema_decay=0.8), loss=loss)
+    before = float(rows(tmp_path / "before")[-1]["held_out_loss"])
+    assert float(rows(tmp_path / "after")[-1]["held_out_loss"]) < 0.9 * before
+
+
+def test_same_seed_same_weights_and_global_random_state_untouched(tmp_path):
+    data = checkerboard(n=500)
+    first, second = new_model(), new_model()
+    state = torch.get_rng_state()
+    one = train(first, data, tmp_path / "a", OPTIONS)
+    assert torch.equal(torch.get_rng_state(), state)
+    two = train(second, data, tmp_path / "b", OPTIONS)
+    other = train(new_model(), data, tmp_path / "c", dataclasses.replace(OPTIONS, seed=1))
+    for a, b, c in zip(one.parameters(), two.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_checkpoint_is_the_model_raw_and_average(tmp_path):
+    """What is loaded scores as what was trained; raw and EMA weights are two different things, each named."""
+    data = dataclasses.replace(checkerboard(n=500), transform=Affine(0.5, 2.0))
+    model = new_model()
+    model.transform = data.transform
+    average = train(model, data, tmp_path, OPTIONS)
+    x = torch.randn(5, 2)
+    for weights, trained in (("ema", average), ("raw", model)):
+        loaded = ScoreModel.from_pretrained(tmp_path, weights=weights)
+        assert torch.equal(loaded.score(x, 0.4), trained.score(x, 0.4))
+        assert loaded.transform == Affine(0.5, 2.0)
+        assert loaded.sde == VPSDE()
+        assert not loaded.training
+    assert not torch.equal(average.score(x, 0.4), model.score(x, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("sde", "kind", "time_input"),
+    [
+        (VPSDE(), "epsilon", time_inputs.ScaledTime(1000.0)),
+        (VESDE(), "edm", time_inputs.NoiseLevel()),
+        (VPSDE.from_betas(torch.linspace(1e-3, 0.2, 100)), "v", time_inputs.DiscreteIndex(100)),
+    ],
+    ids=["continuous VP", "VE", "discrete VP"],
+)
+def test_one_trunk_serves_every_sde_from_training_to_sampling(tmp_path, sde, kind, time_input):
+    """The same U-Net, on 1-D signals; nothing but the declaration changes."""
+    data = waves(n=100, length=20)
+    torch.manual_seed(0)
+    network = UNet(widths=(8, 16), blocks_per_level=1, attention_levels=(1,), dims=1)
+    model = ScoreModel(network, sde, kind, time_input=time_input, transform=data.transform, event_shape=(1, 20))
+    options = TrainingOptions(steps=4, batch_size=16, evaluate_every=2, log_every=1, t_min=0.02)
+    train(model, data, tmp_path, options, loss=DenoisingScoreMatching(kind))
+    loaded = ScoreModel.from_pretrained(tmp_path)
+    assert loaded.sde == sde
+    assert loaded.time_input == time_input
+    assert sample(loaded, ddim(), grids.uniform(sde, 5, end=0.02), shape=(2, 1, 20)).x.isfinite().all()
+
+
+def test_class_labels_reach_the_network(tmp_path):
+    """Two classes at opposite points: the conditional score must point to the class asked for."""
+    labels = torch.arange(400) % 2
+    points = 4.0 * labels.float().unsqueeze(1).expand(400, 2) - 2.0
+    data = Dataset(name="two points", train=points, test=points[:50], train_labels=labels, test_labels=labels[:50])
+    options = TrainingOptions(steps=150, batch_size=64, learning_rate=3e-3, warmup_steps=5, ema_decay=0.9)
+    model = train(new_model(num_classes=2), data, tmp_path, options, loss=DenoisingScoreMatching("edm"))
+    x_0 = model(torch.zeros(2, 2), 0.5, torch.tensor([0, 1])).x_0
+    assert (x_0[0] < -0.5).all()
+    assert (x_0[1] > 0.5).all()
+
+
+def test_diverging_run_stops_and_leaves_the_last_checkpoint(tmp_path):
+    data = checkerboard(n=200)
+    model = new_model()
+    train(model, data, tmp_path, dataclasses.replace(OPTIONS, steps=10, evaluate_every=10))
+    kept = (tmp_path / "ema.safetensors").read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="step 10"):
+        train(model, data, tmp_path, dataclasses.replace(OPTIONS, steps=10, evaluate_every=10))
+    assert (tmp_path / "ema.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Dataset("holes", torch.tensor([[0.0, float("nan")]]), torch.zeros(1, 2)), "NaN or infinity"),
+        (Dataset("only tests", torch.zeros(0, 2), torch.zeros(3, 2)), "no training samples"),
+    ],
+    ids=["NaN", "empty"],
+)
+def test_bad_data_are_refused_before_anything_is_written(tmp_path, data, message):
+    with pytest.raises(DataError, match=message):
+        train(new_model(), data, tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_labels_are_refused(tmp_path):
+    with pytest.raises(DataError, match="train_labels"):
+        train(new_model(num_classes=3), checkerboard(n=50), tmp_path / "run", OPTIONS)
+
+
+POSITIVE = ["steps", "batch_size", "log_every", "evaluate_every", "learning_rate", "max_gradient_norm"]
+
+
+@given(name=st.sampled_from(POSITIVE), value=st.one_of(st.integers(max_value=0), st.just(float("nan"))))
+def test_bad_options_are_named(name, value):
+    with pytest.raises(ArgumentError, match=name):
+        TrainingOptions(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"ema_decay": 1.0}, {"precision": "float8"}, {"t_min": 1.0}, {"warmup_steps": -1}])
+def test_other_bad_options_are_named(options):
+    with pytest.raises(ArgumentError, match=next(iter(options))):
+        TrainingOptions(**options)
