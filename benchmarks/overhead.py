@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from sde_toolkit import Euler, ScoreModel, VPSDE, ddim, ddpm, euler_maruyama, grids, probability_flow, sample
+from sde_toolkit import VPSDE, Euler, ScoreModel, ddim, ddpm, euler_maruyama, grids, probability_flow, sample
 
 SHAPE = (16, 3, 32, 32)
 

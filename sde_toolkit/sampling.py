@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError, NonFiniteError
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
-from sde_toolkit.integrators import Row
+from sde_toolkit.integrators import Integrator, Row
 from sde_toolkit.noise import Noise, per_sample_noise, shared_noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
+from sde_toolkit.watching import FiniteWatch, Meter
 
 __all__ = ["Sample", "Step", "sample"]
-
-_STEPS_BETWEEN_READS = 16  # of the non-finite flags, which live on the device
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,40 +105,36 @@ def sample(
     grid = check_grid(grid)
     device = torch.device(device) if device is not None else _device_of(model, x_start)
     shape = _check_start(model, shape, x_start, grid, batch_size, dtype)
-    meter = _Meter(model, device)
-    solver.integrator.check(ReverseEquation(model, solver.eta))
-    table = solver.integrator.prepare(ReverseEquation(model, solver.eta), grid)
-    rows = _rows(table.to(device, dtype))
+    equation = ReverseEquation(model, solver.eta)
+    solver.integrator.check(equation)
+    rows = _rows(solver.integrator.prepare(equation, grid).to(device, dtype))
     batches = list(_batches(shape[0], batch_size))
+    meter = Meter(model, device)
     bar = progress_bar(len(rows) * len(batches), solver.name, enabled=progress)
-    finished, paths = [], []
+
+    def told(step: Step) -> None:
+        bar.update(1)
+        if callback is not None:
+            callback(step)
+
+    finished: list[Tensor] = []
+    paths: list[Tensor] = []
     for first, last in batches:
-        part = (last - first, *shape[1:])
-        noise = _noise(generator, seed, first_index + first, part, dtype, device)
-        x = _start(model, grid, x_start, first, last, noise, dtype, device)
-        equation = ReverseEquation(model, solver.eta, _rows_of(condition, first, last, shape[0]), meter.evaluate)
         meter.restart()
-        path = [x] if trajectory else None
-        watch = _FiniteWatch(grid, check_finite)
-        draws = solver.integrator.draws_noise(equation)
-        state = None
-        for i, row in enumerate(rows):
-            x, state = solver.integrator.step(equation, x, row, state, noise() if draws else None)
-            watch(i, x)
-            if path is not None:
-                path.append(x)
-            if callback is not None:
-                callback(Step(i, grid[i].item(), grid[i + 1].item(), x, first))
-            bar.update(1)
+        noise = _noise(generator, seed, first_index + first, (last - first, *shape[1:]), dtype, device)
+        x = _start(model, grid, None if x_start is None else x_start[first:last], noise, dtype, device)
+        part = replace(equation, condition=_rows_of(condition, first, last, shape[0]), evaluate=meter.evaluate)
+        watch = FiniteWatch(grid, check_finite)
+        tell = told if progress or callback is not None else None
+        x, path = _descend(part, solver.integrator, grid, rows, x, noise, watch, tell, first, trajectory)
         if tweedie:
-            x = _denoise(equation, x, grid[-1])
+            x = _denoise(part, x, grid[-1])
             watch(len(rows), x)
         watch.read()
         finished.append(x)
-        if path is not None:
-            paths.append(torch.stack(path))
+        paths += path
     bar.close()
-    network_seconds = meter.seconds()
+    network_seconds = meter.seconds()  # waits for the device
     return Sample(
         x=torch.cat(finished),
         nfe=meter.nfe,
@@ -153,6 +148,31 @@ def sample(
     )
 
 
+def _descend(
+    equation: ReverseEquation,
+    integrator: Integrator,
+    grid: Tensor,
+    rows: list[Row],
+    x: Tensor,
+    noise: Noise,
+    watch: FiniteWatch,
+    tell: Callable[[Step], None] | None,
+    first: int,
+    trajectory: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Step one batch down the grid: its end, and its whole path in a list of one if that is wanted."""
+    draws, state, path = integrator.draws_noise(equation), None, [x]
+    times = grid.tolist()
+    for i, row in enumerate(rows):
+        x, state = integrator.step(equation, x, row, state, noise() if draws else None)
+        watch(i, x)
+        if trajectory:
+            path.append(x)
+        if tell is not None:
+            tell(Step(i, times[i], times[i + 1], x, first))
+    return x, [torch.stack(path)] if trajectory else []
+
+
 def _rows(table: Tensor) -> list[Row]:
     """The table as tuples of 0-dim tensors, unbound all at once: cheaper than row by row."""
     cells, k = table.flatten().unbind(), table.shape[1]
@@ -164,79 +184,6 @@ def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
     m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
     time_input, scale = (c.to(x.device, x.dtype) for c in equation.model.network_inputs(t))
     return m * x + n * equation.output(x, time_input, scale)
-
-
-class _Meter:
-    """Counts the evaluations of a network and the time they take, without waiting for the device."""
-
-    def __init__(self, model: ScoreModel, device: torch.device) -> None:
-        self.model = model
-        self.on_cuda = device.type == "cuda"
-        self.nfe = 0  # the largest over the batches: what each sample went through
-        self.calls = 0
-        self._elapsed = 0.0
-        self._events: list[tuple[Any, Any]] = []
-
-    def restart(self) -> None:
-        self.calls = 0
-
-    def evaluate(self, x_t: Tensor, time_input: Tensor, scale: Tensor, condition: Any) -> Tensor:
-        self.calls += 1
-        self.nfe = max(self.nfe, self.calls)
-        if self.on_cuda:
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            y = self.model.output(x_t, time_input, scale, condition)
-            after.record()
-            self._events.append((before, after))
-            return y
-        start = time.perf_counter()
-        y = self.model.output(x_t, time_input, scale, condition)
-        self._elapsed += time.perf_counter() - start
-        return y
-
-    def seconds(self) -> float:
-        if self._events:
-            torch.cuda.synchronize()
-            self._elapsed += sum(before.elapsed_time(after) for before, after in self._events) / 1000
-            self._events = []
-        return self._elapsed
-
-
-class _FiniteWatch:
-    """One number per step whose finiteness is the state's; read on the host every few steps only."""
-
-    def __init__(self, grid: Tensor, enabled: bool) -> None:
-        self.grid = grid
-        self.enabled = enabled
-        self.first = 0
-        self.sums: list[Tensor] = []
-
-    def __call__(self, step: int, x: Tensor) -> None:
-        if not self.enabled:
-            return
-        if not self.sums:
-            self.first = step
-        self.sums.append(x.sum())
-        if len(self.sums) == _STEPS_BETWEEN_READS:
-            self.read()
-
-    def read(self) -> None:
-        """Raise if a state since the last reading was not finite."""
-        if not self.sums:
-            return
-        finite = torch.stack(self.sums).isfinite().tolist()
-        self.sums = []
-        if not all(finite):
-            step = self.first + finite.index(False)
-            last = len(self.grid) - 1
-            where = "the final Tweedie step" if step == last else f"the step to t={self.grid[step + 1].item():.6g}"
-            raise NonFiniteError(
-                f"the state is not finite after {where}",
-                step=step,
-                t=self.grid[min(step, last)].item(),
-                remedy="Look for NaN in the network's weights or output; a finer grid helps if the solver diverged.",
-            )
 
 
 def _check_start(
@@ -305,14 +252,12 @@ def _start(
     model: ScoreModel,
     grid: Tensor,
     x_start: Tensor | None,
-    first: int,
-    last: int,
     noise: Noise,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
     if x_start is not None:
-        return x_start[first:last].to(device, dtype)
+        return x_start.to(device, dtype)
     return model.sde.sigma(grid[0]).to(device, dtype) * noise()
 
 
