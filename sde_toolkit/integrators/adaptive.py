@@ -52,7 +52,7 @@ class _Adaptive(Integrator):
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """λ at the two ends of every interval; the coefficients depend on where the method steps."""
         lambdas = equation.sde.half_log_snr(grid)
-        return self._table(equation, grid, lambdas[:-1], lambdas[1:])
+        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
 
     def _field(self, equation: ReverseEquation, ends: tuple[float, float]) -> Callable[[float, Tensor], Tensor]:
         """dx/dλ, with its evaluations limited and its values looked at."""

@@ -64,7 +64,7 @@ class Integrator(ABC):
     ) -> tuple[Tensor, Any]:
         """One step: (x at the next time, state for the next step). ``state`` is None at the first."""
 
-    def _table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
+    def table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
         """Stack columns to (steps, k), refusing a grid on which one of them is not finite."""
         table = torch.stack([c.expand(len(grid) - 1) for c in columns], dim=1)
         finite = table.isfinite().all(1)
@@ -95,7 +95,7 @@ class AffineStep(Integrator):
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
-        return self._table(equation, grid, *equation.model.network_inputs(t), *self.coefficients(equation, t, s))
+        return self.table(equation, grid, *equation.model.network_inputs(t), *self.coefficients(equation, t, s))
 
     def step(
         self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None

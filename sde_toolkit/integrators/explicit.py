@@ -57,7 +57,7 @@ class Heun(Integrator):
             0.5 * h * q_s,
         )
         inputs = equation.model.network_inputs
-        return self._table(equation, grid, *inputs(t), *inputs(s), *predictor, *corrector)
+        return self.table(equation, grid, *inputs(t), *inputs(s), *predictor, *corrector)
 
     def step(
         self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sde_toolkit import MLP, ScoreModel, UNet, VESDE, VPSDE, DenoisingScoreMatching, ddim, grids, sample, time_inputs
+from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel, UNet, ddim, grids, sample, time_inputs
 from sde_toolkit.data import Dataset, checkerboard, waves
 from sde_toolkit.errors import ArgumentError, DataError, NonFiniteError
 from sde_toolkit.training import TrainingOptions, train
