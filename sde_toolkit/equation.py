@@ -68,8 +68,9 @@ class ReverseEquation:
     def drift_coefficients(self, t: Tensor) -> Combination:
         """(p, q) with drift = p x_t + q y, float64."""
         sde, x_0, epsilon = self.sde, self.view("x0", t), self.view("epsilon", t)
-        of_x_0 = sde.d_alpha(t)
-        of_epsilon = sde.d_sigma(t) + 0.5 * self.eta**2 * sde.g(t) ** 2 / sde.sigma(t)
+        of_x_0, of_epsilon = sde.d_alpha(t), sde.d_sigma(t)
+        if self.eta > 0:  # g may be infinite where α vanishes, and the flow does not need it
+            of_epsilon = of_epsilon + 0.5 * self.eta**2 * sde.g(t) ** 2 / sde.sigma(t)
         return Combination(*(of_x_0 * a + of_epsilon * b for a, b in zip(x_0, epsilon, strict=True)))
 
     def drift(self, x_t: Tensor, t: Time) -> Tensor:

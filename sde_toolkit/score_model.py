@@ -71,10 +71,15 @@ class ScoreModel(nn.Module):
                 f"{sde} has α(1) = 0, where ε and score carry no information about x_0",
                 "Use a network that predicts v or x0 (or edm, or velocity).",
             )
-        if not (math.isfinite(sigma_data) and sigma_data > 0):
+        if not (isinstance(sigma_data, (int, float)) and math.isfinite(sigma_data) and sigma_data > 0):
             raise ArgumentError(
                 "sigma_data", sigma_data, "must be positive and finite", "Pass the data's standard deviation."
             )
+        if event_shape is not None and not (
+            isinstance(event_shape, (tuple, list, torch.Size))
+            and all(isinstance(n, int) and n > 0 for n in event_shape)
+        ):
+            raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
         self.network = network
         self.sde = sde
         self.prediction: Kind = prediction
@@ -88,6 +93,7 @@ class ScoreModel(nn.Module):
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
         """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        expand_to(t64, x_t)  # refuses a t that does not fit x_t
         time, scale = (c.to(x_t.dtype) for c in self.network_inputs(t64))
         return Prediction(x_t, self.output(x_t, time, scale, condition), self.readout(t64))
 
@@ -126,6 +132,13 @@ class ScoreModel(nn.Module):
             x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])
         y = self.network(x, times) if condition is None else self.network(x, times, condition=condition)
+        if y.shape != x_t.shape:
+            raise ArgumentError(
+                "network",
+                self.network,
+                f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}",
+                "A score network answers in the shape of x.",
+            )
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:

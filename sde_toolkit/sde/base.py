@@ -98,6 +98,7 @@ class SDE:
     """Where likelihood computation usually stops."""
 
     _given_by_path: ClassVar[bool]
+    _given_coefficients: ClassVar[bool]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -109,11 +110,19 @@ class SDE:
             return getattr(cls, name) is not getattr(SDE, name)
 
         cls._given_by_path = (gives("alpha") or gives("log_alpha")) and gives("sigma")
-        if not cls._given_by_path and not (gives("f") and gives("g")):
+        cls._given_coefficients = gives("f") and gives("g")
+        if not cls._given_by_path and not cls._given_coefficients:
             raise DefinitionError(
                 f"class {cls.__name__} gives neither alpha(t) and sigma(t) nor f(t) and g(t). "
                 "Define one of the two pairs; the other is derived."
             )
+
+    def __new__(cls, *arguments: Any, **named: Any) -> SDE:
+        if cls is SDE:
+            raise DefinitionError(
+                "SDE is the base class of all SDEs. Use VPSDE(), for example, or a subclass of yours."
+            )
+        return super().__new__(cls)
 
     # The path: α, σ and λ.
 
@@ -175,12 +184,14 @@ class SDE:
 
     @_in_float64
     def d_alpha(self, t: Time) -> Tensor:
-        """dα/dt = f α."""
-        return self.f(t) * self.alpha(t)
+        """dα/dt = f α; differentiated where only the path is given, since f is infinite at α = 0."""
+        return self.f(t) * self.alpha(t) if self._given_coefficients else derivative(self.alpha, t)
 
     @_in_float64
     def d_sigma(self, t: Time) -> Tensor:
-        """dσ/dt = f σ + g²/(2σ)."""
+        """dσ/dt = f σ + g²/(2σ); differentiated where only the path is given."""
+        if not self._given_coefficients:
+            return derivative(self.sigma, t)
         sigma = self.sigma(t)
         return self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
 
