@@ -8,6 +8,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sde_toolkit import checkpoint
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
 from sde_toolkit.data import Dataset
 from sde_toolkit.score_model import ScoreModel
@@ -35,6 +36,8 @@ def run(config: DictConfig) -> None:
         transform=dataset.transform,
         event_shape=dataset.event_shape,
     )
+    if config.initial is not None:
+        checkpoint.load_weights(checkpoint.locate(config.initial), model, "ema")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{dataset.name}: {len(dataset.train)} training samples of shape {dataset.event_shape}")
     print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
