@@ -81,5 +81,6 @@ class ReverseEquation:
         return p * x_t + q * self.output(x_t, time, scale)
 
     def diffusion(self, t: Time) -> Tensor:
-        """η g(t)."""
-        return self.eta * self.sde.g(t)
+        """η g(t); zero for η = 0, also where g is infinite."""
+        g = self.sde.g(t)
+        return self.eta * g if self.eta > 0 else torch.zeros_like(g)

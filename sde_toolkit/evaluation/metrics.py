@@ -3,7 +3,7 @@
 All take finite arrays whose first axis counts the samples; further axes are flattened. Computed in float64.
 
     sliced_wasserstein    Rabin et al. 2011; Bonneel et al. 2015: W_2 between projections on random lines
-    kernel_distance       Binkowski et al. 2018 (KID): unbiased MMD² with the kernel (x·y/d + 1)³
+    kernel_distance       Binkowski et al. 2018: unbiased MMD², KID with the kernel (x·y/d + 1)³
     rmse                  root mean square difference of paired samples
     share                 a proportion
 
@@ -15,6 +15,7 @@ has none. For two sets of the same distribution the jackknife is on the large si
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 
-__all__ = ["Estimate", "kernel_distance", "rmse", "share", "sliced_wasserstein"]
+__all__ = [
+    "Estimate",
+    "Kernel",
+    "cubic",
+    "kernel_distance",
+    "rational_quadratic",
+    "rmse",
+    "share",
+    "sliced_wasserstein",
+    "unbiased_mmd",
+    "within_sums",
+]
 
 Array = NDArray[np.float64]
+
+Kernel = Callable[[Array, Array], Array]
+"""A positive definite function of (n, d) and (m, d), with values (n, m)."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +90,57 @@ def sliced_wasserstein(
     return Estimate(distance(x, y), math.sqrt(variance))
 
 
-def kernel_distance(x: ArrayLike, y: ArrayLike) -> Estimate:
-    """The unbiased estimate of MMD² with the kernel k(a, b) = (a·b/d + 1)³: KID when x, y are features.
+def cubic(a: Array, b: Array) -> Array:
+    """KID's kernel (a·b/d + 1)³. It sees moments up to the third and no more."""
+    k: Array = (a @ b.T / a.shape[1] + 1.0) ** 3
+    return k
 
-    Binkowski, Sutherland, Arbel & Gretton 2018, section 3 and eq. 4. Zero on average for sets of the same
-    distribution, whatever their sizes, so that single values are negative half of the time.
+
+def rational_quadratic(scale: float) -> Kernel:
+    """Σ_c (1 + |a − b|²/(2 c scale²))^(−c), c = 0.2, 0.5, 1, 2, 5 (Binkowski et al. 2018, section 3.1).
+
+    A characteristic kernel: its MMD vanishes for equal distributions only. ``scale`` is a length, such as the
+    median distance between data.
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise ArgumentError("scale", scale, "a length must be positive and finite", "Pass a typical distance.")
+
+    def kernel(a: Array, b: Array) -> Array:
+        squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        squared = np.maximum(squared, 0.0) / (2 * scale**2)
+        k: Array = np.sum([(1 + squared / c) ** -c for c in (0.2, 0.5, 1.0, 2.0, 5.0)], axis=0)
+        return k
+
+    return kernel
+
+
+def kernel_distance(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Estimate:
+    """The unbiased estimate of MMD²; with the cubic kernel on a network's features it is called KID.
+
+    Gretton et al. 2012, eq. 3; Binkowski, Sutherland, Arbel & Gretton 2018. Zero on average for sets of the
+    same distribution, whatever their sizes, so that single values may well be negative.
 
         mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{i,j} k(x_i, y_j)
 
     Shapes: x (n, ...), y (m, ...) with n, m >= 2.
     """
     x, y = _two_sets(x, y)
-    n, m = len(x), len(y)
-    within_x, sum_x = _within(x)
-    within_y, sum_y = _within(y)
-    across = _kernel(x, y)
-    sum_across = across.sum()
+    return unbiased_mmd(within_sums(kernel(x, x)), within_sums(kernel(y, y)), kernel(x, y))
+
+
+def within_sums(gram: Array) -> Array:
+    """Row sums of the kernel matrix (n, n) of a set without its diagonal: (n,)."""
+    sums: Array = gram.sum(1) - np.diag(gram)
+    return sums
+
+
+def unbiased_mmd(within_x: Array, within_y: Array, across: Array) -> Estimate:
+    """:func:`kernel_distance` from the ``within_sums`` (n,), (m,) and the kernel between the sets (n, m).
+
+    For those who compare one set with many. The error is NaN below three samples.
+    """
+    n, m = across.shape
+    sum_x, sum_y, sum_across = within_x.sum(), within_y.sum(), across.sum()
     value = sum_x / (n * (n - 1)) + sum_y / (m * (m - 1)) - 2 * sum_across / (n * m)
     if n < 3 or m < 3:
         return Estimate(float(value), math.nan)
@@ -105,8 +155,7 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> Estimate:
         + (sum_y - 2 * within_y) / ((m - 1) * (m - 2))
         - 2 * (sum_across - across.sum(0)) / (n * (m - 1))
     )
-    variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
-    return Estimate(float(value), math.sqrt(variance))
+    return Estimate(float(value), math.sqrt((n - 1) * without_x.var() + (m - 1) * without_y.var()))
 
 
 def rmse(x: ArrayLike, y: ArrayLike) -> Estimate:
@@ -154,19 +203,6 @@ def _finite(name: str, array: Array) -> Array:
     if not np.isfinite(array).all():
         raise DataError(name, array.shape, "it holds NaN or infinity", "Look for the solver that diverged.")
     return array
-
-
-def _kernel(a: Array, b: Array) -> Array:
-    k: Array = (a @ b.T / a.shape[1] + 1.0) ** 3
-    return k
-
-
-def _within(a: Array) -> tuple[Array, Any]:
-    """Row sums of the kernel matrix without its diagonal, and their total."""
-    k = _kernel(a, a)
-    np.fill_diagonal(k, 0.0)
-    rows = k.sum(1)
-    return rows, rows.sum()
 
 
 def _block_variance(statistic: Any, values: Array, blocks: int) -> float:

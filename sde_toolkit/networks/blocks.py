@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import group_norm, interpolate, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 __all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "convolution", "normalisation", "zeroed"]
 
@@ -40,9 +40,22 @@ def group_count(width: int, groups: int) -> int:
     return largest_divisor(width, min(groups, width // 2))
 
 
-def normalisation(width: int, groups: int) -> nn.GroupNorm:
+def is_dual(x: Tensor) -> bool:
+    """Whether ``x`` carries a forward-mode tangent: some of torch's fast paths have no such derivative."""
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's; its forward derivative exists in the default memory layout only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape (B, width, *size)."""
+        return super().forward(x.contiguous() if is_dual(x) else x)
+
+
+def normalisation(width: int, groups: int, affine: bool = True) -> GroupNorm:
     """GroupNorm whose group count adapts to the width."""
-    return nn.GroupNorm(group_count(width, groups), width)
+    return GroupNorm(group_count(width, groups), width, affine=affine)
 
 
 def zeroed(layer: nn.Module) -> Any:
@@ -61,9 +74,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, dims: int, inputs: int, outputs: int, time_width: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.groups = group_count(outputs, groups)
         self.enter_norm = normalisation(inputs, groups)
         self.enter = convolution(dims, inputs, outputs)
+        self.film_norm = normalisation(outputs, groups, affine=False)
         self.film = nn.Linear(time_width, 2 * outputs)
         self.dropout = nn.Dropout(dropout)
         self.leave = zeroed(convolution(dims, outputs, outputs))
@@ -74,7 +87,7 @@ class ResidualBlock(nn.Module):
         h = self.enter(silu(self.enter_norm(x)))
         film = self.film(vector)
         scale, shift = film.reshape(film.shape + (1,) * (h.ndim - film.ndim)).chunk(2, dim=1)
-        h = torch.addcmul(shift, group_norm(h, self.groups), scale + 1)
+        h = torch.addcmul(shift, self.film_norm(h), scale + 1)
         out: Tensor = self.skip(x) + self.leave(self.dropout(silu(h)))
         return out
 
@@ -100,7 +113,7 @@ class Attention(nn.Module):
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention. Fused kernels lack a forward derivative, so a dual input avoids them."""
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(queries).tangent is not None:
+    if is_dual(queries):
         with sdpa_kernel(SDPBackend.MATH):
             return scaled_dot_product_attention(queries, keys, values)
     return scaled_dot_product_attention(queries, keys, values)

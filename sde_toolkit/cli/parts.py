@@ -1,0 +1,142 @@
+"""What ``compare`` and ``sample`` build from their configuration: model, solvers, grids, real data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from sde_toolkit import grids
+from sde_toolkit.checkpoint import embedded_models
+from sde_toolkit.cli.setup import instantiate
+from sde_toolkit.data import Dataset, digits, mnist_test_images
+from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
+from sde_toolkit.evaluation.planning import GridBuilder
+from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE, VPSDE
+from sde_toolkit.solvers import Solver
+
+__all__ = [
+    "build_grids",
+    "build_solvers",
+    "discrete_grid",
+    "load_model",
+    "model_name",
+    "real_data",
+    "ring_mixture",
+    "whole_number",
+]
+
+MIXTURE = "mixture"
+
+
+def ring_mixture() -> GaussianMixture:
+    """Eight Gaussians on a ring of radius 4/√8, standard deviation 0.1, under VPSDE: everything about it is known."""
+    angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+    means = 4 / math.sqrt(8) * torch.stack([angles.cos(), angles.sin()], dim=1)
+    return GaussianMixture(means, VPSDE(), std=0.1)
+
+
+def model_name(config: DictConfig) -> str:
+    """``model`` as it was given: a name, a path, or ``{path: ...}``."""
+    given = config.model.get("path") if isinstance(config.model, DictConfig) else config.model
+    if not isinstance(given, str) or not given:
+        raise ArgumentError("model", given, "not a name or a path", f"Give a checkpoint folder, or {_names()}.")
+    return given
+
+
+def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
+    """The model and which of its weights were loaded (None for the exact mixture).
+
+    Raises:
+        CheckpointError: naming the embedded models if there is no such folder.
+    """
+    name = model_name(config)
+    if name == MIXTURE:
+        return ring_mixture(), None
+    try:
+        return ScoreModel.from_pretrained(name, weights=config.weights), config.weights
+    except CheckpointError as error:
+        if "no such folder" in str(error):
+            raise CheckpointError(name, "no such folder", f"Pass a checkpoint folder, or one of {_names()}.") from None
+        raise
+
+
+def _names() -> str:
+    return ", ".join((*embedded_models(), MIXTURE))
+
+
+def build_solvers(config: DictConfig) -> dict[str, Solver]:
+    """The chosen solvers by the names of their files."""
+    return {str(name): instantiate(part) for name, part in _chosen(config, "solver").items()}
+
+
+def build_grids(config: DictConfig) -> dict[str, GridBuilder]:
+    """The chosen grid builders by the names of their files."""
+    return {str(name): instantiate(part) for name, part in _chosen(config, "grid").items()}
+
+
+def _chosen(config: DictConfig, group: str) -> Mapping[Any, Any]:
+    chosen = config.get(f"{group}s")
+    if not isinstance(chosen, DictConfig) or not chosen:
+        raise ArgumentError(f"{group}s", chosen, f"no {group} was chosen", f"Choose some with {group}=[name,name].")
+    for key, part in chosen.items():
+        name = str(key)
+        if not isinstance(part, DictConfig) or "_target_" not in part:
+            problem = "not a part that can be built"
+            raise ArgumentError(f"{group}s.{name}", part, problem, f"Choose {group}={name}, or give its _target_.")
+    return chosen
+
+
+def discrete_grid(sde: SDE, steps: int, *, N: int = 1000) -> Tensor:
+    """:func:`sde_toolkit.grids.discrete` with the arguments of the other builders."""
+    return grids.discrete(N, steps)
+
+
+def whole_number(config: DictConfig, name: str, least: int) -> int:
+    """The whole number at ``name`` (``group.key``) of the configuration, at least ``least``."""
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(name, value, f"not a whole number of at least {least}", f"Give {name}={max(least, 1)}.")
+    return value
+
+
+def real_data(config: DictConfig, model: ScoreModel, n_real: int, n: int) -> tuple[Tensor | None, str]:
+    """Real samples (N, *event) in data space and where they come from, or None and why there are none.
+
+    The exact mixture draws its own. Otherwise ``data=...`` is taken, or the images of the package that have
+    the model's event shape. The test part is used, unless it is empty.
+    """
+    if isinstance(model, GaussianMixture):
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        return model.draw(max(n_real, 4 * n), generator=generator), "fresh exact draws of the mixture"
+    given = config.get("data") is not None
+    if given:
+        dataset: Dataset = instantiate(config.data)
+        if model.event_shape is not None and dataset.event_shape != model.event_shape:
+            problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
+            raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
+    elif model.event_shape == (1, 28, 28):
+        dataset = mnist_test_images()
+    elif model.event_shape == (1, 8, 8):
+        dataset = digits()
+    else:
+        return None, f"no real data of shape {model.event_shape} ship with the package; give them with data=..."
+    part, values = ("test", dataset.test) if len(dataset.test) >= 4 else ("train", dataset.train)
+    if len(values) < 4:
+        raise DataError("data", dataset.name, "fewer than 4 samples", "Give more of them.")
+    spread = model.transform.forward(values[:1000]).square().mean().sqrt().item()
+    if not 0.1 <= spread <= 10:
+        problem = f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
+        if given:
+            raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
+        return None, f"{problem}; give the model's own data with data=..."
+    if len(values) > n_real:
+        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(config.seed))
+        values = values[order[:n_real]]
+    return values, f"{part} part of {dataset.name} ({dataset.source})"
