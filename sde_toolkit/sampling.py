@@ -256,9 +256,10 @@ def _start(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
+    z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
     if x_start is not None:
         return x_start.to(device, dtype)
-    return model.sde.sigma(grid[0]).to(device, dtype) * noise()
+    return model.sde.sigma(grid[0]).to(device, dtype) * z
 
 
 def _rows_of(condition: Any, first: int, last: int, n: int) -> Any:

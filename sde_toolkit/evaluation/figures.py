@@ -36,7 +36,7 @@ _ERROR = (
 )
 _DISTANCES = (
     "Distance between generated and real samples; bars are one standard error. The grey band is what equally many "
-    "real samples score, ± 2 standard errors: inside it nothing can be told apart from real data."
+    "real samples score, ± 2 standard errors."
 )
 _TIME = "Wall time of each run, split into the network and everything else (noise, arithmetic, bookkeeping)."
 

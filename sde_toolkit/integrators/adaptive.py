@@ -56,7 +56,9 @@ class _Adaptive(Integrator):
 
     def _field(self, equation: ReverseEquation, ends: tuple[float, float]) -> Callable[[float, Tensor], Tensor]:
         """dx/dλ, with its evaluations limited and its values looked at."""
-        sde, low, high, used = equation.sde, min(ends), max(ends), 0
+        sde, used = equation.sde, 0
+        low = max(min(ends), sde.half_log_snr(1.0).item())  # rounding may carry a stage, or a float32 end, past it
+        high = min(max(ends), sde.half_log_snr(0.0).item())
 
         def velocity(lambda_t: float, x: Tensor) -> Tensor:
             nonlocal used

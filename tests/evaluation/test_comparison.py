@@ -1,0 +1,332 @@
+"""Solvers are compared at budgets that are kept, from the same noise, and the files say what was measured."""
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sde_toolkit import (
+    VESDE,
+    VPSDE,
+    Affine,
+    Euler,
+    GaussianMixture,
+    Heun,
+    ScoreModel,
+    SubVPSDE,
+    UNet,
+    ddim,
+    ddpm,
+    euler_maruyama,
+    grids,
+    probability_flow,
+)
+from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
+from sde_toolkit.evaluation import comparison as module
+from sde_toolkit.evaluation.comparison import compare_solvers
+from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
+from sde_toolkit.evaluation.judging import Judge, at_floor, classifier_features, exact_features, flat_features
+from sde_toolkit.evaluation.metrics import Estimate
+from sde_toolkit.evaluation.provenance import provenance
+from sde_toolkit.evaluation.report import require_report_packages, write_report
+from sde_toolkit.evaluation.sheets import contact_sheet, sample_rows
+
+SOLVERS = {
+    "em": euler_maruyama(),
+    "euler": probability_flow(Euler()),
+    "heun": probability_flow(Heun()),
+    "ddpm": ddpm(),
+    "ddim": ddim(),
+}
+
+
+def ring(sde=None):
+    angles = torch.arange(4) * (math.pi / 2)
+    means = torch.stack([angles.cos(), angles.sin()], 1)
+    return GaussianMixture(means, sde or VPSDE(), std=0.2)
+
+
+def judge_of(model, n, n_real=200, **options):
+    real = model.draw(n_real, generator=torch.Generator().manual_seed(9))
+    return Judge(real, n, exact_features(model, real), projections=16, splits=3, **options)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    model = ring()
+    return compare_solvers(model, SOLVERS, [5, 8], n=40, judge=judge_of(model, 40), endpoint_n=12, batch_size=16)
+
+
+def test_budgets_are_used_and_never_exceeded(compared):
+    assert [row.budget for row in compared.rows] == [5] * 5 + [8] * 5
+    for row in compared.rows:
+        assert row.nfe <= row.budget
+        assert row.nfe == row.budget or (row.solver == "heun" and row.nfe == row.budget - 1)
+        assert row.tweedie
+
+
+def test_every_solver_starts_from_the_same_noise(monkeypatch):
+    starts = []
+
+    def spy(*args, **options):
+        done = real_sample(*args, trajectory=True, **options)
+        starts.append(done.trajectory[0])
+        return done
+
+    real_sample = module.sample
+    monkeypatch.setattr(module, "sample", spy)
+    compare_solvers(ring(), SOLVERS, [4], n=6, endpoint_n=0, batch_size=4)
+    warm_up, first, *others = starts
+    assert len(warm_up) == 4
+    assert len(others) == 4
+    assert all(torch.equal(start, first) for start in others)
+
+
+def test_the_endpoint_starts_from_that_noise_too():
+    model = ring()
+    fine = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=3, endpoint_n=8)
+    other = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=4, endpoint_n=0)
+    assert fine.endpoint.error.value < 1e-8
+    assert fine.rows[0].rmse.value < 1e-3
+    assert (other.samples[0] - fine.endpoint_data).square().mean().sqrt() > 0.1
+
+
+def test_only_deterministic_rows_have_an_endpoint(compared):
+    assert {row.solver for row in compared.rows if row.rmse is None} == {"em", "ddpm"}
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    model = ring()
+
+    def measured(seed):
+        got = compare_solvers(model, SOLVERS, [4], n=20, seed=seed, judge=judge_of(model, 20), endpoint_n=0)
+        return [(row.solver, row.nfe, row.scores) for row in got.rows]
+
+    assert measured(0) == measured(0)
+    assert measured(0) != measured(1)
+
+
+@pytest.mark.parametrize("sde", [VESDE(), SubVPSDE()])
+def test_other_processes(sde):
+    model = ring(sde)
+    judge = judge_of(model, 50)
+    got = compare_solvers(model, {"ddpm": ddpm(), "ddim": ddim()}, [60], n=50, endpoint_n=0, judge=judge)
+    assert [row.nfe for row in got.rows] == [60, 60]
+    assert all(row.scores.plausible.value > 0.8 for row in got.rows)
+
+
+def test_a_grid_that_ends_at_the_data_needs_no_denoising():
+    def to_data(sde, steps):
+        return grids.uniform(sde, steps, end=0.0)
+
+    got = compare_solvers(ring(), {"ddim": ddim()}, [5], grids={"to data": to_data}, n=4, endpoint_n=0)
+    (row,) = got.rows
+    assert (row.nfe, row.tweedie, len(row.times)) == (5, False, 6)
+    with pytest.raises(ArgumentError, match="heun"):
+        compare_solvers(ring(), {"heun": probability_flow()}, [5], grids={"to data": to_data}, n=4)
+
+
+def test_a_solver_that_diverges_is_a_row_that_says_so():
+    model = ScoreModel(lambda x, t: x * 1e30, VPSDE(), event_shape=(3,))
+    got = compare_solvers(model, {"ddim": ddim(), "em": euler_maruyama()}, [8], n=4, endpoint_n=0)
+    assert all("not finite" in row.failure for row in got.rows)
+    assert "Diverged" in " ".join(findings(got))
+    assert "diverged" in text_table(got)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budgets": []}, "budgets"),
+        ({"budgets": [0]}, "budgets"),
+        ({"budgets": ["10"]}, "budgets"),
+        ({"budgets": [5, 5]}, "budgets"),
+        ({"budgets": [True]}, "budgets"),
+        ({"budgets": [2]}, "heun needs at least 3"),
+        ({"n": 1}, "n=1"),
+        ({"solvers": {}}, "solvers"),
+        ({"solvers": {"x": "ddim"}}, "solvers"),
+        ({"model": ScoreModel(torch.nn.Identity(), VPSDE())}, "event_shape"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_evaluation(change, said):
+    request = {"model": ring(), "solvers": SOLVERS, "budgets": [5], "n": 4} | change
+    calls = []
+    request["model"].network.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ArgumentError, match=said):
+        compare_solvers(**request)
+    assert not calls
+
+
+# The judge
+
+
+def test_real_samples_reach_the_floor_and_noise_does_not():
+    model = ring()
+    judge = judge_of(model, 60, n_real=400)
+    scores = judge(model.draw(60, generator=torch.Generator().manual_seed(5)))
+    noise = judge(torch.randn(60, 2, generator=torch.Generator().manual_seed(6)) * 2)
+    assert at_floor(scores.kernel_distance, judge.floor.kernel_distance)
+    assert at_floor(scores.sliced_wasserstein, judge.floor.sliced_wasserstein)
+    assert scores.plausible.value > 0.9
+    assert not at_floor(noise.kernel_distance, judge.floor.kernel_distance)
+    assert not at_floor(noise.sliced_wasserstein, judge.floor.sliced_wasserstein)
+    assert noise.plausible.value < 0.8
+
+
+def test_the_floor_covers_real_samples_about_as_often_as_it_says():
+    """Fresh real samples are within two errors of the floor in most draws."""
+    model = ring()
+    judge = judge_of(model, 50, n_real=600)
+    inside = []
+    for seed in range(20):
+        scores = judge(model.draw(50, generator=torch.Generator().manual_seed(100 + seed)))
+        inside.append(at_floor(scores.kernel_distance, judge.floor.kernel_distance))
+    assert sum(inside) >= 17
+
+
+def test_few_real_samples_limit_what_is_judged():
+    model = ring()
+    real = model.draw(31)
+    judge = Judge(real, 500, flat_features(model.transform, real), splits=2, projections=4)
+    assert judge.n == 15
+    assert judge(model.draw(500)).plausible is None
+
+
+def test_digits_are_judged_by_the_classifier():
+    from sde_toolkit.data import mnist_test_images
+
+    real = mnist_test_images().test[:120]
+    judge = Judge(real, 40, classifier_features(), splits=2, projections=16)
+    noise = judge(torch.rand(40, 1, 28, 28) * 255)
+    assert judge.floor.plausible.value > 0.9
+    assert noise.plausible.value < 0.5
+    assert not at_floor(noise.sliced_wasserstein, judge.floor.sliced_wasserstein)
+
+
+def test_bad_judges_are_refused():
+    model = ring()
+    real = model.draw(10)
+    features = flat_features(model.transform, real)
+    with pytest.raises(DataError, match="real"):
+        Judge(real[:3], 2, features)
+    with pytest.raises(ArgumentError, match="n=1"):
+        Judge(real, 1, features)
+    with pytest.raises(ArgumentError, match="splits"):
+        Judge(real, 4, features, splits=1)
+    with pytest.raises(DataError, match="samples"):
+        Judge(real, 4, features, splits=2, projections=2)(real[:2])
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def written(compared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(compared, folder, provenance(ring(), "ring <b>", None, seed=0), title="Rings & <things>")
+    return folder
+
+
+def test_page_csv_and_json_say_the_same(compared, written):
+    content = json.loads((written / "results.json").read_text(encoding="utf-8"))
+    with (written / "results.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    page = (written / "report.html").read_text(encoding="utf-8")
+    assert len(content["rows"]) == len(table) == len(compared.rows)
+    for row, in_json, in_csv in zip(compared.rows, content["rows"], table, strict=True):
+        assert in_csv["solver"] == in_json["solver"] == row.solver
+        assert int(in_csv["nfe"]) == in_json["nfe"] == row.nfe
+        assert float(in_csv["kernel_distance"]) == in_json["kernel_distance"] == row.scores.kernel_distance.value
+        assert (in_csv["rmse"] == "") == (in_json["rmse"] is None) == (row.rmse is None)
+        assert plus_minus(row.scores.sliced_wasserstein) in page
+        assert content["times"][f"{row.solver}, {row.grid}, {row.nfe}"] == list(row.times)
+    assert all(sentence in page for sentence in content["findings"])
+
+
+def test_the_page_needs_nothing_but_itself(written):
+    page = (written / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<link|<script|@import|url\(", page)
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert "Rings &amp; &lt;things&gt;" in page
+    assert "ring <b>" not in page
+
+
+def test_every_figure_is_a_file_and_on_the_page(written):
+    names = {path.stem for path in written.glob("*.png")}
+    assert names == {"error", "distances", "time", "samples_uniform_5", "samples_uniform_8"}
+    assert (written / "report.html").read_text(encoding="utf-8").count("<img") == len(names)
+
+
+def test_provenance_is_complete(written):
+    record = json.loads((written / "results.json").read_text(encoding="utf-8"))["provenance"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"command", "date", "model", "seed", "machine"} <= set(record)
+    assert record["machine"]["cpu_threads"] == torch.get_num_threads()
+
+
+def test_without_real_data_the_reason_is_stated(tmp_path):
+    torch.manual_seed(0)
+    network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1, dims=1)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 16), transform=Affine(0.0, 2.0)).eval()
+    got = compare_solvers(
+        model,
+        {"ddim": ddim(), "ddpm": ddpm()},
+        [3],
+        n=4,
+        endpoint_n=2,
+        endpoint_steps=4,
+        without_judge="none of that shape",
+    )
+    write_report(got, tmp_path, provenance(model, "tiny", None, seed=0))
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert content["real_data"] == {"skipped": "none of that shape"}
+    assert content["rows"][0]["kernel_distance"] is None
+    assert "none of that shape" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "distances.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2,), (), (1,), (16,), (2, 16)])
+def test_every_common_event_has_a_picture(shape):
+    x = torch.randn(5, *shape)
+    assert contact_sheet(x) is not None
+    assert sample_rows([("one", x), ("two", x[:0])], x) is not None
+
+
+def test_events_without_a_picture_have_none():
+    assert contact_sheet(torch.randn(5, 2, 3, 4, 5)) is None
+
+
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        (Estimate(0.01234, 0.0045), "0.0123 ± 0.0045"),
+        (Estimate(12.34, 1.1), "12.3 ± 1.1"),
+        (Estimate(123.4, 25.0), "123 ± 25"),
+        (Estimate(0.5, 0.0), "0.5"),
+        (Estimate(0.5, math.nan), "0.5"),
+    ],
+)
+def test_numbers_are_rounded_by_their_error(estimate, shown):
+    assert plus_minus(estimate) == shown
+
+
+def test_optional_packages_are_loaded_only_where_they_are_used():
+    check = (
+        "import sys, sde_toolkit.evaluation, sde_toolkit.evaluation.provenance;"
+        "print({'ot', 'matplotlib', 'jinja2', 'hydra', 'omegaconf'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("module", "package"), [("ot", "POT"), ("matplotlib", "matplotlib"), ("jinja2", "jinja2")])
+def test_a_missing_package_is_named_before_the_work(monkeypatch, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=rf"{package}.*sde-toolkit\[cli\]"):
+        require_report_packages()
