@@ -13,7 +13,6 @@ Song et al. 2021, eq. 6 and 13; η as in Zhang & Chen 2023 (DEIS), eq. 5 (their 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Combination, Kind
 from sde_toolkit.score_model import ScoreModel
@@ -47,7 +47,7 @@ class ReverseEquation:
     evaluate: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eta) and self.eta >= 0):
+        if not (is_number(self.eta) and self.eta >= 0):
             raise ArgumentError(
                 "eta", self.eta, "stochasticity must be finite and not negative", "0 is the ODE, 1 the SDE."
             )

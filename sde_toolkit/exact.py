@@ -58,6 +58,8 @@ class _MixtureNetwork(nn.Module):
     def _whiten(self, flat: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """α, σ (B, 1, 1), the means (K, D), log(w_k N(x; k)) (B, K), and S_k⁻¹ d along the axes (B, K, D)."""
         t = time.to(torch.float64)
+        if t.stride() == (0,):  # one time for the whole batch
+            t = t[:1]
         alpha, sigma = (c.to(flat).reshape(-1, 1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
         means, variances = self.means.to(flat), self.variances.to(flat)
         spread = alpha**2 * variances + sigma**2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.sde import SDE
 
@@ -59,7 +60,7 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: f
     Raises:
         ArgumentError: if ``rho`` is not positive.
     """
-    if not rho > 0:
+    if not (is_number(rho) and rho > 0):
         raise ArgumentError("rho", rho, "the exponent must be positive", "Karras et al. use 7.")
 
     def coordinate(t: Tensor) -> Tensor:
@@ -81,17 +82,19 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
         ArgumentError: unless 1 <= steps <= N.
     """
     steps = N if steps is None else steps
-    if not 1 <= steps <= N:
-        raise ArgumentError("steps", steps, f"a subset of N={N} steps has between 1 and N", "Lower steps.")
+    if not (is_count(steps) and is_count(N) and steps <= N):
+        raise ArgumentError(
+            "steps", steps, f"a subset of N={N!r} steps has a whole number of them, between 1 and N", "Correct steps."
+        )
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
 
 
 def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, time) -> Tensor:  # type: ignore[no-untyped-def]
     """Times at equal steps of ``coordinate``; both ends are met exactly."""
-    if steps < 1:
-        raise ArgumentError("steps", steps, "a grid has at least one step", "Pass steps >= 1.")
+    if not is_count(steps):
+        raise ArgumentError("steps", steps, "a grid has a whole number of steps, at least one", "Pass steps >= 1.")
     end = sde.sampling_end if end is None else end
-    if not 0 <= end < start <= 1:
+    if not (is_number(start) and is_number(end) and 0 <= end < start <= 1):
         raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")
     ends = coordinate(torch.tensor([start, end], dtype=torch.float64))
     if not bool(ends.isfinite().all()):

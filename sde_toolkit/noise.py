@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Noise", "per_sample_noise", "shared_noise"]
@@ -37,7 +38,7 @@ def per_sample_noise(
         ArgumentError: if ``seed`` or ``first_index`` is negative.
     """
     for name, value in (("seed", seed), ("first_index", first_index)):
-        if value < 0:
+        if not is_count(value, least=0):
             raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
     streams = [np.random.default_rng((seed, first_index + i)) for i in range(shape[0])]
 

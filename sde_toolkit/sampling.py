@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
@@ -85,8 +86,9 @@ def sample(
         grid: decreasing times, from :mod:`sde_toolkit.grids`.
         shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
         x_start: where to start instead, (n, *event), in model space.
-        condition: handed to the network; a tensor, or a dict of tensors, with one row per sample.
-        seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch.
+        condition: handed to the network; tensors in it (one, or a dict of them) have one row per sample.
+        seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
+            first draw is the start, also where x_start replaces it.
         generator: draws all noise instead, faster, and dependent on the batch.
         batch_size: samples that go through the network together; all by default.
         tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation.
@@ -102,9 +104,11 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
+    _check_parts(model, solver)
     grid = check_grid(grid)
-    device = torch.device(device) if device is not None else _device_of(model, x_start)
     shape = _check_start(model, shape, x_start, grid, batch_size, dtype)
+    _check_condition(condition, shape[0])
+    device = torch.device(device) if device is not None else _device_of(model, x_start)
     equation = ReverseEquation(model, solver.eta)
     solver.integrator.check(equation)
     rows = _rows(solver.integrator.prepare(equation, grid).to(device, dtype))
@@ -123,7 +127,7 @@ def sample(
         meter.restart()
         noise = _noise(generator, seed, first_index + first, (last - first, *shape[1:]), dtype, device)
         x = _start(model, grid, None if x_start is None else x_start[first:last], noise, dtype, device)
-        part = replace(equation, condition=_rows_of(condition, first, last, shape[0]), evaluate=meter.evaluate)
+        part = replace(equation, condition=_rows_of(condition, first, last), evaluate=meter.evaluate)
         watch = FiniteWatch(grid, check_finite)
         tell = told if progress or callback is not None else None
         x, path = _descend(part, solver.integrator, grid, rows, x, noise, watch, tell, first, trajectory)
@@ -186,6 +190,23 @@ def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
     return m * x + n * equation.output(x, time_input, scale)
 
 
+def _check_parts(model: Any, solver: Any) -> None:
+    if not isinstance(model, ScoreModel):
+        raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
+    if not isinstance(solver, Solver):
+        raise ArgumentError("solver", solver, "not a Solver", "Call the preset, ddim(), or build Solver(...).")
+
+
+def _check_condition(condition: Any, n: int) -> None:
+    parts = condition.items() if isinstance(condition, dict) else [("condition", condition)]
+    for name, part in parts:
+        if isinstance(part, Tensor) and part.ndim > 0 and len(part) != n:
+            problem = f"it has {len(part)} rows for {n} samples"
+            raise ArgumentError(
+                str(name), tuple(part.shape), problem, "Give one row per sample; expand what is shared."
+            )
+
+
 def _check_start(
     model: ScoreModel,
     shape: tuple[int, ...] | None,
@@ -198,16 +219,20 @@ def _check_start(
     if (shape is None) == (x_start is None):
         given = {"shape": shape, "x_start": None if x_start is None else tuple(x_start.shape)}
         raise ArgumentError("shape, x_start", given, "exactly one of them is needed", "Pass shape=(n, *event).")
+    if x_start is not None and not isinstance(x_start, Tensor):
+        raise ArgumentError("x_start", x_start, "not a tensor", "Pass a tensor (n, *event), in model space.")
+    if x_start is None and not isinstance(shape, (tuple, list)):
+        raise ArgumentError("shape", shape, "not a shape", "Pass (n, *event).")
     shape = tuple(shape) if x_start is None else tuple(x_start.shape)  # type: ignore[arg-type]
-    if not shape or not all(isinstance(n, int) and n >= 1 for n in shape):
+    if not shape or not all(map(is_count, shape)):
         raise ArgumentError("shape", shape, "no samples", "Pass (n, *event) with n >= 1.")
     if model.event_shape is not None and shape[1:] != model.event_shape:
         problem = f"the model was made for events of shape {model.event_shape}"
         raise ArgumentError("shape", shape, problem, f"Pass {(shape[0], *model.event_shape)}.")
     if x_start is not None and not bool(x_start.isfinite().all()):
         raise ArgumentError("x_start", tuple(x_start.shape), "it holds NaN or infinity", "Clean it first.")
-    if batch_size is not None and batch_size < 1:
-        raise ArgumentError("batch_size", batch_size, "must be at least 1", "Use None for all at once.")
+    if batch_size is not None and not is_count(batch_size):
+        raise ArgumentError("batch_size", batch_size, "must be a whole number, at least 1", "Use None for all at once.")
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentError(
             "dtype",
@@ -262,10 +287,10 @@ def _start(
     return model.sde.sigma(grid[0]).to(device, dtype) * z
 
 
-def _rows_of(condition: Any, first: int, last: int, n: int) -> Any:
-    """The part of a condition that belongs to a batch; whatever has no row per sample goes whole."""
+def _rows_of(condition: Any, first: int, last: int) -> Any:
+    """The rows of a condition that belong to a batch; whatever is no tensor of rows goes whole."""
     if isinstance(condition, dict):
-        return {key: _rows_of(value, first, last, n) for key, value in condition.items()}
-    if isinstance(condition, Tensor) and condition.ndim > 0 and len(condition) == n:
+        return {key: _rows_of(value, first, last) for key, value in condition.items()}
+    if isinstance(condition, Tensor) and condition.ndim > 0:
         return condition[first:last]
     return condition

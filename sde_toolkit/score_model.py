@@ -7,7 +7,6 @@ c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sde_toolkit import checkpoint
 from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind
 from sde_toolkit.sde import SDE, Time, check_sde
@@ -71,13 +71,12 @@ class ScoreModel(nn.Module):
                 f"{sde} has α(1) = 0, where ε and score carry no information about x_0",
                 "Use a network that predicts v or x0 (or edm, or velocity).",
             )
-        if not (isinstance(sigma_data, (int, float)) and math.isfinite(sigma_data) and sigma_data > 0):
+        if not (is_number(sigma_data) and sigma_data > 0):
             raise ArgumentError(
                 "sigma_data", sigma_data, "must be positive and finite", "Pass the data's standard deviation."
             )
         if event_shape is not None and not (
-            isinstance(event_shape, (tuple, list, torch.Size))
-            and all(isinstance(n, int) and n > 0 for n in event_shape)
+            isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):
             raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
         self.network = network

@@ -58,5 +58,5 @@ def ddpm(variance: Variance | None = None) -> Solver:
 
 def ddim(eta: float = 0.0) -> Solver:
     """DDIM (Song et al. 2021a, eq. 12 and 16): the exponential integrator at η = 0, or with the paper's η."""
-    name = "ddim" if eta == 0 else f"ddim[eta={eta:g}]"
+    name = "ddim" if eta == 0 else f"ddim[eta={eta}]"
     return Solver(name, eta, Exponential(noise=ddim_noise))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
@@ -33,7 +34,7 @@ class DiscreteIndex:
     N: int = 1000
 
     def __post_init__(self) -> None:
-        if self.N < 1:
+        if not is_count(self.N):
             raise ArgumentError("N", self.N, "a discrete network has at least one step", "DDPM's has 1000.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.base import Integrator, Row
@@ -44,9 +45,9 @@ class _Adaptive(Integrator):
             raise ArgumentError("method", self.method, "not an adaptive method", f"Use one of {self.methods}.")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise ArgumentError(name, value, "a tolerance must be positive and finite", "1e-5 is usual.")
-        if self.max_nfe < 1:
+        if not is_count(self.max_nfe):
             raise ArgumentError("max_nfe", self.max_nfe, "must allow an evaluation", "Pass a number >= 1.")
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ class SDE:
     @_in_float64
     def g(self, t: Time) -> Tensor:
         """g(t) = √(α² d(σ²/α²)/dt), the diffusion coefficient."""
+        t = t.clamp(min=1e-10)  # σ may behave like √t, whose derivative at 0 is infinite; that of σ² is not
         rate = derivative(lambda u: (self.sigma(u) / self.alpha(u)) ** 2, t)
         return self.alpha(t) * torch.sqrt(rate.clamp(min=0.0))
 
@@ -235,8 +236,8 @@ class SDE:
     def prior_logp(self, z: Tensor, t: float = 1.0) -> Tensor:
         """log density of N(0, σ_t² I) at z, in nats per sample. Shapes: (B, *event) to (B,)."""
         sigma_t = self._factor(self.sigma, t, z)
-        squares = (z / sigma_t).square().reshape(z.shape[0], -1).sum(-1)
-        dimension = z[0].numel() if z.shape[0] else 0
+        dimension = math.prod(z.shape[1:])
+        squares = (z / sigma_t).square().reshape(z.shape[0], dimension).sum(-1)
         return -0.5 * squares - dimension * (torch.log(sigma_t) + 0.5 * math.log(2 * math.pi))
 
     @staticmethod

@@ -17,7 +17,6 @@ __all__ = ["derivative", "integral", "inverse_decreasing"]
 Schedule = Callable[[Tensor], Tensor]
 
 _NODES = 64  # Gauss-Legendre: exact to rounding for coefficients as steep as exp(20 t)
-_SMALLEST_TIME = 1e-10  # where α and σ are differentiated at t=0: σ behaves like √t there
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +37,6 @@ def integral(integrand: Schedule, t: Tensor) -> Tensor:
 
 def derivative(schedule: Schedule, t: Tensor) -> Tensor:
     """d schedule / dt by forward-mode automatic differentiation (elementwise schedules only)."""
-    t = t.clamp(min=_SMALLEST_TIME)
     return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 
@@ -39,7 +40,7 @@ class DiscreteVPSDE(SDE):
             raise ArgumentError("betas", self.betas, "the schedule is empty", "Pass β_1, ..., β_N.")
         last = len(self.betas) - 1
         for i, beta in enumerate(self.betas):
-            if not (0 < beta < 1 or (i == last and last > 0 and beta == 1)):
+            if not (is_number(beta) and (0 < beta < 1 or (i == last and last > 0 and beta == 1))):
                 raise ArgumentError(
                     f"betas[{i}]",
                     beta,

@@ -6,7 +6,6 @@ With B(t) = ∫₀ᵗ β both have α = exp(−B/2); VP has σ² = 1 − e^(−B
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 
@@ -34,7 +34,7 @@ class LinearBeta:
     def __post_init__(self) -> None:
         for name in ("beta_min", "beta_max"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise ArgumentError(
                     name, value, "β is a rate of noise and must be positive", "Song et al. use 0.1 and 20."
                 )
@@ -68,7 +68,7 @@ class VPSDE(LinearBeta, SDE):
         """The continuous SDE that has exactly DDPM's √ᾱ_i at t = i/N; see :class:`DiscreteVPSDE`."""
         from sde_toolkit.sde.from_betas import DiscreteVPSDE
 
-        return DiscreteVPSDE(tuple(float(beta) for beta in betas))
+        return DiscreteVPSDE(tuple(betas.tolist() if isinstance(betas, Tensor) else betas))
 
     def log_alpha(self, t: Time) -> Tensor:
         return -0.5 * self.integrated_beta(t)

@@ -101,7 +101,9 @@ def heard(model, x, t, **condition):
         calls.append((x, time, args, kwargs))
         return x
 
-    ScoreModel.forward(model_of(network, model.sde, model.prediction, **condition.pop("options", {})), x, t, **condition)
+    ScoreModel.forward(
+        model_of(network, model.sde, model.prediction, **condition.pop("options", {})), x, t, **condition
+    )
     (call,) = calls
     return call
 

@@ -200,7 +200,6 @@ def test_a_bad_conditioning_is_refused_at_construction(kind, argument, value):
     assert caught.value.argument == argument
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet 2-d", "mlp of points"])
 def test_one_graph_holds_the_whole_trunk(name, stir):
     """No graph break (fullgraph), and the same numbers; the eager backend tests the capture alone."""

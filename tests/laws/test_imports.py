@@ -1,0 +1,156 @@
+"""Law 7: importing the package costs what importing torch costs, and imports run in one direction."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import sde_toolkit
+from sde_toolkit import SDE
+
+ROOT = Path(sde_toolkit.__file__).parent
+ORDER = [
+    {"errors", "broadcasting"},
+    {"sde"},
+    {"prediction"},
+    {"transforms", "time_inputs", "networks", "checkpoint"},
+    {"score_model"},
+    {"exact"},
+    {"equation"},
+    {"grids", "integrators", "noise", "progress"},
+    {"solvers"},
+    {"sampling"},
+    {"losses"},
+    {"data"},
+    {"training", "evaluation"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {unit: rank for rank, units in enumerate(ORDER) for unit in units}
+
+
+def files():
+    found = sorted(ROOT.rglob("*.py"))
+    assert len(found) > 30
+    return [(file, ast.parse(file.read_text(encoding="utf-8"))) for file in found]
+
+
+def unit_of(file):
+    """The top-level module or subpackage that a file belongs to; "" for the package's own __init__."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imported(tree):
+    """Every dotted name that is imported anywhere in the file, inside functions and type checks too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide their direction"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def edges():
+    """(unit, unit it imports), between units of the package."""
+    names = {unit_of(file) for file, _ in files()} - {""}
+    found = set()
+    for file, tree in files():
+        for module in imported(tree):
+            parts = module.split(".")
+            if parts[0] == "sde_toolkit" and len(parts) > 1:
+                target = parts[1] if parts[1] in names else "the package itself"
+                if unit_of(file) not in ("", target):
+                    found.add((unit_of(file), target))
+    return found
+
+
+def loaded_after(statement):
+    code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return set(run.stdout.split())
+
+
+def test_the_package_loads_nothing_that_torch_does_not():
+    extra = loaded_after("from sde_toolkit import VPSDE") - loaded_after("import torch")
+    assert {name for name in extra if name not in sys.stdlib_module_names} == {"sde_toolkit"}
+
+
+def test_imports_run_left_to_right():
+    backwards = {(a, b) for a, b in edges() if a in RANK and b in RANK and RANK[a] < RANK[b]}
+    assert not backwards
+    assert ("sampling", "solvers") in edges()  # the parser sees the imports at all
+
+
+def test_no_unit_imports_the_package_that_imports_it():
+    """`from sde_toolkit import X` inside the package would tie every module to all of them; the ends may."""
+    assert {a for a, b in edges() if b == "the package itself"} <= {"cli", "evaluation", "__main__"}
+
+
+def test_imports_have_no_cycle_whatever_units_are_added():
+    graph = {}
+    for a, b in edges():
+        graph.setdefault(a, set()).add(b)
+    done, path = set(), []
+
+    def visit(unit):
+        assert unit not in path, f"cycle: {' -> '.join([*path[path.index(unit) :], unit])}"
+        if unit in done:
+            return
+        path.append(unit)
+        for target in graph.get(unit, ()):
+            visit(target)
+        path.pop()
+        done.add(unit)
+
+    for unit in sorted(graph):
+        # Within one rank, `checkpoint` builds networks and time inputs; they know nothing of it.
+        visit(unit)
+
+
+def test_hydra_belongs_to_the_command_line():
+    users = {
+        unit_of(file) for file, tree in files() for m in imported(tree) if m.split(".")[0] in ("hydra", "omegaconf")
+    }
+    assert users == {"cli"}
+
+
+def test_heavy_packages_are_imported_where_they_are_used_only():
+    """At module level nobody imports what a plain installation of torch does not bring."""
+    heavy = {"scipy", "torchdiffeq", "matplotlib", "accelerate", "yaml", "tqdm", "safetensors", "ot", "PIL"}
+    for file, tree in files():
+        if unit_of(file) == "cli":
+            continue
+        at_top = {
+            m.split(".")[0]
+            for node in tree.body
+            for m in imported(ast.Module([node], []))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert not at_top & heavy, file
+
+
+def sde_names():
+    return {name for name, value in vars(sde_toolkit.sde).items() if inspect.isclass(value) and issubclass(value, SDE)}
+
+
+def test_nobody_asks_which_sde_it_is():
+    assert {"SDE", "VPSDE"} <= sde_names()
+    for file, tree in files():
+        if unit_of(file) == "sde":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                asked = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node.args[1])}
+                assert not asked & sde_names(), f"{file}:{node.lineno}"
+            if isinstance(node, ast.MatchClass):
+                assert getattr(node.cls, "id", "") not in sde_names(), f"{file}:{node.lineno}"
+
+
+def test_no_assert_stands_for_an_error():
+    for file, tree in files():
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not lines, f"{file}: {lines}"

@@ -1,0 +1,204 @@
+"""Laws 3 and 4: measured order = declared order, and stochastic solvers have their scheme's own exact moments.
+
+On Gaussian data everything has a closed form: the flow, the SDE's solution on a given Brownian path, and the
+moments of a scheme, which is then an affine map. Mixtures would blur all of it by switching modes.
+"""
+
+import math
+
+import pytest
+import torch
+from catalogue import (
+    FIXED_STEP,
+    MEAN,
+    ROTATION,
+    SDES,
+    SMOOTH_SDES,
+    SOLVERS,
+    STOCHASTIC_SOLVERS,
+    VARIANCES,
+    convergence_order,
+    flow_solution,
+    gaussian_data,
+    marginal,
+    name,
+    own_moments,
+    run_on,
+    spread,
+)
+
+from sde_toolkit import VPSDE, Exponential, Solver, grids, sample
+
+BEGIN, END = 0.8, 0.4  # VE: below t = 0.3 the two leading errors of Euler-Maruyama nearly cancel and hide its order
+every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)
+every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
+in_deterministic_order = pytest.mark.parametrize("integrator", [i for i in FIXED_STEP if i.order], ids=name)
+in_strong_order = pytest.mark.parametrize("integrator", [i for i in FIXED_STEP if i.strong_order], ids=name)
+in_weak_order = pytest.mark.parametrize("integrator", [i for i in FIXED_STEP if i.weak_order], ids=name)
+TOLERANCE = 0.15  # of a slope over three halvings, in the asymptotic range
+
+
+def uniform(n):
+    return torch.linspace(BEGIN, END, n + 1, dtype=torch.float64)
+
+
+def points(sde, t, n=8):
+    """Points typical of p_t."""
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return sde.alpha(t) * MEAN + (z * spread(sde, t).sqrt()) @ ROTATION.T
+
+
+def measured_flow_order(sde, integrator, grid_of, counts):
+    model, x = gaussian_data(sde), points(sde, BEGIN)
+    expected = flow_solution(sde, x, BEGIN, END)
+    errors = []
+    for n in counts:
+        end = sample(model, Solver("", 0.0, integrator), grid_of(n), x_start=x, dtype=torch.float64).x
+        errors.append((end - expected).norm().item())
+    assert errors[-1] < 0.1 * x.norm().item()
+    return convergence_order(counts, errors)
+
+
+@in_deterministic_order
+@every_smooth_sde
+def test_order_on_the_probability_flow(sde, integrator):
+    order = measured_flow_order(sde, integrator, uniform, (64, 128, 256, 512))
+    assert order == pytest.approx(integrator.order, abs=TOLERANCE)
+
+
+@in_deterministic_order
+def test_order_on_uneven_grids(integrator):
+    """The declared order holds for any smooth spacing, not for equal steps alone."""
+    sde = VPSDE()
+    order = measured_flow_order(
+        sde, integrator, lambda n: grids.karras(sde, n, start=BEGIN, end=END), (64, 128, 256, 512)
+    )
+    assert order == pytest.approx(integrator.order, abs=TOLERANCE)
+
+
+in_lambda = pytest.mark.parametrize("integrator", [i for i in FIXED_STEP if isinstance(i, Exponential)], ids=name)
+
+
+@in_lambda
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_order_through_the_kinks_of_discrete_schedules_in_lambda(integrator, eta):
+    """log α is only piecewise linear in t; an integrator that sees α and σ alone keeps its order in λ."""
+    sde = VPSDE.from_betas(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))
+
+    def grid(n):
+        return grids.uniform_lambda(sde, n, start=BEGIN, end=END)
+
+    if eta == 0:
+        assert measured_flow_order(sde, integrator, grid, (64, 128, 256, 512)) == pytest.approx(
+            integrator.order, abs=TOLERANCE
+        )
+    else:
+        assert measured_weak_order(sde, integrator, eta, grid) == pytest.approx(integrator.weak_order, abs=TOLERANCE)
+
+
+def solution_on_path(sde, eta, x, increments):
+    """The reverse equation's solution on Gaussian data, along a Brownian path of fine increments.
+
+    Along each axis z = x − α m has dz = [f + ½(1+η²) g²/S] z dt + η g dw̄, S the variance. Because S′ = 2 f S + g²,
+    its propagator is Φ(s,t) = (α_t/α_s)^(η²) (S_s/S_t)^((1+η²)/2); the noise is ∫ Φ(s,u) η g(u) dw̄ by midpoints.
+    """
+
+    def propagator(s, t):
+        decay = (sde.alpha(t) / sde.alpha(s))[..., None] ** eta**2
+        return decay * (spread(sde, s) / spread(sde, t)) ** ((1 + eta**2) / 2)
+
+    grid = uniform(len(increments))
+    middles, begin, end = (grid[:-1] + grid[1:]) / 2, grid[:1], grid[-1:]
+    weights = propagator(end, middles) * eta * sde.g(middles)[:, None]
+    noise = torch.einsum("nd,nbd->bd", weights, increments @ ROTATION)
+    z = propagator(end, begin) * ((x - sde.alpha(begin) * MEAN) @ ROTATION) + noise
+    return sde.alpha(end) * MEAN + z @ ROTATION.T
+
+
+@in_strong_order
+@every_smooth_sde
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_strong_order_on_a_brownian_path(sde, integrator, eta):
+    counts, paths, finest = (32, 64, 128, 256), 200, 4096
+    width = (BEGIN - END) / finest
+    generator = torch.Generator().manual_seed(2)
+    increments = math.sqrt(width) * torch.randn(finest, paths, 2, generator=generator, dtype=torch.float64)
+    model, x = gaussian_data(sde), points(sde, BEGIN, paths)
+    expected = solution_on_path(sde, eta, x, increments)
+    errors = []
+    for n in counts:
+        z = increments.reshape(n, finest // n, paths, 2).sum(1) / math.sqrt((BEGIN - END) / n)
+        end = run_on(Solver("", eta, integrator), model, uniform(n), x, z)
+        errors.append((end - expected).square().mean().sqrt().item())
+    # 200 paths leave 5 % on each error; the path is shared, so that little of it reaches the slope.
+    assert convergence_order(counts, errors) == pytest.approx(integrator.strong_order, abs=TOLERANCE)
+
+
+def measured_weak_order(sde, integrator, eta, grid_of, counts=(16, 32, 64, 128)):
+    """The order of the error in mean and full covariance, both exact: no sampling."""
+    model = gaussian_data(sde)
+    mean, covariance = marginal(sde, END)
+    errors = []
+    for n in counts:
+        own_mean, own_covariance = own_moments(Solver("", eta, integrator), model, grid_of(n), *marginal(sde, BEGIN))
+        errors.append(math.hypot((own_mean - mean).norm().item(), (own_covariance - covariance).norm().item()))
+    return convergence_order(counts, errors)
+
+
+@in_weak_order
+@every_smooth_sde
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_weak_order_of_mean_and_covariance(sde, integrator, eta):
+    order = measured_weak_order(sde, integrator, eta, uniform, (64, 128, 256))
+    assert order == pytest.approx(integrator.weak_order, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC_SOLVERS, ids=name)
+@every_sde
+def test_every_stochastic_preset_tends_to_the_closed_form(sde, solver):
+    mean, covariance = marginal(sde, END)
+    errors = []
+    for n in (20, 80):
+        moments = own_moments(
+            solver, gaussian_data(sde), grids.uniform_lambda(sde, n, start=BEGIN, end=END), *marginal(sde, BEGIN)
+        )
+        errors.append(math.hypot((moments[0] - mean).norm().item(), (moments[1] - covariance).norm().item()))
+    assert errors[1] < errors[0] / 2.5  # four times the steps, order 1 at least
+    assert errors[1] < 0.1 * covariance.norm().item()
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.integrator.evals_per_step], ids=name)
+@every_sde
+def test_sampled_moments_are_the_schemes_own(sde, solver):
+    """Few, coarse steps: far from p_0, exactly where the scheme itself goes. From sample()'s own starting noise."""
+    model, n = gaussian_data(sde), 20_000
+    grid = grids.uniform_lambda(sde, 6, start=BEGIN, end=END)
+    start = torch.zeros(2, dtype=torch.float64), sde.sigma(BEGIN) ** 2 * torch.eye(2, dtype=torch.float64)
+    mean, covariance = own_moments(solver, model, grid, *start)
+    generator = torch.Generator().manual_seed(3)
+    x = sample(model, solver, grid, shape=(n, 2), generator=generator, dtype=torch.float64).x
+    bars = covariance.diagonal().sqrt() / math.sqrt(n)
+    assert ((x.mean(0) - mean).abs() < 5 * bars).all()
+    # For normal x the standard error of a covariance is √((C_ii C_jj + C_ij²)/n).
+    variances = covariance.diagonal()
+    bars = ((variances[:, None] * variances + covariance**2) / n).sqrt()
+    assert ((x.T.cov() - covariance).abs() < 5 * bars).all()
+
+
+def test_own_moments_are_those_of_a_known_linear_map():
+    """The yardstick itself: one exponential step at η = 1 from t to s, whose moments Gaussian conditioning gives.
+
+    x_s = α_s x̂_0 + ... is linear in x_t with x̂_0 = E[x_0 | x_t], so that x_s and x_t keep the right covariance
+    with each other, and x_s loses exactly the posterior variance of x_0 that freezing leaves out.
+    """
+    sde = VPSDE()
+    t, s = 0.5, 0.4
+    grid = torch.tensor([t, s], dtype=torch.float64)
+    mean, covariance = own_moments(Solver("", 1.0, Exponential()), gaussian_data(sde), grid, *marginal(sde, t))
+    true_mean, true_covariance = marginal(sde, s)
+    alpha_t, alpha_s, var_t, var_s = sde.alpha(t), sde.alpha(s), sde.sigma(t) ** 2, sde.sigma(s) ** 2
+    posterior = torch.diag(VARIANCES * var_t / (alpha_t**2 * VARIANCES + var_t))  # of x_0 given x_t
+    weight = alpha_s * (1 - (alpha_t / alpha_s) ** 2 * var_s / var_t)  # of x_0 in E[x_s | x_t, x_0]
+    lost = weight**2 * ROTATION @ posterior @ ROTATION.T
+    torch.testing.assert_close(mean, true_mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(covariance, true_covariance - lost, rtol=1e-12, atol=1e-12)
