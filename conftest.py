@@ -1,10 +1,13 @@
-"""Every example in the README and in docs/ is run, page by page, as part of the tests."""
+"""Every example in the README, in docs/ and in docstrings is run as part of the tests."""
 
 import os
 
 import pytest
 from sybil import Sybil
+from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
 
 
 @pytest.fixture
@@ -16,8 +19,12 @@ def in_empty_folder(tmp_path):
     os.chdir(before)
 
 
-pytest_collect_file = Sybil(
+pages = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md"],
     fixtures=["in_empty_folder"],
-).pytest()
+)
+docstrings = Sybil(
+    parsers=[DocTestParser()], pattern="sde_toolkit/**/*.py", document_types={".py": PythonDocStringDocument}
+)
+pytest_collect_file = SybilCollection([pages, docstrings]).pytest()

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     print(f"{'solver':<8}{'NFE':>6}  {'sliced Wasserstein':>22}  {'kernel distance':>24}  {'clear digits':>16}{'s':>8}")
     floor = judge.floor
     print(
-        f"{'real':<8}{'':>6}  {floor.sliced_wasserstein!s:>22}  {floor.kernel_distance!s:>24}  {floor.confident!s:>16}"
+        f"{'real':<8}{'':>6}  {floor.sliced_wasserstein!s:>22}  {floor.kernel_distance!s:>24}  {floor.plausible!s:>16}"
     )
     rows = [(ddpm(), arguments.ddpm_steps), *((ddim(), steps) for steps in arguments.ddim_steps)]
     for solver, steps in rows:
@@ -36,6 +36,6 @@ if __name__ == "__main__":
         s = judge(model.transform.inverse(result.x))
         print(
             f"{solver.name:<8}{result.nfe:>6}  {s.sliced_wasserstein!s:>22}  {s.kernel_distance!s:>24}"
-            f"  {s.confident!s:>16}{result.seconds:8.1f}",
+            f"  {s.plausible!s:>16}{result.seconds:8.1f}",
             flush=True,
         )

@@ -27,7 +27,17 @@ from sde_toolkit.prediction import Combination, Kind
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE, Time
 
-__all__ = ["ReverseEquation"]
+__all__ = ["ReverseEquation", "check_eta"]
+
+
+def check_eta(eta: Any) -> None:
+    """Refuse a stochasticity that is not a finite number, at least 0.
+
+    Raises:
+        ArgumentError: naming it.
+    """
+    if not (is_number(eta) and eta >= 0):
+        raise ArgumentError("eta", eta, "stochasticity must be finite and not negative", "0 is the ODE, 1 the SDE.")
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,7 @@ class ReverseEquation:
     evaluate: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not (is_number(self.eta) and self.eta >= 0):
-            raise ArgumentError(
-                "eta", self.eta, "stochasticity must be finite and not negative", "0 is the ODE, 1 the SDE."
-            )
+        check_eta(self.eta)
 
     @property
     def sde(self) -> SDE:

@@ -58,12 +58,13 @@ class CheckpointError(SDEToolkitError):
 
 
 class NonFiniteError(SDEToolkitError, ArithmeticError):
-    """The state of a solve became NaN or infinite; ``step`` and ``t`` say where it first happened."""
+    """A solve or a training became NaN or infinite; ``step`` and ``t`` (None in training) say where."""
 
-    def __init__(self, problem: str, *, step: int, t: float, remedy: str) -> None:
+    def __init__(self, problem: str, *, step: int, t: float | None = None, remedy: str) -> None:
         self.step = step
         self.t = t
-        super().__init__(f"{problem} at step {step}, t={t:.6g}. {remedy}")
+        at = f"step {step}" if t is None else f"step {step}, t={t:.6g}"
+        super().__init__(f"{problem} at {at}. {remedy}")
 
 
 class MaxEvaluationsError(SDEToolkitError, RuntimeError):

@@ -102,7 +102,8 @@ class GaussianMixture(ScoreModel):
             raise ArgumentError("means", means.tolist(), "not finite means (K, *event)", "Pass a tensor (K, *event).")
         K, event_shape = len(means), tuple(means.shape[1:])
         if (std is None) == (covariances is None):
-            raise ArgumentError("std, covariances", None, "exactly one is needed", "Pass std=0.1, for example.")
+            given = "neither" if std is None else "both"
+            raise ArgumentError("std, covariances", given, "exactly one is needed", "Pass std=0.1, for example.")
         if covariances is None:
             variances, axes = _variances_from_std(std, means), None
         else:

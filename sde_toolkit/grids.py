@@ -23,8 +23,11 @@ def check_grid(grid: Tensor) -> Tensor:
     Raises:
         GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1].
     """
-    times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
     remedy = "Use a builder from sde_toolkit.grids, or torch.linspace(1, end, steps + 1)."
+    try:
+        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise GridError("grid", grid, "not a sequence of times", remedy) from None
     if times.ndim != 1 or len(times) < 2:
         raise GridError("grid", tuple(times.shape), "a grid is a 1-D sequence of at least two times", remedy)
     if not bool(times.isfinite().all()):

@@ -6,7 +6,7 @@
     epsilon      1        L_simple (Ho et al. 2020, eq. 14)
     score        σ²       the same (Song et al. 2021, section 3.3)
     score        g²       likelihood weighting (Song, Durkan et al. 2021, eq. 7)
-    edm          1        EDM's loss (Karras et al. 2022, eq. 8)
+    edm          1        EDM's loss (Karras et al. 2022, eq. 8), but for the times: theirs are lognormal in σ
 
 The target need not be what the network outputs: its output is converted first.
 """

@@ -1,7 +1,7 @@
 """Where noise comes from: one stream per sample by default, a shared generator where asked for.
 
-A stream is numpy's ``default_rng((seed, index))``, index being the sample's place among all samples: the same
-numbers whatever the batch size, the split, the number of processes or the device. The price is that they
+A stream is numpy's ``SeedSequence(seed, spawn_key=(index,))``, index being the sample's place among all: the
+same numbers whatever the batch size, the split, the number of processes or the device. The price is that they
 are drawn on the host; a ``torch.Generator`` draws on its device, and then depends on the batch.
 """
 
@@ -40,7 +40,8 @@ def per_sample_noise(
     for name, value in (("seed", seed), ("first_index", first_index)):
         if not is_count(value, least=0):
             raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
-    streams = [np.random.default_rng((seed, first_index + i)) for i in range(shape[0])]
+    seeds = (np.random.SeedSequence(seed, spawn_key=(first_index + i,)) for i in range(shape[0]))
+    streams = [np.random.default_rng(s) for s in seeds]
 
     def draw() -> Tensor:
         noise = np.empty(shape, np.float32)

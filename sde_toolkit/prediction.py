@@ -31,7 +31,7 @@ from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
-__all__ = ["KINDS", "Combination", "Kind", "Prediction", "Readout", "check_kind"]
+__all__ = ["KINDS", "Combination", "Kind", "Prediction", "Readout", "check_kind", "edm_input_scale"]
 
 Kind: TypeAlias = Literal["epsilon", "x0", "v", "score", "velocity", "edm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -54,6 +54,11 @@ class Combination(NamedTuple):
     second: Tensor
 
 
+def edm_input_scale(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """c_in = 1/c = 1/√(σ² + α² σ_d²), what EDM's network sees x_t multiplied by."""
+    return torch.rsqrt(sigma**2 + (alpha * sigma_data) ** 2)
+
+
 _BASES: dict[Kind, Callable[[SDE, Time, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
     "x0": lambda sde, t, alpha, sigma, sigma_data: (torch.ones_like(alpha), torch.zeros_like(alpha)),
     "epsilon": lambda sde, t, alpha, sigma, sigma_data: (torch.zeros_like(alpha), torch.ones_like(alpha)),
@@ -61,8 +66,8 @@ _BASES: dict[Kind, Callable[[SDE, Time, Tensor, Tensor, float], tuple[Tensor, Te
     "v": lambda sde, t, alpha, sigma, sigma_data: (-sigma, alpha),
     "velocity": lambda sde, t, alpha, sigma, sigma_data: (sde.d_alpha(t), sde.d_sigma(t)),
     "edm": lambda sde, t, alpha, sigma, sigma_data: (
-        sigma / sigma_data / torch.sqrt(sigma**2 + (alpha * sigma_data) ** 2),
-        -alpha * sigma_data / torch.sqrt(sigma**2 + (alpha * sigma_data) ** 2),
+        sigma / sigma_data * edm_input_scale(alpha, sigma, sigma_data),
+        -alpha * sigma_data * edm_input_scale(alpha, sigma, sigma_data),
     ),
 }
 
@@ -84,9 +89,9 @@ class Readout:
 
     def view(self, kind: Kind) -> Combination:
         """(m, n) with y_kind = m x_t + n y: x̂_0 and ε̂ of the module's header put into y = a x_0 + b ε."""
-        if kind == self.kind:
-            return self.basis("epsilon")  # (0, 1): the output itself, also where D vanishes
         t = self.t.to(torch.float64)
+        if kind == self.kind:  # the output itself, also where D vanishes
+            return Combination(torch.zeros_like(t), torch.ones_like(t))
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         a, b = self.basis(self.kind)
         a_wanted, b_wanted = self.basis(kind)

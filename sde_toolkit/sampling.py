@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
@@ -248,9 +248,8 @@ def _check_start(
 def _device_of(model: ScoreModel, x_start: Tensor | None) -> torch.device:
     if x_start is not None:
         return x_start.device
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
     return torch.device("cpu")
 
 

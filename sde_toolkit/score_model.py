@@ -18,7 +18,7 @@ from sde_toolkit import checkpoint
 from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind
+from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
 from sde_toolkit.sde import SDE, Time, check_sde
 from sde_toolkit.time_inputs import NoiseLevel, ScaledTime
 from sde_toolkit.transforms import Identity, Transform
@@ -38,7 +38,7 @@ class ScoreModel(nn.Module):
         prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
         time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
             ``edm``, t itself for all others.
-        sigma_data: σ_d, the standard deviation of the data; used by ``edm`` alone.
+        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by ``edm`` alone.
         transform: the invertible map from the caller's data to the space the network lives in. Nothing here
             applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
         event_shape: the shape of one sample, if it is fixed.
@@ -72,9 +72,7 @@ class ScoreModel(nn.Module):
                 "Use a network that predicts v or x0 (or edm, or velocity).",
             )
         if not (is_number(sigma_data) and sigma_data > 0):
-            raise ArgumentError(
-                "sigma_data", sigma_data, "must be positive and finite", "Pass the data's standard deviation."
-            )
+            raise ArgumentError("sigma_data", sigma_data, "must be positive and finite", "Pass √E[x_0²] of the data.")
         if event_shape is not None and not (
             isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):
@@ -112,8 +110,7 @@ class ScoreModel(nn.Module):
             )
         if not self.scales_input:
             return time, torch.ones_like(t)
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        return time, torch.rsqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
+        return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
     @property
     def scales_input(self) -> bool:

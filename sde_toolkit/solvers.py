@@ -1,17 +1,19 @@
 """Solvers: rows of one table, equation × integrator. This is the file a new solver is added to.
 
-| solver               | equation | integrator                             |
-|----------------------|----------|----------------------------------------|
-| ``euler_maruyama``   | η = 1    | Euler in t                             |
-| ``probability_flow`` | η = 0    | Heun, Euler, TorchDiffEq, Scipy (in t) |
-| ``ddpm``             | η = 1    | exponential                            |
-| ``ddim``             | η = 0    | exponential                            |
+| solver               | equation | integrator                                    |
+|----------------------|----------|-----------------------------------------------|
+| ``euler_maruyama``   | η = 1    | Euler in t                                    |
+| ``probability_flow`` | η = 0    | Heun, Euler in t; TorchDiffEq, Scipy in λ     |
+| ``ddpm``             | η = 1    | exponential                                   |
+| ``ddim``             | η = 0    | exponential                                   |
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sde_toolkit.equation import check_eta
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Euler, Exponential, Heun, Integrator, ddim_noise
 from sde_toolkit.integrators.exponential import Variance
 
@@ -28,6 +30,12 @@ class Solver:
     name: str
     eta: float
     integrator: Integrator
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if not isinstance(self.integrator, Integrator):
+            problem = "not an Integrator"
+            raise ArgumentError("integrator", self.integrator, problem, "Pass an instance, for example Heun().")
 
     def steps_within(self, nfe: int) -> int | None:
         """The largest number of steps that ``nfe`` evaluations allow; None for adaptive integrators."""

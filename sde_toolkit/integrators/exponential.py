@@ -43,12 +43,13 @@ def eta_family(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
-    """κ/σ_s = η √(1 − r²) and ρ/σ_s = √(1 − η² (1 − r²)), the η of the DDIM paper.
+    """κ/σ_s = η √(1 − r²) and ρ/σ_s = √(r² + (1 − η²)(1 − r²)), the η of the DDIM paper.
 
     Raises:
         ArgumentError: where η² (1 − r²) > 1, so that more noise would be added than x_s may hold.
     """
-    kappa_squared = -(eta**2) * torch.expm1(2 * delta_lambda)
+    r_squared, rest = torch.exp(2 * delta_lambda), -torch.expm1(2 * delta_lambda)
+    kappa_squared = eta**2 * rest
     if bool((kappa_squared > 1).any()):
         raise ArgumentError(
             "eta",
@@ -56,7 +57,7 @@ def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
             f"η² (1 − r²) reaches {kappa_squared.max().item():.4g} > 1: the step would add more noise than x_s holds",
             "Use eta <= 1, a finer grid, or Exponential() whose η-family has no such limit.",
         )
-    return torch.sqrt(1 - kappa_squared), torch.sqrt(kappa_squared)
+    return torch.sqrt((r_squared + (1 - eta**2) * rest).clamp(min=0.0)), torch.sqrt(kappa_squared)
 
 
 def forward_variance(sde: SDE, t: Tensor, s: Tensor) -> Tensor:
@@ -69,7 +70,11 @@ class Exponential(AffineStep):
     """The exponential integrator of order 1.
 
     ``noise``: the rule for ρ and κ. ``variance``: replaces the variance of the added noise and keeps the
-    mean, as DDPM's "large" variance does (none is added where σ_s = 0).
+    mean, as DDPM's "large" variance does (none is added where σ_s = 0). The declared stochastic orders hold
+    for the rules of this file; those of a variance of your own are its own affair.
+
+    Raises:
+        ArgumentError: if ``variance`` is not a function, or returns a negative number.
     """
 
     noise: NoiseRule = eta_family
@@ -79,13 +84,26 @@ class Exponential(AffineStep):
     strong_order: ClassVar[float | None] = 1.0
     weak_order: ClassVar[float | None] = 1.0
 
+    def __post_init__(self) -> None:
+        if self.variance is not None and not callable(self.variance):
+            problem = "not a function (sde, t, s) -> Tensor"
+            raise ArgumentError("variance", self.variance, problem, "Pass forward_variance, or one of your own.")
+
+    def __repr__(self) -> str:
+        rules = {"noise": self.noise, "variance": self.variance}
+        shown = (f"{k}={getattr(v, '__name__', v)}" for k, v in rules.items() if v not in (None, eta_family))
+        return f"Exponential({', '.join(shown)})"
+
     def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sde = equation.sde
         alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
         rho, kappa = self.noise(equation.eta, sde.half_log_snr(t) - sde.half_log_snr(s))
         rho, kappa = sigma_s * rho, sigma_s * kappa
         if self.variance is not None:
-            kappa = torch.where(sigma_s > 0, torch.sqrt(self.variance(sde, t, s)), 0.0)
+            variance = self.variance(sde, t, s)
+            if bool((variance < 0).any()):
+                raise ArgumentError("variance", variance.tolist(), "it is negative", "A variance is at least 0.")
+            kappa = torch.where(sigma_s > 0, torch.sqrt(variance), 0.0)
         m, n = equation.view("x0", t)
         of_x_0 = alpha_s - rho * alpha_t / sigma_t
         return rho / sigma_t + of_x_0 * m, of_x_0 * n, kappa

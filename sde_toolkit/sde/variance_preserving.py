@@ -88,7 +88,7 @@ class VPSDE(LinearBeta, SDE):
 
 @dataclass(frozen=True)
 class SubVPSDE(LinearBeta, SDE):
-    """Sub-VP: dx = −½β x dt + √(β(1 − e^(−2B))) dw (Song et al. 2021, eq. 13 and 29).
+    """Sub-VP: dx = −½β x dt + √(β(1 − e^(−2B))) dw (Song et al. 2021, eq. 12 and 29).
 
     α = exp(−B/2), σ = 1 − e^(−B): the square of VP's σ.
 

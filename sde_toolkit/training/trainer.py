@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sde_toolkit import checkpoint
+from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError, NonFiniteError
 from sde_toolkit.losses import DenoisingScoreMatching, stratified_times
@@ -56,13 +57,15 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "evaluate_every"):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("warmup_steps", "held_out"):
-            self._require(name, getattr(self, name) >= 0, "must not be negative")
+            self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
+        for name in ("warmup_steps", "held_out", "seed"):
+            self._require(name, is_count(getattr(self, name), least=0), "must be a whole number, at least 0")
         for name in ("learning_rate", "max_gradient_norm"):
-            self._require(name, getattr(self, name) > 0, "must be positive")
-        self._require("t_min", self.t_min is None or 0 <= self.t_min < 1, "must lie in [0, 1)")
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
+            value = getattr(self, name)
+            self._require(name, is_number(value) and value > 0, "must be positive and finite")
+        t_min, decay = self.t_min, self.ema_decay
+        self._require("t_min", t_min is None or (is_number(t_min) and 0 <= t_min < 1), "must lie in [0, 1)")
+        self._require("ema_decay", is_number(decay) and 0 <= decay < 1, "must lie in [0, 1)")
         self._require("precision", self.precision in ("float32", "bfloat16"), "must be float32 or bfloat16")
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
@@ -122,11 +125,10 @@ def train(
             row = log.write(
                 step, step * options.batch_size, optimizer.param_groups[0]["lr"], held_out if evaluate else None
             )
-            if not math.isfinite(row["loss"]):
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
                 raise NonFiniteError(
-                    "the training loss is no longer finite",
+                    f"the loss or its gradient stopped being finite in the last {options.log_every} steps,",
                     step=step,
-                    t=math.nan,
                     remedy="Lower learning_rate or max_gradient_norm; the last checkpoint is untouched.",
                 )
             bar.set_postfix_str(f"loss {row['loss']:.4f}, held out {held_out:.4f}")

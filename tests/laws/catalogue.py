@@ -65,10 +65,18 @@ def presets_in(module):
 PUBLIC_SDES = [cls() for cls in classes_in(sde_toolkit.sde, SDE)]
 SDES = [*PUBLIC_SDES, UserPath(), UserCoefficients()]
 SMOOTH_SDES = [sde for sde in SDES if not hasattr(sde, "betas")]
-INTEGRATORS = [cls() for cls in classes_in(integrators, Integrator)]
+INTEGRATORS = [
+    *(cls() for cls in classes_in(integrators, Integrator)),
+    integrators.Exponential(noise=integrators.ddim_noise),
+]
 FIXED_STEP = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is not None]
 ADAPTIVE = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is None]
-SOLVERS = presets_in(solvers)
+SOLVERS = [
+    *presets_in(solvers),
+    solvers.ddim(0.5),
+    solvers.ddpm(integrators.forward_variance),
+    solvers.Solver("half", 0.5, integrators.Exponential()),
+]
 STOCHASTIC_SOLVERS = [solver for solver in SOLVERS if solver.eta > 0]
 
 

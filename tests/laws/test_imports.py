@@ -12,14 +12,14 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"errors", "broadcasting"},
+    {"errors", "broadcasting", "checking"},
     {"sde"},
     {"prediction"},
     {"transforms", "time_inputs", "networks", "checkpoint"},
     {"score_model"},
     {"exact"},
     {"equation"},
-    {"grids", "integrators", "noise", "progress"},
+    {"grids", "integrators", "noise", "progress", "watching"},
     {"solvers"},
     {"sampling"},
     {"losses"},
