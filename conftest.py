@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is faster, here and in subprocesses
+
 import pytest
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,12 +60,9 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
     name = model_name(config)
     if name == MIXTURE:
         return ring_mixture(), None
-    try:
-        return ScoreModel.from_pretrained(name, weights=config.weights), config.weights
-    except CheckpointError as error:
-        if "no such folder" in str(error):
-            raise CheckpointError(name, "no such folder", f"Pass a checkpoint folder, or one of {_names()}.") from None
-        raise
+    if name not in embedded_models() and not Path(name).exists():
+        raise CheckpointError(name, "no such folder", f"Pass a checkpoint folder, or one of {_names()}.")
+    return ScoreModel.from_pretrained(name, weights=config.weights), config.weights
 
 
 def _names() -> str:

@@ -20,6 +20,7 @@ __all__ = ["run"]
 def run(config: DictConfig) -> None:
     """Load the data, fill in what depends on them, train, and leave the resolved config beside the weights."""
     set_threads(config.threads)
+    device = choose_device(config.device)
     directory = Path(HydraConfig.get().runtime.output_dir)
     dataset: Dataset = instantiate(config.data)
     config.event_shape = list(dataset.event_shape)
@@ -47,7 +48,7 @@ def run(config: DictConfig) -> None:
         directory,
         instantiate(config.options),
         loss=instantiate(config.loss),
-        device=choose_device(config.device),
+        device=device,
         progress=config.progress,
     )
     print(f"checkpoint: {directory}  (ScoreModel.from_pretrained({str(directory)!r}))")
