@@ -104,10 +104,11 @@ def mnist_network(batch: int, steps: int, repeats: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="steps over the trivial network")
+    parser.add_argument("--network-steps", type=int, default=50, help="steps over the MNIST network")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     trivial_network(arguments.steps, arguments.repeats)
-    mnist_network(batch=64, steps=50, repeats=max(3, arguments.repeats // 5))
+    mnist_network(batch=64, steps=arguments.network_steps, repeats=max(1, arguments.repeats // 5))

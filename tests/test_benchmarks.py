@@ -1,0 +1,29 @@
+"""The scripts behind the figures of benchmarks/README.md run, here on next to nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "× bare"),
+        ("ddim_headline.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "ddim"),
+        ("judge_embedded.py", ["--n", "4"], "p >= 0.9"),
+        ("adaptive_coordinates.py", [], "DiscreteVPSDE"),
+    ],
+)
+def test_benchmark_runs(tmp_path, script, arguments, said):
+    words = [sys.executable, str(FOLDER / script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
