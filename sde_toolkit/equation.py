@@ -64,9 +64,9 @@ class ReverseEquation:
         """The forward process."""
         return self.model.sde
 
-    def output(self, x_t: Tensor, time: Tensor, scale: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, time: Tensor, c_in: Tensor) -> Tensor:
         """The network's output y for inputs prepared by ``model.network_inputs``."""
-        return (self.evaluate or self.model.output)(x_t, time, scale, self.condition)
+        return (self.evaluate or self.model.output)(x_t, time, c_in, self.condition)
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""
@@ -83,9 +83,9 @@ class ReverseEquation:
     def drift(self, x_t: Tensor, t: Time) -> Tensor:
         """The drift at (x_t, t), one network evaluation. Shapes: x_t (B, *event), t scalar or (B,)."""
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
-        time, scale = (c.to(x_t.dtype) for c in self.model.network_inputs(t64))
+        time, c_in = (c.to(x_t.dtype) for c in self.model.network_inputs(t64))
         p, q = (expand_to(c.to(x_t.dtype), x_t) for c in self.drift_coefficients(t64))
-        return p * x_t + q * self.output(x_t, time, scale)
+        return p * x_t + q * self.output(x_t, time, c_in)
 
     def diffusion(self, t: Time) -> Tensor:
         """η g(t); zero for η = 0, also where g is infinite."""

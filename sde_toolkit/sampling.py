@@ -186,8 +186,8 @@ def _rows(table: Tensor) -> list[Row]:
 def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
     """Tweedie's formula: x̂_0 at (x, t)."""
     m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
-    time_input, scale = (c.to(x.device, x.dtype) for c in equation.model.network_inputs(t))
-    return m * x + n * equation.output(x, time_input, scale)
+    time_input, c_in = (c.to(x.device, x.dtype) for c in equation.model.network_inputs(t))
+    return m * x + n * equation.output(x, time_input, c_in)
 
 
 def _check_parts(model: Any, solver: Any) -> None:

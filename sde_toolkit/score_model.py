@@ -91,8 +91,8 @@ class ScoreModel(nn.Module):
         """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
-        time, scale = (c.to(x_t.dtype) for c in self.network_inputs(t64))
-        return Prediction(x_t, self.output(x_t, time, scale, condition), self.readout(t64))
+        time, c_in = (c.to(x_t.dtype) for c in self.network_inputs(t64))
+        return Prediction(x_t, self.output(x_t, time, c_in, condition), self.readout(t64))
 
     def network_inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(time input, c_in) at the float64 times ``t``: what :meth:`output` wants, once per grid.
@@ -117,13 +117,13 @@ class ScoreModel(nn.Module):
         """Whether the network sees c_in x_t with c_in ≠ 1."""
         return self.prediction == "edm"
 
-    def output(self, x_t: Tensor, time: Tensor, scale: Tensor, condition: Any = None) -> Tensor:
+    def output(self, x_t: Tensor, time: Tensor, c_in: Tensor, condition: Any = None) -> Tensor:
         """The raw network output y for prepared inputs; the only place where the network is called.
 
-        Shapes: x_t (B, *event); time and scale 0-dim or (B,), from :meth:`network_inputs`. A network whose
+        Shapes: x_t (B, *event); time and c_in 0-dim or (B,), from :meth:`network_inputs`. A network whose
         parameters have another dtype is spoken to in that dtype; x_t's comes back.
         """
-        x = expand_to(scale, x_t) * x_t if self.scales_input else x_t
+        x = expand_to(c_in, x_t) * x_t if self.scales_input else x_t
         if self._parameter and self._parameter[0].dtype != x.dtype:
             x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])

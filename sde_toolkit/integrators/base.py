@@ -100,7 +100,7 @@ class AffineStep(Integrator):
     def step(
         self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
     ) -> tuple[Tensor, Any]:
-        time, scale, A, B, K = row
-        y = equation.output(x, time, scale)
+        time, c_in, A, B, K = row
+        y = equation.output(x, time, c_in)
         x = torch.addcmul(A * x, B, y)  # one pass less than A * x + B * y
         return (x if noise is None else torch.addcmul(x, K, noise)), None

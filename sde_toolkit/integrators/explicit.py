@@ -62,7 +62,7 @@ class Heun(Integrator):
     def step(
         self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
     ) -> tuple[Tensor, Any]:
-        time_t, scale_t, time_s, scale_s, A, B, C, D, E = row
-        y_t = equation.output(x, time_t, scale_t)
-        y_s = equation.output(torch.addcmul(A * x, B, y_t), time_s, scale_s)
+        time_t, c_in_t, time_s, c_in_s, A, B, C, D, E = row
+        y_t = equation.output(x, time_t, c_in_t)
+        y_s = equation.output(torch.addcmul(A * x, B, y_t), time_s, c_in_s)
         return torch.addcmul(torch.addcmul(C * x, D, y_t), E, y_s), None

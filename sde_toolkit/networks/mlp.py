@@ -28,7 +28,8 @@ class MLP(nn.Module):
         width: width of the trunk and of the conditioning vector, even.
         depth: number of residual layers.
         embedding: "sinusoidal" (Ho et al. 2020) or "fourier" (Song et al. 2021).
-        embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies.
+        embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies. 1000
+            brings a time input of about 1 (t itself, ¼ log(σ/α)) to the range that sinusoids resolve well.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
     """
 

@@ -50,7 +50,8 @@ class UNet(nn.Module):
             middle always has it.
         attention_head_width: channels of an attention head, at least; the head count adapts to the width.
         embedding: "sinusoidal" (Ho et al. 2020) or "fourier" (Song et al. 2021).
-        embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies.
+        embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies. 1000
+            brings a time input of about 1 (t itself, ¼ log(σ/α)) to the range that sinusoids resolve well.
         time_width: width of the conditioning vector, even; ``4 * widths[0]`` by default.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
         dims: number of spatial axes: 1, 2 or 3.
