@@ -5,7 +5,7 @@ import torch
 from catalogue import FIXED_STEP, RandomNetwork, model_of, name
 from torch.overrides import TorchFunctionMode
 
-from sde_toolkit import Solver, VPSDE, grids, sample
+from sde_toolkit import VPSDE, Solver, grids, sample
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero", "__repr__"}
 
