@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Affine", "Identity", "Transform", "eight_bit"]
@@ -52,8 +53,7 @@ def _as_float(x: Tensor) -> Tensor:
 
 
 def _finite(name: str, value: Any) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if not is_number(value):
         raise ArgumentError(name, value, "not a finite number", f"Give {name} as a finite float.")
     return float(value)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit import grids
+from sde_toolkit.checking import is_count
 from sde_toolkit.checkpoint import embedded_models
 from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.data import Dataset, digits, mnist_test_images
@@ -99,7 +100,7 @@ def discrete_grid(sde: SDE, steps: int, *, N: int = 1000) -> Tensor:
 def whole_number(config: DictConfig, name: str, least: int) -> int:
     """The whole number at ``name`` (``group.key``) of the configuration, at least ``least``."""
     value = OmegaConf.select(config, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_count(value, least):
         raise ArgumentError(name, value, f"not a whole number of at least {least}", f"Give {name}={max(least, 1)}.")
     return value
 

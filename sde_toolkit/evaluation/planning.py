@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
+from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.score_model import ScoreModel
@@ -105,10 +106,10 @@ def check_request(model: ScoreModel, solvers: Mapping[str, Solver], budgets: Seq
         if not isinstance(solver, Solver):
             raise ArgumentError(f"solvers[{name!r}]", solver, "not a Solver", "Use sde_toolkit.ddim(), for example.")
     fixed = any(solver.integrator.evals_per_step is not None for solver in solvers.values())
-    whole = all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in budgets)
+    whole = all(map(is_count, budgets))
     if not whole or (fixed and not budgets) or len(set(budgets)) != len(budgets):
         problem = "budgets are different whole numbers of network evaluations, at least 1"
         raise ArgumentError("budgets", list(budgets), problem, "Use [5, 10, 20], for example.")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 2:
+    if not is_count(n, least=2):
         raise ArgumentError("n", n, "at least two samples are needed", "512 is the default.")
     return model.event_shape

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]
@@ -171,7 +172,7 @@ def check_even(dim: int) -> None:
 
 
 def check_positive(argument: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ArgumentError(argument, value, "it must be a positive number", "Pass a finite value above 0.")
 
 
