@@ -4,7 +4,17 @@ from sde_toolkit import grids, time_inputs
 from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.exact import GaussianMixture, gaussian
-from sde_toolkit.integrators import Euler, Exponential, Heun, Integrator, Scipy, TorchDiffEq, forward_variance
+from sde_toolkit.integrators import (
+    Euler,
+    Exponential,
+    Heun,
+    Integrator,
+    Scipy,
+    TorchDiffEq,
+    ddim_noise,
+    eta_family,
+    forward_variance,
+)
 from sde_toolkit.losses import DenoisingScoreMatching
 from sde_toolkit.networks import MLP, UNet
 from sde_toolkit.prediction import Prediction
@@ -38,7 +48,9 @@ __all__ = [
     "TorchDiffEq",
     "UNet",
     "ddim",
+    "ddim_noise",
     "ddpm",
+    "eta_family",
     "euler_maruyama",
     "expand_to",
     "forward_variance",
