@@ -5,11 +5,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is faster, here and in subprocesses
 
 import pytest
+from hypothesis import settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
+
+settings.register_profile("local", deadline=None)  # a loaded machine is slow, not wrong
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture
