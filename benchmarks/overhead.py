@@ -77,12 +77,12 @@ def mnist_network(batch: int, steps: int, repeats: int) -> None:
     model = ScoreModel.from_pretrained("mnist")
     grid = grids.uniform(model.sde, steps)
     x = torch.randn(batch, *(model.event_shape or ()))
-    time_input, c_in = (c.float() for c in model.network_inputs(grid[0]))
+    inputs = tuple(c.float() for c in model.network_inputs(grid[0]))
 
     @torch.no_grad()
     def network_alone() -> None:
         for _ in range(steps):
-            model.output(x, time_input, c_in)
+            model.output(x, inputs)
 
     medians = interleaved(
         {

@@ -24,7 +24,7 @@ from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Combination, Kind
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.score_model import Inputs, ScoreModel
 from sde_toolkit.sde import SDE, Time
 
 __all__ = ["ReverseEquation", "check_eta"]
@@ -64,9 +64,13 @@ class ReverseEquation:
         """The forward process."""
         return self.model.sde
 
-    def output(self, x_t: Tensor, time: Tensor, c_in: Tensor) -> Tensor:
-        """The network's output y for inputs prepared by ``model.network_inputs``."""
-        return (self.evaluate or self.model.output)(x_t, time, c_in, self.condition)
+    def inputs(self, t: Tensor) -> Inputs:
+        """What :meth:`output` wants to know of the times ``t``, float64: columns for an integrator's table."""
+        return self.model.network_inputs(t)
+
+    def output(self, x_t: Tensor, inputs: Inputs) -> Tensor:
+        """The network's output y for prepared inputs: one evaluation."""
+        return (self.evaluate or self.model.output)(x_t, inputs, self.condition)
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""
@@ -83,9 +87,9 @@ class ReverseEquation:
     def drift(self, x_t: Tensor, t: Time) -> Tensor:
         """The drift at (x_t, t), one network evaluation. Shapes: x_t (B, *event), t scalar or (B,)."""
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
-        time, c_in = (c.to(x_t.dtype) for c in self.model.network_inputs(t64))
+        inputs = tuple(c.to(x_t.dtype) for c in self.inputs(t64))
         p, q = (expand_to(c.to(x_t.dtype), x_t) for c in self.drift_coefficients(t64))
-        return p * x_t + q * self.output(x_t, time, c_in)
+        return p * x_t + q * self.output(x_t, inputs)
 
     def diffusion(self, t: Time) -> Tensor:
         """η g(t); zero for η = 0, also where g is infinite."""

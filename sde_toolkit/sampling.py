@@ -165,10 +165,10 @@ def _descend(
     trajectory: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Step one batch down the grid: its end, and its whole path in a list of one if that is wanted."""
-    draws, state, path = integrator.draws_noise(equation), None, [x]
+    state, path = None, [x]
     times = grid.tolist()
     for i, row in enumerate(rows):
-        x, state = integrator.step(equation, x, row, state, noise() if draws else None)
+        x, state = integrator.step(equation, x, row, state, noise)
         watch(i, x)
         if trajectory:
             path.append(x)
@@ -186,8 +186,8 @@ def _rows(table: Tensor) -> list[Row]:
 def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
     """Tweedie's formula: x̂_0 at (x, t)."""
     m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
-    time_input, c_in = (c.to(x.device, x.dtype) for c in equation.model.network_inputs(t))
-    return m * x + n * equation.output(x, time_input, c_in)
+    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(t))
+    return m * x + n * equation.output(x, inputs)
 
 
 def _check_parts(model: Any, solver: Any) -> None:

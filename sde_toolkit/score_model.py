@@ -3,13 +3,17 @@
     network(c_in x_t, time_input(t), condition=...) = y        read by :mod:`sde_toolkit.prediction`
 
 c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²).
+
+A solver uses a model through three methods: :meth:`ScoreModel.network_inputs` and :meth:`ScoreModel.readout` once
+per grid, :meth:`ScoreModel.output` at every evaluation. What the inputs are is the model's own affair; a model that
+wraps another may add to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +27,12 @@ from sde_toolkit.sde import SDE, Time, check_sde
 from sde_toolkit.time_inputs import NoiseLevel, ScaledTime
 from sde_toolkit.transforms import Identity, Transform
 
-__all__ = ["ScoreModel"]
+__all__ = ["Inputs", "ScoreModel"]
 
 TimeInput = Callable[[SDE, Time], Tensor]
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+"""What :meth:`ScoreModel.output` wants to know of the time: tensors of the shape of t."""
 
 
 class ScoreModel(nn.Module):
@@ -91,11 +98,11 @@ class ScoreModel(nn.Module):
         """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
-        time, c_in = (c.to(x_t.dtype) for c in self.network_inputs(t64))
-        return Prediction(x_t, self.output(x_t, time, c_in, condition), self.readout(t64))
+        inputs = tuple(c.to(x_t.dtype) for c in self.network_inputs(t64))
+        return Prediction(x_t, self.output(x_t, inputs, condition), self.readout(t64))
 
-    def network_inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(time input, c_in) at the float64 times ``t``: what :meth:`output` wants, once per grid.
+    def network_inputs(self, t: Tensor) -> Inputs:
+        """What :meth:`output` wants to know of the float64 times ``t``, once per grid: (time input, c_in).
 
         Raises:
             ArgumentError: if the time input is not finite at one of the times.
@@ -117,12 +124,13 @@ class ScoreModel(nn.Module):
         """Whether the network sees c_in x_t with c_in ≠ 1."""
         return self.prediction == "edm"
 
-    def output(self, x_t: Tensor, time: Tensor, c_in: Tensor, condition: Any = None) -> Tensor:
+    def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The raw network output y for prepared inputs; the only place where the network is called.
 
-        Shapes: x_t (B, *event); time and c_in 0-dim or (B,), from :meth:`network_inputs`. A network whose
-        parameters have another dtype is spoken to in that dtype; x_t's comes back.
+        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network
+        whose parameters have another dtype is spoken to in that dtype; x_t's comes back.
         """
+        time, c_in = inputs
         x = expand_to(c_in, x_t) * x_t if self.scales_input else x_t
         if self._parameter and self._parameter[0].dtype != x.dtype:
             x = x.to(self._parameter[0].dtype)

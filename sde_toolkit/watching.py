@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import NonFiniteError
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.score_model import Inputs, ScoreModel
 
 __all__ = ["FiniteWatch", "Meter"]
 
@@ -37,17 +37,17 @@ class Meter:
         """What each sample went through: the largest number of evaluations over the batches."""
         return max(self._most_calls, self.calls)
 
-    def evaluate(self, x_t: Tensor, time_input: Tensor, c_in: Tensor, condition: Any) -> Tensor:
+    def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
         self.calls += 1
         if self.on_cuda:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
-            y = self.model.output(x_t, time_input, c_in, condition)
+            y = self.model.output(x_t, inputs, condition)
             after.record()
             self._events.append((before, after))
             return y
         start = time.perf_counter()
-        y = self.model.output(x_t, time_input, c_in, condition)
+        y = self.model.output(x_t, inputs, condition)
         self._elapsed += time.perf_counter() - start
         return y
 

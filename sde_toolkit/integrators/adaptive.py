@@ -23,6 +23,7 @@ from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.noise import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
 
@@ -93,9 +94,7 @@ class TorchDiffEq(_Adaptive):
     method: str = "dopri5"
     methods: ClassVar[tuple[str, ...]] = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 
-    def step(
-        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         from torchdiffeq import odeint
 
         ends = torch.stack(row).to(torch.float64)
@@ -127,9 +126,7 @@ class Scipy(_Adaptive):
     method: str = "RK45"
     methods: ClassVar[tuple[str, ...]] = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 
-    def step(
-        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         from scipy.integrate import solve_ivp
 
         start, end = (value.item() for value in row)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.noise import Noise
 
 __all__ = ["AffineStep", "Integrator", "Row"]
 
@@ -50,19 +51,16 @@ class Integrator(ABC):
                 "Use eta=0, or an integrator with a weak order, such as Euler() or Exponential().",
             )
 
-    def draws_noise(self, equation: ReverseEquation) -> bool:
-        """Whether ``step`` wants one standard normal draw of the shape of x."""
-        return equation.eta > 0
-
     @abstractmethod
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """Coefficients of all steps, float64, shape (steps, k)."""
 
     @abstractmethod
-    def step(
-        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        """One step: (x at the next time, state for the next step). ``state`` is None at the first."""
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        """One step: (x at the next time, state for the next step). ``state`` is None at the first.
+
+        Every call of ``noise()`` is a standard normal draw of the shape of x; a method of the ODE makes none.
+        """
 
     def table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
         """Stack columns to (steps, k), refusing a grid on which one of them is not finite."""
@@ -95,12 +93,10 @@ class AffineStep(Integrator):
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
-        return self.table(equation, grid, *equation.model.network_inputs(t), *self.coefficients(equation, t, s))
+        return self.table(equation, grid, *equation.inputs(t), *self.coefficients(equation, t, s))
 
-    def step(
-        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        time, c_in, A, B, K = row
-        y = equation.output(x, time, c_in)
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        *inputs, A, B, K = row
+        y = equation.output(x, tuple(inputs))
         x = torch.addcmul(A * x, B, y)  # one pass less than A * x + B * y
-        return (x if noise is None else torch.addcmul(x, K, noise)), None
+        return (torch.addcmul(x, K, noise()) if equation.eta > 0 else x), None

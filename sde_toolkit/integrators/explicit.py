@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.noise import Noise
 
 __all__ = ["Euler", "Heun"]
 
@@ -56,13 +57,11 @@ class Heun(Integrator):
             0.5 * h * (q_t + p_s * predictor[1]),
             0.5 * h * q_s,
         )
-        inputs = equation.model.network_inputs
-        return self.table(equation, grid, *inputs(t), *inputs(s), *predictor, *corrector)
+        return self.table(equation, grid, *equation.inputs(t), *equation.inputs(s), *predictor, *corrector)
 
-    def step(
-        self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        time_t, c_in_t, time_s, c_in_s, A, B, C, D, E = row
-        y_t = equation.output(x, time_t, c_in_t)
-        y_s = equation.output(torch.addcmul(A * x, B, y_t), time_s, c_in_s)
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        *inputs, A, B, C, D, E = row
+        half = len(inputs) // 2
+        y_t = equation.output(x, tuple(inputs[:half]))
+        y_s = equation.output(torch.addcmul(A * x, B, y_t), tuple(inputs[half:]))
         return torch.addcmul(torch.addcmul(C * x, D, y_t), E, y_s), None

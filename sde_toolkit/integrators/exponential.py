@@ -1,6 +1,6 @@
 """The exponential step: freeze the denoised estimate x̂_0 from t to s, integrate the rest exactly.
 
-    x_s = α_s x̂_0 + ρ (x_t − α_t x̂_0)/σ_t + κ z,        ρ = √(σ_s² − κ²)
+    x_s = α_s x̂_0 + ρ ε̂ + κ z,        ε̂ = (x_t − α_t x̂_0)/σ_t,        ρ = √(σ_s² − κ²)
 
 With r = (α_t σ_s)/(α_s σ_t) = exp(λ_t − λ_s) the noise κ is one of
 
@@ -96,7 +96,7 @@ class Exponential(AffineStep):
 
     def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sde = equation.sde
-        alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
+        alpha_s, sigma_s = sde.alpha(s), sde.sigma(s)
         rho, kappa = self.noise(equation.eta, sde.half_log_snr(t) - sde.half_log_snr(s))
         rho, kappa = sigma_s * rho, sigma_s * kappa
         if self.variance is not None:
@@ -104,6 +104,6 @@ class Exponential(AffineStep):
             if bool((variance < 0).any()):
                 raise ArgumentError("variance", variance.tolist(), "it is negative", "A variance is at least 0.")
             kappa = torch.where(sigma_s > 0, torch.sqrt(variance), 0.0)
-        m, n = equation.view("x0", t)
-        of_x_0 = alpha_s - rho * alpha_t / sigma_t
-        return rho / sigma_t + of_x_0 * m, of_x_0 * n, kappa
+        x_0, epsilon = equation.view("x0", t), equation.view("epsilon", t)
+        A, B = (alpha_s * a + rho * b for a, b in zip(x_0, epsilon, strict=True))
+        return A, B, kappa

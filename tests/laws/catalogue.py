@@ -5,6 +5,7 @@ A new public class or preset joins the laws without an edit here. Numerical tool
 """
 
 import inspect
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,13 +174,25 @@ def flow_solution(sde, x, t, s):
     return sde.alpha(s) * MEAN + (scores * spread(sde, s).sqrt()) @ ROTATION.T
 
 
-def run_on(solver, model, grid, x, noises):
-    """The solver on the given draws, one per step: sample()'s loop without its noise."""
-    equation = ReverseEquation(model, solver.eta)
+def run_on(solver, model, grid, x, noises=()):
+    """The solver on the given draws, taken in turn: sample()'s loop without its noise."""
+    equation, draws = ReverseEquation(model, solver.eta), iter(() if noises is None else noises)
     state = None
-    for i, row in enumerate(solver.integrator.prepare(equation, grid)):
-        x, state = solver.integrator.step(equation, x, row.unbind(), state, noises[i] if noises is not None else None)
+    for row in solver.integrator.prepare(equation, grid):
+        x, state = solver.integrator.step(equation, x, row.unbind(), state, lambda: next(draws))
     return x
+
+
+def draws_of(solver, model, grid):
+    """How many standard normal draws the solver makes on its way down the grid."""
+    counted = itertools.count()
+
+    def noises():
+        while next(counted) >= 0:
+            yield torch.zeros(1, 2, dtype=torch.float64)
+
+    run_on(solver, model, grid, torch.zeros(1, 2, dtype=torch.float64), noises())
+    return next(counted)
 
 
 def own_moments(solver, model, grid, mean, covariance):
@@ -188,8 +201,7 @@ def own_moments(solver, model, grid, mean, covariance):
     On Gaussian data a scheme is affine in (start, z_1, ..., z_n): one run from zero gives its constant part, one
     run per basis vector its linear part, whatever the scheme remembers between its steps.
     """
-    steps = len(grid) - 1
-    drawn = steps if solver.integrator.draws_noise(ReverseEquation(model, solver.eta)) else 0
+    drawn = draws_of(solver, model, grid)
     basis = torch.cat([torch.zeros(1, 2 + 2 * drawn, dtype=torch.float64), torch.eye(2 + 2 * drawn).double()])
     noises = basis[:, 2:].reshape(-1, drawn, 2).movedim(1, 0) if drawn else None
     ends = run_on(solver, model, grid, basis[:, :2].clone(), noises)
