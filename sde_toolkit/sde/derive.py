@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["derivative", "integral", "inverse_decreasing"]
+__all__ = ["derivative", "gauss_legendre", "integral", "inverse_decreasing"]
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -20,7 +20,8 @@ _NODES = 64  # Gauss-Legendre: exact to rounding for coefficients as steep as ex
 
 
 @lru_cache(maxsize=1)
-def _gauss_legendre() -> tuple[Tensor, Tensor]:
+def gauss_legendre() -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], float64."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
@@ -31,7 +32,7 @@ def integral(integrand: Schedule, t: Tensor) -> Tensor:
     The factor t stands outside the sum, so that the result keeps its relative accuracy as t → 0.
     Coefficients with kinks deserve a closed form instead: override the method that needs it.
     """
-    nodes, weights = (v.to(t.device) for v in _gauss_legendre())
+    nodes, weights = (v.to(t.device) for v in gauss_legendre())
     return t * (integrand(t.unsqueeze(-1) * nodes) * weights).sum(-1)
 
 

@@ -1,0 +1,182 @@
+"""Exponential multistep methods: order p from one evaluation per step, on any grid.
+
+    x_s = u x̂_0 + w ε̂ + Σ_j w_j (F_{−j} − F_0) + κ z
+
+F is what the step freezes (:mod:`frozen`), the w_j integrate the polynomial through its last p values
+(:mod:`interpolation`), u, w, κ are the first-order step's. With p = 1 and data prediction this is DDIM at η = 0 and
+ancestral DDPM at η = 1; with p = 2, 3 it is exponential Adams-Bashforth: DPM-Solver++ 2M and 3M, their SDE
+forms, DEIS. The first steps have fewer values to go by and lower orders.
+
+``Corrected`` adds UniPC's corrector: the evaluation at the predicted point is used twice, once for the polynomial that
+corrects the step just taken (it now interpolates), and once for the next step. It costs no evaluation.
+
+Lu et al. 2022b (DPM-Solver++), algorithm 2 and appendix A; Zhang & Chen 2023 (DEIS), eq. 14 to 16; Zhao et al. 2023
+(UniPC), algorithms 1 and 2; Xue et al. 2023 (SA-Solver), eq. 14 and 17 for the stochastic forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_count
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.frozen import Frozen, FrozenX0
+from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
+from sde_toolkit.noise import Noise
+
+__all__ = ["Corrected", "Multistep"]
+
+
+@dataclass(frozen=True)
+class Multistep(Integrator):
+    """Exponential Adams-Bashforth of order ``order``.
+
+    Args:
+        order: number of values the polynomial goes through, at least 1.
+        frozen: what a step freezes: ``FrozenX0()``, ``FrozenNoise()`` or ``FrozenEDM(sigma_data)``.
+        coordinate: the variable of the polynomial.
+        two_point: replaces the exact integral of a polynomial of degree one (``bh2``: DPM-Solver++ 2M's own).
+
+    The declared order needs a start that is fine enough: the first steps are of order 1, 2, ..., so that above order
+    2 the first steps must be small against the others, as they are on every grid that people use. The weak order on
+    the SDE is 2 at most.
+
+    Raises:
+        ArgumentError: if ``order`` is not a whole number, at least 1.
+    """
+
+    order: int = 2  # type: ignore[misc]
+    frozen: Frozen = field(default_factory=FrozenX0)
+    coordinate: Coordinate = in_lambda
+    two_point: TwoPoint | None = None
+
+    evals_per_step: ClassVar[int | None] = 1
+    strong_order: ClassVar[float | None] = 1.0
+
+    def __post_init__(self) -> None:
+        if not is_count(self.order):
+            raise ArgumentError("order", self.order, "must be a whole number, at least 1", "2 and 3 are usual.")
+
+    @property
+    def weak_order(self) -> float | None:  # type: ignore[override]
+        return float(min(self.order, 2))
+
+    def __repr__(self) -> str:
+        name, two = getattr(self.coordinate, "__name__", self.coordinate), self.two_point
+        rule = "" if two is None else f", two_point={getattr(two, '__name__', two)}"
+        return f"Multistep(order={self.order}, frozen={self.frozen}, coordinate={name}{rule})"
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Columns: inputs, m, n, A, B, κ, w_1 ... w_{p−1}."""
+        m, n, A, B, kappa, weights = self.columns(equation, grid)
+        taken = sum(weights) if weights else torch.zeros_like(A)
+        A, B = A - taken * m, B - taken * n
+        return self.table(equation, grid, *equation.inputs(grid[:-1]), m, n, A, B, kappa, *weights)
+
+    def columns(self, equation: ReverseEquation, grid: Tensor) -> tuple[Any, ...]:
+        """m, n, then A, B, κ of the first-order step and the weights of the differences."""
+        sde, eta, t, s = equation.sde, equation.eta, grid[:-1], grid[1:]
+        m, n = self.frozen.view(equation, t)
+        u, w, kappa = self.frozen.first_order(sde, eta, t, s)
+        x_0, epsilon = equation.view("x0", t), equation.view("epsilon", t)
+        A, B = (u * a + w * b for a, b in zip(x_0, epsilon, strict=True))
+        lambda_t = sde.half_log_snr(t)
+        nodes = [_earlier(lambda_t, j) for j in range(self.order)]
+        weights = []
+        if self.order > 1:
+            weights = difference_weights(sde, eta, self.frozen, self.coordinate, self.two_point, lambda_t, s, nodes)
+        return m, n, A, B, kappa, weights
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        split = len(row) - self.order + 1
+        *inputs, m, n, A, B, kappa = row[:split]
+        y = equation.output(x, tuple(inputs))
+        past: tuple[Tensor, ...] = ()
+        if self.order > 1:  # F_0, for the steps to come
+            now = torch.addcmul(m * x, n, y)
+            past = (now,) * (self.order - 1) if state is None else state
+            state = (now, *past[:-1])
+        x = _add(torch.addcmul(A * x, B, y), row[split:], past)
+        return (torch.addcmul(x, kappa, noise()) if equation.eta > 0 else x), state
+
+
+@dataclass(frozen=True)
+class Corrected(Integrator):
+    """UniPC's corrector around a multistep predictor: order p + 1 for a predictor of order p (UniPC-p).
+
+    The corrector's polynomial goes through the value at the predicted point and the predictor's own p values. The
+    last step is predicted only. With η > 0 the noise of the step is kept (SA-Solver).
+
+    Raises:
+        ArgumentError: if ``predictor`` is not a :class:`Multistep`.
+    """
+
+    predictor: Multistep = field(default_factory=Multistep)
+
+    evals_per_step: ClassVar[int | None] = 1
+    strong_order: ClassVar[float | None] = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.predictor, Multistep):
+            problem = "the corrector reuses the values of a multistep predictor"
+            raise ArgumentError("predictor", self.predictor, problem, "Pass Multistep(...).")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return self.predictor.order + 1
+
+    @property
+    def weak_order(self) -> float | None:  # type: ignore[override]
+        return self.predictor.weak_order
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Columns: inputs, m, n, carry, A, B, κ; p weights to predict with; p + 1 to correct the step before."""
+        own, sde, t, s = self.predictor, equation.sde, grid[:-1], grid[1:]
+        m, n, A, B, kappa, weights = own.columns(equation, grid)
+        lambda_t = sde.half_log_snr(t)
+        nodes = [_earlier(lambda_t, j) for j in range(own.order)]
+        nodes.insert(1, sde.half_log_snr(s))
+        how = (own.frozen, own.coordinate, own.two_point)
+        new, *old = difference_weights(sde, equation.eta, *how, lambda_t, s, nodes)
+        corrections = [_of_the_step_before(c) for c in (new, -(new + sum(old)), *old)]
+        carry = own.frozen.carry(sde, equation.eta, t, s)
+        carry[0] = 0.0  # nothing has been corrected yet
+        predictions = [-sum(weights) if weights else torch.zeros_like(A), *weights]
+        return self.table(
+            equation, grid, *equation.inputs(t), m, n, carry, A - carry, B, kappa, *predictions, *corrections
+        )
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        p = self.predictor.order
+        *inputs, m, n, carry, A, B, kappa = row[: len(row) - 2 * p - 1]
+        y = equation.output(x, tuple(inputs))
+        now = torch.addcmul(m * x, n, y)
+        base, past = (x, (now,) * p) if state is None else state
+        corrected = _add(base, row[-p - 1 :], (now, *past))
+        base = torch.addcmul(torch.addcmul(A * x, B, y), carry, corrected)
+        if equation.eta > 0:
+            base = torch.addcmul(base, kappa, noise())
+        past = (now, *past[:-1])
+        return _add(base, row[-2 * p - 1 : -p - 1], past), (base, past)
+
+
+def _earlier(values: Tensor, j: int) -> Tensor:
+    """values[i − j] at position i, NaN where there is none."""
+    return torch.cat([values.new_full((min(j, len(values)),), torch.nan), values[: max(0, len(values) - j)]])
+
+
+def _of_the_step_before(weights: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(weights[:1]), weights[:-1]])
+
+
+def _add(x: Tensor, weights: Row, values: tuple[Tensor, ...]) -> Tensor:
+    """x + Σ_j weight_j value_j."""
+    for weight, value in zip(weights, values, strict=True):
+        x = torch.addcmul(x, weight, value)
+    return x
