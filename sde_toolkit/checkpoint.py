@@ -46,8 +46,20 @@ def describe(part: Any) -> dict[str, Any]:
         arguments = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     else:
         arguments = dict(getattr(part, "hyperparameters", {}))
-    name = getattr(part, "__qualname__", type(part).__qualname__)  # a function has a name of its own
-    return {"class": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}}
+    return {"class": _name(part), **{k: _plain(v) for k, v in arguments.items()}}
+
+
+def _name(part: Any) -> str:
+    return str(getattr(part, "__qualname__", type(part).__qualname__))  # a function has a name of its own
+
+
+def _plain(value: Any) -> Any:
+    """An argument as plain data: a part of a part is described in its turn, a function is noted by its name."""
+    if isinstance(value, tuple):
+        return list(value)
+    if dataclasses.is_dataclass(value):
+        return describe(value)
+    return _name(value) if callable(value) else value
 
 
 def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -136,6 +148,7 @@ def _build(directory: Path, key: str, description: Any) -> Any:
     home = _HOMES[key]
     arguments = dict(description) if isinstance(description, dict) else {}
     name = arguments.pop("class", None)
+    arguments = {k: _build(directory, key, v) if _is_part(v) else v for k, v in arguments.items()}
     if name not in home.__all__:
         raise CheckpointError(
             directory,
@@ -147,6 +160,10 @@ def _build(directory: Path, key: str, description: Any) -> Any:
     except (TypeError, SDEToolkitError) as error:
         problem = f"its {key} cannot be rebuilt: {error}"
         raise CheckpointError(directory, problem, f"Check {key} in {DESCRIPTION}.") from None
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and "class" in value
 
 
 def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None:

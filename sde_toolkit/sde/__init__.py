@@ -1,8 +1,27 @@
 """Stochastic differential equations: drift, diffusion, and everything that follows from them."""
 
+from sde_toolkit.sde import beta_schedules
 from sde_toolkit.sde.base import SDE, Time, check_sde
+from sde_toolkit.sde.cosine import CosineVPSDE
+from sde_toolkit.sde.edm import EDMSDE
+from sde_toolkit.sde.flow_matching import FlowMatching
 from sde_toolkit.sde.from_betas import DiscreteVPSDE
+from sde_toolkit.sde.from_log_snr import Knots, LogSNRSDE
 from sde_toolkit.sde.variance_exploding import VESDE
 from sde_toolkit.sde.variance_preserving import VPSDE, SubVPSDE
 
-__all__ = ["SDE", "VESDE", "VPSDE", "DiscreteVPSDE", "SubVPSDE", "Time", "check_sde"]
+__all__ = [
+    "EDMSDE",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "CosineVPSDE",
+    "DiscreteVPSDE",
+    "FlowMatching",
+    "Knots",
+    "LogSNRSDE",
+    "SubVPSDE",
+    "Time",
+    "beta_schedules",
+    "check_sde",
+]

@@ -154,7 +154,7 @@ class SDE:
         """
         value, dtype, device = _as_float64(lambda_t)
         low, high = (self.half_log_snr(end).item() for end in (1.0, 0.0))
-        slack = 8 * torch.finfo(dtype).eps * max(1.0, abs(low))
+        slack = 8 * torch.finfo(dtype).eps * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 0.0)
         if value.numel() and not bool(((value >= low - slack) & (value <= high + slack)).all()):
             raise ArgumentError(
                 "lambda_t",

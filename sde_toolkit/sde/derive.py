@@ -38,6 +38,7 @@ def integral(integrand: Schedule, t: Tensor) -> Tensor:
 
 def derivative(schedule: Schedule, t: Tensor) -> Tensor:
     """d schedule / dt by forward-mode automatic differentiation (elementwise schedules only)."""
+    t = t.contiguous()  # jvp refuses expanded views
     return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
 
 

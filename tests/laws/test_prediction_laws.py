@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from catalogue import SDES, Flow, RandomNetwork, difference_step, doubles, model_of, name, off_kinks, slope_of
+from catalogue import SDES, Flow, RandomNetwork, difference_step, doubles, kinds_of, model_of, name, off_kinks, slope_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +55,7 @@ def test_all_kinds_convert_into_all_kinds(sde, t, seed):
     x_0, epsilon = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x_t, truth = truths(sde, x_0, epsilon, t)
     assert set(truth) == set(KINDS)
-    for spoken in KINDS:
+    for spoken in kinds_of(sde):
         model = model_of(lambda x, time, y=truth[spoken]: y, sde, spoken, sigma_data=SIGMA_DATA)
         prediction = model(x_t, t)
         views = {
@@ -78,8 +78,8 @@ def test_conversions_lose_no_digits_where_none_need_be_lost(sde):
     generator = torch.Generator().manual_seed(4)
     t = torch.linspace(0.1, 0.6, 20, dtype=torch.float64)
     x_t, y = torch.randn(2, 20, 2, generator=generator, dtype=torch.float64)
-    for spoken in KINDS:
-        for kind in KINDS:
+    for spoken in kinds_of(sde):
+        for kind in kinds_of(sde):
             there = model_of(lambda x, time: y, sde, spoken)(x_t, t).view(kind)
             back = model_of(lambda x, time, z=there: z, sde, kind)(x_t, t).view(spoken)
             torch.testing.assert_close(back, y, rtol=1e-9, atol=1e-9, msg=f"{spoken} as {kind} and back")
@@ -88,7 +88,7 @@ def test_conversions_lose_no_digits_where_none_need_be_lost(sde):
 @every_sde
 def test_the_networks_own_kind_is_its_output_untouched(sde):
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(5))
-    for kind in KINDS:
+    for kind in kinds_of(sde):
         y = torch.randn(4, 2, generator=torch.Generator().manual_seed(6))
         assert model_of(lambda x, time, y=y: y, sde, kind)(x, 0.3).view(kind) is y
 
@@ -189,7 +189,7 @@ def test_condition_is_passed_on_only_when_given():
 def test_without_signal_at_the_end_epsilon_and_score_are_refused(sde):
     for kind in ("epsilon", "score"):
         with pytest.raises(ArgumentError, match=r"prediction='" + kind):
-            model_of(RandomNetwork(), sde, kind)
+            ScoreModel(RandomNetwork(), sde, kind)
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     for kind in ("x0", "v"):  # at α = 0, σ = 1: x_t = ε and v = −x_0, whatever the network
         prediction = model_of(RandomNetwork(), sde, kind)(x, 1.0)

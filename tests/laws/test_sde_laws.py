@@ -148,6 +148,8 @@ def test_the_path_follows_from_the_coefficients(sde):
             return sde.g(t)
 
     t = torch.cat([doubles(0.0, 1e-6, 1e-4), TIMES, doubles(1.0)])
+    if not sde.f(1.0).isfinite():
+        t = t[t < 0.98]  # the signal dies at t=1: beside that pole the quadrature loses its digits
     rebuilt = Rebuilt()
     torch.testing.assert_close(rebuilt.alpha(t), sde.alpha(t), rtol=1e-10, atol=0)
     torch.testing.assert_close(rebuilt.sigma(t), sde.sigma(t), rtol=1e-9, atol=0)
@@ -202,7 +204,7 @@ def test_betas_may_come_as_any_sequence():
 
 
 @every_public_sde
-@pytest.mark.parametrize("event", EVENT_SHAPES, ids=str)
+@pytest.mark.parametrize("event", EVENT_SHAPES, ids=name)
 def test_prior_is_the_normal_of_its_standard_deviation(sde, event):
     generator = torch.Generator().manual_seed(2)
     n = 16_000 // math.prod(event) + 3
@@ -218,7 +220,7 @@ def test_prior_is_the_normal_of_its_standard_deviation(sde, event):
 
 
 @every_sde
-@pytest.mark.parametrize("event", EVENT_SHAPES, ids=str)
+@pytest.mark.parametrize("event", EVENT_SHAPES, ids=name)
 def test_marginal_drift_and_perturbation_act_sample_by_sample(sde, event):
     generator = torch.Generator().manual_seed(3)
     x, z = torch.randn(2, 4, *event, generator=generator)
