@@ -16,10 +16,21 @@ from torch import Tensor
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Noise", "per_sample_noise", "shared_noise"]
+__all__ = ["Noise", "check_stream", "per_sample_noise", "shared_noise"]
 
 Noise = Callable[[], Tensor]
 """Returns the next standard normal draw, shape (B, *event)."""
+
+
+def check_stream(seed: int, first_index: int) -> None:
+    """Refuse what names no stream.
+
+    Raises:
+        ArgumentError: if ``seed`` or ``first_index`` is negative or no whole number.
+    """
+    for name, value in (("seed", seed), ("first_index", first_index)):
+        if not is_count(value, least=0):
+            raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
 
 
 def per_sample_noise(
@@ -37,9 +48,7 @@ def per_sample_noise(
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative.
     """
-    for name, value in (("seed", seed), ("first_index", first_index)):
-        if not is_count(value, least=0):
-            raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
+    check_stream(seed, first_index)
     seeds = (np.random.SeedSequence(seed, spawn_key=(first_index + i,)) for i in range(shape[0]))
     streams = [np.random.default_rng(s) for s in seeds]
 

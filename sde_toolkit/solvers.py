@@ -1,11 +1,7 @@
 """Solvers: rows of one table, equation × integrator. This is the file a new solver is added to.
 
-| solver               | equation | integrator                                    |
-|----------------------|----------|-----------------------------------------------|
-| ``euler_maruyama``   | η = 1    | Euler in t                                    |
-| ``probability_flow`` | η = 0    | Heun, Euler in t; TorchDiffEq, Scipy in λ     |
-| ``ddpm``             | η = 1    | exponential                                   |
-| ``ddim``             | η = 0    | exponential                                   |
+docs/solvers.md has the whole table, generated from these functions: their equation, integrator, orders as declared and
+as measured, and the references in their docstrings.
 """
 
 from __future__ import annotations
@@ -14,10 +10,62 @@ from dataclasses import dataclass
 
 from sde_toolkit.equation import check_eta
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import Euler, Exponential, Heun, Integrator, ddim_noise
+from sde_toolkit.integrators import (
+    AdaptiveSDE,
+    Ancestral,
+    Corrected,
+    DPMSolver2,
+    DPMSolver2S,
+    DPMSolver3,
+    DPMSolver3S,
+    EDMHeun,
+    Euler,
+    Exponential,
+    FrozenNoise,
+    Heun,
+    Integrator,
+    Langevin,
+    Multistep,
+    PredictorCorrector,
+    ReverseDiffusion,
+    RungeKutta4,
+    bh2,
+    ddim_noise,
+    expected_norms,
+    in_time,
+)
 from sde_toolkit.integrators.exponential import Variance
+from sde_toolkit.integrators.interpolation import TwoPoint
+from sde_toolkit.integrators.runge_kutta import Coordinates, Straight
 
-__all__ = ["Solver", "ddim", "ddpm", "euler_maruyama", "probability_flow"]
+__all__ = [
+    "Solver",
+    "adaptive_sde",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm2_ancestral",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_3s",
+    "dpmpp_sde",
+    "edm_stochastic",
+    "euler_ancestral",
+    "euler_maruyama",
+    "heun",
+    "pc",
+    "probability_flow",
+    "reverse_diffusion",
+    "rk4",
+    "sa_solver",
+    "unipc",
+]
 
 
 @dataclass(frozen=True)
@@ -68,3 +116,125 @@ def ddim(eta: float = 0.0) -> Solver:
     """DDIM (Song et al. 2021a, eq. 12 and 16): the exponential integrator at η = 0, or with the paper's η."""
     name = "ddim" if eta == 0 else f"ddim[eta={eta}]"
     return Solver(name, eta, Exponential(noise=ddim_noise))
+
+
+def heun() -> Solver:
+    """The flow by Heun's method in (x/α, σ/α), EDM's deterministic sampler (Karras et al. 2022, algorithm 1)."""
+    return Solver("heun", 0.0, EDMHeun())
+
+
+def edm_stochastic(S_churn: float = 40.0, S_tmin: float = 0.05, S_tmax: float = 50.0, S_noise: float = 1.0) -> Solver:
+    """EDM's stochastic sampler: Heun with churn (Karras et al. 2022, algorithm 2; the interval of table 5).
+
+    The paper's S_noise is 1.003 to 1.007 for networks that denoise too much; 1 keeps the marginals.
+    """
+    return Solver("edm_stochastic", 0.0, EDMHeun(S_churn, S_tmin, S_tmax, S_noise))
+
+
+def rk4(coordinates: Coordinates | None = None) -> Solver:
+    """The flow by the classical Runge-Kutta method, four evaluations per step (Kutta 1901)."""
+    return Solver("rk4", 0.0, RungeKutta4(coordinates or Straight()))
+
+
+def dpm_solver_2(r: float = 0.5) -> Solver:
+    """DPM-Solver-2, single step, noise prediction; k-diffusion's DPM2 (Lu et al. 2022a, algorithm 1)."""
+    return Solver("dpm_solver_2", 0.0, DPMSolver2(r))
+
+
+def dpm_solver_3() -> Solver:
+    """DPM-Solver-3, single step, noise prediction (Lu et al. 2022a, algorithm 2)."""
+    return Solver("dpm_solver_3", 0.0, DPMSolver3())
+
+
+def dpmpp_2s() -> Solver:
+    """DPM-Solver++(2S), single step, data prediction (Lu et al. 2022b, algorithm 1)."""
+    return Solver("dpmpp_2s", 0.0, DPMSolver2S())
+
+
+def dpmpp_3s() -> Solver:
+    """DPM-Solver++(3S), single step, data prediction (Lu et al. 2022b, appendix B)."""
+    return Solver("dpmpp_3s", 0.0, DPMSolver3S())
+
+
+def dpmpp_sde(eta: float = 1.0) -> Solver:
+    """SDE-DPM-Solver++, single step of two evaluations; k-diffusion's dpmpp_sde (Lu et al. 2022b, appendix A)."""
+    return Solver(_named("dpmpp_sde", eta, 1.0), eta, DPMSolver2S())
+
+
+def dpmpp_2m() -> Solver:
+    """DPM-Solver++(2M): data prediction, two values, the midpoint rule (Lu et al. 2022b, algorithm 2)."""
+    return Solver("dpmpp_2m", 0.0, Multistep(2, two_point=bh2))
+
+
+def dpmpp_3m() -> Solver:
+    """DPM-Solver++(3M): three values, the polynomial integrated exactly (Lu et al. 2022b, section 4.2).
+
+    Third order. The shipped codes (DPM-Solver's own, diffusers, k-diffusion) halve the second difference's term and
+    are of second order.
+    """
+    return Solver("dpmpp_3m", 0.0, Multistep(3))
+
+
+def dpmpp_2m_sde(eta: float = 1.0) -> Solver:
+    """SDE-DPM-Solver++(2M), k-diffusion's "midpoint" (Lu et al. 2022b, appendix A)."""
+    return Solver(_named("dpmpp_2m_sde", eta, 1.0), eta, Multistep(2, two_point=bh2))
+
+
+def dpmpp_3m_sde(eta: float = 1.0) -> Solver:
+    """SDE-DPM-Solver++(3M): three values, the polynomial integrated exactly (Lu et al. 2022b, appendix A)."""
+    return Solver(_named("dpmpp_3m_sde", eta, 1.0), eta, Multistep(3))
+
+
+def deis(order: int = 3) -> Solver:
+    """tAB-DEIS: noise prediction, the polynomial in t (Zhang & Chen 2023, eq. 14 and 15)."""
+    return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), in_time))
+
+
+def unipc(order: int = 2, variant: TwoPoint = bh2) -> Solver:
+    """UniPC-p, data prediction, of order p + 1; ``variant``: bh1 or bh2 (Zhao et al. 2023, algorithms 1 and 2)."""
+    name = f"unipc[{order}, {getattr(variant, '__name__', 'variant')}]"
+    return Solver(name, 0.0, Corrected(Multistep(order, two_point=variant)))
+
+
+def sa_solver(eta: float = 1.0, order: int = 2) -> Solver:
+    """SA-Solver: stochastic Adams predictor and corrector, η its τ (Xue et al. 2023, eq. 14 and 17)."""
+    return Solver(_named(f"sa_solver[{order}]", eta, 1.0), eta, Corrected(Multistep(order)))
+
+
+def euler_ancestral(eta: float = 1.0) -> Solver:
+    """k-diffusion's ancestral Euler: DDIM with the paper's η by another road (Song et al. 2021a, eq. 12 and 16)."""
+    return Solver(_named("euler_ancestral", eta, 1.0), eta, Ancestral())
+
+
+def dpm2_ancestral(eta: float = 1.0) -> Solver:
+    """k-diffusion's ancestral DPM2: DPM-Solver-2 past the target, then noise (Lu et al. 2022a, algorithm 1)."""
+    return Solver(_named("dpm2_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2()))
+
+
+def dpmpp_2s_ancestral(eta: float = 1.0) -> Solver:
+    """k-diffusion's ancestral DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1)."""
+    return Solver(_named("dpmpp_2s_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2S()))
+
+
+def reverse_diffusion() -> Solver:
+    """score_sde's reverse-diffusion predictor on its own (Song et al. 2021, eq. 46)."""
+    return Solver("reverse_diffusion", 1.0, ReverseDiffusion())
+
+
+def pc(predictor: Integrator | None = None, corrector: Langevin | None = None) -> Solver:
+    """Predictor-corrector: any predictor, Langevin between its steps (Song et al. 2021, algorithms 1, 4 and 5).
+
+    By default the corrector's step depends on t alone. ``Langevin()`` has the paper's norms, per sample, which bias
+    data of few dimensions; ``Langevin(norms=mean_norms)`` has score_sde's, over the batch.
+    """
+    how = corrector or Langevin(norms=expected_norms)
+    return Solver("pc", 1.0, PredictorCorrector(predictor or ReverseDiffusion(), how))
+
+
+def adaptive_sde(rtol: float = 0.01, atol: float = 2 / 256) -> Solver:
+    """The reverse SDE with a step size for each sample (Jolicoeur-Martineau et al. 2021, algorithm 1)."""
+    return Solver("adaptive_sde", 1.0, AdaptiveSDE(rtol=rtol, atol=atol))
+
+
+def _named(name: str, eta: float, usual: float) -> str:
+    return name if eta == usual else f"{name}[eta={eta:g}]"

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a score network on images, signals or points",
     "sample": "draw samples from a trained model with any solver",
     "compare": "compare solvers at equal budgets and write a report",
+    "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
 }
 
 

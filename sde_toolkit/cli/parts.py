@@ -17,11 +17,10 @@ from sde_toolkit.checkpoint import embedded_models
 from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
-from sde_toolkit.evaluation.planning import GridBuilder
+from sde_toolkit.evaluation.planning import Candidate, GridBuilder
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE, VPSDE
-from sde_toolkit.solvers import Solver
 
 __all__ = [
     "build_grids",
@@ -70,8 +69,8 @@ def _names() -> str:
     return ", ".join((*embedded_models(), MIXTURE))
 
 
-def build_solvers(config: DictConfig) -> dict[str, Solver]:
-    """The chosen solvers by the names of their files."""
+def build_solvers(config: DictConfig) -> dict[str, Candidate]:
+    """The chosen solvers, or planners such as ``auto``, by the names of their files."""
     return {str(name): instantiate(part) for name, part in _chosen(config, "solver").items()}
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sde_toolkit.auto import Plan
 from sde_toolkit.cli.parts import build_grids, build_solvers, load_model, model_name, whole_number
 from sde_toolkit.cli.setup import choose_device, set_threads
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planning import plan_run
+from sde_toolkit.evaluation.planning import plan_run, run_of
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import save_figure
 from sde_toolkit.evaluation.sheets import contact_sheet
 from sde_toolkit.sampling import sample
+from sde_toolkit.solvers import Solver
 
 __all__ = ["run"]
 
@@ -38,11 +40,14 @@ def run(config: DictConfig) -> None:
     if model.event_shape is None:
         raise ArgumentError("model", model_name(config), "it has no event_shape", "Save it with event_shape=...")
     (solver_name, solver), (grid_name, build) = solvers.popitem(), grids.popitem()
-    planned = plan_run(model, solver_name, solver, grid_name, build, nfe)
+    if isinstance(solver, Solver):
+        planned = plan_run(model, solver_name, solver, grid_name, build, nfe)
+    else:
+        planned = run_of(model, solver_name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
     OmegaConf.save(config, directory / "config.yaml", resolve=True)
     drawn = sample(
         model.to(device),
-        solver,
+        planned.solver,
         planned.grid,
         shape=(n, *model.event_shape),
         seed=seed,
@@ -62,8 +67,8 @@ def run(config: DictConfig) -> None:
     record |= {
         "n": n,
         "first_index": first_index,
-        "solver": {"name": solver_name, "eta": solver.eta, "integrator": repr(solver.integrator)},
-        "grid": {"name": grid_name, "times": drawn.grid.tolist()},
+        "solver": {"name": solver_name, "eta": planned.solver.eta, "integrator": repr(planned.solver.integrator)},
+        "grid": {"name": planned.grid_name, "times": drawn.grid.tolist()},
         "nfe": drawn.nfe,
         "tweedie": drawn.tweedie,
         "seconds": drawn.seconds,

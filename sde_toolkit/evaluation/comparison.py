@@ -15,11 +15,11 @@ from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
 from sde_toolkit.evaluation.judging import Judge, Scores, at_floor, plausible_at_floor
 from sde_toolkit.evaluation.metrics import Estimate, rmse
-from sde_toolkit.evaluation.planning import GridBuilder, Run, check_request, plan_all
+from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling import sample
 from sde_toolkit.score_model import ScoreModel
-from sde_toolkit.solvers import Solver, ddim
+from sde_toolkit.solvers import ddim
 
 __all__ = ["Comparison", "Row", "compare_solvers"]
 
@@ -129,7 +129,7 @@ class Comparison:
 
 def compare_solvers(
     model: ScoreModel,
-    solvers: Mapping[str, Solver],
+    solvers: Mapping[str, Candidate],
     budgets: Sequence[int],
     *,
     grids: Mapping[str, GridBuilder] | None = None,
@@ -150,7 +150,8 @@ def compare_solvers(
 
     Args:
         model: in evaluation mode, with an ``event_shape``, on ``device``.
-        solvers, grids: by the name that the rows shall bear. The grid is ``uniform`` by default.
+        solvers, grids: by the name that the rows shall bear. The grid is ``uniform`` by default. A planner such as
+            :func:`sde_toolkit.auto`, or a ready :class:`sde_toolkit.Plan`, brings its own grid.
         budgets: network evaluations per sample.
         n: samples per row.
         judge: real data to compare with; ``without_judge`` is the reason there is none.

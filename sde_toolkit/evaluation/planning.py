@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
+from sde_toolkit.auto import Plan
 from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
@@ -15,10 +17,16 @@ from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["GridBuilder", "Run", "check_request", "plan_all", "plan_run"]
+__all__ = ["Candidate", "GridBuilder", "Planner", "Run", "check_request", "plan_all", "plan_run"]
 
 GridBuilder = Callable[[SDE, int], Tensor]
 """(sde, steps) to steps + 1 decreasing times: the builders of :mod:`sde_toolkit.grids`."""
+
+Planner = Callable[[ScoreModel, int], Plan]
+"""(model, budget) to solver and grid together, such as :func:`sde_toolkit.auto`."""
+
+Candidate: TypeAlias = Solver | Planner | Plan
+"""What can be compared: a solver on every grid at every budget, a planner at every budget, a plan as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,34 +73,55 @@ def plan_run(model: ScoreModel, name: str, solver: Solver, grid_name: str, build
             problem = f"{name} needs at least {least} evaluations" + ", one of them to denoise at the end" * tweedie
             raise ArgumentError("budget", budget, problem, "Raise the budget, or leave the solver out.")
         run = Run(name, solver, grid_name, build(model.sde, steps), budget, tweedie)
-    equation = ReverseEquation(model, solver.eta)
+    return _checked(model, run)
+
+
+def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> Run:
+    """A plan as a run; its budget is what it costs.
+
+    Raises:
+        ArgumentError: if its solver cannot run on its grid.
+    """
+    return _checked(model, Run(name, plan.solver, grid_name, plan.grid, plan.nfe, plan.tweedie))
+
+
+def _checked(model: ScoreModel, run: Run) -> Run:
+    equation = ReverseEquation(model, run.solver.eta)
     try:
-        solver.integrator.check(equation)
-        solver.integrator.prepare(equation, run.grid)
+        run.solver.integrator.check(equation)
+        run.solver.integrator.prepare(equation, run.grid)
     except SDEToolkitError as error:
         problem = f"it cannot run on the grid {run.grid_name!r} ({str(error).rstrip('.')})"
-        raise ArgumentError("solver", name, problem, "Choose another grid, or leave the solver out.") from None
+        raise ArgumentError("solver", run.name, problem, "Choose another grid, or leave the solver out.") from None
     return run
 
 
 def plan_all(
-    model: ScoreModel, solvers: Mapping[str, Solver], budgets: Sequence[int], grids: Mapping[str, GridBuilder]
+    model: ScoreModel, solvers: Mapping[str, Candidate], budgets: Sequence[int], grids: Mapping[str, GridBuilder]
 ) -> list[Run]:
-    """Every grid at every budget with every solver; adaptive solvers once, at the end."""
-    fixed = {name: s for name, s in solvers.items() if s.integrator.evals_per_step is not None}
+    """Every grid at every budget with every solver; then planners at every budget, plans, and adaptive solvers once."""
+    known = {name: s for name, s in solvers.items() if isinstance(s, Solver)}
+    fixed = {name: s for name, s in known.items() if s.integrator.evals_per_step is not None}
     runs = [
         plan_run(model, name, solver, grid_name, build, budget)
         for grid_name, build in grids.items()
         for budget in sorted(budgets)
         for name, solver in fixed.items()
     ]
-    for name, solver in solvers.items():
+    for name, given in solvers.items():
+        if isinstance(given, Plan):
+            runs.append(run_of(model, name, given, "its own"))
+        elif not isinstance(given, Solver):
+            runs += [run_of(model, name, given(model, budget), "its own") for budget in sorted(budgets)]
+    for name, solver in known.items():
         if name not in fixed:
             runs.append(plan_run(model, name, solver, "adaptive", grid_builders.uniform, 0))
     return runs
 
 
-def check_request(model: ScoreModel, solvers: Mapping[str, Solver], budgets: Sequence[int], n: int) -> tuple[int, ...]:
+def check_request(
+    model: ScoreModel, solvers: Mapping[str, Candidate], budgets: Sequence[int], n: int
+) -> tuple[int, ...]:
     """The event shape, after everything about the request has been found in order.
 
     Raises:
@@ -103,9 +132,12 @@ def check_request(model: ScoreModel, solvers: Mapping[str, Solver], budgets: Seq
     if not solvers:
         raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
     for name, solver in solvers.items():
-        if not isinstance(solver, Solver):
+        if not isinstance(solver, (Solver, Plan)) and not callable(solver):
             raise ArgumentError(f"solvers[{name!r}]", solver, "not a Solver", "Use sde_toolkit.ddim(), for example.")
-    fixed = any(solver.integrator.evals_per_step is not None for solver in solvers.values())
+    fixed = any(
+        not isinstance(s, Plan) and (not isinstance(s, Solver) or s.integrator.evals_per_step is not None)
+        for s in solvers.values()
+    )
     whole = all(map(is_count, budgets))
     if not whole or (fixed and not budgets) or len(set(budgets)) != len(budgets):
         problem = "budgets are different whole numbers of network evaluations, at least 1"

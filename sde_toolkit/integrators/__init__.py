@@ -2,39 +2,74 @@
 
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
+from sde_toolkit.integrators.ancestral import Ancestral
 from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.integrators.churn import EDMHeun
 from sde_toolkit.integrators.explicit import Euler, Heun
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
 from sde_toolkit.integrators.interpolation import bh1, bh2, in_lambda, in_phi, in_tau, in_time
+from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
+from sde_toolkit.integrators.linear_step import LinearStep
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.per_sample import PerSample
+from sde_toolkit.integrators.predictor_corrector import PredictorCorrector
+from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
+from sde_toolkit.integrators.runge_kutta import Coordinates, InTime, RungeKutta4, Straight
+from sde_toolkit.integrators.singlestep import (
+    DPMSolver1,
+    DPMSolver2,
+    DPMSolver2S,
+    DPMSolver3,
+    DPMSolver3S,
+    SingleStep,
+)
 from sde_toolkit.integrators.stepping import Statistics
 
 __all__ = [
     "AdaptiveSDE",
     "AffineStep",
+    "Ancestral",
+    "Coordinates",
     "Corrected",
+    "Corrector",
+    "DPMSolver1",
+    "DPMSolver2",
+    "DPMSolver2S",
+    "DPMSolver3",
+    "DPMSolver3S",
+    "EDMHeun",
     "Euler",
     "Exponential",
     "FrozenEDM",
     "FrozenNoise",
     "FrozenX0",
     "Heun",
+    "InTime",
     "Integrator",
+    "Langevin",
+    "LinearStep",
     "Multistep",
     "PerSample",
+    "PredictorCorrector",
+    "ReverseDiffusion",
     "Row",
+    "RungeKutta4",
     "Scipy",
+    "SingleStep",
     "Statistics",
+    "Straight",
     "TorchDiffEq",
     "bh1",
     "bh2",
     "ddim_noise",
     "eta_family",
+    "expected_norms",
     "forward_variance",
     "in_lambda",
     "in_phi",
     "in_tau",
     "in_time",
+    "mean_norms",
+    "own_norms",
 ]

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.stepping import check_tolerances, lambda_range
 from sde_toolkit.noise import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
@@ -44,12 +44,7 @@ class _Adaptive(Integrator):
     def __post_init__(self) -> None:
         if self.method not in self.methods:
             raise ArgumentError("method", self.method, "not an adaptive method", f"Use one of {self.methods}.")
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise ArgumentError(name, value, "a tolerance must be positive and finite", "1e-5 is usual.")
-        if not is_count(self.max_nfe):
-            raise ArgumentError("max_nfe", self.max_nfe, "must allow an evaluation", "Pass a number >= 1.")
+        check_tolerances(self.rtol, self.atol, self.max_nfe)
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """λ at the two ends of every interval; the coefficients depend on where the method steps."""
@@ -59,8 +54,7 @@ class _Adaptive(Integrator):
     def _field(self, equation: ReverseEquation, ends: tuple[float, float]) -> Callable[[float, Tensor], Tensor]:
         """dx/dλ, with its evaluations limited and its values looked at."""
         sde, used = equation.sde, 0
-        low = max(min(ends), sde.half_log_snr(1.0).item())  # rounding may carry a stage, or a float32 end, past it
-        high = min(max(ends), sde.half_log_snr(0.0).item())
+        low, high = lambda_range(sde, ends)
 
         def velocity(lambda_t: float, x: Tensor) -> Tensor:
             nonlocal used

@@ -28,14 +28,16 @@ Row = tuple[Tensor, ...]
 class Integrator(ABC):
     """Base class: immutable, with its declared properties.
 
-    ``order``: convergence order on the ODE (η = 0); None where it adapts. ``strong_order`` and
+    ``order``: convergence order on the ODE (η = 0); None where it adapts, or needs noise. ``strong_order`` and
     ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
+    ``in_lambda``: whether its steps see α and σ alone, so that it keeps its order in λ where they have kinks in t.
     """
 
     order: ClassVar[int | None]
     strong_order: ClassVar[float | None] = None
     weak_order: ClassVar[float | None] = None
     evals_per_step: ClassVar[int | None]
+    in_lambda: ClassVar[bool] = False
 
     def check(self, equation: ReverseEquation) -> None:
         """Refuse an equation that this integrator cannot solve.

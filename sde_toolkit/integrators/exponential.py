@@ -48,6 +48,8 @@ def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ArgumentError: where η² (1 − r²) > 1, so that more noise would be added than x_s may hold.
     """
+    if eta == 0:
+        return torch.ones_like(delta_lambda), torch.zeros_like(delta_lambda)
     r_squared, rest = torch.exp(2 * delta_lambda), -torch.expm1(2 * delta_lambda)
     kappa_squared = eta**2 * rest
     if bool((kappa_squared > 1).any()):
@@ -83,6 +85,7 @@ class Exponential(AffineStep):
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0
     weak_order: ClassVar[float | None] = 1.0
+    in_lambda: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.variance is not None and not callable(self.variance):

@@ -77,6 +77,8 @@ def difference_weights(
     c_s = _coordinate_of(coordinate, sde, lambda_s)
     reaches_data = lambda_s == torch.inf
     valid[1:] &= valid[:1] & (c_s.isfinite() | ~reaches_data)
+    filler = c[valid].detach().abs().max() + 1 if bool(valid.any()) else torch.ones(())
+    c = torch.where(valid, c, filler + torch.arange(len(c)).unsqueeze(-1))  # finite and distinct; masked everywhere
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
     weights = _integrate_in_lambda(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
     if not bool(bounded.all()):
@@ -95,7 +97,7 @@ def _coordinate_of(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor
     known = ~lambda_t.isnan()
     if not bool(known.any()):
         return lambda_t
-    return torch.where(known, coordinate(sde, torch.where(known, lambda_t, lambda_t[known][0])), torch.nan)
+    return torch.where(known, coordinate(sde, torch.where(known, lambda_t, lambda_t[known][0].detach())), torch.nan)
 
 
 def _lagrange(u: Tensor, c: Tensor, valid: Tensor) -> Tensor:
@@ -123,8 +125,11 @@ def _integrate_in_lambda(
     valid: Tensor,
 ) -> Tensor:
     nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
-    h = lambda_s - lambda_t
-    at = torch.where(h.isfinite(), lambda_t + h * nodes, torch.nan)
+    bounded = lambda_t.isfinite() & lambda_s.isfinite()
+    inside = torch.where(lambda_t.isfinite(), lambda_t, torch.where(lambda_s.isfinite(), lambda_s, 0.0))
+    begin, end = (torch.where(bounded, v, inside) for v in (lambda_t, lambda_s))  # of no length where not bounded
+    h = end - begin
+    at = begin + h * nodes
     u = _coordinate_of(coordinate, sde, at)
     return (frozen.density(sde, eta, at, s) * h * weights * _lagrange(u, c, valid)).sum(1)
 

@@ -93,7 +93,7 @@ def test_grids_are_sequences(shape):
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), DiscreteVPSDE()], ids=str)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), DiscreteVPSDE()], ids=name)
 def test_builders_refuse_bad_counts_and_ends(builder, sde):
     for steps in (0, -3):
         refused(lambda n=steps: builder(sde, n), f"steps={steps}")
@@ -209,7 +209,7 @@ def test_the_flow_is_not_evaluated_where_its_velocity_is_infinite(sde, integrato
         ({"shape": (2, 2), "seed": -1}, ["seed=-1"]),
         ({"shape": (2, 2), "first_index": -1}, ["first_index=-1"]),
     ],
-    ids=str,
+    ids=name,
 )
 def test_sample_refuses_a_bad_start(options, words):
     refused(lambda: sample(MODEL, ddpm(), GRID, **options), *words)
@@ -276,13 +276,13 @@ def test_half_log_snr_outside_its_range():
         ({"std": 1.0, "weights": [1.0, 0.0]}, ["weights=[1.0, 0.0]"]),
         ({"std": 1.0, "weights": [1.0, math.nan]}, ["weights=[1.0, nan]"]),
     ],
-    ids=str,
+    ids=name,
 )
 def test_mixtures_refuse_what_is_no_mixture(options, words):
     refused(lambda: GaussianMixture(torch.zeros(2, 2), VPSDE(), **options), *words)
 
 
-@pytest.mark.parametrize("means", [0.5, [], [math.nan]], ids=str)
+@pytest.mark.parametrize("means", [0.5, [], [math.nan]], ids=name)
 def test_mixtures_refuse_what_are_no_means(means):
     refused(lambda: GaussianMixture(means, VPSDE(), std=1.0), "means")
 

@@ -17,6 +17,7 @@ from catalogue import (
     name,
     relative_error,
     run_on,
+    start_at,
 )
 from scipy.integrate import solve_ivp
 
@@ -57,11 +58,6 @@ def ragged_grid():
     """Uneven on purpose: nothing may depend on equal steps."""
     steps = torch.rand(13, generator=torch.Generator().manual_seed(6), dtype=torch.float64) + 0.2
     return 0.97 - 0.9 * torch.cat([doubles(0.0), steps.cumsum(0) / steps.sum()])
-
-
-def start(sde, t, n=6):
-    spread = (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
-    return spread * torch.randn(n, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
 def path_of(solver, model, grid, x):
@@ -111,7 +107,7 @@ def quadrature_step(model, x, t, s, z):
 @pytest.mark.parametrize("solver", [ddpm(), ddim(1.0), ETA_FAMILY_1], ids=["ddpm", "ddim(1)", "eta-family(1)"])
 def test_ancestral_step_is_the_closed_form_posterior(sde, solver):
     grid = ragged_grid()
-    x = start(sde, grid[0])
+    x = start_at(sde, grid[0])
     for model in models(sde):
         expected = recursion(posterior_step, model, grid, x)
         assert relative_error(path_of(solver, model, grid, x), expected) < EXACT
@@ -122,7 +118,7 @@ def test_ancestral_step_is_the_closed_form_posterior(sde, solver):
 @pytest.mark.parametrize("one_step", [straight_step, quadrature_step])
 def test_ddim_is_exponential_euler_is_euler_in_good_coordinates(sde, solver, one_step):
     grid = ragged_grid()
-    x = start(sde, grid[0])
+    x = start_at(sde, grid[0])
     for model in models(sde):
         expected = recursion(one_step, model, grid, x)
         assert relative_error(path_of(solver, model, grid, x), expected) < EXACT
@@ -131,7 +127,7 @@ def test_ddim_is_exponential_euler_is_euler_in_good_coordinates(sde, solver, one
 @every_sde
 def test_the_two_etas_agree_at_zero_and_one_and_only_there(sde):
     grid = ragged_grid()
-    x, model = start(sde, grid[0]), mixture(sde)
+    x, model = start_at(sde, grid[0]), mixture(sde)
     for eta in (0.0, 1.0):
         ours = path_of(Solver("own", eta, Exponential()), model, grid, x)
         assert relative_error(ours, path_of(ddim(eta), model, grid, x)) < EXACT
@@ -163,7 +159,7 @@ def test_eta_family_solves_the_equation_with_x_0_frozen(sde, eta):
 @every_sde
 def test_forward_variance_keeps_the_mean_and_replaces_the_noise(sde):
     grid = ragged_grid()
-    x, model = start(sde, grid[0]), mixture(sde)
+    x, model = start_at(sde, grid[0]), mixture(sde)
     z = torch.randn(6, 2, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     for t, s in pairwise(grid):
         pair = torch.stack([t, s])
@@ -181,7 +177,7 @@ def test_forward_variance_keeps_the_mean_and_replaces_the_noise(sde):
 def test_flow_matching_is_plain_euler_on_the_networks_velocity(solver):
     """On the straight path α = 1 − t, σ = t, from pure noise (where α = 0) to the data: x ← x + (s − t) u(x, t)."""
     network, grid = RandomNetwork(), torch.cat([doubles(1.0), ragged_grid(), doubles(0.0)])
-    x = start(Flow(), 1.0)
+    x = start_at(Flow(), 1.0)
     expected = x
     for t, s in pairwise(grid):
         expected = expected + (s - t) * network(expected, t.expand(len(x)))
@@ -259,12 +255,12 @@ def test_the_papers_recursion_asks_the_network_for_index_i_minus_one():
 
 @pytest.mark.parametrize("sde", [s for s in SDES if s.sigma(0.0).item() == 0], ids=name)
 @pytest.mark.parametrize(
-    "solver", [ddpm(), ddpm(forward_variance), ddim(0.0), ddim(0.6), ddim(1.0), ETA_FAMILY_HALF], ids=str
+    "solver", [ddpm(), ddpm(forward_variance), ddim(0.0), ddim(0.6), ddim(1.0), ETA_FAMILY_HALF], ids=name
 )
 def test_a_last_step_to_the_data_lands_on_the_denoised_estimate(sde, solver):
     grid = doubles(0.9, 0.5, 0.2, 0.01, 0.0)
     for model in models(sde):
-        path = path_of(solver, model, grid, start(sde, grid[0]))
+        path = path_of(solver, model, grid, start_at(sde, grid[0]))
         assert relative_error(path[-1], model(path[-2], grid[-2]).x_0) < 1e-13
 
 
@@ -278,7 +274,7 @@ def test_euler_maruyama_and_ddpm_approach_each_other_on_one_brownian_path(sde):
         begin, end = end, begin
     width = (begin - end) / finest
     increments = math.sqrt(width) * torch.randn(finest, 50, 2, generator=torch.Generator().manual_seed(1)).double()
-    x = start(sde, begin, 50)
+    x = start_at(sde, begin, 50)
     distances = []
     for n in counts:
         grid = torch.linspace(begin, end, n + 1, dtype=torch.float64)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from catalogue import EVENT_SHAPES, SDES, SOLVERS, model_of, name
 
-from sde_toolkit import grids, sample
+from sde_toolkit import expand_to, grids, sample
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
-@pytest.mark.parametrize("event", EVENT_SHAPES, ids=str)
+@pytest.mark.parametrize("event", EVENT_SHAPES, ids=name)
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_the_whole_matrix_gives_the_right_marginal(sde, solver, event):
     """Every SDE × solver × event shape takes p_0.9 of Gaussian data to its p_0.3."""
@@ -18,8 +18,8 @@ def test_the_whole_matrix_gives_the_right_marginal(sde, solver, event):
     n = max(4, 4096 // math.prod(event))
     generator = torch.Generator().manual_seed(9)
 
-    def exact(x, time):  # ε, asked for one time per call
-        alpha, sigma = sde.alpha(time[0]), sde.sigma(time[0])
+    def exact(x, time):  # ε
+        alpha, sigma = (expand_to(schedule(time), x) for schedule in (sde.alpha, sde.sigma))
         return sigma * (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
 
     model = model_of(exact, sde)

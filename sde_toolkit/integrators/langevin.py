@@ -1,0 +1,120 @@
+"""Langevin dynamics at a fixed time: it leaves p_t alone, and mends what a predictor has done to it.
+
+    x ← x + e ∇log p_t(x) + √(2e) z,        e = 2 a (snr ‖z‖/‖∇log p_t(x)‖)²    (Song et al. 2021, algorithms 4 and 5)
+
+a is 1 − β of the step that follows, (α_t/α_s)²: 1 for VE. In terms of ε̂ = −σ ∇log p_t the size is e = δ σ² with
+δ = 2 a (snr ‖z‖/‖ε̂‖)², and x ← x − δ σ ε̂ + σ √(2δ) z. Since p_t contains noise of variance σ², its score is no
+steeper than 1/σ² where it is concave, and δ is held at or below 1: a score that nearly vanishes moves nothing far.
+
+Three rules for ‖z‖/‖ε̂‖: each sample its own (the default), score_sde's means over the batch, or the 1 that both are
+near in many dimensions, which makes e a function of t alone. A step whose size depends on x does not leave p_t alone:
+with own norms and snr = 0.16 the standard deviation of isotropic Gaussian data comes out about 70 % too large in one
+dimension, 40 % in two, 5 % above the other rules in 16 and 1 % in 64. In few dimensions use ``expected_norms``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import Row
+from sde_toolkit.noise import Noise
+from sde_toolkit.score_model import Inputs
+
+__all__ = ["Corrector", "Langevin", "expected_norms", "mean_norms", "own_norms"]
+
+NormRule = Callable[[Tensor, Tensor], Tensor]
+"""(z, ε̂) to ‖z‖/‖ε̂‖, 0-dim or (B,)."""
+
+
+def _norms(x: Tensor) -> Tensor:
+    """The norm of each sample: (B, *event) to (B,)."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).norm(dim=1)
+
+
+def own_norms(z: Tensor, epsilon: Tensor) -> Tensor:
+    """Each sample's own norms: a sample does not depend on its batch."""
+    return _norms(z) / _norms(epsilon)
+
+
+def mean_norms(z: Tensor, epsilon: Tensor) -> Tensor:
+    """Means of the norms over the batch, as score_sde has them; samples then depend on their batch."""
+    return _norms(z).mean() / _norms(epsilon).mean()
+
+
+def expected_norms(z: Tensor, epsilon: Tensor) -> Tensor:
+    """1: the size is 2 a (snr σ)², score_sde's "annealed Langevin dynamics" corrector."""
+    return z.new_ones(())
+
+
+class Corrector(ABC):
+    """Moves x at a fixed time, and leaves p_t alone. ``columns``: how many coefficients it computes per time."""
+
+    columns: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def evals_per_step(self) -> int:
+        """Evaluations at each time."""
+
+    @abstractmethod
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`correct` needs for correcting at the times ``t`` before steps to ``s``, float64."""
+
+    @abstractmethod
+    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: Row, noise: Noise) -> Tensor:
+        """The corrections at one time: the network's inputs and the coefficients there."""
+
+
+@dataclass(frozen=True)
+class Langevin(Corrector):
+    """``steps`` Langevin steps with signal-to-noise ratio ``snr``; ``norms`` says what ‖z‖/‖ε̂‖ is.
+
+    Raises:
+        ArgumentError: for an ``snr`` that is not positive, a negative number of steps, ``norms`` that are no function.
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+    norms: NormRule = own_norms
+
+    columns: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.snr) and self.snr > 0):
+            raise ArgumentError("snr", self.snr, "must be positive and finite", "Song et al. use 0.16 for images.")
+        if not is_count(self.steps, least=0):
+            raise ArgumentError("steps", self.steps, "must be a whole number, at least 0", "One step is usual.")
+        if not callable(self.norms):
+            raise ArgumentError("norms", self.norms, "not a function", "Pass own_norms, mean_norms or expected_norms.")
+
+    @property
+    def evals_per_step(self) -> int:
+        """Evaluations at each time: one per Langevin step."""
+        return self.steps
+
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        """m and n of ε̂, σ, and 2 a snr²."""
+        sde = equation.sde
+        a = (sde.alpha(t) / sde.alpha(s)) ** 2
+        return (*equation.view("epsilon", t), sde.sigma(t), 2 * a * self.snr**2)
+
+    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: Row, noise: Noise) -> Tensor:
+        m, n, sigma, size = row
+        for _ in range(self.steps):
+            epsilon = torch.addcmul(m * x, n, equation.output(x, inputs))
+            z = noise()
+            delta = (size * self.norms(z, epsilon) ** 2).clamp(max=1.0)
+            drift, diffusion = (expand_to(c, x) for c in (delta * sigma, torch.sqrt(2 * delta) * sigma))
+            x = torch.addcmul(torch.addcmul(x, drift, epsilon, value=-1), diffusion, z)
+        return x

@@ -1,0 +1,216 @@
+"""Steps of several evaluations, written once on linear forms, recorded for a whole grid and played back.
+
+Whatever an explicit one-step method computes on its way from t to s is linear in what it knows:
+
+    x_j = a x_t + Σ b_i y_i + Σ c_i z_i,        y_i = network(x_i, t_i),    z_i ~ N(0, I)
+
+and x̂_0, ε̂ and the drift are linear in (x_j, y_j) at every stage. A method is therefore written as its paper
+writes it, on *forms*: float64 tensors (known, steps) of the coefficients (a, b, c), for all steps at once. What
+it asked for becomes the table; a step multiplies and adds, and evaluates the network.
+
+Methods in λ step towards a :class:`Place`, of which they use α and σ: it need not lie on the SDE's own curve.
+At α_t = 0 or σ_s = 0 such a step is infinitely long in λ. It is then made of ``evals_per_step`` exponential
+steps of order 1 (:mod:`~sde_toolkit.integrators.exponential`) of equal length in t, finite, and the same cost.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.exponential import eta_family
+from sde_toolkit.noise import Noise
+from sde_toolkit.prediction import Kind
+from sde_toolkit.sde import SDE
+
+__all__ = ["Evaluation", "Form", "LinearStep", "Place", "Plan", "Trace", "TracedStep"]
+
+Form: TypeAlias = Tensor
+"""Coefficients (known, steps) of one linear combination of x_t, the y_i and the z_i, in the order of their coming."""
+
+
+class Place(NamedTuple):
+    """Places of the steps on their way: time, α, σ and λ = log(α/σ), each of shape (steps,)."""
+
+    time: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    half_log_snr: Tensor
+
+    @classmethod
+    def at(cls, sde: SDE, t: Tensor) -> Place:
+        """The SDE's own place at the times ``t``."""
+        return cls(t, sde.alpha(t), sde.sigma(t), sde.half_log_snr(t))
+
+    @classmethod
+    def at_half_log_snr(cls, sde: SDE, value: Tensor) -> Place:
+        """The SDE's own place where λ has the given value, or at t=0 where no λ is that large."""
+        value = torch.minimum(value, sde.half_log_snr(torch.zeros_like(value)))
+        return cls.at(sde, sde.inverse_half_log_snr(value))
+
+    def where(self, mask: Tensor) -> Place:
+        """The places of some of the steps."""
+        return Place(*(part[mask] for part in self))
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of the network, seen in every way."""
+
+    equation: ReverseEquation
+    t: Tensor
+    x: Form
+    y: Form
+
+    def view(self, kind: Kind) -> Form:
+        """The form of the prediction as ``kind``."""
+        m, n = self.equation.view(kind, self.t)
+        return m * self.x + n * self.y
+
+    def drift(self) -> Form:
+        """The form of the equation's drift."""
+        p, q = self.equation.drift_coefficients(self.t)
+        return p * self.x + q * self.y
+
+
+class Trace:
+    """What a method is written with: its start, evaluations and draws, each becoming known in turn.
+
+    ``start``: the form of x_t at the places ``begin``. ``grid_steps``: how many steps the whole grid has.
+    """
+
+    def __init__(self, equation: ReverseEquation, begin: Place, width: int, grid_steps: int) -> None:
+        self.equation, self.begin, self.grid_steps = equation, begin, grid_steps
+        self.asked: list[tuple[Tensor, Form]] = []
+        self._units = torch.eye(width, dtype=torch.float64)[:, :, None].repeat(1, 1, len(begin.time))
+        self._known = 0
+        self.start = self._next()
+
+    def _next(self) -> Form:
+        self._known += 1
+        return self._units[self._known - 1]
+
+    def evaluate(self, x: Form, t: Tensor) -> Evaluation:
+        """The network asked at (x, t)."""
+        self.asked.append((t, x))
+        return Evaluation(self.equation, t, x, self._next())
+
+    def draw(self) -> Form:
+        """A new standard normal draw."""
+        return self._next()
+
+
+class Plan(NamedTuple):
+    """A recorded step: the stages (t_j, x_j) at which the network is asked, and the form of x_s."""
+
+    stages: list[tuple[Tensor, Form]]
+    end: Form
+
+
+@dataclass(frozen=True)
+class LinearStep(Integrator):
+    """A step that is played back from a :class:`Plan`. A subclass gives :meth:`plan`, and :meth:`draws`."""
+
+    @abstractmethod
+    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
+        """The steps from the times ``t`` to ``target``, with ``evals_per_step`` evaluations."""
+
+    def draws(self, eta: float) -> tuple[int, ...]:
+        """Normal draws before each evaluation, and after the last: ``evals_per_step`` + 1 numbers."""
+        return (0,) * (self._evaluations + 1)
+
+    @property
+    def _evaluations(self) -> int:
+        return self.evals_per_step or 0
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        t, s = grid[:-1], grid[1:]
+        stages, end = self.plan(equation, t, Place.at(equation.sde, s))
+        columns: list[Tensor] = []
+        for (time, x), known in zip(stages, self._known(equation.eta), strict=False):
+            columns += [*equation.inputs(time), *x[:known]]
+        return self.table(equation, grid, *columns, *end)
+
+    def _known(self, eta: float) -> list[int]:
+        """How much is known at each evaluation, and at the end."""
+        draws = self.draws(eta)
+        return [1 + j + sum(draws[: j + 1]) for j in range(len(draws))]
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        draws, known = self.draws(equation.eta), self._known(equation.eta)
+        inputs = (len(row) - sum(known)) // self._evaluations
+        found, place = [x], 0
+        for drawn, count in zip(draws[:-1], known[:-1], strict=True):
+            found += [noise() for _ in range(drawn)]
+            asked, place = row[place : place + inputs], place + inputs
+            coefficients, place = row[place : place + count], place + count
+            found.append(equation.output(_combine(coefficients, found), tuple(asked)))
+        found += [noise() for _ in range(draws[-1])]
+        return _combine(row[place:], found), None
+
+
+@dataclass(frozen=True)
+class TracedStep(LinearStep):
+    """An explicit one-step method, written as :meth:`trace`."""
+
+    @abstractmethod
+    def trace(self, trace: Trace, target: Place) -> Form:
+        """The form of x at the target, reached from ``trace.start`` with ``evals_per_step`` evaluations."""
+
+    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
+        """The trace; where a step of a method in λ is infinitely long, exponential steps of order 1."""
+        begin = Place.at(equation.sde, t)
+        width = 1 + self._evaluations + sum(self.draws(equation.eta))
+        finite = begin.half_log_snr.isfinite() & target.half_log_snr.isfinite()
+        if not self.in_lambda or bool(finite.all()):
+            trace = Trace(equation, begin, width, len(t))
+            end = self.trace(trace, target)
+            return Plan(trace.asked, end)
+        short = Trace(equation, begin.where(finite), width, len(t))
+        end = self.trace(short, target.where(finite))
+        long = Trace(equation, begin.where(~finite), width, len(t))
+        return _merge(finite, Plan(short.asked, end), self._in_substeps(long, target.where(~finite)))
+
+    def _in_substeps(self, trace: Trace, target: Place) -> Plan:
+        """Exponential steps of order 1 and equal length in t; draws that they have no use for get no weight."""
+        sde, eta, n = trace.equation.sde, trace.equation.eta, self._evaluations
+        draws = self.draws(eta)
+        begin = trace.begin.time
+        places = [Place.at(sde, begin + (target.time - begin) * (k / n)) for k in range(n)]
+        x = trace.start
+        for _ in range(draws[0]):
+            trace.draw()
+        for drawn, (here, there) in zip(draws[1:], pairwise([*places, target]), strict=True):
+            found = trace.evaluate(x, here.time)
+            noise = [trace.draw() for _ in range(drawn)]
+            rho, kappa = eta_family(eta, here.half_log_snr - there.half_log_snr)
+            x = there.alpha * found.view("x0") + there.sigma * rho * found.view("epsilon")
+            if noise:
+                x = x + there.sigma * kappa * noise[-1]
+        return Plan(trace.asked, x)
+
+
+def _combine(coefficients: Row, found: list[Tensor]) -> Tensor:
+    total = coefficients[0] * found[0]
+    for c, y in zip(coefficients[1:], found[1:], strict=True):
+        total = torch.addcmul(total, c, y)
+    return total
+
+
+def _merge(mask: Tensor, chosen: Plan, other: Plan) -> Plan:
+    """One plan of those where the mask holds and those where it does not."""
+
+    def merged(a: Tensor, b: Tensor) -> Tensor:
+        whole = a.new_empty(*a.shape[:-1], len(mask))
+        whole[..., mask], whole[..., ~mask] = a, b
+        return whole
+
+    pairs = zip(chosen.stages, other.stages, strict=True)
+    stages = [(merged(t, u), merged(x, y)) for (t, x), (u, y) in pairs]
+    return Plan(stages, merged(chosen.end, other.end))

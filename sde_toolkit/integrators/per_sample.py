@@ -1,0 +1,209 @@
+"""Embedded Runge-Kutta pairs for the probability flow in λ, every sample with a step of its own.
+
+    k_i = v(λ + c_i h, x + h Σ_j a_ij k_j)        x_new = x + h Σ_j b_j k_j        error = h Σ_j e_j k_j
+
+A step of a sample is accepted when the root mean square of error / (atol + rtol max(|x|, |x_new|)) over that
+sample is at most one; nothing of another sample enters. The next step is h times (PI controller; Gustafsson
+1991; Hairer, Nørsett & Wanner 1993, "Solving ODEs I", section IV.2 of volume II, with β = 1/(5q))
+
+    0.9 · r^(−(1/q − ¾β)) · r_previous^β     within [1/5, 10],      r the ratio, q the order of the error
+
+and the first comes from Hairer's rule (volume I, section II.4), one evaluation. The last stage of an accepted
+step is the first of the next. Every sample ends at the last λ exactly. Samples that have arrived leave the batch
+that the network sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.stepping import PerSampleField, Stage, Statistics, check_tolerances, root_mean_square
+from sde_toolkit.noise import Noise
+
+__all__ = ["PerSample", "Tableau"]
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An embedded pair whose last stage is the new state: nodes ``c``, rows ``a`` (the last are the weights b),
+    weights ``e`` of the error estimate, and q, the power of h in that estimate (the lower order plus one).
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    e: tuple[float, ...]
+    q: int
+
+
+TABLEAUS = {
+    # Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", table 2
+    "dopri5": Tableau(
+        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
+        a=(
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        e=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+        q=5,
+    ),
+    # Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"
+    "bosh3": Tableau(
+        c=(0, 1 / 2, 3 / 4, 1),
+        a=((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        e=(-5 / 72, 1 / 12, 1 / 9, -1 / 8),
+        q=3,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What goes on into the next interval, per sample: step size, last ratio and velocity at its beginning."""
+
+    h: Tensor
+    ratio: Tensor
+    velocity: Tensor
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class PerSample(Integrator):
+    """An embedded Runge-Kutta pair in λ with a step size per sample, by default Dormand-Prince 5(4).
+
+    ``method``: ``"dopri5"`` or ``"bosh3"``. ``rtol``, ``atol``: tolerances of a step. ``max_nfe``: evaluations
+    that every sample may take, over the whole solve. The state carries :class:`Statistics`, one entry per
+    sample. Unlike :class:`TorchDiffEq` and :class:`Scipy`, a sample is the same bits whatever its batch (with
+    an elementwise score; through a network, within its round-off), and costs what it needs by itself.
+
+    Intermediate grid times only say where the solution is wanted; the batch waits there for its slowest sample.
+
+    Raises:
+        ArgumentError: unknown method, tolerances that are not positive, no evaluation allowed.
+        MaxEvaluationsError: from a solve in which a sample has used its ``max_nfe``.
+        NonFiniteError: naming the samples for which the network's velocity is not finite.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 10_000
+
+    order: ClassVar[int | None] = None
+    evals_per_step: ClassVar[int | None] = None
+    methods: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
+
+    def __post_init__(self) -> None:
+        if self.method not in self.methods:
+            raise ArgumentError("method", self.method, "not an embedded pair", f"Use one of {self.methods}.")
+        check_tolerances(self.rtol, self.atol, self.max_nfe)
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """λ at the two ends of every interval; the coefficients depend on where the samples step."""
+        lambdas = equation.sde.half_log_snr(grid)
+        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        start, end = (value.item() for value in row)
+        done = Statistics.none(len(x)) if state is None else state.statistics
+        accepted, rejected, used = (c.clone() for c in (done.accepted, done.rejected, done.evaluations))
+        field = PerSampleField(equation, (start, end), self.max_nfe, used)
+        at = torch.full((len(x),), start, dtype=torch.float64)
+        if state is None:
+            state = self._first(field, x, at, end)
+        pair, h, ratio, k = TABLEAUS[self.method], state.h, state.ratio, state.velocity
+        retry = torch.zeros(len(x), dtype=torch.bool)
+        ends = _State(h.clone(), ratio.clone(), torch.empty_like(x), Statistics(accepted, rejected, used))
+        arrived = torch.empty_like(x)
+        while len(field.active):
+            left = end - at
+            last = h.abs() >= left.abs()
+            tried = torch.where(last, left, h)
+            target = torch.where(last, end, at + tried)
+            new, velocities, stages, error = self._attempt(pair, field, x, k, at, tried, target)
+            scale = self.atol + self.rtol * torch.maximum(x.abs(), new.abs())
+            found = root_mean_square(error / scale).cpu().double()  # the one wait for the device in an attempt
+            if not bool(found.isfinite().all()):
+                field.blame(velocities[1:], stages)
+                found = found.nan_to_num(nan=torch.inf)
+            good = found <= 1
+            accepted[field.active] += good
+            rejected[field.active] += ~good
+            # The end of an interval cuts a step short; that says nothing of the length it could have had.
+            proposed = tried * _change(found, ratio, good, retry, pair.q)
+            h = torch.where(last & good, torch.where(proposed.abs() > h.abs(), proposed, h), proposed)
+            ratio, at, retry = torch.where(good, found, ratio), torch.where(good, target, at), ~good
+            chosen = expand_to(good.to(x.device), x)
+            x, k = torch.where(chosen, new, x), torch.where(chosen, velocities[-1], k)
+            over = good & last
+            if bool(over.any()):
+                rows, here = field.active[over], over.to(x.device)
+                arrived[rows.to(x.device)], ends.velocity[rows.to(x.device)] = x[here], k[here]
+                ends.h[rows], ends.ratio[rows] = h[over], ratio[over]
+                stay = (~over).nonzero().flatten()
+                field.keep(stay)
+                h, ratio, at, retry = h[stay], ratio[stay], at[stay], retry[stay]
+                x, k = x[stay.to(x.device)], k[stay.to(x.device)]
+        return arrived, ends
+
+    def _attempt(
+        self, pair: Tableau, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, h: Tensor, target: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Stage], Tensor]:
+        """(x_new, all velocities, the stages of all but the first, error) of one step of every active sample."""
+        nodes = torch.tensor(pair.c[1:], dtype=torch.float64)[:, None]
+        stages = field.stages(torch.where(nodes == 1, target, at + nodes * h), x)
+        length, velocities, new = expand_to(h.to(x.device, x.dtype), x), [k], x
+        for stage, weights in zip(stages, pair.a, strict=True):
+            new = torch.addcmul(x, length, _combined(weights, velocities))
+            velocities.append(field(new, stage))
+        return new, velocities, stages, length * _combined(pair.e, velocities)
+
+    def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float) -> _State:
+        """A first step whose error is about a hundredth, from a short Euler step; two evaluations."""
+        q, left, scale = TABLEAUS[self.method].q, end - at, self.atol + self.rtol * x.abs()
+        (here,) = field.stages(at[None], x)
+        k = field(x, here)
+        size, speed = (root_mean_square(v / scale).cpu().double() for v in (x, k))
+        field.blame([k], [here])
+        short = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp(min=1e-300))
+        short = torch.minimum(short, left.abs()) * left.sign()
+        (there,) = field.stages((at + short)[None], x)
+        moved = field(torch.addcmul(x, expand_to(short.to(x.device, x.dtype), x), k), there)
+        field.blame([moved], [there])
+        bend = root_mean_square((moved - k) / scale).cpu().double() / short.abs()
+        fastest = torch.maximum(speed, bend).clamp(min=1e-15)
+        h = torch.minimum(100 * short.abs(), _power(0.01 / fastest, 1 / q)) * left.sign()
+        return _State(h, torch.ones_like(h), k, Statistics.none(0))
+
+
+def _combined(weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:
+    total = weights[0] * velocities[0]
+    for weight, velocity in zip(weights[1:], velocities[1:], strict=True):
+        if weight:
+            total = torch.add(total, velocity, alpha=weight)
+    return total
+
+
+def _change(ratio: Tensor, previous: Tensor, good: Tensor, retry: Tensor, q: int) -> Tensor:
+    """What the step size is multiplied by: never more than 1 in a rejection or right after one."""
+    beta = 1 / (5 * q)
+    ratio, previous = ratio.clamp(1e-10, 1e10), previous.clamp(min=1e-4)
+    steady = _power(ratio, -(1 / q - 0.75 * beta)) * _power(previous, beta)
+    factor = 0.9 * torch.where(good, steady, _power(ratio, -1 / q))
+    return torch.where(good & ~retry, factor.clamp(0.2, 10.0), factor.clamp(0.2, 1.0))
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent through functions that round alike at every place of a vector."""
+    return torch.exp(exponent * torch.log(base))

@@ -1,0 +1,82 @@
+"""Predictor-corrector sampling: any integrator of the reverse SDE, and Langevin steps between its steps.
+
+    at t:  x ← corrector(x, t)        then        from t to s:  x ← predictor(x, t, s)
+
+as score_sde has it (Song et al. 2021, algorithm 1, shifted by half a step: they print the predictor first, their code
+runs the corrector first). So ordered the corrector is never asked at the end of the grid, where σ may be 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.langevin import Corrector, Langevin
+from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
+from sde_toolkit.noise import Noise
+
+__all__ = ["PredictorCorrector"]
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Integrator):
+    """``corrector`` at every time of the grid but the last, each followed by a step of ``predictor``.
+
+    The predictor keeps its own state: a multistep method goes on remembering its own evaluations, not the
+    corrector's. The weak order is 0: Langevin steps of a fixed snr leave a bias of O(snr²), which finer grids do not
+    remove. η > 0 is required.
+
+    Raises:
+        ArgumentError: if the predictor is adaptive or no integrator, or the corrector is none.
+    """
+
+    predictor: Integrator = field(default_factory=ReverseDiffusion)
+    corrector: Corrector = field(default_factory=Langevin)
+
+    order: ClassVar[int | None] = None
+    weak_order: ClassVar[float | None] = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.predictor, Integrator) or self.predictor.evals_per_step is None:
+            problem = "not an integrator of fixed steps"
+            raise ArgumentError("predictor", self.predictor, problem, "Pass ReverseDiffusion(), Exponential(), ...")
+        if not isinstance(self.corrector, Corrector):
+            raise ArgumentError("corrector", self.corrector, "not a corrector", "Pass Langevin(snr=0.16).")
+
+    @property
+    def evals_per_step(self) -> int | None:  # type: ignore[override]
+        """The predictor's and the corrector's."""
+        predictor = self.predictor.evals_per_step
+        return None if predictor is None else predictor + self.corrector.evals_per_step
+
+    def check(self, equation: ReverseEquation) -> None:
+        """Refuse the ODE, and whatever the predictor refuses.
+
+        Raises:
+            ArgumentError: for η = 0, or from the predictor.
+        """
+        if equation.eta == 0:
+            problem = "a Langevin corrector adds noise, which the ODE has no place for"
+            raise ArgumentError("eta", equation.eta, problem, "Use eta=1, or the predictor alone.")
+        self.predictor.check(equation)
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        t, s = grid[:-1], grid[1:]
+        correction = self.table(equation, grid, *self.corrector.coefficients(equation, t, s), *equation.inputs(t))
+        return torch.cat([correction, self.predictor.prepare(equation, grid)], dim=1)
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        if state is None:  # how many inputs the network has is the model's affair: asked once
+            state = (len(equation.inputs(torch.tensor(0.5, dtype=torch.float64))), None)
+        width, of_predictor = state
+        own = self.corrector.columns
+        coefficients, inputs, of_step = row[:own], row[own : own + width], row[own + width :]
+        x = self.corrector.correct(equation, x, inputs, coefficients, noise)
+        x, of_predictor = self.predictor.step(equation, x, of_step, of_predictor, noise)
+        return x, (width, of_predictor)

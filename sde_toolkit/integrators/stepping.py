@@ -1,0 +1,187 @@
+"""What adaptive integrators share: tolerances, the flow in λ at one λ per sample, and what they report.
+
+In λ = log(α/σ) the reverse equation reads
+
+    dx = (drift / λ′) dλ + η √2 σ dw,        λ′ = −g²/(2σ²)
+
+one smooth curve for every SDE, kinks of α and σ in t included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.score_model import Inputs
+from sde_toolkit.sde import SDE
+
+__all__ = [
+    "PerSampleField",
+    "Stage",
+    "Statistics",
+    "check_positive",
+    "check_tolerances",
+    "lambda_range",
+    "root_mean_square",
+]
+
+_LANES = 16  # float64 lanes of the widest unrolled vector loop
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What an integrator with per-sample steps did, (n,) int64 on the CPU each: per sample, the steps it
+    ``accepted`` and ``rejected`` and the network ``evaluations`` it took part in.
+    """
+
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+    @classmethod
+    def none(cls, n: int) -> Statistics:
+        """Nothing done yet."""
+        return cls(*(torch.zeros(n, dtype=torch.int64) for _ in range(3)))
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Those of several batches, one after another."""
+        names = ("accepted", "rejected", "evaluations")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Refuse what is not a finite number above 0.
+
+    Raises:
+        ArgumentError: naming it.
+    """
+    if not (is_number(value) and value > 0):
+        raise ArgumentError(name, value, "must be positive and finite", remedy)
+
+
+def check_tolerances(rtol: Any, atol: Any, max_nfe: Any) -> None:
+    """Refuse tolerances that are not positive and limits that allow no evaluation.
+
+    Raises:
+        ArgumentError: naming the one at fault.
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        check_positive(name, value, "A tolerance of 1e-5 is usual.")
+    if not is_count(max_nfe):
+        raise ArgumentError("max_nfe", max_nfe, "must allow an evaluation", "Pass a number >= 1.")
+
+
+def lambda_range(sde: SDE, ends: tuple[float, float]) -> tuple[float, float]:
+    """Between which values of λ the field may be asked: rounding may carry a stage, or a float32 end, past them."""
+    return max(min(ends), sde.half_log_snr(1.0).item()), min(max(ends), sde.half_log_snr(0.0).item())
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Root mean square of every sample, (B, *event) to (B,).
+
+    Summed by folding halves: elementwise additions alone, whose rounding depends on nothing but the sample,
+    whatever the batch, the device and its threads.
+    """
+    squares = x.reshape(len(x), -1).square()
+    size = squares.shape[1]
+    while squares.shape[1] > 1:
+        half, odd = divmod(squares.shape[1], 2)
+        folded = squares[:, :half] + squares[:, half : 2 * half]
+        squares = torch.cat([folded, squares[:, -1:]], 1) if odd else folded
+    return (squares[:, 0] / size).sqrt()
+
+
+class Stage(NamedTuple):
+    """Everything the field needs at one λ per sample, but x: all of shape (B,)."""
+
+    t: Tensor
+    inputs: Inputs
+    of_x: Tensor
+    of_y: Tensor
+    diffusion: Tensor
+
+
+class PerSampleField:
+    """dx/dλ of the samples that are still under way, each at a λ of its own.
+
+    Evaluations are counted per sample in ``used`` (n,) and limited; the samples that have arrived are left out
+    of the batch the network sees.
+    """
+
+    def __init__(self, equation: ReverseEquation, ends: tuple[float, float], max_nfe: int, used: Tensor) -> None:
+        self._whole = equation
+        self._equation = equation
+        self._ends = lambda_range(equation.sde, ends)
+        self._max_nfe = max_nfe
+        self.used = used
+        self.active = torch.arange(len(used))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the active samples alone."""
+        self.active = self.active[rows]
+        self._equation = replace(self._whole, condition=_rows_of(self._whole.condition, self.active))
+
+    def stages(self, lambdas: Tensor, x: Tensor) -> list[Stage]:
+        """What the rows of ``lambdas`` (stages, B), float64, need, computed at once in float64, in x's dtype."""
+        flat, places = lambdas.clamp(*self._ends).unique(return_inverse=True)  # schedules may be dear
+        # Vector loops and the scalar loops for what they leave over may round differently: leave nothing over.
+        flat = torch.cat([flat, flat[-1:].expand(-len(flat) % _LANES)])
+        sde, equation = self._equation.sde, self._equation
+        t = sde.inverse_half_log_snr(flat)
+        sigma = sde.sigma(t)
+        rate = -(sde.g(t) ** 2) / (2 * sigma**2)
+        p, q = equation.drift_coefficients(t)
+        noise = equation.eta * 2**0.5 * sigma
+        columns = [c.expand_as(t) for c in (*equation.inputs(t), p / rate, q / rate, noise)]
+
+        cells = [column[places].to(x.device, x.dtype).unbind() for column in columns]
+        stages = zip(t[places].unbind(), *cells, strict=True)
+        return [Stage(times, tuple(row[:-3]), *row[-3:]) for times, *row in stages]
+
+    def __call__(self, x: Tensor, stage: Stage) -> Tensor:
+        """dx/dλ, one evaluation of every active sample.
+
+        Raises:
+            MaxEvaluationsError: if one of them has none left.
+        """
+        spent = self.used[self.active] >= self._max_nfe
+        if bool(spent.any()):
+            raise MaxEvaluationsError(self._max_nfe, stage.t[int(spent.int().argmax())].item())
+        self.used[self.active] += 1
+        y = self._equation.output(x, stage.inputs)
+        return torch.addcmul(expand_to(stage.of_x, x) * x, expand_to(stage.of_y, x), y)
+
+    def blame(self, velocities: Sequence[Tensor], stages: Sequence[Stage]) -> None:
+        """Name the samples whose velocity is not finite, at the first stage that has some.
+
+        Raises:
+            NonFiniteError: if there are any; otherwise the step was merely too long.
+        """
+        for velocity, stage in zip(velocities, stages, strict=True):
+            bad = (~velocity.isfinite()).reshape(len(velocity), -1).any(1).cpu().nonzero().flatten()
+            if len(bad):
+                first = int(self.active[bad[0]])
+                raise NonFiniteError(
+                    f"the velocity is not finite for {len(bad)} of {len(self.used)} samples (first: {first})",
+                    step=int(self.used[first]),
+                    t=stage.t[bad[0]].item(),
+                    remedy="Check the network's weights and output; the step size is not to blame.",
+                )
+
+
+def _rows_of(condition: Any, rows: Tensor) -> Any:
+    """The rows of a condition that belong to the active samples; what is no tensor of rows goes whole."""
+    if isinstance(condition, dict):
+        return {key: _rows_of(value, rows) for key, value in condition.items()}
+    if isinstance(condition, Tensor) and condition.ndim > 0:
+        return condition[rows.to(condition.device)]
+    return condition

@@ -1,0 +1,95 @@
+"""A multistep method whose coefficients were tuned for one grid: every column of its table times a learned factor.
+
+    x_s = f_A A x_t + f_B B y + Σ_j f_j w_j F_j + κ z        one row (f_A, f_B, f_1, ...) for every step
+
+The network's inputs, what F is (m, n) and the noise κ stay as they are. With all factors 1 it is the method inside, bit
+for bit. A table of factors belongs to its number of steps, and has no order of convergence:
+``sde_toolkit.calibration`` finds it, as coefficients of few-step solvers are found by distillation (Tong et al. 2025,
+LD3; Zhou et al. 2024, AMED; Zheng et al. 2023, DPM-Solver-v3, there from statistics of the network).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_number
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.integrators.multistep import Corrected, Multistep
+from sde_toolkit.noise import Noise
+
+__all__ = ["Tuned", "tunable_columns"]
+
+
+def tunable_columns(integrator: Integrator, inputs: int) -> list[int] | None:
+    """Places of the coefficients in a row that begins with ``inputs`` network inputs; None where nothing can be tuned.
+
+    All but m, n and κ.
+    """
+    if isinstance(integrator, AffineStep):  # inputs, A, B, K
+        return [inputs, inputs + 1]
+    if isinstance(integrator, Multistep):  # inputs, m, n, A, B, κ, weights
+        return [inputs + 2, inputs + 3, *range(inputs + 5, inputs + 4 + integrator.order)]
+    if isinstance(integrator, Corrected):  # inputs, m, n, carry, A, B, κ, p weights, p + 1 weights
+        return [*range(inputs + 2, inputs + 5), *range(inputs + 6, inputs + 7 + 2 * integrator.predictor.order)]
+    return None
+
+
+@dataclass(frozen=True)
+class Tuned(Integrator):
+    """``integrator`` with its coefficients multiplied by ``factors``, one row per step.
+
+    Args:
+        integrator: a :class:`Multistep`, a :class:`Corrected` or an affine step such as ``Exponential()``.
+        factors: steps × coefficients, in the order of the integrator's table.
+
+    Raises:
+        ArgumentError: for an integrator without tunable coefficients, or factors that are not rows of finite numbers.
+        GridError: from ``prepare``, for a grid with another number of steps.
+    """
+
+    integrator: Integrator
+    factors: tuple[tuple[float, ...], ...]
+
+    order: ClassVar[int | None] = None
+    evals_per_step: ClassVar[int | None] = 1
+
+    def __post_init__(self) -> None:
+        places = tunable_columns(self.integrator, 0)
+        if places is None:
+            remedy = "Tune a Multistep, a Corrected or an Exponential."
+            raise ArgumentError("integrator", self.integrator, "it has no coefficients that can be tuned", remedy)
+        rows = tuple(tuple(row) for row in self.factors)
+        if not rows or not all(len(row) == len(places) and all(map(is_number, row)) for row in rows):
+            problem = f"{self.integrator} has {len(places)} coefficients in every step"
+            raise ArgumentError("factors", self.factors, problem, "Pass rows of as many finite numbers.")
+        object.__setattr__(self, "factors", tuple(tuple(float(f) for f in row) for row in rows))
+
+    @property
+    def weak_order(self) -> float | None:  # type: ignore[override]
+        return self.integrator.weak_order
+
+    def __repr__(self) -> str:
+        return f"Tuned({self.integrator}, {len(self.factors)} steps)"
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """The table of the integrator inside, its coefficients multiplied."""
+        if len(grid) - 1 != len(self.factors):
+            problem = f"it has {len(grid) - 1} steps, and these coefficients were tuned for {len(self.factors)}"
+            raise GridError("grid", tuple(grid.shape), problem, "Use the grid of the calibration they come from.")
+        return self.apply(equation, grid, torch.tensor(self.factors, dtype=torch.float64, device=grid.device))
+
+    def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Tensor:
+        """The table for factors that are a tensor, differentiable in both."""
+        table = self.integrator.prepare(equation, grid)
+        places = tunable_columns(self.integrator, len(equation.inputs(grid[:1]))) or []
+        every = torch.ones_like(table).index_copy(1, torch.tensor(places, device=table.device), factors)
+        return table * every
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        return self.integrator.step(equation, x, row, state, noise)
