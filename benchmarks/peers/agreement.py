@@ -1,0 +1,195 @@
+"""The same step, by a peer: our solvers against theirs on one grid of σ/α, one start and, where noisy, one noise.
+
+    python benchmarks/peers/agreement.py
+
+Each entry of :data:`PEERS` runs a peer on the exact ring mixture at given σ/α in float64, with the noise of
+:class:`Noise` injected, and returns x/α at the grid's end. ``tolerance`` says how far its arithmetic allows agreement:
+schedulers that cast their sample to float32 stop at about 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+import with_diffusers
+from problems import Problem, load
+from ratio_grids import build
+from torch import Tensor
+from with_kdiffusion import sampling
+
+__all__ = ["PEERS", "Case", "Noise", "Peer", "ours"]
+
+
+class Noise:
+    """A list of standard normal draws, handed out in order: draw i is the same whoever asks."""
+
+    def __init__(self, like: Tensor, seed: int = 7) -> None:
+        self.like, self.seed, self.count = like, seed, 0
+
+    def draw(self, i: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.seed + i)
+        return torch.randn(self.like.shape, generator=generator, dtype=self.like.dtype)
+
+    def __call__(self, *_: Any, **__: Any) -> Tensor:
+        self.count += 1
+        return self.draw(self.count - 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem on one grid. ``grid`` is σ/α, decreasing, perhaps with a last 0; ``problem.y_start`` is its start."""
+
+    problem: Problem
+    grid: Tensor
+
+    def noise(self) -> Noise:
+        return Noise(self.problem.y_start)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``run(case)`` gives x/α at the end of ``case.grid``. ``draws`` per step; ``note`` for what differs by design."""
+
+    name: str
+    run: Callable[[Case], Tensor]
+    tolerance: float = 1e-9
+    draws: int = 0
+    note: str = ""
+
+
+def kdiffusion(function: Callable[..., Tensor], case: Case, noisy: bool = False, **options: Any) -> Tensor:
+    """A sampler of k-diffusion; its ``noise_sampler`` is ours."""
+    extra = {"noise_sampler": case.noise()} if noisy else {}
+    return function(case.problem.denoise, case.problem.y_start, case.grid, disable=True, **extra, **options)
+
+
+def scheduler(kind: str, case: Case, noisy: bool = False, **options: Any) -> Tensor:
+    """A scheduler of diffusers on the same levels; every draw it makes is replaced by ours."""
+    if not kind.startswith(("DEIS", "SASolver")):
+        options["final_sigmas_type"] = "zero" if float(case.grid[-1]) == 0 else "sigma_min"
+    made = with_diffusers.make(case.problem, kind, lower_order_final=False, **options)
+    if not noisy:
+        return with_diffusers.simulate(case.problem, made, kind, 0, case.grid)
+    module = f"{type(made).__module__}.randn_tensor"
+    with mock.patch(module, case.noise()):
+        return with_diffusers.simulate(case.problem, made, kind, 0, case.grid)
+
+
+def _peers() -> dict[str, list[Peer]]:
+    k, d = partial(partial, kdiffusion), partial(partial, scheduler)
+    single = {"tolerance": 3e-6}
+    table = {
+        "ddim": [Peer("k-diffusion sample_euler", k(sampling.sample_euler))],
+        "heun_edm": [Peer("k-diffusion sample_heun", k(sampling.sample_heun), note="Euler in the step to 0")],
+        "dpm_2": [Peer("k-diffusion sample_dpm_2", k(sampling.sample_dpm_2), note="Euler in the step to 0")],
+        "dpmpp_2s": [Peer("k-diffusion dpmpp_2s_ancestral eta=0", k(sampling.sample_dpmpp_2s_ancestral, eta=0.0))],
+        "dpmpp_2m": [
+            Peer("k-diffusion sample_dpmpp_2m", k(sampling.sample_dpmpp_2m)),
+            Peer("diffusers DPMSolverMultistep 2 midpoint", d("DPMSolverMultistep", solver_order=2), **single),
+        ],
+        "dpmpp_2m_heun": [
+            Peer(
+                "k-diffusion dpmpp_2m_sde heun eta=0",
+                k(sampling.sample_dpmpp_2m_sde, noisy=True, eta=0.0, solver_type="heun"),
+            ),
+            Peer("diffusers DPMSolverMultistep 2 heun", d("DPMSolverMultistep", solver_type="heun"), **single),
+        ],
+        "dpmpp_3m": [
+            Peer("diffusers DPMSolverMultistep 3", d("DPMSolverMultistep", solver_order=3), **single),
+            Peer(
+                "k-diffusion dpmpp_3m_sde eta=0",
+                k(sampling.sample_dpmpp_3m_sde, noisy=True, eta=0.0),
+                note="another second step",
+            ),
+        ],
+        "dpm_solver_2m": [
+            Peer(
+                "diffusers DPMSolverMultistep 2, dpmsolver",
+                d("DPMSolverMultistep", algorithm_type="dpmsolver"),
+                **single,
+            )
+        ],
+        "euler_ancestral": [Peer("k-diffusion", k(sampling.sample_euler_ancestral, noisy=True), draws=1)],
+        "dpm_2_ancestral": [Peer("k-diffusion", k(sampling.sample_dpm_2_ancestral, noisy=True), draws=1)],
+        "dpmpp_2s_ancestral": [Peer("k-diffusion", k(sampling.sample_dpmpp_2s_ancestral, noisy=True), draws=1)],
+        "dpmpp_sde": [
+            Peer(
+                "k-diffusion",
+                k(sampling.sample_dpmpp_sde, noisy=True),
+                draws=2,
+                note="two independent draws per step here",
+            )
+        ],
+        "dpmpp_3m_sde": [Peer("k-diffusion", k(sampling.sample_dpmpp_3m_sde, noisy=True), draws=1)],
+        "sa_solver": [
+            Peer(
+                f"diffusers SASolver P{p}C{c} tau={tau}",
+                d("SASolver", noisy=True, predictor_order=p, corrector_order=c, tau_func=lambda t, tau=tau: tau),
+                draws=1,
+                note="draws before its predictor; the corrector uses the same draw",
+            )
+            for tau in (0, 1)
+            for p, c in ((1, 1), (2, 2), (3, 3))
+        ],
+    }
+    for kind in ("midpoint", "heun"):
+        sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": kind}
+        table[f"dpmpp_2m_sde_{kind}"] = [
+            Peer("k-diffusion", k(sampling.sample_dpmpp_2m_sde, noisy=True, solver_type=kind), draws=1),
+            Peer("diffusers", d("DPMSolverMultistep", noisy=True, **sde), draws=1, **single),
+        ]
+    for order in (1, 2, 3):
+        for kind in ("bh1", "bh2"):
+            runner = d("UniPCMultistep", solver_order=order, solver_type=kind)
+            table[f"unipc_{order}_{kind}"] = [
+                Peer("diffusers", runner, note="the last evaluation corrects; no last corrector")
+            ]
+    for order in (2, 3):
+        note = "polynomials in log(σ/α) times dσ/α: the log-rho variant, exponential Adams-Bashforth of ε"
+        table[f"deis_{order}"] = [Peer("diffusers", d("DEISMultistep", solver_order=order), note=note)]
+    return table
+
+
+PEERS: dict[str, list[Peer]] = _peers()
+
+
+def ours(name: str) -> Callable[[Case], Tensor]:
+    """Our solver of that name, as a function of a case that returns x/α at the end of the grid. To be filled in."""
+    raise NotImplementedError(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--low", type=float, default=0.01)
+    parser.add_argument("--ending", choices=["zero", "stop"], default="stop")
+    arguments = parser.parse_args()
+    problem = load("ring", n=64)
+    case = Case(problem, build(problem, "karras7", arguments.steps, arguments.low, arguments.ending))
+    for name, peers in PEERS.items():
+        first = None
+        for peer in peers:
+            try:
+                theirs = peer.run(case)
+            except Exception as error:  # a peer that cannot do this grid says so in the table
+                print(f"{name:<22} {peer.name:<42} {type(error).__name__}: {error}"[:150])
+                continue
+            first = theirs if first is None else first
+            between = f"{float((theirs - first).abs().max()):.1e} from the first peer"
+            try:
+                difference = float((ours(name)(case) - theirs).abs().max())
+                verdict = f"{difference:.1e} {'agrees' if difference <= peer.tolerance else 'DIFFERS'}"
+            except NotImplementedError:
+                verdict = "ours to be filled in"
+            size = float(theirs.abs().mean())
+            print(f"{name:<22} {peer.name:<42} {verdict}; {between}; mean |x| {size:.6f}  {peer.note}")
+
+
+if __name__ == "__main__":
+    main()
