@@ -7,6 +7,8 @@ integrators reach it exactly wherever σ(0) = 0, and methods that evaluate the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.sde import SDE
 
-__all__ = ["check_grid", "discrete", "karras", "quadratic", "uniform", "uniform_lambda"]
+__all__ = ["check_grid", "discrete", "karras", "quadratic", "sech", "uniform", "uniform_lambda"]
 
 
 def check_grid(grid: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def quadratic(sde: SDE, steps: int, *, start: float = 1.0, end: float | None = N
 
 def uniform_lambda(sde: SDE, steps: int, *, start: float = 1.0, end: float | None = None) -> Tensor:
     """Equal steps in λ = log(α/σ) (Lu et al. 2022, DPM-Solver, section 3.4)."""
-    return check_grid(_blend(sde, steps, start, end, sde.half_log_snr, sde.inverse_half_log_snr))
+    return check_grid(_blend(sde, steps, start, end, sde.half_log_snr, _time_of(sde)))
 
 
 def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: float | None = None) -> Tensor:
@@ -70,7 +72,31 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: f
         return torch.exp(-sde.half_log_snr(t) / rho)
 
     def time(u: Tensor) -> Tensor:
-        return sde.inverse_half_log_snr(-rho * torch.log(u))
+        return _time_of(sde)(-rho * torch.log(u))
+
+    return check_grid(_blend(sde, steps, start, end, coordinate, time))
+
+
+def sech(
+    sde: SDE, steps: int, *, center: float = 0.75, width: float = 1.5, start: float = 1.0, end: float | None = None
+) -> Tensor:
+    """Knots of density sech((λ − center)/width) in λ: dense where the data's structure appears, sparse at both ends.
+
+    Equal steps in gd((λ − center)/width), gd(v) = 2 atan(tanh(v/2)) being the Gudermannian. Finite where α or σ
+    vanishes. ``width=2, center=0`` are equal steps of s in σ/(α + σ) = sin²(πs/2); ``width=1, center=0`` in atan(σ/α).
+
+    Raises:
+        ArgumentError: if ``width`` is not positive, or ``center`` no number.
+    """
+    if not (is_number(width) and width > 0 and is_number(center)):
+        problem = "the center is a half log-SNR, the width positive"
+        raise ArgumentError("center, width", (center, width), problem, "0.75 and 1.5 are the defaults.")
+
+    def coordinate(t: Tensor) -> Tensor:
+        return 2 * torch.atan(torch.tanh((sde.half_log_snr(t) - center) / (2 * width)))
+
+    def time(u: Tensor) -> Tensor:
+        return _time_of(sde)(center + 2 * width * torch.atanh(torch.tan(u / 2).clamp(-1.0, 1.0)))
 
     return check_grid(_blend(sde, steps, start, end, coordinate, time))
 
@@ -90,6 +116,12 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
             "steps", steps, f"a subset of N={N!r} steps has a whole number of them, between 1 and N", "Correct steps."
         )
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
+
+
+def _time_of(sde: SDE) -> Callable[[Tensor], Tensor]:
+    """The inverse of λ, for values that rounding may have carried past λ(0) or λ(1)."""
+    low, high = sde.half_log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    return lambda lambda_t: sde.inverse_half_log_snr(torch.minimum(torch.maximum(lambda_t, low), high))
 
 
 def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, time) -> Tensor:  # type: ignore[no-untyped-def]

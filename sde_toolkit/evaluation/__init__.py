@@ -4,6 +4,7 @@ from sde_toolkit.evaluation.classifier import MNISTClassifier
 from sde_toolkit.evaluation.comparison import Comparison, Row, compare_solvers
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
 from sde_toolkit.evaluation.judging import Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
 from sde_toolkit.evaluation.metrics import Estimate, kernel_distance, rmse, sliced_wasserstein
 from sde_toolkit.evaluation.report import write_report
 
@@ -12,6 +13,7 @@ __all__ = [
     "Endpoint",
     "Estimate",
     "Judge",
+    "LocalErrors",
     "MNISTClassifier",
     "Row",
     "classifier_features",
@@ -20,6 +22,7 @@ __all__ = [
     "flat_features",
     "flow_endpoint",
     "kernel_distance",
+    "local_errors",
     "rmse",
     "sliced_wasserstein",
     "write_report",

@@ -124,17 +124,18 @@ def test_the_unet_compiles_and_keeps_its_labels():
     assert not counters["graph_break"]
 
 
-def test_batches_of_one_shape_share_a_graph_and_a_second_run_makes_none():
+@pytest.mark.parametrize("solver", [ddpm(), Solver("", 1.0, Multistep())], ids=["ddpm", "2M"])
+def test_batches_of_one_shape_share_a_graph_and_a_second_run_makes_none(solver):
     model = model_of(Layers(), SDE)
     condition = torch.linspace(0, 1, 12, dtype=torch.float64)
     run = {"shape": (12, 2), "condition": condition, "dtype": torch.float64, "batch_size": 4}
-    eager = sample(model, ddpm(), grid(6), **run)
+    eager = sample(model, solver, grid(6), **run)
     for _ in range(2):
-        compiled = sample(model, ddpm(), grid(6), compile=BACKEND, **run)
+        compiled = sample(model, solver, grid(6), compile=BACKEND, **run)
         torch.testing.assert_close(compiled.x, eager.x, rtol=1e-12, atol=1e-12)
         assert compiled.nfe == 6
         assert graphs() == 1
-    sample(model, ddpm(), grid(6), compile=BACKEND, **{**run, "batch_size": 5})  # 5, 5, 2
+    sample(model, solver, grid(6), compile=BACKEND, **{**run, "batch_size": 5})  # 5, 5, 2
     assert graphs() == 3
 
 

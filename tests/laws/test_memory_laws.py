@@ -17,7 +17,7 @@ def network(x, time):
 
 def live():
     """Bytes of all tensors that live, whatever their size, each storage once, and the number of tensors."""
-    tensors = [held for held in gc.get_objects() if isinstance(held, torch.Tensor)]
+    tensors = [held for held in gc.get_objects() if issubclass(type(held), torch.Tensor)]
     storages = {held.untyped_storage().data_ptr(): held.untyped_storage().nbytes() for held in tensors}
     return sum(storages.values()), len(tensors)
 
