@@ -20,6 +20,7 @@ __all__ = [
     "check_compile",
     "check_condition",
     "check_deterministic",
+    "check_model",
     "check_noise_level",
     "check_parts",
     "check_path",
@@ -29,10 +30,15 @@ __all__ = [
 ]
 
 
-def check_parts(model: Any, solver: Any) -> None:
-    """A score model and a solver."""
+def check_model(model: Any) -> None:
+    """A score model."""
     if not isinstance(model, ScoreModel):
         raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
+
+
+def check_parts(model: Any, solver: Any) -> None:
+    """A score model and a solver."""
+    check_model(model)
     if not isinstance(solver, Solver):
         raise ArgumentError("solver", solver, "not a Solver", "Call the preset, ddim(), or build Solver(...).")
 

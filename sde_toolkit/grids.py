@@ -8,6 +8,7 @@ integrators reach it exactly wherever σ(0) = 0, and methods that evaluate the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sde_toolkit.sde import SDE
 __all__ = ["check_grid", "discrete", "karras", "quadratic", "sech", "uniform", "uniform_lambda"]
 
 
-def check_grid(grid: Tensor) -> Tensor:
+def check_grid(grid: Any) -> Tensor:
     """The grid as a float64 tensor on the CPU, or the reason why it is none.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sde_toolkit.arguments import (
     check_batches,
     check_compile,
     check_condition,
+    check_model,
     check_noise_level,
     check_parts,
     check_path,
@@ -21,6 +22,7 @@ from sde_toolkit.arguments import (
     check_tensor,
     device_of,
 )
+from sde_toolkit.auto import auto
 from sde_toolkit.brownian import BrownianPath
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
@@ -60,9 +62,10 @@ class Sample:
 @torch.no_grad()
 def sample(
     model: ScoreModel,
-    solver: Solver,
-    grid: Tensor,
+    solver: Solver | Literal["auto"],
+    grid: Tensor | None = None,
     *,
+    nfe: int | None = None,
     shape: tuple[int, ...] | None = None,
     x_start: Tensor | None = None,
     condition: Any = None,
@@ -84,8 +87,10 @@ def sample(
 
     Args:
         model: any score model. It is evaluated as it is: call ``model.eval()`` yourself.
-        solver: an equation × integrator pair, such as ``ddim()``.
-        grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere.
+        solver: an equation × integrator pair, such as ``ddim()``; or ``"auto"``, the best known pair and grid for
+            ``nfe`` evaluations, the last of them the Tweedie step (:func:`sde_toolkit.auto`).
+        grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None with "auto".
+        nfe: network evaluations, for "auto" alone.
         shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
         x_start: where to start instead, (n, *event), in model space: a state of time ``grid[0]``, such as
             ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``.
@@ -112,7 +117,13 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
+    if solver == "auto":
+        solver, grid, tweedie = _best_known(model, grid, nfe, tweedie)
+        nfe = None
     check_parts(model, solver)
+    if nfe is not None:
+        problem, remedy = "a solver of your own takes the steps of its grid", 'Leave it out, or use solver="auto".'
+        raise ArgumentError("nfe", nfe, problem, remedy)
     grid = check_grid(grid)
     shape = _check_start(model, shape, x_start)
     check_batches(batch_size, dtype)
@@ -164,6 +175,19 @@ def sample(
         trajectory=solved.trajectory,
         statistics=solved.statistics,
     )
+
+
+def _best_known(model: Any, grid: Tensor | None, nfe: int | None, tweedie: bool) -> tuple[Solver, Tensor, bool]:
+    """Solver, grid and last step of ``solver="auto"``."""
+    check_model(model)
+    if grid is not None or tweedie:
+        given = "grid" if grid is not None else "tweedie"
+        problem = 'solver="auto" brings its own grid and its own last step'
+        raise ArgumentError(given, grid if grid is not None else tweedie, problem, "Leave it out, and pass nfe.")
+    if nfe is None:
+        raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
+    plan = auto(model, nfe)
+    return plan.solver, plan.grid, plan.tweedie
 
 
 def _check_start(model: ScoreModel, shape: tuple[int, ...] | None, x_start: Tensor | None) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from catalogue import SDES, doubles, gaussian_data, name, relative_error
+from catalogue import SDES, doubles, name, relative_error
 
 from sde_toolkit import GaussianMixture, TorchDiffEq, auto, ddim, dpmpp_2m, grids, probability_flow, sample, unipc
 from sde_toolkit.errors import ArgumentError
@@ -56,6 +56,20 @@ def test_twice_the_budget_is_better(sde):
     expected = end(400)
     errors = {nfe: relative_error(end(nfe), expected) for nfe in range(4, 81)}
     assert all(errors[2 * nfe] < errors[nfe] for nfe in range(4, 41))
+
+
+@pytest.mark.parametrize("nfe", [5, 20])
+def test_by_name_it_is_the_plan(nfe):
+    model, plan = mixture(SDES[0]), auto(mixture(SDES[0]), nfe)
+    named = sample(model, "auto", nfe=nfe, shape=(8, 2), seed=3)
+    assert torch.equal(named.x, sample(model, plan.solver, plan.grid, tweedie=True, shape=(8, 2), seed=3).x)
+    assert named.nfe == nfe
+    for wrong in ({}, {"nfe": nfe, "grid": plan.grid}, {"nfe": nfe, "tweedie": True}):
+        with pytest.raises(ArgumentError):
+            sample(model, "auto", shape=(8, 2), **wrong)
+    for wrong in ({"solver": ddim()}, {"solver": ddim(), "grid": plan.grid, "nfe": nfe}, {"solver": "best", "nfe": 5}):
+        with pytest.raises(ArgumentError):
+            sample(model, shape=(8, 2), **wrong)
 
 
 @pytest.mark.parametrize("nfe", [1, 0, -3, 2.5, True, "10"])

@@ -1,0 +1,254 @@
+"""``calibrate``: the grid, the weights and the method that a model and a budget deserve.
+
+1. A fine solve says where noises should end; the noises are divided into fit, select and fresh.
+2. All candidates run uncalibrated on the usual grids: the best of them is the start, and what has to be beaten.
+3. ``gradient``: Adam through the solver, on grid and weights. ``search``: dynamic programming over the local errors of
+   one fine trajectory, a pattern search around the best, and weights by least squares.
+4. The best on ``select`` is compared with the start on ``fresh``, and must win there. Otherwise the start is returned.
+
+The idea is that of Watson et al. 2021 (dynamic programming), Xia et al. 2023, Sabour et al. 2024 (AYS) and Tong et al.
+2025 (LD3), for any SDE, score model and solver of fixed steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.files import model_digest, sde_fingerprint
+from sde_toolkit.calibration.gradient import differentiable
+from sde_toolkit.calibration.problem import Measured, NoiseSet, Problem
+from sde_toolkit.calibration.requests import check_request, check_start_grid
+from sde_toolkit.calibration.result import Calibration
+from sde_toolkit.calibration.search import score
+from sde_toolkit.calibration.stages import Stages
+from sde_toolkit.calibration.starts import Plan, default_solvers
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.progress import progress_bar
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["calibrate"]
+
+Method = Literal["gradient", "search"]
+
+_CHEAP = 1e-4  # seconds per sample and evaluation
+
+
+def calibrate(
+    model: ScoreModel,
+    solver: Solver | Sequence[Solver] | None = None,
+    nfe: int = 10,
+    *,
+    grid: Tensor | None = None,
+    method: Method | None = None,
+    weights: bool = True,
+    n: int | None = None,
+    seed: int = 0,
+    time_limit: float = 300.0,
+    effort: float = 1.0,
+    reference_steps: int | None = None,
+    event_shape: tuple[int, ...] | None = None,
+    condition: Any = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    callback: Callable[[str, float], None] | None = None,
+) -> Calibration:
+    """Find the grid, and the weights if that pays, with the smallest endpoint error within ``nfe`` evaluations.
+
+    Args:
+        model: any score model, evaluated as it is (call ``model.eval()`` yourself), on its own device.
+        solver: what to calibrate; of several the best. By default multistep methods of order 2 and 3 in noise, data
+            and EDM prediction, with and without UniPC's corrector. With η > 0 the distance of the distributions is
+            minimised instead of the distance to the flow's endpoint.
+        nfe: evaluations per sample, the last of them for Tweedie's formula where the grid ends above t=0.
+        grid: start from this grid alone, instead of the usual ones. It may end at t=0.
+        method: ``gradient`` or ``search``; None takes gradients if 60 iterations fit into the time limit.
+        weights: tune multistep weights as well, for integrators that have them.
+        n: noises to fit to, half as many to select with, and as many again to judge with. Default: up to 4096 for
+            a model that costs less than 0.1 ms per sample, else 64.
+        seed: of the noises: streams ``(seed, 0)``, ``(seed, 1)``, ... as in ``sample``. The result is repeatable as
+            far as the time limit does not cut it short.
+        time_limit: seconds, about; the search stops in time to be judged.
+        effort: multiplies the iterations of descents and the runs of searches; 1 is what the time limit is meant for.
+        reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.
+        event_shape: of one sample, where the model does not tell.
+        condition: handed to the network, the same for all samples.
+        batch_size: samples that go through the network together.
+        dtype: of the state. Default: float64 for a model without float32 parameters, else float32.
+        progress, callback: a bar; or a function told (stage, share done).
+
+    Raises:
+        ArgumentError: for adaptive solvers, too small a budget, or solvers with different η.
+        GridError: for a start grid with another number of steps than the budget has.
+    """
+    began = time.monotonic()
+    solvers, steps, shape = check_request(
+        model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit, effort=effort
+    )
+    starting = None if grid is None else check_start_grid(grid, nfe, solvers)
+    eta = 0.0 if solvers is None else solvers[0].eta
+    dtype, device = _dtype_and_device(model, dtype)
+    problem = Problem(model, eta, seed, shape, dtype, device, batch_size, condition)
+    if starting is not None:
+        problem.start = starting[0].item()
+    cost = _cost(problem)
+    cheap = cost < _CHEAP
+    n = n or _default_n(cheap, math.prod(shape))
+    usual = (400 if isinstance(model, GaussianMixture) else 200) if cheap else 96
+    problem.fine_steps = usual if reference_steps is None else reference_steps
+    problem.times = problem.fine_times(problem.fine_steps)
+    bar = progress_bar(100, "calibrate", enabled=progress)
+    shown = 0
+
+    def tell(stage: str, done: float) -> None:
+        nonlocal shown
+        now = min(99, int(100 * (time.monotonic() - began) / time_limit))
+        bar.set_postfix_str(stage)
+        bar.update(max(0, now - shown))
+        shown = max(shown, now)
+        if callback is not None:
+            callback(stage, done)
+
+    stages = Stages(problem, steps, weights, cheap, cost, effort, began, time_limit, tell)
+    tell("reference", 0.0)
+    fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
+    own_error = problem.reference_error(fresh, 128 if cheap else 8)
+    candidates = solvers or default_solvers(_size(fit.target))
+    ranked = stages.scored(fit, candidates, starting)
+    if not ranked:
+        problem_said = "none of them can run on any grid that was tried"
+        raise ArgumentError("solver", [s.name for s in candidates], problem_said, "Give a start with grid=...")
+    start = min(ranked[:4], key=lambda plan: score(problem, plan, select) + score(problem, plan, fit))
+    chosen_method, note = _choose(method, stages, fit, start)
+    descend = stages.by_gradient if chosen_method == "gradient" else stages.by_search
+    found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
+    best = min(found, key=lambda plan: score(problem, plan, select))
+    tell("validation", 0.0)
+    before, after = (problem.squares(plan, fresh) for plan in (start, best))
+    gain = before - after
+    resolved = eta > 0 or Measured.of(before).value > 2 * own_error.value  # distributions feel it less than pairs
+    improved = best is not start and resolved and gain.mean().item() > 0
+    reason = _reason(improved, best is start, resolved, gain, Measured.of(after)) + note
+    record = {
+        "sde": sde_fingerprint(model.sde),
+        "model": _describe_model(model),
+        "nfe": nfe,
+        "eta": eta,
+        "objective": "RMSE to the flow" if eta == 0 else "distance of distributions to endpoints of the flow",
+        "start": {"solver": repr(start.solver.integrator), "grid": start.label, "times": start.grid.tolist()},
+        "candidates": [s.name for s in candidates],
+        "method": chosen_method,
+        "seed": seed,
+        "n": {"fit": len(fit), "select": len(select), "fresh": len(fresh), "first_fresh": fresh.first},
+        "fit": {name: vars(Measured.of(problem.squares(p, fit))) for name, p in (("before", start), ("after", best))},
+        "reference": {
+            "method": "Corrected(Multistep(3)), a grid mixed of t and λ, then Tweedie",
+            "steps": problem.fine_steps,
+            "end": problem.earliest,
+            "own_error": vars(own_error),
+        },
+        "dtype": str(dtype),
+        "evaluations": problem.evaluations,
+        "seconds": time.monotonic() - began,
+        "versions": {"sde_toolkit": _version(), "torch": torch.__version__},
+    }
+    kept = best if improved else start
+    bar.update(100 - shown)
+    bar.close()
+    return Calibration(
+        kept.solver,
+        kept.grid,
+        kept.tweedie,
+        kept.nfe,
+        Measured.of(before),
+        Measured.of(after if improved else before),
+        improved,
+        reason,
+        record,
+    )
+
+
+def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Plan) -> tuple[Method, str]:
+    """The method, and what has to be said about it."""
+    if method == "search":
+        return "search", ""
+    affordable = stages.cheap or stages.affordable(start.nfe, 16) >= 60
+    if method is None and not affordable:
+        return "search", ""
+    if differentiable(stages.problem, fit, start):
+        return "gradient", ""
+    return "search", " Gradients do not pass through this solver or model; it was searched without them."
+
+
+def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after: Measured) -> str:
+    if not resolved:
+        return "The uncalibrated start is as good as the reference can tell: this is that start. Raise reference_steps."
+    if is_start:
+        return (
+            "Nothing that was tried beat the uncalibrated start on the noises kept for selection: this is that start."
+        )
+    if not improved:
+        return f"What was found did not beat the start on fresh noise ({after}): this is the uncalibrated start."
+    spread = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
+    certain = gain.mean().item() / spread if spread > 0 else math.inf
+    return f"Better on fresh noise by {certain:.1f} standard errors of the paired difference of squares."
+
+
+def _size(target: Tensor) -> float:
+    """√E[x_0²] to two digits."""
+    return float(f"{max(target.square().mean().sqrt().item(), 1e-3):.2g}")
+
+
+def _default_n(cheap: bool, D: int) -> int:
+    return max(256, min(4096, 2**16 // max(D, 1))) if cheap else 64
+
+
+def _dtype_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    coarse = any(p.is_floating_point() and p.dtype != torch.float64 for p in model.parameters())
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ArgumentError("dtype", dtype, "the state is float32 or float64", "Leave it out.")
+    return dtype or (torch.float32 if coarse else torch.float64), device
+
+
+@torch.no_grad()
+def _cost(problem: Problem) -> float:
+    """Seconds per sample of one evaluation, after a first one that does not count."""
+    size = 32
+    x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
+    equation = problem.descent.equation
+    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
+    equation.output(x, inputs)
+    took = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        equation.output(x, inputs).sum().item()
+        took.append(time.perf_counter() - begin)
+    return min(took) / size
+
+
+def _describe_model(model: ScoreModel) -> dict[str, Any]:
+    return {
+        "class": type(model).__name__,
+        "network": type(model.network).__name__,
+        "prediction": model.prediction,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": model_digest(model),
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sde-toolkit")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,97 @@
+"""The loop of ``sample`` without its bookkeeping, through which gradients may flow: grid in, endpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators import Integrator
+from sde_toolkit.noise import Noise
+from sde_toolkit.score_model import ScoreModel
+
+__all__ = ["CommonNoise", "Descent"]
+
+
+class CommonNoise:
+    """Draws that are made once and used again in every run, so that runs differ by their solver alone.
+
+    The first is the start, as in ``sample``.
+    """
+
+    def __init__(self, draw: Noise) -> None:
+        self._draw = draw
+        self._kept: list[Tensor] = []
+
+    def __getitem__(self, i: int) -> Tensor:
+        while len(self._kept) <= i:
+            self._kept.append(self._draw())
+        return self._kept[i]
+
+    def after_start(self, rows: slice | Tensor) -> Noise:
+        """The draws of the steps for some of the samples, from the first on."""
+        place = 0
+
+        def draw() -> Tensor:
+            nonlocal place
+            place += 1
+            return self[place][rows]
+
+        return draw
+
+
+@dataclass
+class Descent:
+    """Runs of one model at one stochasticity. ``evaluations`` counts samples × network evaluations.
+
+    ``condition``: handed to the network, the same for all samples. ``listen``: told every output.
+    """
+
+    model: ScoreModel
+    eta: float = 0.0
+    condition: Any = None
+    listen: Callable[[Tensor], None] | None = None
+    evaluations: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.equation = ReverseEquation(self.model, self.eta, self.condition, self._counted)
+
+    def _counted(self, *arguments: Any) -> Tensor:
+        y = self.model.output(*arguments)
+        self.evaluations += len(y)
+        if self.listen is not None:
+            self.listen(y)
+        return y
+
+    def run(
+        self,
+        integrator: Integrator,
+        grid: Tensor,
+        x: Tensor,
+        noise: Noise | None,
+        *,
+        tweedie: bool,
+        keep: bool = False,
+        table: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The endpoint, and all states (len(grid), n, *event) if they are kept. ``table`` replaces the prepared one."""
+        equation = self.equation
+        table = integrator.prepare(equation, grid) if table is None else table
+        path, state = [x], None
+        for row in table.to(x.device, x.dtype):
+            x, state = integrator.step(equation, x, row.unbind(), state, noise or _silent)
+            if keep:
+                path.append(x)
+        if tweedie:
+            m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", grid[-1]))
+            inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(grid[-1]))
+            x = m * x + n * equation.output(x, inputs)
+        return x, torch.stack(path) if keep else None
+
+
+def _silent() -> Tensor:
+    raise RuntimeError("an integrator of the flow asked for noise")

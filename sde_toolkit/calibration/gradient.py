@@ -1,0 +1,160 @@
+"""Calibration by gradients through the solver: Adam on the increments of the grid and on the factors of its weights.
+
+The integrator's own ``prepare`` is differentiated: coefficients follow the grid. Whether its derivative is right is
+checked against a difference quotient first, since some schedules are inverted by bisection, which has none. The
+mini-batches come from a large set of noises with known endpoints; the step size rises over a tenth of the iterations
+and then falls along a cosine (Loshchilov & Hutter 2017). Gradients are clipped by their running size, because a few
+noises near the border between two modes carry most of the error.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.increments import grid_of, increments_of
+from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.errors import SDEToolkitError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators.tuned import Tuned, tunable_columns
+
+__all__ = ["Descending", "differentiable", "optimise", "with_ones"]
+
+
+@dataclass(frozen=True)
+class Descending:
+    """How to descend: ``iterations`` mini-batches of ``batch`` noises, at these largest step sizes."""
+
+    iterations: int = 300
+    batch: int = 512
+    grid_rate: float = 0.1
+    weight_rate: float = 0.02
+    seed: int = 0
+
+
+def optimise(
+    problem: Problem,
+    chosen: NoiseSet,
+    plan: Plan,
+    how: Descending,
+    *,
+    weights: bool,
+    deadline: float,
+    tell: Callable[[float], None] = lambda done: None,
+) -> Plan:
+    """The plan after descending, or as far as ``deadline`` (of ``time.monotonic``) and finite gradients allowed."""
+    integrator, factors = _opened(plan.solver.integrator)
+    weights = weights and factors is not None
+    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
+    a = increments_of(plan.grid, end).requires_grad_(True)
+    groups = [{"params": [a], "rate": how.grid_rate}]
+    if weights and factors is not None:
+        factors = factors.requires_grad_(True)
+        groups.append({"params": [factors], "rate": how.weight_rate})
+    optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    generator = torch.Generator().manual_seed(how.seed)
+    size = min(how.batch, len(chosen))
+    sizes: dict[int, float] = {}
+    began, share = time.monotonic(), 0.0
+    budget = max(deadline - began, 1e-9)
+    failures = 0
+    for i in range(how.iterations):
+        share = max(i / how.iterations, (time.monotonic() - began) / budget)  # the rates end at 0 in time
+        if share >= 1 or failures > 3:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * min(1.0, 0.1 + 10 * share) * 0.5 * (1 + math.cos(math.pi * share))
+        rows = torch.randperm(len(chosen), generator=generator)[:size].to(problem.device)
+        before = [p.detach().clone() for p in parameters]
+        try:
+            grid = grid_of(a, start, end, steps)
+            table = _table(problem, integrator, factors, grid)
+            loss = problem.loss(integrator, grid, table, chosen, rows, problem.directions(generator))
+            gradients = torch.autograd.grad(loss, parameters)  # the network's own parameters get none
+        except SDEToolkitError:
+            failures += 1
+            continue
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        if not bool(loss.isfinite()) or not all(bool(p.grad.isfinite().all()) for p in parameters):
+            failures += 1
+            continue
+        for k, p in enumerate(parameters):
+            norm = p.grad.norm().item()
+            usual = sizes.get(k, norm)
+            sizes[k] = 0.9 * usual + 0.1 * min(norm, 30 * usual)
+            p.grad.mul_(min(1.0, 10 * usual / max(norm, 1e-300)))
+        optimizer.step()
+        if not bool((grid_of(a.detach(), start, end, steps).diff() < 0).all()):  # a step that rounds to nothing
+            for p, old in zip(parameters, before, strict=True):
+                p.data.copy_(old)
+            failures += 1
+        tell(share)
+    return _closed(plan, integrator, grid_of(a.detach(), start, end, steps), factors)
+
+
+def differentiable(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int = 16) -> bool:
+    """Whether the endpoint error changes along its gradient in the grid as the gradient says, to a tenth."""
+    integrator, factors = _opened(plan.solver.integrator)
+    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
+    a = increments_of(plan.grid, end).requires_grad_(True)
+    rows = torch.arange(min(n, len(chosen)), device=problem.device)
+    directions = problem.directions(torch.Generator().manual_seed(0))
+
+    def loss(at: Tensor) -> Tensor:
+        grid = grid_of(at, start, end, steps)
+        return problem.loss(integrator, grid, _table(problem, integrator, factors, grid), chosen, rows, directions)
+
+    try:
+        (gradient,) = torch.autograd.grad(loss(a), a)
+        slope = gradient.norm().item()
+        if not (math.isfinite(slope) and slope > 0):
+            return False
+        for h in (1e-2, 3e-3, 1e-3, 1e-4):  # the error is rough where noises lie near a border, and float32 is grainy
+            with torch.no_grad():
+                ahead, behind = (loss(a + sign * h * gradient / slope).item() for sign in (1, -1))
+            if abs((ahead - behind) / (2 * h) - slope) <= 0.1 * slope:
+                return True
+    except (SDEToolkitError, RuntimeError):
+        pass
+    return False
+
+
+def _opened(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
+    """The integrator inside, and its factors as a tensor; None where it has none."""
+    if isinstance(integrator, Tuned):
+        return integrator.integrator, torch.tensor(integrator.factors, dtype=torch.float64)
+    return integrator, None
+
+
+def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, grid: Tensor) -> Tensor:
+    equation = problem.descent.equation
+    if factors is None:
+        return integrator.prepare(equation, grid)
+    ones = ((1.0,) * factors.shape[1],) * len(factors)
+    return Tuned(integrator, ones).apply(equation, grid, factors)
+
+
+def with_ones(plan: Plan) -> Plan:
+    """The same plan with factors of 1, where it can have factors."""
+    integrator = plan.solver.integrator
+    places = tunable_columns(integrator, 0)
+    if places is None:
+        return plan
+    ones = ((1.0,) * len(places),) * (len(plan.grid) - 1)
+    return replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, ones)))
+
+
+def _closed(plan: Plan, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Plan:
+    if factors is not None:
+        rows = tuple(tuple(row) for row in factors.detach().tolist())
+        integrator = Tuned(integrator, rows)
+    return replace(plan, solver=replace(plan.solver, integrator=integrator), grid=check_grid(grid))

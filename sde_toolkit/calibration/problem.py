@@ -1,0 +1,178 @@
+"""What is minimised: the error at the endpoint, on noises that are kept apart for three purposes.
+
+    η = 0    mean over samples of |x − x*|²/D, x* where the flow really takes the same noise
+    η > 0    a distance of distributions (:mod:`distributions`) to endpoints of the flow from other noises (it has the
+             same marginals), the noise of the steps common to all runs
+
+``fit`` is what a search sees, ``select`` chooses between its results, ``fresh`` judges once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.descent import CommonNoise, Descent
+from sde_toolkit.calibration.distributions import Likeness
+from sde_toolkit.calibration.reference import Path, fine_grid, reference_end, solve_finely
+from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.integrators import Integrator
+from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.score_model import ScoreModel
+
+__all__ = ["Measured", "NoiseSet", "Problem"]
+
+_PROJECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A root mean square error (η > 0: of distributions) with its standard error over samples."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, squares: Tensor) -> Measured:
+        mean = squares.mean().item()
+        value = math.sqrt(max(mean, 0.0)) if math.isfinite(mean) else math.inf  # unbiased squares may be negative
+        spread = squares.std().item() / math.sqrt(len(squares)) if len(squares) > 1 else math.nan
+        return cls(value, 0.0 if value == 0 else spread / (2 * value))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ± {self.error:.1g}"
+
+
+@dataclass(eq=False)
+class NoiseSet:
+    """Noises ``first``, ``first`` + 1, ... of a seed, and where they should end (η > 0: what they should look like)."""
+
+    first: int
+    noise: CommonNoise
+    target: Tensor
+    likeness: Likeness | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(eq=False)
+class Problem:
+    """A model, a stochasticity and a seed; :meth:`noise_set` makes its sets, one after another."""
+
+    model: ScoreModel
+    eta: float
+    seed: int
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    batch_size: int | None = None
+    condition: object = None
+    fine_steps: int = 96
+    start: float = 1.0
+    used: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.descent = Descent(self.model, self.eta, self.condition)
+        self.flow = self.descent if self.eta == 0 else Descent(self.model, 0.0, self.condition)
+        self.earliest = reference_end(self.model)
+        self.times = self.fine_times(self.fine_steps)
+
+    def fine_times(self, steps: int) -> Tensor:
+        return fine_grid(self.model.sde, steps, start=self.start, end=self.earliest)
+
+    @property
+    def evaluations(self) -> int:
+        return self.descent.evaluations + (self.flow.evaluations if self.flow is not self.descent else 0)
+
+    def _draws(self, n: int) -> tuple[int, CommonNoise]:
+        first, self.used = self.used, self.used + n
+        shape = (n, *self.event_shape)
+        return first, CommonNoise(per_sample_noise(self.seed, first, shape, dtype=self.dtype, device=self.device))
+
+    def starts(self, noise: CommonNoise, rows: slice | Tensor = slice(None)) -> Tensor:
+        return self.model.sde.sigma(self.start).to(self.device, self.dtype) * noise[0][rows]
+
+    @torch.no_grad()
+    def noise_set(self, n: int) -> NoiseSet:
+        """The next ``n`` noises, with their targets."""
+        first, noise = self._draws(n)
+        source = noise if self.eta == 0 else self._draws(n)[1]
+        x = self.starts(source)
+        ends = [solve_finely(self.flow, x[rows], self.times).end for rows in self.batches(n)]
+        target = torch.cat(ends)
+        likeness = None if self.eta == 0 else Likeness.of(self.descent.equation, target, self.earliest)
+        return NoiseSet(first, noise, target, likeness)
+
+    @torch.no_grad()
+    def path(self, chosen: NoiseSet, n: int, times: Tensor) -> Path:
+        """The first ``n`` fine trajectories of a set, with all their states."""
+        return solve_finely(self.flow, self.starts(chosen.noise, slice(0, n)), times, keep=True)
+
+    @torch.no_grad()
+    def reference_error(self, chosen: NoiseSet, n: int) -> Measured:
+        """What solving twice as finely changes; for η > 0 too it is that of the flow."""
+        n = min(n, len(chosen))
+        x = self.starts(chosen.noise, slice(0, n))
+        ends = [solve_finely(self.flow, x, self.fine_times(k * self.fine_steps)).end for k in (1, 2)]
+        return Measured.of(_squares(*ends))
+
+    def batches(self, n: int) -> Iterator[slice]:
+        size = self.batch_size or n
+        for first in range(0, n, size):
+            yield slice(first, min(n, first + size))
+
+    @torch.no_grad()
+    def squares(self, plan: Plan, chosen: NoiseSet, n: int | None = None) -> Tensor:
+        """Squared errors of a plan: (n,) per sample, η > 0: per block of samples. Infinite where it diverges."""
+        n = len(chosen) if n is None else min(n, len(chosen))
+        table = plan.solver.integrator.prepare(self.descent.equation, plan.grid)
+        ends = [
+            self.descent.run(
+                plan.solver.integrator,
+                plan.grid,
+                self.starts(chosen.noise, rows),
+                chosen.noise.after_start(rows),
+                tweedie=plan.tweedie,
+                table=table,
+            )[0]
+            for rows in self.batches(n)
+        ]
+        x = torch.cat(ends)
+        if chosen.likeness is None:
+            squares = _squares(x, chosen.target[:n])
+        else:
+            directions = self.directions(torch.Generator().manual_seed(self.seed))
+            squares = chosen.likeness.blocks(self.descent.equation, x, directions, self.earliest)
+        return torch.nan_to_num(squares, nan=torch.inf, posinf=torch.inf)
+
+    def directions(self, generator: torch.Generator) -> Tensor:
+        """Random unit vectors (D, P)."""
+        D = math.prod(self.event_shape)
+        drawn = torch.randn(D, _PROJECTIONS, generator=generator, dtype=torch.float64)
+        return (drawn / drawn.norm(dim=0)).to(self.device, self.dtype)
+
+    def loss(
+        self, integrator: Integrator, grid: Tensor, table: Tensor, chosen: NoiseSet, rows: Tensor, directions: Tensor
+    ) -> Tensor:
+        """The objective on some samples, differentiable in ``grid`` and ``table``."""
+        tweedie = bool(grid[-1] > 0)
+        x, _ = self.descent.run(
+            integrator,
+            grid,
+            self.starts(chosen.noise, rows),
+            chosen.noise.after_start(rows),
+            tweedie=tweedie,
+            table=table,
+        )
+        if chosen.likeness is None:
+            return _squares(x, chosen.target[rows]).mean()
+        return chosen.likeness.loss(self.descent.equation, x, rows, directions, self.earliest)
+
+
+def _squares(x: Tensor, target: Tensor) -> Tensor:
+    return (x - target).reshape(len(x), -1).square().mean(1).to(torch.float64)

@@ -1,0 +1,172 @@
+"""Calibration without gradients: pattern search over smooth warps of a grid, and weights by least squares.
+
+The pattern search (Hooke & Jeeves 1961) moves along the first few cosines of the logarithms of the steps and along the
+end of the grid. The weights follow one step at a time: on the actual run, x_s is linear in the factors of its step, and
+they are fitted to the fine trajectory's state by least squares, drawn towards 1 by a ridge.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
+from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.reference import solve_finely
+from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import SDEToolkitError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Corrected, Integrator
+from sde_toolkit.integrators.tuned import Tuned, tunable_columns
+
+__all__ = ["fitted_weights", "pattern_search", "score"]
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+_FINEST = 0.03
+
+
+def score(problem: Problem, plan: Plan, chosen: NoiseSet, n: int | None = None) -> float:
+    """Mean squared error of a plan, infinite where it cannot run."""
+    try:
+        return problem.squares(plan, chosen, n).mean().item()
+    except SDEToolkitError:
+        return torch.inf
+
+
+def pattern_search(
+    problem: Problem,
+    chosen: NoiseSet,
+    plan: Plan,
+    *,
+    n: int,
+    deadline: float,
+    runs: int = 150,
+    modes: int = 4,
+    tell: Callable[[float], None] = lambda done: None,
+) -> Plan:
+    """The best grid found within ``runs`` runs of ``n`` noises, or before ``deadline``."""
+    steps, start = len(plan.grid) - 1, plan.grid[0].item()
+    end = min(problem.earliest, plan.grid[-1].item())
+    a = increments_of(plan.grid, end)
+    directions = warp_modes(a, steps, min(modes, max(steps - 1, 0)))
+    sizes = torch.full((len(directions),), 0.4, dtype=a.dtype)
+    best, value, done = plan, score(problem, plan, chosen, n), 1
+    while len(directions) and bool(sizes.max() > _FINEST):
+        for d, direction in enumerate(directions):
+            for sign in (1.0, -1.0):
+                if done >= runs or time.monotonic() > deadline:
+                    return best
+                b = a + sign * sizes[d] * direction
+                grid = grid_of(b, start, end, steps)
+                done += 1
+                tell(done / runs)
+                tried = replace(plan, grid=grid)
+                found = score(problem, tried, chosen, n) if bool((grid.diff() < 0).all()) else torch.inf
+                if found < value:
+                    best, value, a = replace(plan, grid=check_grid(grid)), found, b
+                    sizes[d] *= 1.5
+                    break
+            else:
+                sizes[d] *= 0.5
+    return best
+
+
+def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int | None = None) -> Iterator[Plan]:
+    """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
+    integrator = plan.solver.integrator
+    places = tunable_columns(integrator, len(problem.descent.equation.inputs(plan.grid[:1])))
+    if places is None or problem.eta > 0:
+        return
+    n = len(chosen) if n is None else min(n, len(chosen))
+    targets = _states_at(problem, chosen, plan.grid, n)
+    for ridge in RIDGES:
+        rows = _fit(problem, chosen, plan, places, targets, ridge)
+        if rows is not None:
+            yield replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, rows)))
+
+
+def _states_at(problem: Problem, chosen: NoiseSet, grid: Tensor, n: int) -> Tensor:
+    """The fine trajectory at the knots: its own times, and the grid's among them."""
+    times = torch.unique(torch.cat([problem.times, grid])).flip(0)
+    near = torch.cat([torch.tensor([False]), (times[:-1] - times[1:]) < 1e-9])  # a knot beside a fine time
+    times = times[~near | torch.isin(times, grid)]
+    where = [int(torch.nonzero(times == t)[0]) for t in grid]
+    kept = []
+    for rows in problem.batches(n):
+        x = problem.starts(chosen.noise, rows)
+        states = [x]
+        last = times[: where[-1] + 1] if where[-1] else times
+        path = _path_from(problem, x, last)
+        states += [path[k] for k in where[1:]]
+        kept.append(torch.stack(states))
+    return torch.cat(kept, dim=1)
+
+
+@torch.no_grad()
+def _path_from(problem: Problem, x: Tensor, times: Tensor) -> Tensor:
+    states = solve_finely(problem.flow, x, times, keep=True).states
+    return x.unsqueeze(0) if states is None else states
+
+
+@torch.no_grad()
+def _fit(
+    problem: Problem, chosen: NoiseSet, plan: Plan, places: list[int], targets: Tensor, ridge: float
+) -> tuple[tuple[float, ...], ...] | None:
+    """Factors of every step, the run so far being the tuned one."""
+    integrator = plan.solver.integrator
+    free = list(range(_linear(integrator, len(places))))
+    x, n = targets[0], targets.shape[1]
+    state = None
+    found = []
+    table = integrator.prepare(problem.descent.equation, plan.grid)
+    for row, wanted in zip(table, targets[1:], strict=True):
+        memory: list[Tensor] = []
+        equation = _remembering(problem, memory)
+
+        def stepped(factors: Tensor, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
+            every = torch.ones_like(row).index_copy(0, torch.tensor(places), factors)
+            return integrator.step(equation, x, (row * every).to(x).unbind(), state, _no_noise)  # noqa: B023
+
+        ones = torch.ones(len(places), dtype=torch.float64)
+        base = stepped(ones)[0]
+        without = []
+        for c in free:
+            factors = ones.clone()
+            factors[c] = 0.0
+            without.append((base - stepped(factors)[0]).flatten())
+        R, rest = torch.stack(without).double(), (wanted - base).flatten().double()
+        normal = R @ R.T
+        normal += ridge * torch.diag(normal.diagonal()) + 1e-30 * torch.eye(len(free), dtype=torch.float64)
+        change = torch.linalg.lstsq(normal.cpu(), (R @ rest).cpu().unsqueeze(1)).solution[:, 0]
+        ones[free] += change
+        if not bool(ones.isfinite().all()):
+            return None
+        found.append(tuple(ones.tolist()))
+        x, state = stepped(ones)
+    return tuple(found) if n else None
+
+
+def _linear(integrator: Integrator, count: int) -> int:
+    """How many of the factors x_s is linear in: the corrector's own act on the step before."""
+    return count - integrator.predictor.order - 1 if isinstance(integrator, Corrected) else count
+
+
+def _remembering(problem: Problem, memory: list[Tensor]) -> ReverseEquation:
+    """The equation with one evaluation per step, used again for all trials of that step."""
+
+    def evaluate(*arguments: object) -> Tensor:
+        if not memory:
+            memory.append(problem.descent.equation.output(*arguments[:2]))  # type: ignore[arg-type]
+        return memory[0]
+
+    equation = problem.descent.equation
+    return ReverseEquation(equation.model, equation.eta, equation.condition, evaluate)
+
+
+def _no_noise() -> Tensor:
+    raise RuntimeError("an integrator of the flow asked for noise")

@@ -1,0 +1,202 @@
+"""The stages of a calibration and the clock they share: candidates, dynamic programming, gradients or search."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from sde_toolkit.calibration.gradient import Descending, optimise, with_ones
+from sde_toolkit.calibration.knots import dynamic_grids
+from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.search import fitted_weights, pattern_search, score
+from sde_toolkit.calibration.starts import Plan, usual_grids
+from sde_toolkit.integrators import Corrected, FrozenX0, Integrator, Multistep
+from sde_toolkit.integrators.frozen import Frozen
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Stages"]
+
+_SCORING, _SHORT, _PATTERN, _WORKING = 0.25, 0.4, 0.5, 0.9  # shares of the time limit by which stages end
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The stages, and the clock they share."""
+
+    problem: Problem
+    steps: Callable[[Solver], int]
+    weights: bool
+    cheap: bool
+    cost: float
+    effort: float
+    began: float
+    time_limit: float
+    tell: Callable[[str, float], None]
+
+    def until(self, share: float) -> float:
+        return self.began + share * self.time_limit
+
+    def affordable(self, nfe: int, batch: int) -> int:
+        """Iterations of gradient descent that fit: a backward pass costs about two forward ones."""
+        return int((self.until(_WORKING) - time.monotonic()) / max(3 * nfe * batch * self.cost, 1e-9))
+
+    @property
+    def probes(self) -> int:
+        """Noises that a candidate is scored on."""
+        return 512 if self.cheap else 24
+
+    def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Plan]:
+        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all."""
+        problem, deadline = self.problem, self.until(_SCORING)
+        sde = problem.model.sde
+
+        def grids(solver: Solver) -> list[tuple[str, Tensor]]:
+            if starting is not None:
+                return [("the given grid", starting)]
+            return usual_grids(sde, self.steps(solver), start=problem.start, earliest=problem.earliest)
+
+        known: dict[tuple[int, str], tuple[float, Plan]] = {}
+
+        def run(k: int, label: str, times: Tensor) -> None:
+            late = bool(known) and time.monotonic() > deadline
+            if (k, label) not in known and not late:
+                plan = Plan(solvers[k], times, label)
+                known[k, label] = (score(problem, plan, fit, self.probes), plan)
+                self.tell("candidates", 0.0)
+
+        def best_of(keys: list[Any], place: int, count: int) -> list[Any]:
+            errors = {key: min([e for at, (e, _) in known.items() if at[place] == key] or [math.inf]) for key in keys}
+            return sorted(keys, key=lambda key: errors[key])[:count]
+
+        for k in range(min(2 if self.cheap else 1, len(solvers))):
+            for label, times in grids(solvers[k]):
+                run(k, label, times)
+        labels = best_of(list({label for _, label in known}), 1, 3 if self.cheap else 2)
+        for k, solver in enumerate(solvers):
+            for label, times in grids(solver):
+                if label in labels:
+                    run(k, label, times)
+        leaders = best_of(list(range(len(solvers))), 0, 3 if self.cheap else 1)
+        for k in leaders:
+            for label, times in grids(solvers[k]):
+                run(k, label, times)
+        finite = [(e, plan) for e, plan in known.values() if math.isfinite(e)]
+        return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
+
+    def dynamic(self, fit: NoiseSet, ranked: Sequence[Plan], count: int) -> list[Plan]:
+        """The grids of dynamic programming under the best solvers, best first."""
+        if self.problem.eta > 0:
+            return []
+        found = []
+        for start in _of_different_solvers(ranked, count):
+            integrator = start.solver.integrator
+            steps = self.steps(start.solver)
+            if steps < 2 or not start.tweedie:
+                continue
+            for label, times in dynamic_grids(self.problem, fit, _frozen(integrator), steps):
+                plan = Plan(start.solver, times, label)
+                found.append((score(self.problem, plan, fit, self.probes), plan))
+                self.tell("dynamic programming", 0.0)
+        finite = [pair for pair in found if math.isfinite(pair[0])]
+        return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
+
+    def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
+        """Short descents from the best starts, then a long one from the best of their ends."""
+        problem = self.problem
+        how = self.descending(fit, ranked[0])
+        found: list[Plan] = []
+        if self.cheap:
+            starts = _of_different_solvers(ranked, 4)
+        else:  # one descent, from the best that a search finds in half the time
+            found = self.by_search(fit, select, ranked)
+            starts = [min([ranked[0], *found], key=lambda plan: score(problem, plan, select))]
+        if self.weights:
+            starts = [with_ones(plan) for plan in starts]
+        short = replace(how, iterations=max(how.iterations // 5, 1))
+        if len(starts) > 1:
+            share = (self.until(_SHORT) - time.monotonic()) / len(starts)
+            for plan in starts:
+                deadline = time.monotonic() + share
+                found.append(
+                    optimise(
+                        problem,
+                        fit,
+                        plan,
+                        short,
+                        weights=self.weights,
+                        deadline=deadline,
+                        tell=lambda done: self.tell("gradient, short", done),
+                    )
+                )
+            starts = [min(found, key=lambda plan: score(problem, plan, select))]
+        for plan in starts:
+            found.append(
+                optimise(
+                    problem,
+                    fit,
+                    plan,
+                    replace(how, seed=how.seed + 1),
+                    weights=self.weights,
+                    deadline=self.until(_WORKING),
+                    tell=lambda done: self.tell("gradient", done),
+                )
+            )
+        return found
+
+    def descending(self, fit: NoiseSet, plan: Plan) -> Descending:
+        if self.cheap:
+            finer = min(1.0, 15 / len(plan.grid))  # many steps stand on each other: 0.1 diverges at 50
+            iterations = max(1, round(600 * self.effort))
+            return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer, self.problem.seed)
+        batch = min(16, len(fit))
+        iterations = max(1, min(round(300 * self.effort), self.affordable(plan.nfe, batch)))
+        return Descending(iterations, batch, 0.02, 0.004, seed=self.problem.seed)
+
+    def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
+        """Dynamic programming, pattern search, least squares."""
+        problem = self.problem
+        known = [*self.dynamic(fit, ranked, 2), *ranked[:2]]
+        known = sorted(known, key=lambda plan: score(problem, plan, fit, self.probes))[: 2 if self.cheap else 1]
+        found = list(known)
+        m = min(len(fit), 1024 if self.cheap else 32)
+        for k, plan in enumerate(known):
+            now = time.monotonic()
+            deadline = now + (self.until(_PATTERN) - now) / (len(known) - k)
+            found.append(
+                pattern_search(
+                    problem,
+                    fit,
+                    plan,
+                    n=m,
+                    deadline=deadline,
+                    runs=max(1, round(self.effort * (300 if self.cheap else 150))),
+                    tell=lambda done: self.tell("pattern search", done),
+                )
+            )
+        if self.weights:
+            for plan in sorted(found, key=lambda plan: score(problem, plan, select))[:2]:
+                for tuned in fitted_weights(problem, fit, plan):
+                    self.tell("least squares", 0.0)
+                    found.append(tuned)
+                    if time.monotonic() > self.until(_WORKING):
+                        return found
+        return found
+
+
+def _of_different_solvers(plans: Sequence[Plan], count: int) -> list[Plan]:
+    """The first plan of each of the first ``count`` solvers."""
+    first: dict[str, Plan] = {}
+    for plan in plans:
+        first.setdefault(repr(plan.solver), plan)
+    return list(first.values())[:count]
+
+
+def _frozen(integrator: Integrator) -> Frozen:
+    """What the dynamic programme's method freezes: as the solver itself, data prediction for all others."""
+    inner = integrator.predictor if isinstance(integrator, Corrected) else integrator
+    return inner.frozen if isinstance(inner, Multistep) else FrozenX0()

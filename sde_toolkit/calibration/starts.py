@@ -1,0 +1,98 @@
+"""What a calibration starts from: solvers that are worth trying, and the grids that people use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.reference import fine_grid
+from sde_toolkit.errors import SDEToolkitError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep
+from sde_toolkit.sde import SDE
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Plan", "default_solvers", "usual_grids"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A solver on a grid, and what it is called. ``tweedie``: whether a last evaluation denoises."""
+
+    solver: Solver
+    grid: Tensor
+    label: str
+
+    @property
+    def tweedie(self) -> bool:
+        return self.grid[-1].item() > 0
+
+    @property
+    def nfe(self) -> int:
+        return (self.solver.integrator.evals_per_step or 0) * (len(self.grid) - 1) + self.tweedie
+
+
+def default_solvers(sigma_data: float) -> list[Solver]:
+    """Multistep methods of order 2 and 3 in noise, data and EDM prediction, with and without UniPC's corrector."""
+    found = []
+    for corrected in (False, True):
+        for order in (2, 3):
+            for frozen in (FrozenEDM(sigma_data), FrozenX0(), FrozenNoise()):
+                inner = Multistep(order, frozen)
+                integrator = Corrected(inner) if corrected else inner
+                name = f"{type(frozen).__name__.removeprefix('Frozen').lower()}-{order}{'c' if corrected else ''}"
+                found.append(Solver(name, 0.0, integrator))
+    return found
+
+
+_LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)
+
+Coordinate = Callable[[Tensor], Tensor]
+
+
+def usual_grids(sde: SDE, steps: int, *, start: float, earliest: float) -> list[tuple[str, Tensor]]:
+    """Uniform in t, √t, λ, (σ/α)^(1/ρ) and a mixture of t and λ, each with several ends, none before ``earliest``."""
+    last = sde.half_log_snr(max(earliest, 0.0)).item()
+    lambdas = [value for value in _LAMBDA_ENDS if sde.half_log_snr(start).item() < value < last - 0.2]
+    ends = [sde.inverse_half_log_snr(torch.tensor(v, dtype=torch.float64)).item() for v in lambdas]
+    if earliest <= sde.sampling_end and all(abs(end / sde.sampling_end - 1) > 0.1 for end in ends):
+        ends.append(sde.sampling_end)
+    return [(f"{name} to t={end:.3g}", grid) for end in ends for name, grid in _of_one_end(sde, steps, start, end)]
+
+
+def _of_one_end(sde: SDE, steps: int, start: float, end: float) -> Iterator[tuple[str, Tensor]]:
+    ends = torch.tensor([start, end], dtype=torch.float64)
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+    def spaced(coordinate: Coordinate, inverse: Coordinate) -> Tensor:
+        low, high = coordinate(ends)
+        times = inverse(low + u * (high - low))
+        times[0], times[-1] = start, end
+        return times
+
+    made: list[tuple[str, Callable[[], Tensor]]] = [
+        ("uniform", lambda: spaced(lambda t: t, lambda v: v)),
+        ("quadratic", lambda: spaced(torch.sqrt, torch.square)),
+        ("mixed", lambda: fine_grid(sde, steps, start=start, end=end, in_time=0.3)),
+    ]
+    if bool(sde.half_log_snr(ends).isfinite().all()):
+        made.append(("uniform in λ", lambda: spaced(sde.half_log_snr, sde.inverse_half_log_snr)))
+        for rho in (3.0, 7.0):
+            made.append((f"karras {rho:g}", lambda rho=rho: spaced(*_karras(sde, rho))))  # type: ignore[misc]
+    else:
+        made.append(("λ", lambda: fine_grid(sde, steps, start=start, end=end, in_time=0.05)))
+    for name, make in made:
+        try:
+            yield name, check_grid(make())
+        except SDEToolkitError:
+            continue
+
+
+def _karras(sde: SDE, rho: float) -> tuple[Coordinate, Coordinate]:
+    return (
+        lambda t: torch.exp(-sde.half_log_snr(t) / rho),
+        lambda v: sde.inverse_half_log_snr(-rho * torch.log(v)),
+    )
