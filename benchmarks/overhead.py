@@ -4,7 +4,8 @@
 
 1. A trivial network at 16×3×32×32 against a bare torch loop of the fewest operations that any
    implementation needs (two products and a sum; with noise, one draw, one product and one sum more).
-2. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
+2. Multistep and several-stage steps against a bare loop of as many multiply-adds as their formulas have.
+3. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,23 @@ from collections.abc import Callable
 
 import torch
 
-from sde_toolkit import VPSDE, Euler, ScoreModel, ddim, ddpm, euler_maruyama, grids, probability_flow, sample
+from sde_toolkit import (
+    VPSDE,
+    Euler,
+    ScoreModel,
+    ddim,
+    ddpm,
+    dpm_solver_2,
+    dpmpp_2m,
+    dpmpp_3m,
+    euler_maruyama,
+    grids,
+    heun,
+    probability_flow,
+    rk4,
+    sample,
+    unipc,
+)
 
 SHAPE = (16, 3, 32, 32)
 
@@ -72,6 +89,47 @@ def trivial_network(steps: int, repeats: int) -> None:
         print(f"  {name:<40} {1e6 * seconds / steps:8.1f} µs/step   {seconds / floor:5.2f} × bare")
 
 
+def more_solvers(steps: int, repeats: int) -> None:
+    """Microseconds per step of the other fixed-step rows, over as many fused multiply-adds as their formulas need."""
+
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return x
+
+    x, other = torch.randn(SHAPE), torch.randn(SHAPE)
+    model = ScoreModel(network, VPSDE(), "x0")
+    coefficients = (0.5 * torch.rand(steps)).unbind()
+
+    def bare(operations: int) -> None:
+        state = x
+        for c in coefficients:
+            state = c * state
+            for _ in range(operations - 1):
+                state = torch.addcmul(state, c, other)
+
+    # terms: x, y and earlier values; the corrector's and the predictor's; stages of a one-step method
+    rows = {
+        "dpmpp_2m": (dpmpp_2m(), 3),
+        "dpmpp_3m": (dpmpp_3m(), 4),
+        "unipc(2)": (unipc(2), 8),
+        "heun": (heun(), 5),
+        "dpm_solver_2": (dpm_solver_2(), 5),
+        "rk4": (rk4(), 14),
+    }
+    tasks: dict[str, Callable[[], object]] = {}
+    grid = grids.uniform(model.sde, steps)
+    for name, (solver, operations) in rows.items():
+        tasks[f"bare loop of {operations} operations for {name}"] = lambda k=operations: bare(k)  # type: ignore[misc]
+        tasks[name] = lambda s=solver: sample(model, s, grid, x_start=x, check_finite=False)  # type: ignore[misc]
+    medians = interleaved(tasks, repeats)
+    print(f"more solvers, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
+    for name, (_, operations) in rows.items():
+        floor = medians[f"bare loop of {operations} operations for {name}"]
+        micro, ratio = 1e6 * medians[name] / steps, medians[name] / floor
+        print(
+            f"  {name:<16} {micro:8.1f} µs/step   {ratio:5.2f} × bare loop of {operations}: {1e6 * floor / steps:.1f}"
+        )
+
+
 def mnist_network(batch: int, steps: int, repeats: int) -> None:
     """Wall time of a whole ``sample`` call over NFE × the time of one network evaluation."""
     model = ScoreModel.from_pretrained("mnist")
@@ -111,4 +169,5 @@ if __name__ == "__main__":
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     trivial_network(arguments.steps, arguments.repeats)
+    more_solvers(arguments.steps, arguments.repeats)
     mnist_network(batch=64, steps=arguments.network_steps, repeats=max(1, arguments.repeats // 5))

@@ -17,6 +17,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
         ("ddim_headline.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "ddim"),
         ("judge_embedded.py", ["--n", "4"], "p >= 0.9"),
         ("adaptive_coordinates.py", [], "DiscreteVPSDE"),
+        ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
+        ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
     ],
 )
 def test_benchmark_runs(tmp_path, script, arguments, said):

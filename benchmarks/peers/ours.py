@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ def rows(problem: Problem, nfe: int) -> dict[str, Callable[[], Tensor]]:
 
 
 def stochastic_rows(problem: Problem, nfe: int) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Stochastic rows: name to a callable of the state at t=1, float32 (n, *event), and a seed, that returns x at t≈0."""
+    """Stochastic rows: name to a callable of x at t=1, float32 (n, *event), and a seed, that returns x at t≈0."""
 
     def run(x: Tensor, seed: int) -> Tensor:
         plan = auto(problem.model, nfe, eta=1.0)
@@ -60,7 +59,6 @@ def stochastic_rows(problem: Problem, nfe: int) -> dict[str, Callable[[Tensor, i
     return {"auto[eta=1]": run}
 
 
-@cache
 def _calibrated(problem: Problem, nfe: int) -> Calibration:
     file = Path(os.environ["CALIBRATIONS"]) / f"{problem.name}-{nfe}.json"
     if not file.exists():

@@ -122,7 +122,7 @@ def calibrate(
     tell("reference", 0.0)
     fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
     own_error = problem.reference_error(fresh, 128 if cheap else 8)
-    candidates = solvers or default_solvers(_size(fit.target))
+    candidates = solvers or default_solvers(_size(fit.target), nfe)
     ranked = stages.scored(fit, candidates, starting)
     if not ranked:
         problem_said = "none of them can run on any grid that was tried"
@@ -146,7 +146,7 @@ def calibrate(
         "objective": "RMSE to the flow" if eta == 0 else "distance of distributions to endpoints of the flow",
         "start": {"solver": repr(start.solver.integrator), "grid": start.label, "times": start.grid.tolist()},
         "candidates": [s.name for s in candidates],
-        "method": chosen_method,
+        "method": chosen_method if cheap or chosen_method == "search" else "search, then gradient",
         "seed": seed,
         "n": {"fit": len(fit), "select": len(select), "fresh": len(fresh), "first_fresh": fresh.first},
         "fit": {name: vars(Measured.of(problem.squares(p, fit))) for name, p in (("before", start), ("after", best))},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.reference import fine_grid
 from sde_toolkit.errors import SDEToolkitError
-from sde_toolkit.grids import check_grid
+from sde_toolkit.grids import check_grid, sech
 from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
@@ -35,11 +36,11 @@ class Plan:
         return (self.solver.integrator.evals_per_step or 0) * (len(self.grid) - 1) + self.tweedie
 
 
-def default_solvers(sigma_data: float) -> list[Solver]:
-    """Multistep methods of order 2 and 3 in noise, data and EDM prediction, with and without UniPC's corrector."""
+def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:
+    """Multistep methods in EDM, data and noise prediction, with and without a corrector; for few steps, low orders."""
     found = []
-    for corrected in (False, True):
-        for order in (2, 3):
+    for corrected in (True, False):
+        for order in (2, 3) if nfe < 25 else (3, 4):
             for frozen in (FrozenEDM(sigma_data), FrozenX0(), FrozenNoise()):
                 inner = Multistep(order, frozen)
                 integrator = Corrected(inner) if corrected else inner
@@ -54,7 +55,7 @@ Coordinate = Callable[[Tensor], Tensor]
 
 
 def usual_grids(sde: SDE, steps: int, *, start: float, earliest: float) -> list[tuple[str, Tensor]]:
-    """Uniform in t, √t, λ, (σ/α)^(1/ρ) and a mixture of t and λ, each with several ends, none before ``earliest``."""
+    """``grids.sech``, uniform in t, √t, λ, (σ/α)^(1/ρ), mixed of t and λ; several ends, none before ``earliest``."""
     last = sde.half_log_snr(max(earliest, 0.0)).item()
     lambdas = [value for value in _LAMBDA_ENDS if sde.half_log_snr(start).item() < value < last - 0.2]
     ends = [sde.inverse_half_log_snr(torch.tensor(v, dtype=torch.float64)).item() for v in lambdas]
@@ -74,6 +75,10 @@ def _of_one_end(sde: SDE, steps: int, start: float, end: float) -> Iterator[tupl
         return times
 
     made: list[tuple[str, Callable[[], Tensor]]] = [
+        *(
+            (f"sech {c:g}, {w:g}", partial(sech, sde, steps, center=c, width=w, start=start, end=end))
+            for c, w in ((0.75, 1.5), (1.5, 2.0), (0.0, 2.0))
+        ),
         ("uniform", lambda: spaced(lambda t: t, lambda v: v)),
         ("quadratic", lambda: spaced(torch.sqrt, torch.square)),
         ("mixed", lambda: fine_grid(sde, steps, start=start, end=end, in_time=0.3)),

@@ -10,13 +10,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from sde_toolkit.auto import Plan
+from sde_toolkit.calibration import load_calibration
 from sde_toolkit.cli.parts import build_grids, build_solvers, load_model, model_name, real_data, whole_number
 from sde_toolkit.cli.setup import choose_device, set_threads
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.findings import findings, text_table
 from sde_toolkit.evaluation.judging import Features, Judge, classifier_features, exact_features, flat_features
-from sde_toolkit.evaluation.planning import check_request, plan_all
+from sde_toolkit.evaluation.planning import Candidate, check_request, plan_all
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.exact import GaussianMixture
@@ -39,6 +41,7 @@ def run(config: DictConfig) -> None:
     solvers, grids = build_solvers(config), build_grids(config)
     device = choose_device(config.device)
     model, weights = load_model(config)
+    solvers |= _calibrated(config, model)
     check_request(model, solvers, budgets, n)
     plan_all(model, solvers, budgets, grids)
     real, source = real_data(config, model, n_real, n)
@@ -74,6 +77,18 @@ def run(config: DictConfig) -> None:
     for sentence in findings(comparison):
         print(sentence)
     print(f"\nreport: {page}  ({comparison.seconds:.0f} s)")
+
+
+def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
+    """``calibrations=[FILE,...]``: what ``sde-toolkit calibrate`` wrote, by the name of its folder or file."""
+    found: dict[str, Candidate] = {}
+    for given in config.calibrations or []:
+        path = Path(str(given))
+        calibration = load_calibration(path)
+        calibration.check(model)
+        name = path.parent.name if path.stem == "calibration" else path.stem
+        found[f"calibrated {name}"] = Plan(calibration.solver, calibration.grid, calibration.tweedie)
+    return found
 
 
 def _budgets(given: Any) -> list[int]:

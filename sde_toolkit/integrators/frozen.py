@@ -31,6 +31,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.prediction import Combination, edm_input_scale
+from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.sde.derive import gauss_legendre
 
@@ -39,6 +40,9 @@ __all__ = ["Frozen", "FrozenEDM", "FrozenNoise", "FrozenX0"]
 
 class Frozen(Protocol):
     """The quantity F that a step freezes, and the step that freezing it makes exact."""
+
+    def is_output_of(self, model: ScoreModel) -> bool:
+        """Whether F is the network's output itself."""
 
     def view(self, equation: ReverseEquation, t: Tensor) -> Combination:
         """(m, n) with F = m x_t + n y."""
@@ -56,6 +60,9 @@ class Frozen(Protocol):
 @dataclass(frozen=True)
 class FrozenX0:
     """Data prediction: F = x̂_0, density (1+η²) α_s e^(−(1+η²)(λ_s−λ)). Steps down to σ_s = 0 land on x̂_0."""
+
+    def is_output_of(self, model: ScoreModel) -> bool:
+        return model.prediction == "x0"
 
     def view(self, equation: ReverseEquation, t: Tensor) -> Combination:
         return equation.view("x0", t)
@@ -76,6 +83,9 @@ class FrozenX0:
 @dataclass(frozen=True)
 class FrozenNoise:
     """Noise prediction: F = ε̂, density −(1+η²) σ_s e^(λ_s−λ). With η > 0 and large steps it overshoots."""
+
+    def is_output_of(self, model: ScoreModel) -> bool:
+        return model.prediction == "epsilon"
 
     def view(self, equation: ReverseEquation, t: Tensor) -> Combination:
         return equation.view("epsilon", t)
@@ -109,6 +119,9 @@ class FrozenEDM:
         if not (is_number(self.sigma_data) and self.sigma_data > 0):
             problem, remedy = "must be positive and finite", "Pass √E[x_0²] of the data, or use FrozenX0()."
             raise ArgumentError("sigma_data", self.sigma_data, problem, remedy)
+
+    def is_output_of(self, model: ScoreModel) -> bool:
+        return model.prediction == "edm" and model.sigma_data == self.sigma_data
 
     def view(self, equation: ReverseEquation, t: Tensor) -> Combination:
         sin, cos, _ = self._polar(equation.sde, t)

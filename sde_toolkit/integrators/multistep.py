@@ -99,7 +99,7 @@ class Multistep(Integrator):
         y = equation.output(x, tuple(inputs))
         past: tuple[Tensor, ...] = ()
         if self.order > 1:  # F_0, for the steps to come
-            now = torch.addcmul(m * x, n, y)
+            now = y if self.frozen.is_output_of(equation.model) else torch.addcmul(m * x, n, y)
             past = (now,) * (self.order - 1) if state is None else state
             state = (now, *past[:-1])
         x = _add(torch.addcmul(A * x, B, y), row[split:], past)
@@ -156,7 +156,7 @@ class Corrected(Integrator):
         p = self.predictor.order
         *inputs, m, n, carry, A, B, kappa = row[: len(row) - 2 * p - 1]
         y = equation.output(x, tuple(inputs))
-        now = torch.addcmul(m * x, n, y)
+        now = y if self.predictor.frozen.is_output_of(equation.model) else torch.addcmul(m * x, n, y)
         base, past = (x, (now,) * p) if state is None else state
         corrected = _add(base, row[-p - 1 :], (now, *past))
         base = torch.addcmul(torch.addcmul(A * x, B, y), carry, corrected)

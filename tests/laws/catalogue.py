@@ -6,7 +6,7 @@ A new public class or preset joins the laws without an edit here. Numerical tool
 
 import inspect
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,7 +61,14 @@ def classes_in(module, base):
 
 def presets_in(module):
     functions = (getattr(module, name) for name in module.__all__)
-    return [made for f in functions if inspect.isfunction(f) and isinstance(made := f(), Solver)]
+    return [quick(made) for f in functions if inspect.isfunction(f) and isinstance(made := f(), Solver)]
+
+
+def quick(solver):
+    """An adaptive solver at tolerances that laws about something else can afford."""
+    if solver.integrator.evals_per_step is not None:
+        return solver
+    return replace(solver, integrator=replace(solver.integrator, rtol=0.1, atol=0.1))
 
 
 PUBLIC_SDES = [cls() for cls in classes_in(sde_toolkit.sde, SDE)]

@@ -40,18 +40,19 @@ def short(sde, steps=5):
 @every_solver
 @every_public_sde
 def test_samples_are_the_same_bits_whatever_the_batch_or_the_split(sde, solver):
-    model, grid, n = elementwise(sde), short(sde), 65
+    model, grid = elementwise(sde), short(sde)
+    n = 65 if solver.integrator.evals_per_step else 9  # one by one, adaptive steps take their time
     whole = sample(model, solver, grid, shape=(n, 3), seed=3, trajectory=True)
-    for batch_size in (1, 4, 64):
+    for batch_size in (1, 4, n - 1):
         batched = sample(model, solver, grid, shape=(n, 3), seed=3, batch_size=batch_size, trajectory=True)
         assert torch.equal(batched.x, whole.x)
         assert torch.equal(batched.trajectory, whole.trajectory)  # start and every step
-    edges = (0, 7, 40, n)
+    edges = (0, 2, 7, n)
     parts = [sample(model, solver, grid, shape=(b - a, 3), seed=3, first_index=a).x for a, b in pairwise(edges)]
     assert torch.equal(torch.cat(parts), whole.x)
 
 
-@pytest.mark.parametrize("solver", STOCHASTIC_SOLVERS, ids=name)
+@pytest.mark.parametrize("solver", [s for s in STOCHASTIC_SOLVERS if s in FIXED_STEP_SOLVERS], ids=name)
 def test_through_a_network_batches_agree_to_its_round_off(solver):
     model = model_of(RandomNetwork(), VPSDE())
     whole, single = (
@@ -288,8 +289,10 @@ def test_the_state_keeps_its_dtype_and_half_precision_networks_are_served(dtype)
             assert sample(model, solver, short(VPSDE()), shape=(2, 3), dtype=dtype, tweedie=True).x.dtype == dtype
 
 
-def test_fixed_step_flow_through_probability_flow_takes_any_integrator():
+def test_fixed_step_flow_through_probability_flow_takes_any_integrator_of_an_order():
     for solver in FIXED_STEP_SOLVERS:
+        if solver.integrator.order is None:  # predictor-corrector, which has no place on the flow
+            continue
         chosen = probability_flow(solver.integrator)
         assert chosen.eta == 0
         assert sample(elementwise(VPSDE()), chosen, short(VPSDE()), shape=(2, 3)).x.isfinite().all()
