@@ -17,18 +17,18 @@ def network(x, time):
 
 def live():
     """Bytes of all tensors that live, whatever their size, each storage once, and the number of tensors."""
-    tensors = [held for held in gc.get_objects() if issubclass(type(held), torch.Tensor)]
+    tensors = [held for held in gc.get_objects() if type(held) in (torch.Tensor, torch.nn.Parameter)]
     storages = {held.untyped_storage().data_ptr(): held.untyped_storage().nbytes() for held in tensors}
     return sum(storages.values()), len(tensors)
 
 
 def most(run, steps, **options):
-    """The most that lives after any of 20 steps spread over the run, above what lived before."""
+    """The most that lives after any of 5 steps spread over the run, above what lived before."""
     gc.collect()
     before, seen = live(), []
 
     def look(step):
-        if step.index % (steps // 20) == steps // 20 - 1:
+        if step.index % (steps // 5) == steps // 5 - 1:
             now = live()
             seen.append((now[0] - before[0], now[1] - before[1]))
 
