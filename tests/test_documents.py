@@ -1,6 +1,8 @@
 """What the documents point at exists."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,13 @@ def test_relative_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_table_of_solvers_is_what_the_classes_say():
+    """Regenerated from the classes, with orders measured anew; they may differ by 0.1."""
+    words = [sys.executable, str(ROOT / "docs" / "make_solver_table.py"), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_readme_names_every_solver_and_every_sde():

@@ -23,6 +23,28 @@ from ratio_grids import build
 from torch import Tensor
 from with_kdiffusion import sampling
 
+from sde_toolkit import (
+    FrozenNoise,
+    Multistep,
+    ReverseEquation,
+    Solver,
+    bh1,
+    bh2,
+    ddim,
+    dpm2_ancestral,
+    dpm_solver_2,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    euler_ancestral,
+    heun,
+    unipc,
+)
+
 __all__ = ["PEERS", "Case", "Noise", "Peer", "ours"]
 
 
@@ -159,9 +181,47 @@ def _peers() -> dict[str, list[Peer]]:
 PEERS: dict[str, list[Peer]] = _peers()
 
 
+OURS: dict[str, Solver] = {
+    "ddim": ddim(),
+    "heun_edm": heun(),
+    "dpm_2": dpm_solver_2(),
+    "dpmpp_2s": dpmpp_2s(),
+    "dpmpp_2m": dpmpp_2m(),
+    "dpmpp_2m_heun": Solver("", 0.0, Multistep(2)),
+    "dpmpp_3m": dpmpp_3m(),
+    "dpm_solver_2m": Solver("", 0.0, Multistep(2, FrozenNoise(), two_point=bh2)),
+    "euler_ancestral": euler_ancestral(),
+    "dpm_2_ancestral": dpm2_ancestral(),
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral(),
+    "dpmpp_sde": dpmpp_sde(),
+    "dpmpp_3m_sde": dpmpp_3m_sde(),
+    "dpmpp_2m_sde_midpoint": dpmpp_2m_sde(),
+    "dpmpp_2m_sde_heun": Solver("", 1.0, Multistep(2)),
+    **{f"unipc_{p}_{v.__name__}": unipc(p, v) for p in (1, 2, 3) for v in (bh1, bh2)},
+    **{f"deis_{p}": Solver("", 0.0, Multistep(p, FrozenNoise())) for p in (2, 3)},
+}
+
+
 def ours(name: str) -> Callable[[Case], Tensor]:
-    """Our solver of that name, as a function of a case that returns x/α at the end of the grid. To be filled in."""
-    raise NotImplementedError(name)
+    """Our solver of that name, as a function of a case that returns x/α at the end of the grid.
+
+    Raises:
+        NotImplementedError: where there is none to compare.
+    """
+    if name not in OURS:
+        raise NotImplementedError(name)
+    solver = OURS[name]
+
+    def run(case: Case) -> Tensor:
+        model = case.problem.model
+        times = model.sde.inverse_half_log_snr(-torch.log(case.grid.double()))
+        x, state, noise = model.sde.alpha(times[0]) * case.problem.y_start, None, case.noise()
+        equation = ReverseEquation(model, solver.eta)
+        for row in solver.integrator.prepare(equation, times):
+            x, state = solver.integrator.step(equation, x, row.unbind(), state, noise)
+        return x / model.sde.alpha(times[-1])
+
+    return run
 
 
 def main() -> None:
