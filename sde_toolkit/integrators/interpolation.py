@@ -8,6 +8,7 @@ Everything is float64, once per grid, all steps at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -56,6 +57,46 @@ def bh2(total: Tensor, at_end: Tensor) -> Tensor:
     return total
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Steps from ``lambda_t`` to ``s``, and their polynomials' nodes: coordinates ``c`` (p, steps), some not valid."""
+
+    sde: SDE
+    eta: float
+    frozen: Frozen
+    coordinate: Coordinate
+    lambda_t: Tensor
+    lambda_s: Tensor
+    s: Tensor
+    c: Tensor
+    valid: Tensor
+
+    def basis(self, lambda_u: Tensor) -> Tensor:
+        """L_j at λ_u (Q, steps): (p, Q, steps)."""
+        return _lagrange(_coordinate_of(self.coordinate, self.sde, lambda_u), self.c, self.valid)
+
+    def in_lambda(self) -> Tensor:
+        """∫ density L_j dλ by Gauss-Legendre, (p, steps); 0 for steps that are infinitely long in λ."""
+        nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
+        bounded = self.lambda_t.isfinite() & self.lambda_s.isfinite()
+        inside = torch.where(
+            self.lambda_t.isfinite(), self.lambda_t, torch.where(self.lambda_s.isfinite(), self.lambda_s, 0.0)
+        )
+        begin, end = (torch.where(bounded, v, inside) for v in (self.lambda_t, self.lambda_s))
+        at = begin + (end - begin) * nodes
+        density = self.frozen.density(self.sde, self.eta, at, self.s)
+        return (density * (end - begin) * weights * self.basis(at)).sum(1)
+
+    def in_phi(self) -> Tensor:
+        """The same over φ, which is finite where λ is not: dλ = −dφ/(sin φ cos φ)."""
+        nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
+        phi_t, phi_s = in_phi(self.sde, self.lambda_t), in_phi(self.sde, self.lambda_s)
+        phi = phi_t + (phi_s - phi_t) * nodes
+        at = -torch.log(torch.tan(phi))
+        rate = self.frozen.density(self.sde, self.eta, at, self.s) * (phi_t - phi_s) / (torch.sin(phi) * torch.cos(phi))
+        return (rate * weights * self.basis(at)).sum(1)
+
+
 def difference_weights(
     sde: SDE,
     eta: float,
@@ -77,19 +118,22 @@ def difference_weights(
     c_s = _coordinate_of(coordinate, sde, lambda_s)
     reaches_data = lambda_s == torch.inf
     valid[1:] &= valid[:1] & (c_s.isfinite() | ~reaches_data)
-    filler = c[valid].detach().abs().max() + 1 if bool(valid.any()) else torch.ones(())
-    c = torch.where(valid, c, filler + torch.arange(len(c)).unsqueeze(-1))  # finite and distinct; masked everywhere
+    c = _filled(c, valid)
+    steps = _Steps(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
+    weights = steps.in_lambda()
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
-    weights = _integrate_in_lambda(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
     if not bool(bounded.all()):
-        outer = _integrate_in_phi(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
+        outer = steps.in_phi()
         if isinstance(frozen, FrozenX0):  # all its weight lies at the end
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
         weights = torch.where(bounded, weights, outer)
     if two_point is not None:
-        weights = torch.where(
-            valid.sum(0) == 2, _two_point(sde, eta, frozen, two_point, lambda_t, lambda_s, s, nodes, valid), weights
-        )
+        lambdas, alone = _filled(torch.stack(nodes), valid), torch.zeros_like(valid)
+        alone[0] = True
+        total = replace(steps, coordinate=in_lambda, c=lambdas, valid=alone).in_lambda()[0]
+        weight = two_point(total, (lambda_s - lambda_t) * frozen.density(sde, eta, lambda_s, s))
+        middle = _lagrange(((lambda_t + lambda_s) / 2).unsqueeze(0), lambdas, valid)[:, 0]
+        weights = torch.where(valid.sum(0) == 2, weight * middle, weights)
     return list(torch.where(valid, weights, 0.0)[1:])
 
 
@@ -98,6 +142,12 @@ def _coordinate_of(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor
     if not bool(known.any()):
         return lambda_t
     return torch.where(known, coordinate(sde, torch.where(known, lambda_t, lambda_t[known][0].detach())), torch.nan)
+
+
+def _filled(c: Tensor, valid: Tensor) -> Tensor:
+    """Finite and distinct numbers in the place of what is not valid; masked everywhere, but gradients pass by."""
+    filler = c[valid].detach().abs().max() + 1 if bool(valid.any()) else torch.ones(())
+    return torch.where(valid, c, filler + torch.arange(len(c)).unsqueeze(-1))
 
 
 def _lagrange(u: Tensor, c: Tensor, valid: Tensor) -> Tensor:
@@ -111,64 +161,3 @@ def _lagrange(u: Tensor, c: Tensor, valid: Tensor) -> Tensor:
                 product = product * torch.where(valid[k], factor, 1.0)
         basis.append(torch.where(valid[j], product, 0.0))
     return torch.stack(basis)
-
-
-def _integrate_in_lambda(
-    sde: SDE,
-    eta: float,
-    frozen: Frozen,
-    coordinate: Coordinate,
-    lambda_t: Tensor,
-    lambda_s: Tensor,
-    s: Tensor,
-    c: Tensor,
-    valid: Tensor,
-) -> Tensor:
-    nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
-    bounded = lambda_t.isfinite() & lambda_s.isfinite()
-    inside = torch.where(lambda_t.isfinite(), lambda_t, torch.where(lambda_s.isfinite(), lambda_s, 0.0))
-    begin, end = (torch.where(bounded, v, inside) for v in (lambda_t, lambda_s))  # of no length where not bounded
-    h = end - begin
-    at = begin + h * nodes
-    u = _coordinate_of(coordinate, sde, at)
-    return (frozen.density(sde, eta, at, s) * h * weights * _lagrange(u, c, valid)).sum(1)
-
-
-def _integrate_in_phi(
-    sde: SDE,
-    eta: float,
-    frozen: Frozen,
-    coordinate: Coordinate,
-    lambda_t: Tensor,
-    lambda_s: Tensor,
-    s: Tensor,
-    c: Tensor,
-    valid: Tensor,
-) -> Tensor:
-    """The same over φ, finite where λ is not: dλ = −dφ/(sin φ cos φ)."""
-    nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
-    phi_t, phi_s = in_phi(sde, lambda_t), in_phi(sde, lambda_s)
-    phi = phi_t + (phi_s - phi_t) * nodes
-    at = -torch.log(torch.tan(phi))
-    u = _coordinate_of(coordinate, sde, at)
-    rate = frozen.density(sde, eta, at, s) * (phi_t - phi_s) / (torch.sin(phi) * torch.cos(phi))
-    return (rate * weights * _lagrange(u, c, valid)).sum(1)
-
-
-def _two_point(
-    sde: SDE,
-    eta: float,
-    frozen: Frozen,
-    two_point: TwoPoint,
-    lambda_t: Tensor,
-    lambda_s: Tensor,
-    s: Tensor,
-    nodes: list[Tensor],
-    valid: Tensor,
-) -> Tensor:
-    lambdas = torch.stack(nodes)
-    one = torch.zeros_like(valid)
-    one[0] = True
-    total = _integrate_in_lambda(sde, eta, frozen, in_lambda, lambda_t, lambda_s, s, lambdas, one)[0]
-    weight = two_point(total, (lambda_s - lambda_t) * frozen.density(sde, eta, lambda_s, s))
-    return weight * _lagrange(((lambda_t + lambda_s) / 2).unsqueeze(0), lambdas, valid)[:, 0]
