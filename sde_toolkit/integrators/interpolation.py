@@ -120,9 +120,10 @@ def difference_weights(
     valid[1:] &= valid[:1] & (c_s.isfinite() | ~reaches_data)
     c = _filled(c, valid)
     steps = _Steps(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
-    weights = steps.in_lambda()
+    needed = two_point is None or len(nodes) > 2  # the exact integrals
+    weights = steps.in_lambda() if needed else torch.zeros_like(c)
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
-    if not bool(bounded.all()):
+    if needed and not bool(bounded.all()):
         outer = steps.in_phi()
         if isinstance(frozen, FrozenX0):  # all its weight lies at the end
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
