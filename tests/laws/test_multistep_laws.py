@@ -20,8 +20,10 @@ from catalogue import (
     start_at,
 )
 from scipy.integrate import solve_ivp
+from test_orders import graded, measured_flow_order, measured_weak_order
 
 from sde_toolkit import (
+    VESDE,
     VPSDE,
     Corrected,
     Exponential,
@@ -31,6 +33,7 @@ from sde_toolkit import (
     Multistep,
     ReverseEquation,
     Solver,
+    SubVPSDE,
     bh1,
     bh2,
     gaussian,
@@ -304,3 +307,14 @@ def test_unipc_bh1_down_to_the_data_is_finite():
         gaussian_data(VPSDE()), flow(Corrected(Multistep(2, two_point=bh1))), torch.linspace(1, 0, 5), shape=(9, 2)
     )
     assert bool(x.x.isfinite().all())
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), SubVPSDE()], ids=name)
+@every_frozen
+def test_orders_hold_whatever_is_frozen(sde, frozen, kind, sigma_data):
+    counts = (64, 128, 256)
+    for integrator in (Multistep(2, frozen), Multistep(3, frozen), Corrected(Multistep(2, frozen))):
+        order = measured_flow_order(sde, integrator, graded, counts)
+        assert order == pytest.approx(integrator.order, abs=0.2)
+    for integrator in (Multistep(2, frozen), Corrected(Multistep(2, frozen))):
+        assert measured_weak_order(sde, integrator, 0.5, graded, (32, 64, 128)) > 1.8
