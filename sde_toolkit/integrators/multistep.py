@@ -43,9 +43,8 @@ class Multistep(Integrator):
         coordinate: the variable of the polynomial.
         two_point: replaces the exact integral of a polynomial of degree one (``bh2``: DPM-Solver++ 2M's own).
 
-    The declared order needs a start that is fine enough: the first steps are of order 1, 2, ..., so that above order
-    2 the first steps must be small against the others, as they are on every grid that people use. The weak order on
-    the SDE is 2 at most.
+    The first steps have fewer values and are of order 1, 2, ...: above order 2 the declared order shows only on grids
+    whose first steps are small against the others. The weak order on the SDE is declared as 2 at most.
 
     Raises:
         ArgumentError: if ``order`` is not a whole number, at least 1.
