@@ -2,9 +2,9 @@
 
 Exponential multistep methods on a grid that is dense around the λ at which data take shape
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
-ratio to the best configuration, over random mixtures in 2 to 64 dimensions and the embedded MNIST network
-(``python benchmarks/choose_auto.py``); for the SDE by the variance within the modes of random mixtures and their sliced
-Wasserstein distance. benchmarks/README.md says how, and where the choice was constrained.
+ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
+up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and
+their sliced Wasserstein distance. benchmarks/README.md says how, and where the choice was constrained.
 """
 
 from __future__ import annotations

@@ -169,8 +169,7 @@ def dpmpp_2m() -> Solver:
 def dpmpp_3m() -> Solver:
     """DPM-Solver++(3M): three values, the polynomial integrated exactly (Lu et al. 2022b, section 4.2).
 
-    Third order. The shipped codes (DPM-Solver's own, diffusers, k-diffusion) halve the second difference's term and
-    are of second order.
+    Third order. diffusers and k-diffusion halve the second difference's term and are of second order.
     """
     return Solver("dpmpp_3m", 0.0, Multistep(3))
 
