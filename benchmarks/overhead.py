@@ -4,7 +4,8 @@
 
 1. A trivial network at 16×3×32×32 against a bare torch loop of the fewest operations that any
    implementation needs (two products and a sum; with noise, one draw, one product and one sum more).
-2. Multistep and several-stage steps against a bare loop of as many multiply-adds as their formulas have.
+2. Multistep and several-stage steps against a bare loop of as many multiply-adds as their formulas have: without and
+   with the finite check, the coefficients of the grid included, and these coefficients alone.
 3. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
 """
 
@@ -20,6 +21,7 @@ import torch
 from sde_toolkit import (
     VPSDE,
     Euler,
+    ReverseEquation,
     ScoreModel,
     ddim,
     ddpm,
@@ -112,6 +114,7 @@ def more_solvers(steps: int, repeats: int) -> None:
         "dpmpp_3m": (dpmpp_3m(), 4),
         "unipc(2)": (unipc(2), 8),
         "heun": (heun(), 5),
+        "probability_flow": (probability_flow(), 5),
         "dpm_solver_2": (dpm_solver_2(), 5),
         "rk4": (rk4(), 14),
     }
@@ -120,13 +123,18 @@ def more_solvers(steps: int, repeats: int) -> None:
     for name, (solver, operations) in rows.items():
         tasks[f"bare loop of {operations} operations for {name}"] = lambda k=operations: bare(k)  # type: ignore[misc]
         tasks[name] = lambda s=solver: sample(model, s, grid, x_start=x, check_finite=False)  # type: ignore[misc]
+        tasks[f"{name}, finite check"] = lambda s=solver: sample(model, s, grid, x_start=x)  # type: ignore[misc]
+        equation = ReverseEquation(model, solver.eta)
+        tasks[f"{name}, coefficients"] = lambda s=solver, e=equation: s.integrator.prepare(e, grid)  # type: ignore[misc]
     medians = interleaved(tasks, repeats)
     print(f"more solvers, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
     for name, (_, operations) in rows.items():
         floor = medians[f"bare loop of {operations} operations for {name}"]
-        micro, ratio = 1e6 * medians[name] / steps, medians[name] / floor
+        alone, checked, coefficients = (medians[name + what] for what in ("", ", finite check", ", coefficients"))
         print(
-            f"  {name:<16} {micro:8.1f} µs/step   {ratio:5.2f} × bare loop of {operations}: {1e6 * floor / steps:.1f}"
+            f"  {name:<16} {1e6 * alone / steps:8.1f} µs/step   {alone / floor:5.2f} × bare loop of {operations}: "
+            f"{1e6 * floor / steps:.1f};   finite check {checked / floor:5.2f} ×;   "
+            f"coefficients {1e6 * coefficients / steps:.1f} µs"
         )
 
 

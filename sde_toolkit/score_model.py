@@ -102,7 +102,7 @@ class ScoreModel(nn.Module):
         return Prediction(x_t, self.output(x_t, inputs, condition), self.readout(t64))
 
     def network_inputs(self, t: Tensor) -> Inputs:
-        """What :meth:`output` wants to know of the float64 times ``t``, once per grid: (time input, c_in).
+        """What :meth:`output` wants to know of the float64 times ``t``, once per grid: time input, and c_in if not 1.
 
         Raises:
             ArgumentError: if the time input is not finite at one of the times.
@@ -116,7 +116,7 @@ class ScoreModel(nn.Module):
                 "Keep away from this end of time, or give the model another time_input, for example ScaledTime().",
             )
         if not self.scales_input:
-            return time, torch.ones_like(t)
+            return (time,)
         return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
     @property
@@ -130,8 +130,8 @@ class ScoreModel(nn.Module):
         Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network
         whose parameters have another dtype is spoken to in that dtype; x_t's comes back.
         """
-        time, c_in = inputs
-        x = expand_to(c_in, x_t) * x_t if self.scales_input else x_t
+        time, *c_in = inputs
+        x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
         if self._parameter and self._parameter[0].dtype != x.dtype:
             x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])

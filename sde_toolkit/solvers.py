@@ -195,9 +195,12 @@ def unipc(order: int = 2, variant: TwoPoint = bh2) -> Solver:
     return Solver(name, 0.0, Corrected(Multistep(order, two_point=variant)))
 
 
-def sa_solver(eta: float = 1.0, order: int = 2) -> Solver:
-    """SA-Solver: stochastic Adams predictor and corrector, η its τ (Xue et al. 2023, eq. 14 and 17)."""
-    return Solver(_named(f"sa_solver[{order}]", eta, 1.0), eta, Corrected(Multistep(order)))
+def sa_solver(eta: float = 1.0, order: int = 2, variant: TwoPoint | None = None) -> Solver:
+    """SA-Solver: stochastic Adams predictor and corrector, η its τ (Xue et al. 2023, eq. 14 and 17).
+
+    ``variant=bh1`` replaces the exact integral of a straight line as diffusers' SASolverScheduler does.
+    """
+    return Solver(_named(f"sa_solver[{order}]", eta, 1.0), eta, Corrected(Multistep(order, two_point=variant)))
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:

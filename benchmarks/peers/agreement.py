@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -24,6 +24,7 @@ from torch import Tensor
 from with_kdiffusion import sampling
 
 from sde_toolkit import (
+    Corrected,
     FrozenNoise,
     Multistep,
     ReverseEquation,
@@ -42,6 +43,7 @@ from sde_toolkit import (
     dpmpp_sde,
     euler_ancestral,
     heun,
+    sa_solver,
     unipc,
 )
 
@@ -149,16 +151,6 @@ def _peers() -> dict[str, list[Peer]]:
             )
         ],
         "dpmpp_3m_sde": [Peer("k-diffusion", k(sampling.sample_dpmpp_3m_sde, noisy=True), draws=1)],
-        "sa_solver": [
-            Peer(
-                f"diffusers SASolver P{p}C{c} tau={tau}",
-                d("SASolver", noisy=True, predictor_order=p, corrector_order=c, tau_func=lambda t, tau=tau: tau),
-                draws=1,
-                note="draws before its predictor; the corrector uses the same draw",
-            )
-            for tau in (0, 1)
-            for p, c in ((1, 1), (2, 2), (3, 3))
-        ],
     }
     for kind in ("midpoint", "heun"):
         sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": kind}
@@ -175,9 +167,17 @@ def _peers() -> dict[str, list[Peer]]:
     for order in (2, 3):
         note = "polynomials in log(σ/α) times dσ/α: the log-rho variant, exponential Adams-Bashforth of ε"
         table[f"deis_{order}"] = [Peer("diffusers", d("DEISMultistep", solver_order=order), note=note)]
+    for tau in TAUS:
+        for p in (1, 2, 3):
+            own = {"predictor_order": p, "corrector_order": p + 1, "tau_func": lambda t, tau=tau: tau}
+            peer = Peer(f"diffusers SASolver P{p}C{p + 1}", d("SASolver", noisy=True, **own), draws=1)
+            table[f"sa_solver_{p}_bh1_tau={tau}"] = [peer]
+            note = "theirs has bh1 wherever a polynomial goes through two values, the preset is exact there"
+            table[f"sa_solver_{p}_tau={tau}"] = [replace(peer, note=note)]
     return table
 
 
+TAUS = (0.0, 0.6, 1.0)  # of SA-Solver: our η
 PEERS: dict[str, list[Peer]] = _peers()
 
 
@@ -199,6 +199,12 @@ OURS: dict[str, Solver] = {
     "dpmpp_2m_sde_heun": Solver("", 1.0, Multistep(2)),
     **{f"unipc_{p}_{v.__name__}": unipc(p, v) for p in (1, 2, 3) for v in (bh1, bh2)},
     **{f"deis_{p}": Solver("", 0.0, Multistep(p, FrozenNoise())) for p in (2, 3)},
+    **{
+        f"sa_solver_{p}_bh1_tau={tau}": Solver("", tau, Corrected(Multistep(p, two_point=bh1)))
+        for p in (1, 2, 3)
+        for tau in TAUS
+    },
+    **{f"sa_solver_{p}_tau={tau}": sa_solver(tau, p) for p in (1, 2, 3) for tau in TAUS},
 }
 
 

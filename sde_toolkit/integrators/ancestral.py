@@ -61,6 +61,11 @@ class Ancestral(LinearStep):
         """As many as the inner method needs."""
         return self.inner.evals_per_step
 
+    @property
+    def begins_at_x(self) -> bool:  # type: ignore[override]
+        """That of the inner method."""
+        return self.inner.begins_at_x
+
     def draws(self, eta: float) -> tuple[int, ...]:
         inner = self.inner.draws(0.0)
         return (*inner[:-1], inner[-1] + (eta > 0))

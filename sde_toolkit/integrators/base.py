@@ -8,6 +8,7 @@ the equation's network as often as it needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,12 +17,26 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators.stepping import Statistics
 from sde_toolkit.noise import Noise
 
-__all__ = ["AffineStep", "Integrator", "Row"]
+__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "Row", "combine"]
 
 Row = tuple[Tensor, ...]
 """The coefficients of one step: 0-dim tensors in the dtype and on the device of the state."""
+
+
+def combine(coefficients: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
+    """Σ_j coefficient_j value_j, a new tensor.
+
+    The first product is the only one that takes memory: the others are added to it in place, one pass each.
+    """
+    pairs = zip(coefficients, values, strict=True)
+    coefficient, value = next(pairs)
+    total = coefficient * value
+    for coefficient, value in pairs:
+        total.addcmul_(coefficient, value)
+    return total
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,52 @@ class AffineStep(Integrator):
         return self.table(equation, grid, *equation.inputs(t), *self.coefficients(equation, t, s))
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        *inputs, A, B, K = row
-        y = equation.output(x, tuple(inputs))
-        x = torch.addcmul(A * x, B, y)  # one pass less than A * x + B * y
-        return (torch.addcmul(x, K, noise()) if equation.eta > 0 else x), None
+        inputs, (A, B, K) = row[:-3], row[-3:]
+        y = equation.output(x, inputs)
+        x = (A * x).addcmul_(B, y)  # one pass and one tensor less than A * x + B * y
+        return (x.addcmul_(K, noise()) if equation.eta > 0 else x), None
+
+
+@dataclass(frozen=True)
+class DenseIntegrator(Integrator):
+    """An adaptive method of the probability flow in λ that knows the solution between its steps too.
+
+    ``step`` and ``states`` are the same solve; ``states`` also tells what lies on the way.
+    """
+
+    order: ClassVar[int | None] = None
+    evals_per_step: ClassVar[int | None] = None
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """λ at the two ends of every interval; the coefficients depend on where the method steps."""
+        lambdas = equation.sde.half_log_snr(grid)
+        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
+
+    @abstractmethod
+    def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
+        """The solution through ``x`` at all ``times``, and what it took.
+
+        ``times`` (K,), K >= 2, float64 in [0, 1], strictly increasing or strictly decreasing; ``x`` (B, *event) is
+        the state of time ``times[0]``. One solve to ``times[-1]``, which is met exactly, by steps as long as the
+        tolerances allow. The states between are read off the method's own interpolant: they move no step, and
+        their error is of the size of that of the steps. Differentiable with respect to x and whatever the
+        network's output depends on, the steps being held as they are.
+
+        Shapes: (K, B, *event) in the dtype and on the device of x, the first being x.
+
+        Raises:
+            ArgumentError: for a stochastic equation, as :meth:`check`; a method that autograd cannot follow says so.
+            GridError: for times that are no such sequence, or at one of which λ is infinite (σ = 0 or α = 0).
+        """
+
+    def lambdas(self, equation: ReverseEquation, times: Tensor) -> Tensor:
+        """λ at the times of :meth:`states`, float64 on the CPU, after all that has to be refused."""
+        self.check(equation)
+        times = times.detach().to("cpu", torch.float64)
+        steps = times.diff() if times.ndim == 1 else times.new_empty(0)
+        inside = bool(((times >= 0) & (times <= 1)).all())
+        if not (len(steps) and inside and bool((steps > 0).all() | (steps < 0).all())):
+            problem = "not a strictly monotone sequence of at least two times in [0, 1]"
+            raise GridError("times", times.tolist(), problem, "Sort the times and leave out what is repeated.")
+        table = self.prepare(equation, times)
+        return torch.cat([table[:, 0], table[-1:, 1]])

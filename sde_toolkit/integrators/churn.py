@@ -53,6 +53,11 @@ class EDMHeun(TracedStep):
                 problem = "must be a number, and not negative"
                 raise ArgumentError(name, value, problem, "S_churn=0 is the deterministic sampler.")
 
+    @property
+    def begins_at_x(self) -> bool:  # type: ignore[override]
+        """Without churn."""
+        return self.S_churn == 0
+
     def draws(self, eta: float) -> tuple[int, ...]:
         return (1, 0, 0) if self.S_churn > 0 else (0, 0, 0)
 

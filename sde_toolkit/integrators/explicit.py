@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.integrators.base import AffineStep, Integrator, Row, combine
 from sde_toolkit.noise import Noise
 
 __all__ = ["Euler", "Heun"]
@@ -60,8 +60,8 @@ class Heun(Integrator):
         return self.table(equation, grid, *equation.inputs(t), *equation.inputs(s), *predictor, *corrector)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        *inputs, A, B, C, D, E = row
+        inputs, predictor, corrector = row[:-5], row[-5:-3], row[-3:]
         half = len(inputs) // 2
-        y_t = equation.output(x, tuple(inputs[:half]))
-        y_s = equation.output(torch.addcmul(A * x, B, y_t), tuple(inputs[half:]))
-        return torch.addcmul(torch.addcmul(C * x, D, y_t), E, y_s), None
+        y_t = equation.output(x, inputs[:half])
+        y_s = equation.output(combine(predictor, (x, y_t)), inputs[half:])
+        return combine(corrector, (x, y_t, y_s)), None

@@ -129,9 +129,8 @@ def difference_weights(
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
         weights = torch.where(bounded, weights, outer)
     if two_point is not None:
-        lambdas, alone = _filled(torch.stack(nodes), valid), torch.zeros_like(valid)
-        alone[0] = True
-        total = replace(steps, coordinate=in_lambda, c=lambdas, valid=alone).in_lambda()[0]
+        lambdas = _filled(torch.stack(nodes), valid)
+        total = replace(steps, coordinate=in_lambda, c=lambdas[:1], valid=torch.ones_like(valid[:1])).in_lambda()[0]
         weight = two_point(total, (lambda_s - lambda_t) * frozen.density(sde, eta, lambda_s, s))
         middle = _lagrange(((lambda_t + lambda_s) / 2).unsqueeze(0), lambdas, valid)[:, 0]
         weights = torch.where(valid.sum(0) == 2, weight * middle, weights)
@@ -140,6 +139,8 @@ def difference_weights(
 
 def _coordinate_of(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor:
     known = ~lambda_t.isnan()
+    if bool(known.all()):
+        return coordinate(sde, lambda_t)
     if not bool(known.any()):
         return lambda_t
     return torch.where(known, coordinate(sde, torch.where(known, lambda_t, lambda_t[known][0].detach())), torch.nan)

@@ -18,13 +18,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.base import Integrator, Row, combine
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.noise import Noise
 from sde_toolkit.prediction import Kind
@@ -115,7 +116,12 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearStep(Integrator):
-    """A step that is played back from a :class:`Plan`. A subclass gives :meth:`plan`, and :meth:`draws`."""
+    """A step that is played back from a :class:`Plan`. A subclass gives :meth:`plan`, and :meth:`draws`.
+
+    ``begins_at_x``: whether the first evaluation is at x_t itself, which then needs no multiplication.
+    """
+
+    begins_at_x: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
@@ -132,27 +138,38 @@ class LinearStep(Integrator):
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
         stages, end = self.plan(equation, t, Place.at(equation.sde, s))
+        if self.begins_at_x and bool(((stages[0][1] - _unit(stages[0][1])).abs() > 1e-14).any()):
+            problem = f"the plan of {self} asks the network elsewhere first"
+            raise ArgumentError("begins_at_x", True, problem, "Leave begins_at_x at False.")
         columns: list[Tensor] = []
-        for (time, x), known in zip(stages, self._known(equation.eta), strict=False):
-            columns += [*equation.inputs(time), *x[:known]]
+        for (time, x), count in zip(stages, self._counts(self.draws(equation.eta)), strict=False):
+            columns += [*equation.inputs(time), *x[:count]]
         return self.table(equation, grid, *columns, *end)
 
-    def _known(self, eta: float) -> list[int]:
-        """How much is known at each evaluation, and at the end."""
-        draws = self.draws(eta)
-        return [1 + j + sum(draws[: j + 1]) for j in range(len(draws))]
+    def _counts(self, draws: tuple[int, ...]) -> list[int]:
+        """How many coefficients each evaluation has, and the end: one for x_t, for every y and every z before it."""
+        counts, known = [], 0
+        for drawn in draws:
+            known += 1 + drawn
+            counts.append(known)
+        if self.begins_at_x:
+            counts[0] = 0
+        return counts
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        draws, known = self.draws(equation.eta), self._known(equation.eta)
-        inputs = (len(row) - sum(known)) // self._evaluations
+        draws = self.draws(equation.eta)
+        counts = self._counts(draws)
+        inputs = (len(row) - sum(counts)) // (len(draws) - 1)
         found, place = [x], 0
-        for drawn, count in zip(draws[:-1], known[:-1], strict=True):
-            found += [noise() for _ in range(drawn)]
-            asked, place = row[place : place + inputs], place + inputs
-            coefficients, place = row[place : place + count], place + count
-            found.append(equation.output(_combine(coefficients, found), tuple(asked)))
-        found += [noise() for _ in range(draws[-1])]
-        return _combine(row[place:], found), None
+        for drawn, count in zip(draws[:-1], counts[:-1], strict=True):
+            for _ in range(drawn):
+                found.append(noise())
+            first, place = place + inputs, place + inputs + count
+            x_j = combine(row[first:place], found) if count else x
+            found.append(equation.output(x_j, row[first - inputs : first]))
+        for _ in range(draws[-1]):
+            found.append(noise())
+        return combine(row[place:], found), None
 
 
 @dataclass(frozen=True)
@@ -196,11 +213,11 @@ class TracedStep(LinearStep):
         return Plan(trace.asked, x)
 
 
-def _combine(coefficients: Row, found: list[Tensor]) -> Tensor:
-    total = coefficients[0] * found[0]
-    for c, y in zip(coefficients[1:], found[1:], strict=True):
-        total = torch.addcmul(total, c, y)
-    return total
+def _unit(form: Form) -> Form:
+    """x_t itself."""
+    unit = torch.zeros_like(form)
+    unit[0] = 1.0
+    return unit
 
 
 def _merge(mask: Tensor, chosen: Plan, other: Plan) -> Plan:

@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.base import Integrator, Row, combine
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
 from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
 from sde_toolkit.noise import Noise
@@ -94,15 +94,15 @@ class Multistep(Integrator):
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         split = len(row) - self.order + 1
-        *inputs, m, n, A, B, kappa = row[:split]
-        y = equation.output(x, tuple(inputs))
+        inputs, (m, n, A, B, kappa), weights = row[: split - 5], row[split - 5 : split], row[split:]
+        y = equation.output(x, inputs)
         past: tuple[Tensor, ...] = ()
         if self.order > 1:  # F_0, for the steps to come
-            now = y if self.frozen.is_output_of(equation.model) else torch.addcmul(m * x, n, y)
+            now = y if self.frozen.is_output_of(equation.model) else combine((m, n), (x, y))
             past = (now,) * (self.order - 1) if state is None else state
             state = (now, *past[:-1])
-        x = _add(torch.addcmul(A * x, B, y), row[split:], past)
-        return (torch.addcmul(x, kappa, noise()) if equation.eta > 0 else x), state
+        x = combine((A, B, *weights), (x, y, *past))
+        return (x.addcmul_(kappa, noise()) if equation.eta > 0 else x), state
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,18 @@ class Corrected(Integrator):
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor.order
-        *inputs, m, n, carry, A, B, kappa = row[: len(row) - 2 * p - 1]
-        y = equation.output(x, tuple(inputs))
-        now = y if self.predictor.frozen.is_output_of(equation.model) else torch.addcmul(m * x, n, y)
+        split = len(row) - 2 * p - 1
+        inputs, (m, n, carry, A, B, kappa) = row[: split - 6], row[split - 6 : split]
+        predictions, corrections = row[split : split + p], row[split + p :]
+        y = equation.output(x, inputs)
+        now = y if self.predictor.frozen.is_output_of(equation.model) else combine((m, n), (x, y))
         base, past = (x, (now,) * p) if state is None else state
-        corrected = _add(base, row[-p - 1 :], (now, *past))
-        base = torch.addcmul(torch.addcmul(A * x, B, y), carry, corrected)
+        corrected = _add(base, corrections, (now, *past))
+        base = combine((A, B, carry), (x, y, corrected))
         if equation.eta > 0:
-            base = torch.addcmul(base, kappa, noise())
+            base.addcmul_(kappa, noise())
         past = (now, *past[:-1])
-        return _add(base, row[-2 * p - 1 : -p - 1], past), (base, past)
+        return _add(base, predictions, past), (base, past)
 
 
 def _earlier(values: Tensor, j: int) -> Tensor:
@@ -175,7 +177,9 @@ def _of_the_step_before(weights: Tensor) -> Tensor:
 
 
 def _add(x: Tensor, weights: Row, values: tuple[Tensor, ...]) -> Tensor:
-    """x + Σ_j weight_j value_j."""
-    for weight, value in zip(weights, values, strict=True):
-        x = torch.addcmul(x, weight, value)
-    return x
+    """x + Σ_j weight_j value_j, at least one of them; x itself stays as it is."""
+    pairs = zip(weights, values, strict=True)
+    total = torch.addcmul(x, *next(pairs))
+    for weight, value in pairs:
+        total.addcmul_(weight, value)
+    return total

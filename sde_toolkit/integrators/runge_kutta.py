@@ -100,6 +100,7 @@ class RungeKutta4(TracedStep):
 
     order: ClassVar[int | None] = 4
     evals_per_step: ClassVar[int | None] = 4
+    begins_at_x: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.coordinates, Coordinates):

@@ -124,6 +124,7 @@ class _Second(SingleStep):
 
     order: ClassVar[int | None] = 2
     evals_per_step: ClassVar[int | None] = 2
+    begins_at_x: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (is_number(self.r) and 0 < self.r <= 1):
@@ -166,6 +167,7 @@ class _Third(SingleStep):
 
     order: ClassVar[int | None] = 3
     evals_per_step: ClassVar[int | None] = 3
+    begins_at_x: ClassVar[bool] = True
 
     def trace(self, trace: Trace, target: Place) -> Form:
         eta, begin, x = trace.equation.eta, trace.begin, trace.start
@@ -192,6 +194,7 @@ class DPMSolver1(_NoisePrediction):
 
     order: ClassVar[int | None] = 1
     evals_per_step: ClassVar[int | None] = 1
+    begins_at_x: ClassVar[bool] = True
 
     def trace(self, trace: Trace, target: Place) -> Form:
         found = trace.evaluate(trace.start, trace.begin.time)
