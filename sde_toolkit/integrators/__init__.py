@@ -3,7 +3,7 @@
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
 from sde_toolkit.integrators.ancestral import Ancestral
-from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.integrators.base import AffineStep, DenseIntegrator, Integrator, Row
 from sde_toolkit.integrators.churn import EDMHeun
 from sde_toolkit.integrators.explicit import Euler, Heun
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
@@ -38,6 +38,7 @@ __all__ = [
     "DPMSolver2S",
     "DPMSolver3",
     "DPMSolver3S",
+    "DenseIntegrator",
     "EDMHeun",
     "Euler",
     "Exponential",

@@ -5,13 +5,13 @@ curve for every SDE, also for those with kinks in t, and the same number of eval
 
 Steps are shared by the batch, the accuracy is promised to each sample: an accepted step has, for every
 sample, a root mean square of error/(atol + rtol |x|) of at most one. Intermediate grid times only say where
-the solution is wanted, so that the natural grid is ``[start, end]``.
+the solution is wanted, so that the natural grid is ``[start, end]``; ``states`` gives it at many times of one solve.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,15 +21,64 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.integrators.base import Integrator, Row
-from sde_toolkit.integrators.stepping import check_tolerances, lambda_range
+from sde_toolkit.integrators.base import DenseIntegrator, Row
+from sde_toolkit.integrators.stepping import Statistics, check_tolerances, lambda_range
 from sde_toolkit.noise import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
 
+STAGES = {"RK45": 6, "RK23": 3, "DOP853": 12}
+"""Evaluations of an attempt, for the methods of scipy whose attempts all cost the same."""
+
+DENSE = ("dopri5", "adaptive_heun")
+"""Methods of torchdiffeq whose interpolant is as good as their steps."""
+
+
+class _Flow:
+    """dx/dλ on the way between two λ, with its evaluations limited and its values looked at."""
+
+    def __init__(self, equation: ReverseEquation, lambdas: Tensor, max_nfe: int) -> None:
+        self._equation, self._max_nfe = equation, max_nfe
+        self._low, self._high = lambda_range(equation.sde, (lambdas[0].item(), lambdas[-1].item()))
+        self.used = 0
+
+    def __call__(self, lambda_t: float, x: Tensor) -> Tensor:
+        sde = self._equation.sde
+        t = sde.inverse_half_log_snr(min(max(lambda_t, self._low), self._high))
+        if self.used >= self._max_nfe:
+            raise MaxEvaluationsError(self._max_nfe, t.item())
+        self.used += 1
+        rate = -(sde.g(t) ** 2) / (2 * sde.sigma(t) ** 2)
+        v = self._equation.drift(x, t) / rate.to(x.device, x.dtype)
+        if not bool(v.isfinite().all()):
+            bad = (~v.isfinite()).reshape(len(v), -1).any(1).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                f"the velocity is not finite for {len(bad)} of {len(v)} samples (first: {bad[0]})",
+                step=self.used,
+                t=t.item(),
+                remedy="Check the network's weights and output; the step size is not to blame.",
+            )
+        return v
+
+
+class _Counted:
+    """A flow as torchdiffeq wants it; it calls the other two after every step that it has tried."""
+
+    def __init__(self, flow: _Flow) -> None:
+        self.flow, self.accepted, self.rejected = flow, 0, 0
+
+    def __call__(self, lambda_t: Tensor, x: Tensor) -> Tensor:
+        return self.flow(lambda_t.item(), x)
+
+    def callback_accept_step(self, lambda_t: Tensor, x: Tensor, h: Tensor) -> None:
+        self.accepted += 1
+
+    def callback_reject_step(self, lambda_t: Tensor, x: Tensor, h: Tensor) -> None:
+        self.rejected += 1
+
 
 @dataclass(frozen=True)
-class _Adaptive(Integrator):
+class _Adaptive(DenseIntegrator):
     """Tolerances and the evaluation limit that both adaptive integrators share."""
 
     method: str = ""
@@ -37,8 +86,6 @@ class _Adaptive(Integrator):
     atol: float = 1e-5
     max_nfe: int = 10_000
 
-    order: ClassVar[int | None] = None
-    evals_per_step: ClassVar[int | None] = None
     methods: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -46,35 +93,16 @@ class _Adaptive(Integrator):
             raise ArgumentError("method", self.method, "not an adaptive method", f"Use one of {self.methods}.")
         check_tolerances(self.rtol, self.atol, self.max_nfe)
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """λ at the two ends of every interval; the coefficients depend on where the method steps."""
-        lambdas = equation.sde.half_log_snr(grid)
-        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        path, _ = self._solve(equation, x, torch.stack(row).to("cpu", torch.float64))
+        return path[-1], None
 
-    def _field(self, equation: ReverseEquation, ends: tuple[float, float]) -> Callable[[float, Tensor], Tensor]:
-        """dx/dλ, with its evaluations limited and its values looked at."""
-        sde, used = equation.sde, 0
-        low, high = lambda_range(sde, ends)
+    def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
+        return self._solve(equation, x, self.lambdas(equation, times))
 
-        def velocity(lambda_t: float, x: Tensor) -> Tensor:
-            nonlocal used
-            t = sde.inverse_half_log_snr(min(max(lambda_t, low), high))
-            if used >= self.max_nfe:
-                raise MaxEvaluationsError(self.max_nfe, t.item())
-            used += 1
-            rate = -(sde.g(t) ** 2) / (2 * sde.sigma(t) ** 2)
-            v = equation.drift(x, t) / rate.to(x.device, x.dtype)
-            if not bool(v.isfinite().all()):
-                bad = (~v.isfinite()).reshape(len(v), -1).any(1).nonzero().flatten().tolist()
-                raise NonFiniteError(
-                    f"the velocity is not finite for {len(bad)} of {len(v)} samples (first: {bad[0]})",
-                    step=used,
-                    t=t.item(),
-                    remedy="Check the network's weights and output; the step size is not to blame.",
-                )
-            return v
-
-        return velocity
+    @abstractmethod
+    def _solve(self, equation: ReverseEquation, x: Tensor, lambdas: Tensor) -> tuple[Tensor, Statistics]:
+        """The solution at all λ, float64 on the CPU, the first being where x is."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +110,38 @@ class TorchDiffEq(_Adaptive):
     """An adaptive method of torchdiffeq (Chen et al. 2018), by default Dormand-Prince 5(4).
 
     The error norm is the largest root mean square of a sample, not that of the whole batch, and the last
-    step ends at the end of the interval instead of passing it.
+    step ends at the end of the interval instead of passing it. ``states`` refuses times between the first and
+    the last for dopri8, bosh3 and fehlberg2: there torchdiffeq interpolates less accurately than it steps.
     """
 
     method: str = "dopri5"
     methods: ClassVar[tuple[str, ...]] = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def _solve(self, equation: ReverseEquation, x: Tensor, lambdas: Tensor) -> tuple[Tensor, Statistics]:
         from torchdiffeq import odeint
 
-        ends = torch.stack(row).to(torch.float64)
-        velocity = self._field(equation, (row[0].item(), row[1].item()))
-        path = odeint(
-            lambda lambda_t, x: velocity(lambda_t.item(), x),
+        if len(lambdas) > 2 and self.method not in DENSE:
+            raise ArgumentError(
+                "method",
+                self.method,
+                "between its steps torchdiffeq's interpolant misses the tolerance, by a factor of hundreds",
+                f"Use TorchDiffEq with one of {DENSE}, PerSample(), or Scipy: RK23 and DOP853 are of the same kind.",
+            )
+        field = _Counted(_Flow(equation, lambdas, self.max_nfe))
+        lambdas = lambdas.to(x.device)
+        path: Tensor = odeint(
+            field,
             x,
-            ends,
+            lambdas,
             rtol=self.rtol,
             atol=self.atol,
             method=self.method,
-            options={"norm": _largest_sample_rms, "step_t": ends[1:], "dtype": torch.float64},
+            options={"norm": _largest_sample_rms, "step_t": lambdas[-1:], "dtype": torch.float64},
         )
-        return path[-1], None
+        return path, Statistics.shared(len(x), field.accepted, field.rejected, field.flow.used)
 
 
+@torch.no_grad()  # it chooses the length of steps, which are not differentiated
 def _largest_sample_rms(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1).square().mean(1).sqrt().max()
 
@@ -114,37 +151,58 @@ class Scipy(_Adaptive):
     """An adaptive method of ``scipy.integrate.solve_ivp``, by default RK45, computed in float64.
 
     scipy controls the root mean square over the whole batch; both tolerances are divided by √B, which
-    bounds that of each sample.
+    bounds that of each sample. In ``states``, DOP853 spends three more evaluations on every step inside which a time
+    lies, the others none; LSODA, Radau and BDF do not tell how many steps they rejected.
+
+    Raises:
+        ArgumentError: where gradients are asked for: scipy is outside of autograd's graph.
     """
 
     method: str = "RK45"
     methods: ClassVar[tuple[str, ...]] = ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF")
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        from scipy.integrate import solve_ivp
+    def _solve(self, equation: ReverseEquation, x: Tensor, lambdas: Tensor) -> tuple[Tensor, Statistics]:
+        import scipy.integrate
 
-        start, end = (value.item() for value in row)
-        velocity = self._field(equation, (start, end))
+        flow = _Flow(equation, lambdas, self.max_nfe)
+        self._refuse_gradients(x)
 
         def field(lambda_t: float, flat: np.ndarray) -> np.ndarray:
-            state = torch.from_numpy(flat).to(x.device, x.dtype).reshape(x.shape)
-            return velocity(lambda_t, state).double().cpu().numpy().ravel()
+            v = flow(lambda_t, torch.from_numpy(flat).to(x.device, x.dtype).reshape(x.shape))
+            self._refuse_gradients(v)
+            return v.double().cpu().numpy().ravel()
 
-        tighten = 1 / math.sqrt(len(x))
-        solution = solve_ivp(
+        start, *wanted, end = lambdas.tolist()
+        tighten, sign = 1 / math.sqrt(len(x)), math.copysign(1.0, end - start)
+        solver = getattr(scipy.integrate, self.method)(
             field,
-            (start, end),
-            x.double().cpu().numpy().ravel(),
-            method=self.method,
+            start,
+            x.detach().double().cpu().numpy().ravel(),
+            end,
             rtol=self.rtol * tighten,
             atol=self.atol * tighten,
-            t_eval=[end],
         )
-        if not solution.success:
-            raise NonFiniteError(
-                f"solve_ivp gave up: {solution.message}",
-                step=solution.nfev,
-                t=equation.sde.inverse_half_log_snr(start).item(),
-                remedy="Loosen rtol and atol, or end the grid further from t=0.",
-            )
-        return torch.from_numpy(solution.y[:, -1]).to(x.device, x.dtype).reshape(x.shape), None
+        path: list[np.ndarray] = []
+        accepted = tried = 0
+        while solver.status == "running":
+            before = flow.used
+            message = solver.step()
+            if solver.status == "failed":
+                raise NonFiniteError(
+                    f"{self.method} gave up: {message}",
+                    step=flow.used,
+                    t=equation.sde.inverse_half_log_snr(solver.t).item(),
+                    remedy="Loosen rtol and atol, or end the grid further from t=0.",
+                )
+            accepted, tried = accepted + 1, tried + flow.used - before
+            inside = [value for value in wanted[len(path) :] if sign * (solver.t - value) > 0]
+            path += list(solver.dense_output()(np.array(inside)).T) if inside else []
+        stages = STAGES.get(self.method)
+        rejected = None if stages is None else tried // stages - accepted
+        later = torch.from_numpy(np.stack([*path, solver.y])).to(x.device, x.dtype).reshape(-1, *x.shape)
+        return torch.cat([x[None], later]), Statistics.shared(len(x), accepted, rejected, flow.used)
+
+    def _refuse_gradients(self, value: Tensor) -> None:
+        if torch.is_grad_enabled() and value.requires_grad:
+            problem = "scipy is no part of autograd's graph, and would lose the gradients that are asked for"
+            raise ArgumentError("integrator", self, problem, "Use TorchDiffEq() or PerSample(), or torch.no_grad().")

@@ -10,7 +10,12 @@ sample is at most one; nothing of another sample enters. The next step is h time
 
 and the first comes from Hairer's rule (volume I, section II.4), one evaluation. The last stage of an accepted
 step is the first of the next. Every sample ends at the last λ exactly. Samples that have arrived leave the batch
-that the network sees.
+that the network sees. Inside an accepted step, at λ + θ h (volume I, section II.6; k_0 and k_s at its two ends),
+
+    x(θ) = x + θ²(3 − 2θ) (x_new − x) + h [ θ(1−θ)² k_0 − θ²(1−θ) k_s + θ²(1−θ)² Σ_j d_j k_j ]
+
+Hermite's cubic, and for Dormand-Prince Shampine's correction to order 4. Derivatives of the solution are those of the
+steps as they were taken: autograd does not see how their lengths were chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from torch import Tensor
 from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.base import DenseIntegrator, Row
 from sde_toolkit.integrators.stepping import PerSampleField, Stage, Statistics, check_tolerances, root_mean_square
 from sde_toolkit.noise import Noise
 
@@ -35,12 +40,14 @@ __all__ = ["PerSample", "Tableau"]
 class Tableau:
     """An embedded pair whose last stage is the new state: nodes ``c``, rows ``a`` (the last are the weights b),
     weights ``e`` of the error estimate, and q, the power of h in that estimate (the lower order plus one).
+    ``d``: weights of what the interpolant has beyond Hermite's cubic; none if that is as good as the pair.
     """
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     e: tuple[float, ...]
     q: int
+    d: tuple[float, ...] = ()
 
 
 TABLEAUS = {
@@ -57,6 +64,16 @@ TABLEAUS = {
         ),
         e=(71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
         q=5,
+        # Shampine 1986, "Some practical Runge-Kutta formulas"
+        d=(
+            -12715105075 / 11282082432,
+            0,
+            87487479700 / 32700410799,
+            -10690763975 / 1880347072,
+            701980252875 / 199316789632,
+            -1453857185 / 822651844,
+            69997945 / 29380423,
+        ),
     ),
     # Bogacki & Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"
     "bosh3": Tableau(
@@ -78,8 +95,44 @@ class _State:
     statistics: Statistics
 
 
+class _Between:
+    """The solution at the λ that are ``wanted`` (K,), float64, inside the interval: ``values`` (K, B, *event)."""
+
+    def __init__(self, pair: Tableau, x: Tensor, wanted: Tensor) -> None:
+        self._pair, self._wanted = pair, wanted[:, None]
+        self.values = x.new_empty(len(wanted), *x.shape)
+
+    def fill(
+        self,
+        rows: Tensor,
+        good: Tensor,
+        at: Tensor,
+        h: Tensor,
+        target: Tensor,
+        ends: tuple[Tensor, Tensor],
+        k: list[Tensor],
+    ) -> None:
+        """Every value inside the accepted (``good``) steps of these rows from ``at`` to ``target``, (B,) each."""
+        inside = good & ((self._wanted - at) * h > 0) & ((self._wanted - target) * h <= 0)
+        if not bool(inside.any()):
+            return
+        places, columns = inside.nonzero().unbind(1)
+        h = h[columns]
+        theta = (self._wanted[places, 0] - at[columns]) / h
+        rest = 1 - theta
+        weights = [theta**2 * (3 - 2 * theta), h * theta * rest**2, -h * theta**2 * rest, h * (theta * rest) ** 2]
+        here = columns.to(ends[0].device)
+        x, new, first, last = (v[here] for v in (*ends, k[0], k[-1]))
+        along, of_first, of_last, of_bend = (expand_to(w.to(x.device, x.dtype), x) for w in weights)
+        value = torch.addcmul(torch.addcmul(x, along, new - x), of_first, first)
+        value = torch.addcmul(value, of_last, last)
+        if self._pair.d:
+            value = torch.addcmul(value, of_bend, _combined(self._pair.d, k)[here])
+        self.values[places.to(x.device), rows[columns].to(x.device)] = value
+
+
 @dataclass(frozen=True)
-class PerSample(Integrator):
+class PerSample(DenseIntegrator):
     """An embedded Runge-Kutta pair in λ with a step size per sample, by default Dormand-Prince 5(4).
 
     ``method``: ``"dopri5"`` or ``"bosh3"``. ``rtol``, ``atol``: tolerances of a step. ``max_nfe``: evaluations
@@ -100,8 +153,6 @@ class PerSample(Integrator):
     atol: float = 1e-5
     max_nfe: int = 10_000
 
-    order: ClassVar[int | None] = None
-    evals_per_step: ClassVar[int | None] = None
     methods: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
 
     def __post_init__(self) -> None:
@@ -109,13 +160,20 @@ class PerSample(Integrator):
             raise ArgumentError("method", self.method, "not an embedded pair", f"Use one of {self.methods}.")
         check_tolerances(self.rtol, self.atol, self.max_nfe)
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """λ at the two ends of every interval; the coefficients depend on where the samples step."""
-        lambdas = equation.sde.half_log_snr(grid)
-        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
-
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        start, end = (value.item() for value in row)
+        lambdas = torch.stack(row).to("cpu", torch.float64)
+        _, arrived, state = self._solve(equation, x, lambdas, state)
+        return arrived, state
+
+    def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
+        between, arrived, state = self._solve(equation, x, self.lambdas(equation, times), None)
+        return torch.cat([x[None], between, arrived[None]]), state.statistics
+
+    def _solve(
+        self, equation: ReverseEquation, x: Tensor, lambdas: Tensor, state: _State | None
+    ) -> tuple[Tensor, Tensor, _State]:
+        """(solution at all λ but the first and the last, at the last, state for the next interval)."""
+        start, end = lambdas[0].item(), lambdas[-1].item()
         done = Statistics.none(len(x)) if state is None else state.statistics
         accepted, rejected, used = (c.clone() for c in (done.accepted, done.rejected, done.evaluations))
         field = PerSampleField(equation, (start, end), self.max_nfe, used)
@@ -125,27 +183,30 @@ class PerSample(Integrator):
         pair, h, ratio, k = TABLEAUS[self.method], state.h, state.ratio, state.velocity
         retry = torch.zeros(len(x), dtype=torch.bool)
         ends = _State(h.clone(), ratio.clone(), torch.empty_like(x), Statistics(accepted, rejected, used))
-        arrived = torch.empty_like(x)
+        arrived, between = torch.empty_like(x), _Between(pair, x, lambdas[1:-1])
         while len(field.active):
             left = end - at
             last = h.abs() >= left.abs()
             tried = torch.where(last, left, h)
             target = torch.where(last, end, at + tried)
-            new, velocities, stages, error = self._attempt(pair, field, x, k, at, tried, target)
-            scale = self.atol + self.rtol * torch.maximum(x.abs(), new.abs())
-            found = root_mean_square(error / scale).cpu().double()  # the one wait for the device in an attempt
+            new, velocities, stages = self._attempt(pair, field, x, k, at, tried, target)
+            found = self._ratio(pair, x, new, tried, velocities)
             if not bool(found.isfinite().all()):
                 field.blame(velocities[1:], stages)
                 found = found.nan_to_num(nan=torch.inf)
             good = found <= 1
             accepted[field.active] += good
             rejected[field.active] += ~good
+            between.fill(field.active, good, at, tried, target, (x, new), velocities)
             # The end of an interval cuts a step short; that says nothing of the length it could have had.
             proposed = tried * _change(found, ratio, good, retry, pair.q)
             h = torch.where(last & good, torch.where(proposed.abs() > h.abs(), proposed, h), proposed)
             ratio, at, retry = torch.where(good, found, ratio), torch.where(good, target, at), ~good
-            chosen = expand_to(good.to(x.device), x)
-            x, k = torch.where(chosen, new, x), torch.where(chosen, velocities[-1], k)
+            if bool(good.all()):
+                x, k = new, velocities[-1]
+            else:
+                chosen = expand_to(good.to(x.device), x)
+                x, k = torch.where(chosen, new, x), torch.where(chosen, velocities[-1], k)
             over = good & last
             if bool(over.any()):
                 rows, here = field.active[over], over.to(x.device)
@@ -155,25 +216,37 @@ class PerSample(Integrator):
                 field.keep(stay)
                 h, ratio, at, retry = h[stay], ratio[stay], at[stay], retry[stay]
                 x, k = x[stay.to(x.device)], k[stay.to(x.device)]
-        return arrived, ends
+        return between.values, arrived, ends
 
     def _attempt(
         self, pair: Tableau, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, h: Tensor, target: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Stage], Tensor]:
-        """(x_new, all velocities, the stages of all but the first, error) of one step of every active sample."""
+    ) -> tuple[Tensor, list[Tensor], list[Stage]]:
+        """(x_new, all velocities, the stages of all but the first) of one step of every active sample."""
         nodes = torch.tensor(pair.c[1:], dtype=torch.float64)[:, None]
         stages = field.stages(torch.where(nodes == 1, target, at + nodes * h), x)
         length, velocities, new = expand_to(h.to(x.device, x.dtype), x), [k], x
         for stage, weights in zip(stages, pair.a, strict=True):
             new = torch.addcmul(x, length, _combined(weights, velocities))
             velocities.append(field(new, stage))
-        return new, velocities, stages, length * _combined(pair.e, velocities)
+        return new, velocities, stages
+
+    @torch.no_grad()
+    def _ratio(self, pair: Tableau, x: Tensor, new: Tensor, h: Tensor, velocities: list[Tensor]) -> Tensor:
+        """Error over tolerance of every sample, on the CPU: the one wait for the device in an attempt."""
+        error = expand_to(h.to(x.device, x.dtype), x) * _combined(pair.e, velocities)
+        scale = self.atol + self.rtol * torch.maximum(x.abs(), new.abs())
+        return root_mean_square(error / scale).cpu().double()
 
     def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float) -> _State:
         """A first step whose error is about a hundredth, from a short Euler step; two evaluations."""
-        q, left, scale = TABLEAUS[self.method].q, end - at, self.atol + self.rtol * x.abs()
         (here,) = field.stages(at[None], x)
         k = field(x, here)
+        with torch.no_grad():
+            h = self._first_length(field, x, k, at, end, here)
+        return _State(h, torch.ones_like(h), k, Statistics.none(0))
+
+    def _first_length(self, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, end: float, here: Stage) -> Tensor:
+        q, left, scale = TABLEAUS[self.method].q, end - at, self.atol + self.rtol * x.abs()
         size, speed = (root_mean_square(v / scale).cpu().double() for v in (x, k))
         field.blame([k], [here])
         short = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp(min=1e-300))
@@ -183,8 +256,7 @@ class PerSample(Integrator):
         field.blame([moved], [there])
         bend = root_mean_square((moved - k) / scale).cpu().double() / short.abs()
         fastest = torch.maximum(speed, bend).clamp(min=1e-15)
-        h = torch.minimum(100 * short.abs(), _power(0.01 / fastest, 1 / q)) * left.sign()
-        return _State(h, torch.ones_like(h), k, Statistics.none(0))
+        return torch.minimum(100 * short.abs(), _power(0.01 / fastest, 1 / q)) * left.sign()
 
 
 def _combined(weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:

@@ -38,8 +38,11 @@ _LANES = 16  # float64 lanes of the widest unrolled vector loop
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What an integrator with per-sample steps did, (n,) int64 on the CPU each: per sample, the steps it
-    ``accepted`` and ``rejected`` and the network ``evaluations`` it took part in.
+    """What an adaptive integrator did, (n,) int64 on the CPU each: per sample, the steps it ``accepted`` and
+    ``rejected`` and the network ``evaluations`` it took part in.
+
+    Where the batch shares its steps, all samples have the same numbers. ``rejected`` is NaN (float64) where the
+    method keeps it to itself.
     """
 
     accepted: Tensor
@@ -50,6 +53,13 @@ class Statistics:
     def none(cls, n: int) -> Statistics:
         """Nothing done yet."""
         return cls(*(torch.zeros(n, dtype=torch.int64) for _ in range(3)))
+
+    @classmethod
+    def shared(cls, n: int, accepted: int, rejected: int | None, evaluations: int) -> Statistics:
+        """Those of ``n`` samples that took every step together; ``rejected`` None if it is not known."""
+        unknown = torch.full((n,), torch.nan, dtype=torch.float64)
+        of_all, of_none, of_each = (torch.full((n,), count or 0) for count in (accepted, rejected, evaluations))
+        return cls(of_all, unknown if rejected is None else of_none, of_each)
 
     @classmethod
     def of_all(cls, parts: Sequence[Statistics]) -> Statistics:
