@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Affine", "Identity", "Transform", "eight_bit"]
+__all__ = ["Affine", "Identity", "Transform", "check_range", "eight_bit"]
 
 
 @runtime_checkable
@@ -87,17 +87,24 @@ class Identity:
 class Affine:
     """y = (x − shift) · scale, with two scalars for all elements. A negative scale mirrors the data.
 
-    Floating dtypes are kept; 8- and 16-bit integers become float32, wider integers float64.
+    Floating dtypes are kept; 8- and 16-bit integers become float32, wider integers float64. ``low`` and ``high`` say
+    where the data lie, if that is known: samples may leave the range, but likelihoods refuse data that do.
     """
 
     shift: float = 0.0
     scale: float = 1.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shift", _finite("shift", self.shift))
         object.__setattr__(self, "scale", _finite("scale", self.scale))
         if self.scale == 0.0:
             raise ArgumentError("scale", self.scale, "the map is not invertible", "Give a scale other than 0.")
+        low, high = given = (self.low, self.high)
+        bounded = low is not None and high is not None and is_number(low) and is_number(high) and low < high
+        if given != (None, None) and not bounded:
+            raise ArgumentError("low, high", given, "not a range", "Give both, low < high, or neither.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Data to model space, any shape."""
@@ -113,5 +120,24 @@ class Affine:
 
 
 def eight_bit() -> Affine:
-    """Grey levels 0..255 to [−1, 1]: ``Affine(127.5, 1 / 127.5)``."""
-    return Affine(127.5, 1.0 / 127.5)
+    """Grey levels 0..255 to [−1, 1]: ``Affine(127.5, 1 / 127.5, low=0, high=255)``."""
+    return Affine(127.5, 1.0 / 127.5, low=0.0, high=255.0)
+
+
+def check_range(transform: Transform, x: Tensor) -> None:
+    """Refuse data outside the range that a transform names.
+
+    Half a level of 8 bits is left free below and a whole one above, for dequantised data; images in [−1, 1] are
+    refused where grey levels are meant.
+
+    Raises:
+        ArgumentError: naming the values and the range.
+    """
+    low, high = (getattr(transform, name, None) for name in ("low", "high"))
+    if low is None or high is None or x.numel() == 0:
+        return
+    least, most = x.min().item(), x.max().item()
+    if least < low - 0.002 * (high - low) or most > high + 0.004 * (high - low):
+        problem = f"the model's data lie in [{low:g}, {high:g}]"
+        remedy = 'Pass data as the model was trained on, or space="model" for what is transformed already.'
+        raise ArgumentError("x", [least, most], problem, remedy)

@@ -27,6 +27,7 @@ ORDER = [
     {"compilation"},
     {"arguments", "loop"},
     {"sampling", "encoding"},
+    {"likelihood"},
     {"calibration"},
     {"latents"},
     {"losses"},

@@ -1,0 +1,153 @@
+"""Products with the Jacobian J = ∂y/∂x of a batch of samples, behind one face.
+
+A :data:`Mode` takes a field (x (R, *event) to y, row by row) and x, and answers y and a function from directions
+v (P, R, *event) to J v or Jᵀ v of the same shape:
+
+    reverse             Jᵀ v    a vector-Jacobian product; y is evaluated once, whatever the number of directions
+    forward             J v     a Jacobian-vector product by dual numbers; holds no graph: the mode for tight memory
+    finite_differences  J v     [y(x + h v) − y(x − h v)]/(2h): for networks that autograd cannot see through
+
+For a trace, vᵀ J v and vᵀ Jᵀ v are the same number. Forward mode runs attention on its plain implementation, the
+only one with a forward rule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sde_toolkit.errors import ArgumentError
+
+__all__ = [
+    "Field",
+    "Mode",
+    "Products",
+    "check_differentiable",
+    "fastest",
+    "finite_differences",
+    "forward",
+    "mode_name",
+    "reverse",
+]
+
+Field: TypeAlias = Callable[[Tensor], Tensor]
+"""x (R, *event) to y of the same shape, every row by itself; it serves any number R of rows that its times fit."""
+
+Products: TypeAlias = Callable[[Tensor], Tensor]
+"""v (P, R, *event) to J v or Jᵀ v."""
+
+Mode: TypeAlias = Callable[[Field, Tensor, bool], tuple[Tensor, Products]]
+"""(field, x, differentiable) to y and the products at x; ``differentiable``: they are to have gradients themselves."""
+
+_ELEMENTS_AT_ONCE = 2**21  # of directions that go through a vectorised product together
+
+
+def reverse(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tensor, Products]:
+    """Jᵀ v by one forward pass and one backward pass per direction."""
+    with torch.enable_grad():
+        x = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+        y = field(x)
+
+    def products(v: Tensor) -> Tensor:
+        at_once = max(1, _ELEMENTS_AT_ONCE // x.numel())
+        if at_once > 1 and len(v) > 1:
+            how = {"retain_graph": True, "create_graph": differentiable, "is_grads_batched": True}
+            try:
+                return torch.cat([torch.autograd.grad(y, x, part, **how)[0] for part in v.split(at_once)])
+            except RuntimeError:  # an operation that cannot be vectorised, such as a U-Net's group norm: one by one
+                pass
+        return torch.stack([torch.autograd.grad(y, x, p, retain_graph=True, create_graph=differentiable)[0] for p in v])
+
+    return (y if differentiable else y.detach()), products
+
+
+def forward(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tensor, Products]:
+    """J v by dual numbers, one pass through the network per direction."""
+
+    def product(v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(field, (x,), (v,))[1]
+
+    with torch.set_grad_enabled(differentiable):
+        return field(x), lambda v: _under(differentiable, product, v)
+
+
+def finite_differences(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tensor, Products]:
+    """J v by central differences, two passes per direction; error of order h² plus rounding/h.
+
+    h is eps^(1/3) max(1, rms(x)) / rms(v), for every row by itself.
+    """
+
+    def product(v: Tensor) -> Tensor:
+        inner = tuple(range(1, x.ndim))
+        size = x.detach().square().mean(inner, keepdim=True).sqrt() if inner else x.detach().abs()
+        length = v.square().mean(inner, keepdim=True).sqrt() if inner else v.abs()
+        h = torch.finfo(x.dtype).eps ** (1 / 3) * size.clamp(min=1.0) / length.clamp(min=1e-30)
+        return (field(x + h * v) - field(x - h * v)) / (2 * h)
+
+    with torch.set_grad_enabled(differentiable):
+        return field(x), lambda v: _under(differentiable, product, v)
+
+
+def _under(differentiable: bool, product: Products, v: Tensor) -> Tensor:
+    with torch.set_grad_enabled(differentiable):
+        return torch.stack([product(p) for p in v])
+
+
+def check_differentiable(field: Field, x: Tensor, mode: Mode | None) -> None:
+    """Refuse a network whose output autograd cannot trace to x, unless differences are taken.
+
+    Raises:
+        ArgumentError: naming what to do. One evaluation of ``x``.
+    """
+    if mode is finite_differences:
+        return
+    remedy = "Remove detach(), no_grad() or numpy from the network, or pass mode=finite_differences."
+    try:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y = field(leaf)
+            traced = y.requires_grad and torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] is not None
+    except (RuntimeError, NotImplementedError) as error:
+        raise ArgumentError(
+            "model", type(field).__name__, f"its network is not differentiable: {error}", remedy
+        ) from error
+    if not traced:
+        raise ArgumentError("model", tuple(x.shape), "its network's output is not differentiable by its input", remedy)
+
+
+def fastest(field: Field, x: Tensor, modes: Sequence[Mode] = (reverse, forward)) -> tuple[Mode, dict[str, float]]:
+    """The mode whose one product takes the least time here, and the seconds of each; infinite where it fails.
+
+    Every mode runs twice, the second run counts. A mode that runs out of memory, or meets an operation for which it
+    has no rule, is out.
+
+    Raises:
+        ArgumentError: if none of them works.
+    """
+    seconds: dict[str, float] = {}
+    v = torch.ones_like(x).unsqueeze(0)
+    for mode in modes:
+        try:
+            for _ in range(2):
+                began = time.perf_counter()
+                mode(field, x, False)[1](v)
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                seconds[mode_name(mode)] = time.perf_counter() - began
+        except (RuntimeError, NotImplementedError):
+            seconds[mode_name(mode)] = float("inf")
+    best = min(modes, key=lambda mode: seconds[mode_name(mode)])
+    if seconds[mode_name(best)] == float("inf"):
+        raise ArgumentError("mode", None, f"none of {list(seconds)} works here", "Pass mode=finite_differences.")
+    return best, seconds
+
+
+def mode_name(mode: Mode) -> str:
+    """Its name in records: that of the function."""
+    return getattr(mode, "__name__", type(mode).__name__)

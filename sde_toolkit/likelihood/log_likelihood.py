@@ -1,0 +1,164 @@
+"""Exact log-likelihood through the probability flow.
+
+    log p_0(x_0) = log p_T(x_T) + ∫ ∇·v dt along the path dx/dt = v from x_0 to x_T    (Song et al. 2021, eq. 39)
+
+First the path, by any deterministic solver; then the divergence along it, at a few nodes (:mod:`quadrature`). The two
+have nothing to do with each other: neither is the divergence evaluated at every stage of every step, nor does its
+noise drive the step size. Nodes are independent, so that many of them go through the network together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.arguments import device_of
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators import Statistics
+from sde_toolkit.likelihood.along import Batch, Work, choose_mode
+from sde_toolkit.likelihood.divergence import Divergence, Exact
+from sde_toolkit.likelihood.jacobian import mode_name
+from sde_toolkit.likelihood.paths import Upwards
+from sde_toolkit.likelihood.prior import Prior
+from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.likelihood.requests import check_request, choose_divergence, choose_flow, into_model_space
+from sde_toolkit.likelihood.result import LogLikelihood
+from sde_toolkit.loop import rows_of
+from sde_toolkit.noise import check_stream
+from sde_toolkit.progress import progress_bar
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["log_likelihood"]
+
+_ROWS_TIMED = 8  # on which the modes are compared
+
+
+def log_likelihood(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    solver: Solver | None = None,
+    grid: Tensor | None = None,
+    nfe: int | None = None,
+    end: float | None = None,
+    divergence: Divergence | None = None,
+    quadrature: Quadrature | None = None,
+    prior: Prior | None = None,
+    space: Literal["data", "model"] = "data",
+    condition: Any = None,
+    richardson: bool = False,
+    differentiable: bool = False,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> LogLikelihood:
+    """log p(x) of every sample, in nats, with error bars.
+
+    Args:
+        model: any score model, in evaluation mode.
+        x: (n, *event), in the caller's data space (``space="data"``: it goes through ``model.transform``, whose
+            log-determinant is added), or in model space.
+        solver, grid: any deterministic solver and the decreasing grid that it takes, climbed from its end; a solver
+            with dense output (``probability_flow(PerSample())``, ``TorchDiffEq``, ``Scipy``) needs only the ends, and
+            no grid at all for [1, ``end``]. By default the best known for ``nfe`` evaluations.
+        nfe: evaluations along the path, where no solver is given; 50 by default.
+        end: the time that stands for data where no grid is given: ``model.sde.likelihood_end`` by default. x is taken
+            as a state of that time, without noise added to it. 0 works for networks that say something finite there.
+        divergence: ``Exact()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default exact up to 64
+            dimensions and 4 Rademacher probes above. Probes are frozen for the whole solve.
+        quadrature: the nodes at which the divergence is evaluated.
+        prior: (x_T, T) to log p_T(x_T), by default that of the SDE, N(0, σ_T² I); :class:`GaussianPrior` knows the
+            data's moments, a mixture's ``log_prob`` is exact.
+        condition: handed to the network.
+        richardson: solve once more on every second time of the grid, which must have an even number of steps, and
+            report |difference|/(2^p − 1), p the solver's order.
+        differentiable: keep the graph, so that ``result.nats`` can be differentiated by x and by parameters.
+        seed, first_index: the probes of x[i] come from the stream (seed, first_index + i), whatever the batch.
+        batch_size: samples that go through the network together; all by default.
+        dtype, device: of the state. The device is that of x by default.
+
+    Raises:
+        ArgumentError, GridError: before the solve, for whatever does not fit together: integers without dequantisation
+            (:func:`bits_per_dim`), NaN, an exact trace in too many dimensions, a network that is not differentiable.
+        NonFiniteError, MaxEvaluationsError: from the solve.
+    """
+    began = time.perf_counter()
+    divergence, quadrature = choose_divergence(x, divergence, quadrature)
+    solver, grid = choose_flow(model, solver, grid, nfe, end)
+    check_request(
+        model, x, solver, grid, divergence, quadrature, prior, space, condition, batch_size, dtype, richardson,
+        differentiable,
+    )  # fmt: skip
+    check_stream(seed, first_index)
+    y, log_abs_det = into_model_space(model, x, space, dtype)
+    device = torch.device(device) if device is not None else device_of(model, x)
+    equation = ReverseEquation(model, 0.0, condition)
+    with torch.set_grad_enabled(differentiable):
+        nodes = quadrature.prepare(equation, grid[-1].item(), grid[0].item())
+        flows = [Upwards.prepare(equation, solver, grid, nodes.times)]
+        if richardson:
+            flows.append(flows[0].coarser(equation))
+        mode, mode_seconds = choose_mode(divergence, equation, nodes, y[:_ROWS_TIMED].to(device), differentiable)
+        work = Work(nodes, flows, divergence, mode, prior, seed, first_index, differentiable)
+        size = len(y) if batch_size is None else batch_size
+        bar = progress_bar(len(y), "log-likelihood", enabled=progress)
+        parts = []
+        for first in range(0, len(y), size):
+            last = min(len(y), first + size)
+            bare = replace(equation, condition=rows_of(condition, first, last))
+            parts.append(work.batch(bare, y[first:last].to(device), first))
+            bar.update(last - first)
+        bar.close()
+    statistics = [part.statistics for part in parts if part.statistics is not None]
+    D = math.prod(y.shape[1:])
+    with torch.set_grad_enabled(differentiable):
+        whole = Batch.of_all(parts)
+        replicates = whole.prior + whole.replicates + log_abs_det
+        nats, integral = replicates.mean(0), whole.replicates.mean(0)
+        standard_error = _standard_error(replicates, isinstance(divergence, Exact))
+    return LogLikelihood(
+        nats=nats,
+        standard_error=standard_error,
+        prior=whole.prior,
+        integral=integral,
+        log_abs_det=log_abs_det,
+        replicates=replicates,
+        latent=whole.latent,
+        quadrature_error=whole.quadrature_error,
+        solver_error=whole.solver_error,
+        truncation=whole.truncation,
+        prior_kl=_prior_kl(model, y, grid),
+        nfe=max(part.nfe for part in parts),
+        divergence_nfe=len(nodes.times) * len(flows),
+        products=divergence.products(D),
+        statistics=Statistics.of_all(statistics) if statistics else None,
+        solver=solver,
+        grid=grid,
+        quadrature=quadrature,
+        divergence=divergence,
+        mode=mode_name(mode),
+        mode_seconds=mode_seconds,
+        space=space,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _standard_error(replicates: Tensor, exact: bool) -> Tensor:
+    if exact or len(replicates) == 1:  # of a single probe's spread nothing is known
+        return torch.full_like(replicates[0], 0.0 if exact else math.nan)
+    return replicates.std(0) / math.sqrt(len(replicates))
+
+
+def _prior_kl(model: ScoreModel, x: Tensor, grid: Tensor) -> Tensor:
+    """KL(N(α x, σ² I) ‖ N(0, σ² I)) at the first time, (n,) nats."""
+    snr = (model.sde.alpha(grid[0]) / model.sde.sigma(grid[0])) ** 2
+    return 0.5 * snr.to(x.device) * x.detach().to(torch.float64).square().reshape(len(x), -1).sum(1)

@@ -1,0 +1,180 @@
+"""The path of the flow from data to noise, and its states where they are wanted.
+
+A fixed-step integrator leaves states at its grid; between them x/c is interpolated in φ by the polynomial through the
+eight nearest ones (x/c and φ as in :mod:`quadrature`: both bounded, the path smooth in them). An adaptive integrator
+has its own dense output.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.grids import sech
+from sde_toolkit.integrators import Corrected, DenseIntegrator, FrozenEDM, Multistep, Statistics, in_phi
+from sde_toolkit.likelihood.quadrature import angle, size
+from sde_toolkit.loop import solve
+from sde_toolkit.noise import Noise
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Interpolation", "Path", "Upwards", "default_flow"]
+
+_POINTS = 8
+
+
+def default_flow(model: ScoreModel, nfe: int, end: float) -> tuple[Solver, Tensor]:
+    """The solver and the (decreasing) grid that were best over random mixtures, from 20 to 100 evaluations.
+
+    An Adams method of order 3, corrected to 4, in EDM's F and φ, on knots that are dense where the data take shape
+    (``python benchmarks/likelihood.py choose``).
+    """
+    sigma_data = model.sigma_data
+    integrator = Corrected(Multistep(3, FrozenEDM(sigma_data), in_phi))
+    grid = sech(model.sde, nfe, center=0.75 - math.log(sigma_data), width=1.25, end=end)
+    return Solver("likelihood", 0.0, integrator), grid
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """``states`` (Q, B, *event) at the wanted times, the state ``latent`` at the last time, and what it took."""
+
+    states: Tensor
+    latent: Tensor
+    nfe: int
+    statistics: Statistics | None
+
+
+@dataclass(frozen=True, eq=False)
+class Upwards:
+    """A solver and its grid, from data up to noise, and the times at which the states are wanted."""
+
+    solver: Solver
+    times: Tensor
+    wanted: Tensor
+    interpolation: Interpolation | None
+
+    @classmethod
+    def prepare(cls, equation: ReverseEquation, solver: Solver, grid: Tensor, wanted: Tensor) -> Upwards:
+        """``grid`` decreasing, its last time wanted[0]. All refusals of the solver come from here."""
+        times, integrator = grid.flip(0), solver.integrator
+        integrator.check(equation)
+        if isinstance(integrator, DenseIntegrator):
+            _check_lambda(equation, solver, times)
+            times = torch.cat([wanted, times[-1:]])
+            integrator.prepare(equation, times)
+            return cls(solver, times, wanted, None)
+        if integrator.evals_per_step is None:
+            problem = f"{integrator} steps by itself and has no dense output"
+            raise ArgumentError("solver", solver.name, problem, "Use PerSample(), TorchDiffEq(), Scipy() or a grid.")
+        _check_silent(equation, solver, integrator.prepare(equation, times))
+        return cls(solver, times, wanted, Interpolation.prepare(equation, times, wanted))
+
+    def coarser(self, equation: ReverseEquation) -> Upwards:
+        """The same on every second time."""
+        return Upwards.prepare(equation, self.solver, self.times[::2].flip(0), self.wanted)
+
+    def solve(self, equation: ReverseEquation, x: Tensor) -> Path:
+        """Carry x (B, *event), of the first time, up to the last."""
+        integrator = self.solver.integrator
+        if isinstance(integrator, DenseIntegrator):
+            states, statistics = integrator.states(equation, x, self.times)
+            return Path(states[:-1], states[-1], int(statistics.evaluations.max()), statistics)
+        solved = solve(
+            equation,
+            self.solver,
+            self.times,
+            len(x),
+            lambda first, last: (x, _no_noise),
+            batch_size=None,
+            tweedie=False,
+            trajectory=True,
+            callback=None,
+            check_finite=True,
+            progress=False,
+            compile=False,
+            dtype=x.dtype,
+            device=x.device,
+        )
+        return Path(self._between(solved.trajectory), solved.x, solved.nfe, solved.statistics)
+
+    def _between(self, trajectory: Tensor | None) -> Tensor:
+        if self.interpolation is None or trajectory is None:
+            return torch.empty(0)
+        return self.interpolation(trajectory)
+
+
+def _no_noise(step: int) -> Noise:
+    return _silent
+
+
+def _silent() -> Tensor:
+    raise ArgumentError(
+        "solver",
+        "noise",
+        "it draws noise although eta is 0, and a likelihood belongs to the deterministic flow",
+        "Use a deterministic integrator, for example S_churn=0.",
+    )
+
+
+def _check_silent(equation: ReverseEquation, solver: Solver, table: Tensor) -> None:
+    """Refuse a solver that draws noise, found by its steps on a network that answers zero."""
+    dry = replace(equation, evaluate=lambda x, inputs, condition: torch.zeros_like(x))
+    x, state = torch.zeros(1, 1, dtype=table.dtype), None
+    for row in table:
+        x, state = solver.integrator.step(dry, x, row.unbind(), state, _silent)
+
+
+def _check_lambda(equation: ReverseEquation, solver: Solver, times: Tensor) -> None:
+    """Refuse ends at which λ is infinite, for a method that steps in it."""
+    for t, remedy in (
+        (times[0], f"End the grid at likelihood_end={equation.sde.likelihood_end}"),
+        (times[-1], "Start the grid a little below 1, at 0.999"),
+    ):
+        if not bool(equation.sde.half_log_snr(t).isfinite()):
+            problem = f"{solver.name} steps in λ = log(α/σ), which is infinite there"
+            raise GridError(
+                "grid", t.item(), problem, f"{remedy}, or leave the solver out: the default reaches both ends."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """From states at the times ``grid``, (N + 1, B, *event) increasing in time, to states at ``wanted``."""
+
+    weights: Tensor  # (Q, N + 1)
+    shrink: Tensor  # 1/c at the grid
+    stretch: Tensor  # c at the wanted times
+
+    @classmethod
+    def prepare(cls, equation: ReverseEquation, grid: Tensor, wanted: Tensor) -> Interpolation:
+        """All coefficients, float64. ``grid`` is increasing and covers ``wanted``."""
+        sde, scale = equation.sde, equation.model.sigma_data
+        nodes, at = (angle(sde.half_log_snr(t), scale) for t in (grid, wanted))
+        c, c_wanted = (size(sde.alpha(t), sde.sigma(t), scale) for t in (grid, wanted))
+        return cls(_local_lagrange(nodes, at), 1 / c, c_wanted)
+
+    def __call__(self, path: Tensor) -> Tensor:
+        """(N + 1, B, *event) to (Q, B, *event)."""
+        flat = path.reshape(len(path), -1)
+        weights = expand_to(self.stretch, self.weights) * self.weights * self.shrink
+        return (weights.to(path) @ flat).reshape(-1, *path.shape[1:])
+
+
+def _local_lagrange(nodes: Tensor, at: Tensor) -> Tensor:
+    """Weights (Q, N + 1) of the polynomials through the ``_POINTS`` nodes around each of ``at``; nodes increase."""
+    N, k = len(nodes), min(_POINTS, len(nodes))
+    first = (torch.searchsorted(nodes, at) - k // 2).clamp(0, N - k)
+    chosen = first.unsqueeze(1) + torch.arange(k)  # (Q, k)
+    c = nodes[chosen]
+    difference = c.unsqueeze(2) - c.unsqueeze(1)  # (Q, k, k): c_j − c_i
+    own = torch.eye(k, dtype=torch.bool)
+    ratio = (at.reshape(-1, 1, 1) - c.unsqueeze(1)) / difference.masked_fill(own, 1.0)
+    weights = ratio.masked_fill(own, 1.0).prod(2)
+    return torch.zeros(len(at), N, dtype=nodes.dtype).scatter_(1, chosen, weights)

@@ -1,0 +1,96 @@
+"""What :func:`log_likelihood` answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sde_toolkit.checking import is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Statistics
+from sde_toolkit.likelihood.divergence import Divergence
+from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.solvers import Solver
+
+__all__ = ["LogLikelihood"]
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """Log-likelihoods in nats per sample, their error bars, and how they came about. Shapes: (n,) unless said.
+
+    Attributes:
+        nats: log p(x), in the space named by ``space``: ``prior + integral + log_abs_det``.
+        standard_error: of ``nats``, from the spread of the probes; 0 for an exact trace, NaN for a single probe.
+        prior: log density of the latent.
+        integral: what the flow's divergence adds.
+        log_abs_det: of the model's transform; 0 in model space.
+        replicates: (P, n), ``nats`` from every probe by itself.
+        latent: (n, *event), the state at ``grid[0]``, in model space.
+        quadrature_error: estimate of the quadrature's error.
+        solver_error: Richardson's estimate of the discretisation's error, None unless it was asked for.
+        truncation: estimate of log p_end(x) − log p_0(x): what stopping at ``end`` adds.
+        prior_kl: upper bound of what a prior N(0, σ² I) costs, KL(q(x_1 | x) ‖ N(0, σ_1² I)).
+        nfe: evaluations of the network along the path, per sample; those of the coarse path included.
+        divergence_nfe: evaluations of the divergence, per sample, each with ``products`` Jacobian products.
+        statistics: accepted and rejected steps of an adaptive solver.
+        mode, mode_seconds: how products are taken, and what each way took where it was measured.
+        seconds: wall-clock time.
+    """
+
+    nats: Tensor
+    standard_error: Tensor
+    prior: Tensor
+    integral: Tensor
+    log_abs_det: float
+    replicates: Tensor
+    latent: Tensor
+    quadrature_error: Tensor
+    solver_error: Tensor | None
+    truncation: Tensor
+    prior_kl: Tensor
+    nfe: int
+    divergence_nfe: int
+    products: int
+    statistics: Statistics | None
+    solver: Solver
+    grid: Tensor
+    quadrature: Quadrature
+    divergence: Divergence
+    mode: str
+    mode_seconds: dict[str, float]
+    space: str
+    seconds: float
+
+    @property
+    def end(self) -> float:
+        """The time that stood for data."""
+        return self.grid[-1].item()
+
+    @property
+    def rejected(self) -> Tensor | None:
+        """Rejected steps per sample, None for a solver without error control."""
+        return None if self.statistics is None else self.statistics.rejected
+
+    @property
+    def tolerances(self) -> tuple[float, float] | None:
+        """(rtol, atol) of an adaptive solver."""
+        integrator = self.solver.integrator
+        rtol, atol = (getattr(integrator, name, None) for name in ("rtol", "atol"))
+        return None if rtol is None or atol is None else (rtol, atol)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of Student's t interval for what infinitely many probes would give; P >= 2.
+
+        It covers the probes' error alone, not the solver's, the quadrature's or the network's. For an exact trace it
+        has no width. Student's t needs estimates that are nearly normal: in a few dimensions take Gaussian probes, or
+        the exact trace, since in 2 dimensions four Rademacher probes agree one time in eight.
+        """
+        from scipy.stats import t as student
+
+        if not (is_number(level) and 0 < level < 1):
+            raise ArgumentError("level", level, "a probability lies between 0 and 1", "0.95 is the default.")
+        degrees = max(len(self.replicates) - 1, 1)
+        half = student.ppf(0.5 + level / 2, degrees) * self.standard_error
+        return self.nats - half, self.nats + half

@@ -1,0 +1,214 @@
+"""Whatever cannot be answered is refused by a typed error that names it, before any solve."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from densities import F64, Asked, Flow, mixture, points
+
+from sde_toolkit import (
+    VPSDE,
+    Affine,
+    PerSample,
+    Scipy,
+    ScoreModel,
+    Solver,
+    edm_stochastic,
+    euler_ancestral,
+    euler_maruyama,
+    grids,
+    heun,
+    log_likelihood,
+    probability_flow,
+)
+from sde_toolkit.errors import ArgumentError, GridError, NonFiniteError, SDEToolkitError
+from sde_toolkit.integrators import AdaptiveSDE
+from sde_toolkit.likelihood import (
+    Exact,
+    Hutchinson,
+    HutchPlusPlus,
+    finite_differences,
+    forward,
+)
+from sde_toolkit.transforms import eight_bit
+
+GRID = grids.sech(VPSDE(), 8, end=1e-3)
+X = torch.zeros(3, 2)
+
+
+def fresh(sde=None, kind="v", network=None, **options):
+    """A model that counts what it is asked."""
+    sde = sde or VPSDE()
+    return ScoreModel(Asked(network or mixture(sde).network), sde, kind, **options)
+
+
+def half(x, time):
+    return 0.5 * x
+
+
+def refused(words, x=X, model=None, kind=ArgumentError, **arguments):
+    """Refused with a message that holds all the words, after at most the eight rows that show differentiability."""
+    model = fresh(event_shape=(2,)) if model is None else model
+    with pytest.raises(kind) as caught:
+        log_likelihood(model, x, **arguments)
+    assert isinstance(caught.value, SDEToolkitError)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, f"{missing} not in {caught.value}"
+    if isinstance(model, ScoreModel) and isinstance(model.network, Asked):
+        assert len(model.network.calls) <= 1
+        assert model.network.rows() <= 8
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (X.int(), ["x", "int32", "bits_per_dim"]),
+        (X.byte(), ["x", "uint8", "bits_per_dim"]),
+        (X + 0j, ["x", "complex64", "real"]),
+        (X + math.nan, ["x", "NaN"]),
+        (X - math.inf, ["x", "infinity"]),
+        (X[:0], ["(0, 2)", "n >= 1"]),
+        (torch.zeros(3, 5), ["(3, 5)", "(2,)", "(3, 2)"]),
+        (torch.zeros(2), ["(2,)", "events"]),
+        (torch.zeros(()), ["()", "(n, *event)"]),
+        ([[0.0, 0.0]], ["x", "tensor"]),
+        (np.zeros((3, 2)), ["x", "tensor"]),
+        (None, ["x", "tensor"]),
+    ],
+    ids=str,
+)
+def test_data(x, words):
+    refused(words, x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"space": "latent"}, ["space", "latent", "model"]),
+        ({"divergence": "exact"}, ["divergence", "exact", "Exact()"]),
+        ({"divergence": Exact}, ["divergence", "Exact()"]),
+        ({"divergence": Exact(mode="forward")}, ["mode", "forward", "finite_differences"]),
+        ({"divergence": HutchPlusPlus(2, 2)}, ["rank", "Exact()"]),
+        ({"quadrature": 25}, ["quadrature", "25", "Quadrature(nodes=25)"]),
+        ({"prior": "gaussian"}, ["prior", "gaussian", "GaussianPrior"]),
+        ({"condition": torch.zeros(2)}, ["condition", "(2,)", "3 samples"]),
+        ({"batch_size": 0}, ["batch_size", "0"]),
+        ({"dtype": torch.float16}, ["dtype", "float16", "autocast"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"first_index": 1.5}, ["first_index", "1.5"]),
+        ({"nfe": 3}, ["nfe", "at least 4"]),
+        ({"nfe": "50"}, ["nfe", "50"]),
+        ({"end": 1.0}, ["end", "1.0", "1e-5"]),
+        ({"end": -0.1}, ["end", "-0.1"]),
+        ({"end": math.nan}, ["end", "nan"]),
+        ({"nfe": 9, "richardson": True}, ["richardson", "even"]),
+        ({"solver": probability_flow(PerSample()), "richardson": True}, ["richardson", "fixed-step"]),
+        ({"differentiable": True, "divergence": Exact(mode=forward)}, ["differentiable", "forward", "reverse"]),
+        ({"grid": GRID}, ["grid", "solver"]),
+        ({"solver": heun()}, ["grid", "heun", "grids.sech"]),
+        ({"solver": heun(), "grid": GRID, "end": 1e-3}, ["end", "grid"]),
+        ({"solver": "ddim"}, ["solver", "ddim", "ddim()"]),
+        ({"solver": euler_maruyama(), "grid": GRID}, ["euler_maruyama", "adds noise", "ddim()"]),
+        ({"solver": euler_ancestral(), "grid": GRID}, ["euler_ancestral", "adds noise"]),
+        ({"solver": edm_stochastic(), "grid": GRID}, ["solver", "noise", "deterministic"]),
+        ({"solver": Solver("adaptive", 0.0, AdaptiveSDE()), "grid": GRID}, ["AdaptiveSDE", "PerSample()"]),
+        (
+            {"x": X.requires_grad_(), "solver": probability_flow(Scipy()), "differentiable": True},
+            ["Scipy", "PerSample"],
+        ),
+    ],
+    ids=lambda value: ", ".join(f"{k}={v}"[:40] for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_arguments(arguments, words):
+    refused(words, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ([1.0], ["grid", "at least two"]),
+        ([0.1, 1.0], ["grid", "not decreasing"]),
+        ([1.0, 0.5, 0.5], ["grid", "repeats"]),
+        ([1.0, math.nan], ["grid", "NaN"]),
+        ([1.5, 0.5], ["grid", "[0, 1]"]),
+    ],
+    ids=str,
+)
+def test_grids(grid, words):
+    refused(words, kind=GridError, solver=heun(), grid=grid)
+
+
+@pytest.mark.parametrize("network", [half, None, 3], ids=["function", "none", "number"])
+def test_a_network_is_no_score_model(network):
+    with pytest.raises(ArgumentError, match="ScoreModel"):
+        log_likelihood(network, X)
+
+
+@pytest.mark.parametrize("kind", ["x0", "score", "velocity"])
+def test_networks_that_say_nothing_at_zero(kind):
+    refused([kind, "likelihood_end=1e-05"], model=fresh(None, kind, half), kind=GridError, end=0.0)
+    assert log_likelihood(fresh(None, kind, half), X, nfe=8).nats.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sde", "end", "remedy"), [(VPSDE(), 0.0, "likelihood_end"), (Flow(), 1e-4, "0.999")], ids=["σ = 0", "α = 0"]
+)
+def test_methods_in_lambda_where_it_is_infinite(sde, end, remedy):
+    how = {"solver": probability_flow(PerSample()), "end": end}
+    refused(["PerSample", "λ", "infinite", remedy], model=fresh(sde), kind=GridError, **how)
+
+
+def numpy_network(x, time):
+    return torch.from_numpy(0.5 * x.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [numpy_network, lambda x, time: 0.5 * x.detach(), torch.no_grad()(half), torch.inference_mode()(half)],
+    ids=["numpy", "detach", "no_grad", "inference_mode"],
+)
+@pytest.mark.parametrize("divergence", [None, Hutchinson(2), Exact(mode=forward)], ids=str)
+def test_a_network_that_is_not_differentiable(network, divergence):
+    refused(["not differentiable", "finite_differences"], model=fresh(network=network), divergence=divergence)
+    found = log_likelihood(fresh(network=network), X, nfe=8, divergence=Exact(mode=finite_differences), **F64)
+    true = log_likelihood(fresh(network=half), X, nfe=8, **F64)
+    torch.testing.assert_close(found.nats, true.nats, rtol=1e-7, atol=1e-7)
+
+
+def test_too_many_dimensions_for_the_exact_trace():
+    x = torch.zeros(2, 3, 40, 40)
+    refused(["4800 products", "Hutchinson(probes=8)"], x, fresh(network=half), divergence=Exact())
+    refused(["divergence", "11", "max_dimension=12"], torch.zeros(1, 12), fresh(network=half), divergence=Exact(11))
+    assert log_likelihood(fresh(network=half), x, nfe=8).products == 4
+
+
+@pytest.mark.parametrize(
+    ("transform", "x"), [(Affine(0.5, 2.0, 0.0, 1.0), X + 3), (eight_bit(), X + 300), (eight_bit(), X - 9)]
+)
+def test_data_outside_the_range_of_the_transform(transform, x):
+    low, high = f"{transform.low:g}", f"{transform.high:g}"
+    refused([f"[{low}, {high}]", 'space="model"'], x, fresh(transform=transform))
+    assert log_likelihood(fresh(transform=transform), x, nfe=8, space="model").nats.isfinite().all()
+
+
+def test_networks_that_answer_nonsense():
+    refused(["(3, 2)", "(3, 1)"], model=fresh(network=lambda x, time: x[:, :1]))
+    with pytest.raises(NonFiniteError):
+        log_likelihood(fresh(network=lambda x, time: x * math.nan), X)
+
+
+@pytest.mark.parametrize(
+    "prior", [lambda z, t: z, lambda z, t: 0.0, lambda z, t: z.sum()], ids=["event", "float", "sum"]
+)
+def test_priors_that_answer_nonsense(prior):
+    with pytest.raises(ArgumentError, match="one log density per sample"):
+        log_likelihood(fresh(), X, nfe=8, prior=prior)
+
+
+def test_a_request_that_is_in_order_is_answered():
+    model = mixture(VPSDE())
+    found = log_likelihood(model, points(model, 3), nfe=8)
+    assert found.nats.shape == (3,)
+    assert found.nats.isfinite().all()
+    assert found.seconds > 0
