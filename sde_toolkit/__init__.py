@@ -62,7 +62,9 @@ from sde_toolkit.likelihood import (
     LogLikelihood,
     Quadrature,
     bits_per_dim,
+    discrete_bound,
     log_likelihood,
+    variational_bound,
 )
 from sde_toolkit.losses import DenoisingScoreMatching
 from sde_toolkit.networks import MLP, UNet
@@ -189,6 +191,7 @@ __all__ = [
     "ddim_noise",
     "ddpm",
     "deis",
+    "discrete_bound",
     "dpm2_ancestral",
     "dpm_solver_2",
     "dpm_solver_3",
@@ -229,6 +232,7 @@ __all__ = [
     "slerp",
     "time_inputs",
     "unipc",
+    "variational_bound",
 ]
 
 __version__ = "0.1.0"

@@ -115,6 +115,7 @@ class Work:
             tiled = probes.repeat(1, len(x) // B, *(1,) * (x.ndim - 1))
             trace = self.divergence.traces(products, x, tiled)
             traces.append(trace.reshape(len(trace), -1, B))
+            del output, products  # their graph, before the next one is built
         found = torch.cat(traces, 1).to(torch.float64)
         return found, self._truncation(equation, path.states[0], first_output, found[:, 0].mean(0))
 
