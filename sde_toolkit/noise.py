@@ -8,6 +8,7 @@ are drawn on the host; a ``torch.Generator`` draws on its device, and then depen
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -16,7 +17,18 @@ from torch import Tensor
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Noise", "check_stream", "per_sample_noise", "shared_noise"]
+__all__ = ["Noise", "Purpose", "check_stream", "per_sample_noise", "sample_streams", "shared_noise"]
+
+
+class Purpose(IntEnum):
+    """What a sample's stream is for, besides its sampling: one seed serves all, and no draw serves twice."""
+
+    PROBES = 1
+    TIMES = 2
+    PERTURBATION = 3
+    DECODER = 4
+    DEQUANTISATION = 5
+
 
 Noise = Callable[[], Tensor]
 """Returns the next standard normal draw, shape (B, *event)."""
@@ -31,6 +43,12 @@ def check_stream(seed: int, first_index: int) -> None:
     for name, value in (("seed", seed), ("first_index", first_index)):
         if not is_count(value, least=0):
             raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
+
+
+def sample_streams(seed: int, first_index: int, n: int, purpose: Purpose | None = None) -> list[np.random.Generator]:
+    """The streams of the samples ``first_index``, ..., ``first_index + n − 1``; by default those of their sampling."""
+    keys = [(first_index + i,) if purpose is None else (first_index + i, int(purpose)) for i in range(n)]
+    return [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys]
 
 
 def per_sample_noise(
@@ -49,8 +67,7 @@ def per_sample_noise(
         ArgumentError: if ``seed`` or ``first_index`` is negative.
     """
     check_stream(seed, first_index)
-    seeds = (np.random.SeedSequence(seed, spawn_key=(first_index + i,)) for i in range(shape[0]))
-    streams = [np.random.default_rng(s) for s in seeds]
+    streams = sample_streams(seed, first_index, shape[0])
 
     def draw() -> Tensor:
         noise = np.empty(shape, np.float32)

@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": "draw samples from a trained model with any solver",
     "compare": "compare solvers at equal budgets and write a report",
     "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
+    "likelihood": "evaluate a data set: exact likelihood, bits per dimension, variational bounds",
 }
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "build_grids",
     "build_solvers",
     "discrete_grid",
+    "find_dataset",
     "load_model",
     "model_name",
     "real_data",
@@ -113,18 +114,10 @@ def real_data(config: DictConfig, model: ScoreModel, n_real: int, n: int) -> tup
     if isinstance(model, GaussianMixture):
         generator = torch.Generator().manual_seed(config.seed + 1)
         return model.draw(max(n_real, 4 * n), generator=generator), "fresh exact draws of the mixture"
-    given = config.get("data") is not None
-    if given:
-        dataset: Dataset = instantiate(config.data)
-        if model.event_shape is not None and dataset.event_shape != model.event_shape:
-            problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
-            raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
-    elif model.event_shape == (1, 28, 28):
-        dataset = mnist_test_images()
-    elif model.event_shape == (1, 8, 8):
-        dataset = digits()
-    else:
+    dataset = find_dataset(config, model)
+    if dataset is None:
         return None, f"no real data of shape {model.event_shape} ship with the package; give them with data=..."
+    given = config.get("data") is not None
     part, values = ("test", dataset.test) if len(dataset.test) >= 4 else ("train", dataset.train)
     if len(values) < 4:
         raise DataError("data", dataset.name, "fewer than 4 samples", "Give more of them.")
@@ -138,3 +131,16 @@ def real_data(config: DictConfig, model: ScoreModel, n_real: int, n: int) -> tup
         order = torch.randperm(len(values), generator=torch.Generator().manual_seed(config.seed))
         values = values[order[:n_real]]
     return values, f"{part} part of {dataset.name} ({dataset.source})"
+
+
+def find_dataset(config: DictConfig, model: ScoreModel) -> Dataset | None:
+    """``data=...``, or the images of the package that have the model's event shape, or None."""
+    if config.get("data") is not None:
+        dataset: Dataset = instantiate(config.data)
+        if model.event_shape is not None and dataset.event_shape != model.event_shape:
+            problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
+            raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
+        return dataset
+    if model.event_shape == (1, 28, 28):
+        return mnist_test_images()
+    return digits() if model.event_shape == (1, 8, 8) else None

@@ -28,12 +28,10 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.result import LogLikelihood
-from sde_toolkit.noise import check_stream
+from sde_toolkit.noise import Purpose, check_stream, sample_streams
 from sde_toolkit.score_model import ScoreModel
 
 __all__ = ["BitsPerDim", "bits_per_dim", "dequantise"]
-
-_DEQUANTISATION = 2  # second half of a stream's key: its purpose
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class BitsPerDim:
         dequantisation_error: standard error of ``bits`` from the draws of u; NaN for a single draw.
         levels: what the data are.
         dimension: D.
-        runs: the likelihood of every draw, in data space.
+        runs: the likelihood of every draw, in model space.
     """
 
     bits: Tensor
@@ -119,7 +117,8 @@ def bits_per_dim(
         levels: what the values can be; ``Levels()`` are the grey levels 0 to 255.
         draws: of the dequantisation noise, for every sample.
         generator: draws the noise; otherwise that of x[i] comes from the stream (seed, first_index + i).
-        options: those of :func:`log_likelihood` (``nfe``, ``divergence``, ``solver``, ``grid``, ``batch_size``, ...).
+        options: those of :func:`log_likelihood` (``nfe``, ``divergence``, ``solver``, ``grid``, ``batch_size``, ...);
+            ``detail`` is the noise's own standard deviation by default.
 
     Raises:
         ArgumentError, DataError: before the solve, for values that are no levels, and whatever log_likelihood refuses.
@@ -137,12 +136,13 @@ def bits_per_dim(
             raise ArgumentError(name, options[name], problem, "Use log_likelihood on data that you dequantised.")
     event = tuple(x.shape[1:])
     log_abs_det = model.transform.log_abs_det(event)
+    D = math.prod(event)
+    options.setdefault("detail", levels.width * math.exp(log_abs_det / D) / math.sqrt(12))
     runs = []
     for k, noisy in enumerate(dequantise(x, levels, draws, generator=generator, seed=seed, first_index=first_index)):
         y = model.transform.forward(noisy)
         own = _seed_of_draw(seed, k)  # probes of its own
         runs.append(log_likelihood(model, y, space="model", seed=own, first_index=first_index, dtype=dtype, **options))
-    D = math.prod(event)
     shift, unit = log_abs_det + D * math.log(levels.width), D * math.log(2)
     nats = torch.stack([run.nats for run in runs]) + shift  # (K, n): log P, in expectation from below
     return BitsPerDim(
@@ -171,9 +171,8 @@ def dequantise(
     if generator is not None:
         uniform = torch.rand((draws, *x.shape), generator=generator, dtype=torch.float64, device=generator.device)
     else:
-        keys = [np.random.SeedSequence(seed, spawn_key=(first_index + i, _DEQUANTISATION)) for i in range(len(x))]
-        drawn = [np.random.default_rng(key).random((draws, *x.shape[1:])) for key in keys]
-        uniform = torch.from_numpy(np.stack(drawn, 1))
+        streams = sample_streams(seed, first_index, len(x), Purpose.DEQUANTISATION)
+        uniform = torch.from_numpy(np.stack([s.random((draws, *x.shape[1:])) for s in streams], 1))
     return (values + (uniform.to(values.device) - 0.5) * levels.width).unbind()
 
 

@@ -25,20 +25,12 @@ from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, LevelMap
 from sde_toolkit.loop import rows_of
-from sde_toolkit.noise import check_stream
+from sde_toolkit.noise import Purpose, sample_streams
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.watching import Meter
 
 __all__ = ["Denoising", "mean_of_repeats", "stratified_mean", "stratified_uniforms"]
-
-_TIMES, _NOISE, _DECODER = 2, 3, 4  # purposes
-
-
-def _streams(seed: int, first_index: int, n: int, purpose: int) -> list[np.random.Generator]:
-    check_stream(seed, first_index)
-    keys = (np.random.SeedSequence(seed, spawn_key=(first_index + i, purpose)) for i in range(n))
-    return [np.random.default_rng(key) for key in keys]
 
 
 def _strata(draws: int) -> list[int]:
@@ -49,7 +41,7 @@ def _strata(draws: int) -> list[int]:
 
 def stratified_uniforms(seed: int, first_index: int, n: int, draws: int) -> Tensor:
     """(n, draws) float64 in (0, 1): draws in turn, two to a stratum, strata as wide as they have draws."""
-    inside = np.stack([s.random(draws) for s in _streams(seed, first_index, n, _TIMES)])
+    inside = np.stack([s.random(draws) for s in sample_streams(seed, first_index, n, Purpose.TIMES)])
     inside = np.maximum(inside, 2.0**-54)
     sizes = np.array(_strata(draws))
     low = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -110,7 +102,7 @@ class Denoising:
         for first, last in self.batches():
             y, condition = self.y[first:last].to(self.device, self.dtype), rows_of(self.condition, first, last)
             inputs, weights, gain = self._columns(times[first:last])
-            noise = self._noise(first, last, _NOISE)
+            noise = self._noise(first, last, Purpose.PERTURBATION)
             errors = []
             for k in range(K):
                 epsilon = noise()
@@ -143,7 +135,7 @@ class Denoising:
             spacing = level_map.spacing(level_map.levels.at(index[:1]))
         found = []
         for first, last in self.batches():
-            y, noise = self.y[first:last], self._noise(first, last, _DECODER)
+            y, noise = self.y[first:last], self._noise(first, last, Purpose.DECODER)
             truth = y if index is None else index[first:last]
             values = [
                 decoder.log_prob(truth, self._center(first, last, t, noise(), decoder.denoise), std, spacing, level_map)
@@ -176,8 +168,8 @@ class Denoising:
         inputs = [shaped(c) for c in self.model.network_inputs(t)]
         return inputs, [shaped(c) for c in weights], (n**2).reshape(times.shape)
 
-    def _noise(self, first: int, last: int, purpose: int) -> Any:
-        streams = _streams(self.seed, self.first_index + first, last - first, purpose)
+    def _noise(self, first: int, last: int, purpose: Purpose) -> Any:
+        streams = sample_streams(self.seed, self.first_index + first, last - first, purpose)
         shape = self.y.shape[1:]
 
         def draw() -> Tensor:

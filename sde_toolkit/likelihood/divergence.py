@@ -22,13 +22,12 @@ from torch import Tensor
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
-from sde_toolkit.noise import check_stream
+from sde_toolkit.noise import Purpose, check_stream, sample_streams
 
 __all__ = ["Divergence", "Exact", "HutchPlusPlus", "Hutchinson"]
 
 Distribution = Literal["rademacher", "gaussian"]
 _BASIS_AT_ONCE = 2**21  # elements
-_PROBES = 1  # second half of a stream's key: its purpose, so that probes repeat no noise drawn from the same seed
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ def draw_probes(
     check_stream(seed, first_index)
     n, shape = events[0], (probes, *events[1:])
     drawn = np.empty((n, *shape), np.float32)
-    for i in range(n):
-        stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(first_index + i, _PROBES)))
+    for i, stream in enumerate(sample_streams(seed, first_index, n, Purpose.PROBES)):
         if distribution == "gaussian":
             drawn[i] = stream.standard_normal(shape, np.float32)
         else:

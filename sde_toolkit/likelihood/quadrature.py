@@ -34,7 +34,8 @@ __all__ = ["Nodes", "Quadrature"]
 class Quadrature:
     """``nodes`` Gauss-Radau nodes in φ = atan(σ/(s α)), s = ``scale``.
 
-    The default scale is 0.7 σ_d, near the middle of a flat optimum over random mixtures (benchmarks/likelihood.py).
+    The default scale is 1.5 √(σ_d · detail) for data of size σ_d whose finest structure has the size ``detail``: near
+    the middle of a flat optimum over random mixtures and on the embedded MNIST network (benchmarks/README.md).
 
     Raises:
         ArgumentError: for less than two nodes, or a scale that is not positive.
@@ -47,16 +48,16 @@ class Quadrature:
         if not is_count(self.nodes, 2):
             raise ArgumentError("nodes", self.nodes, "must be a whole number, at least 2", "25 is the default.")
         if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
-            raise ArgumentError("scale", self.scale, "must be positive and finite", "None is 0.7 σ_d.")
+            raise ArgumentError("scale", self.scale, "must be positive and finite", "None: by the data.")
 
-    def prepare(self, equation: ReverseEquation, end: float, start: float) -> Nodes:
+    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Nodes:
         """All that is known of the nodes between the times ``end`` < ``start`` before a path is.
 
         Raises:
             GridError: where the network's output says nothing finite of F, for example at σ = 0 of an x_0 network.
         """
         sde = equation.sde
-        scale = 0.7 * equation.model.sigma_data if self.scale is None else self.scale
+        scale = 1.5 * math.sqrt(equation.model.sigma_data * detail) if self.scale is None else self.scale
         ends = torch.tensor([end, start], dtype=torch.float64)
         low, high = angle(sde.half_log_snr(ends), scale).tolist()
         u, weights, legendre = _radau(self.nodes)

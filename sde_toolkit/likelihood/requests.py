@@ -29,9 +29,10 @@ from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
-__all__ = ["check_request", "choose_divergence", "choose_flow", "into_model_space"]
+__all__ = ["check_request", "choose_detail", "choose_divergence", "choose_flow", "into_model_space"]
 
 _EXACT_UP_TO = 64  # dimensions
+_SMOOTH, _GREY_LEVEL = 0.22, 1 / 400  # finest structure in units of σ_d: of few dimensions, of images
 
 
 def choose_divergence(
@@ -42,9 +43,20 @@ def choose_divergence(
     return divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson()), quadrature or Quadrature()
 
 
-def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any) -> tuple[Solver, Tensor]:
-    """The solver and its grid, decreasing, whatever was left out."""
+def choose_detail(model: Any, x: Any, detail: Any) -> float:
+    """The size of the data's finest structure in model space; more than 64 dimensions are taken for images."""
     check_model(model)
+    if detail is None:
+        few = not isinstance(x, Tensor) or math.prod(x.shape[1:]) <= _EXACT_UP_TO
+        return model.sigma_data * (_SMOOTH if few else _GREY_LEVEL)
+    if not (is_number(detail) and detail > 0):
+        problem = "the size of the data's finest structure, in model space, is positive"
+        raise ArgumentError("detail", detail, problem, "Pass the width of a grey level, or the scale of a mode.")
+    return float(detail)
+
+
+def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, detail: float) -> tuple[Solver, Tensor]:
+    """The solver and its grid, decreasing, whatever was left out."""
     if solver is not None:
         check_parts(model, solver)
     if end is not None and grid is not None:
@@ -58,7 +70,7 @@ def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any) -
         nfe = 50 if nfe is None else nfe
         if not is_count(nfe, 4):
             raise ArgumentError("nfe", nfe, "a path takes at least 4 evaluations", "50 is the default.")
-        return default_flow(model, nfe, end)
+        return default_flow(model, nfe, end, detail)
     if nfe is not None:
         raise ArgumentError("nfe", nfe, "a solver of your own takes the steps of its grid", "Pass one of the two.")
     if grid is None:

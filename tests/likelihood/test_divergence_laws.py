@@ -180,7 +180,7 @@ def test_modes_and_event_shapes_through_the_whole(event, mode):
     means = torch.stack([torch.linspace(-1, 1, math.prod(event) + 1)[1:].reshape(event), torch.zeros(event)]).double()
     model = GaussianMixture(means, VPSDE(), std=0.5, weights=[0.4, 0.6])
     x = points(model, 2)
-    how = {"nfe": 60, "end": 1e-4, "prior": model.log_prob, **F64}
+    how = {"nfe": 60, "end": 1e-4, "detail": 0.5, "prior": model.log_prob, **F64}
     found = log_likelihood(model, x, divergence=Exact(mode=mode), **how)
     assert found.mode == mode.__name__
     assert found.mode_seconds == {}

@@ -180,9 +180,7 @@ def test_prior_kl_is_that_of_what_x_has_become_and_bounds_the_mismatch(sde):
     model = gaussian(torch.zeros(2, 2), sde, std=1.0)
     for start in (1.0, 0.7):
         grid = grids.sech(sde, 20, start=start, end=1e-4)
-        found = log_likelihood(
-            model, x, solver=rk4() if start < 1 else None, grid=grid if start < 1 else None, **F64
-        )
+        found = log_likelihood(model, x, solver=rk4() if start < 1 else None, grid=grid if start < 1 else None, **F64)
         alpha, sigma = sde.alpha(start), sde.sigma(start)
         each = kl_divergence(Normal(alpha * x, sigma), Normal(torch.zeros(()).double(), sigma))
         torch.testing.assert_close(found.prior_kl, each.sum((1, 2)))

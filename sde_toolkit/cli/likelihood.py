@@ -1,0 +1,191 @@
+"""``sde-toolkit likelihood``: a data set under a model, exactly and by bounds, with every error beside it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from sde_toolkit.cli.parts import build_grids, build_solvers, find_dataset, load_model, model_name, whole_number
+from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
+from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.evaluation.likelihood import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.likelihood.report import require_likelihood_packages
+from sde_toolkit.evaluation.likelihood.summary import Background, findings, text_table
+from sde_toolkit.evaluation.planning import GridBuilder
+from sde_toolkit.evaluation.provenance import provenance
+from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["auto_divergence", "run"]
+
+_FULL_COVARIANCE_UP_TO = 4096  # dimensions
+
+OmegaConf.register_new_resolver("first_of", lambda *given: next(v for v in given if v is not None), replace=True)
+
+
+def run(config: DictConfig) -> None:
+    """Check everything, evaluate what is missing, write the report, print the table."""
+    require_likelihood_packages()
+    set_threads(config.threads)
+    device = choose_device(config.device)
+    _check_resume(config)
+    team = Team.join(device.type)
+    directory = Path(team.agree(str(Path(HydraConfig.get().runtime.output_dir).absolute())))
+    model, weights = load_model(config)
+    x, levels, background, reference = _samples(config, model)
+    request, background = _request(config, model, levels, background, reference, x)
+    name = model_name(config)
+    if team.main:
+        print(f"{name}: {background.source}, {len(x)} samples of shape {tuple(x.shape[1:])}, seed {request.seed}")
+    evaluation = evaluate_likelihood(
+        model,
+        x,
+        request,
+        directory,
+        team=team,
+        device=team.device if team.device is not None and config.device in ("auto", "cuda") else device,
+        progress=bool(config.progress),
+        name="output" if config.resume is None else "resume",
+    )
+    if evaluation is not None:
+        OmegaConf.save(config, directory / "config.yaml", resolve=True)
+        words = [*sys.argv[0].split(), *sys.argv[1:]]
+        record = provenance(model, name, weights, seed=request.seed, command=words)
+        record["config"] = OmegaConf.to_container(config, resolve=True)
+        page = write_likelihood_report(
+            evaluation, background, directory, record, title=f"Likelihood: {Path(name).name}"
+        )
+        print(f"\n{text_table(evaluation, background)}\n")
+        for sentence in findings(evaluation, background):
+            print(sentence)
+        print(f"\nreport: {page}  ({evaluation.seconds:.0f} s)")
+    team.leave()
+
+
+def auto_divergence(dimension: int, probes: int, exact_up_to: int) -> Divergence:
+    """The exact trace in few dimensions, Rademacher probes in many."""
+    return Exact() if dimension <= exact_up_to else Hutchinson(probes)
+
+
+def _check_resume(config: DictConfig) -> None:
+    if config.resume is not None and not (Path(str(config.resume)) / "request.json").is_file():
+        problem = "there is no run in that folder: it has no request.json"
+        raise ArgumentError("resume", config.resume, problem, "Give the output folder of a run that was cut off.")
+
+
+def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | None, Background, Tensor]:
+    """The samples, what their values can be, what else is known of them, and data for the moments."""
+    n = whole_number(config, "n", 1)
+    if isinstance(model, GaussianMixture) and config.get("data") is None:
+        x = model.draw(n, generator=torch.Generator().manual_seed(1))
+        truth = None if _any_level(config) else model.log_prob(x.double())
+        drawn = Background("exact draws of the mixture", truth=truth)
+        return x, _levels(config, None), drawn, model.draw(10_000, generator=torch.Generator().manual_seed(2))
+    dataset = find_dataset(config, model)
+    if dataset is None:
+        problem = f"no data of shape {model.event_shape} ship with the package"
+        raise DataError("data", None, problem, "Choose some, such as data=array data.path=test.npy.")
+    part, values, labels = ("test", dataset.test, dataset.test_labels)
+    if len(values) == 0:
+        part, values, labels = ("train", dataset.train, dataset.train_labels)
+    if n > len(values):
+        raise ArgumentError("n", n, f"the {part} part of {dataset.name} has {len(values)} samples", "Ask for fewer.")
+    index = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:n]
+    background = Background(
+        f"{part} part of {dataset.name} ({dataset.source})", index, None if labels is None else labels[index]
+    )
+    reference = dataset.train if len(dataset.train) > 1 else values
+    return values[index], _levels(config, dataset.levels), background, reference
+
+
+def _any_level(config: DictConfig) -> bool:
+    return any(config.levels[key] is not None for key in ("count", "low", "high"))
+
+
+def _levels(config: DictConfig, known: int | None) -> Levels | None:
+    """As the configuration says, or the data set: 0..known−1."""
+    count = known if config.levels.count is None else config.levels.count
+    if count is None:
+        if _any_level(config):
+            problem = "a range of levels without their number"
+            raise ArgumentError("levels", dict(config.levels), problem, "Add levels.count=256, for example.")
+        return None
+    high = count - 1 if config.levels.high is None and isinstance(count, int) else config.levels.high
+    return Levels(count, *(_as_float(v) for v in (0.0 if config.levels.low is None else config.levels.low, high)))
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) else value
+
+
+def _request(
+    config: DictConfig, model: ScoreModel, levels: Levels | None, known: Background, reference: Tensor, x: Tensor
+) -> tuple[LikelihoodRequest, Background]:
+    solver, grid = _flow(config)
+    divergence = instantiate(config.divergence) if config.get("divergence") else None
+    if isinstance(divergence, partial):  # auto, which asks for the dimension
+        divergence = divergence(math.prod(x.shape[1:]))
+    moments, moments_name = _moments(model, reference)
+    priors = {"standard": None, "gaussian": moments, "exact": getattr(model, "log_prob", None)}
+    named = {"gaussian": f"N(α m, α² C + σ² I), {moments_name}", "exact": "the exact p_1 of the mixture"}
+    if config.prior not in priors or (config.prior != "standard" and priors[config.prior] is None):
+        problem = "there is no such prior" + " for this model" * (config.prior in priors)
+        raise ArgumentError("prior", config.prior, problem, "Choose standard or gaussian; mixture also has exact.")
+    ends = config.truncation.ends
+    request = LikelihoodRequest(
+        levels=levels,
+        nfe=whole_number(config, "nfe", 1),
+        end=config.end,
+        solver=solver,
+        grid=grid,
+        divergence=divergence,
+        quadrature=Quadrature(whole_number(config, "quadrature.nodes", 2), config.quadrature.scale),
+        draws=1 if levels is None else whole_number(config, "draws", 1),
+        prior=priors[config.prior],
+        prior_name=named.get(config.prior, LikelihoodRequest.prior_name),
+        elbo_draws=whole_number(config, "elbo.draws", 0),
+        discrete_steps=whole_number(config, "discrete.steps", 0),
+        discrete_draws=None if config.discrete.draws is None else whole_number(config, "discrete.draws", 1),
+        ends=None if ends is None else tuple(ends) if isinstance(ends, ListConfig) else (ends,),
+        ends_n=whole_number(config, "truncation.n", 0),
+        seed=whole_number(config, "seed", 0),
+        chunk=whole_number(config, "chunk", 1),
+    )
+    return request, Background(
+        known.source, known.index, known.labels, known.truth, moments=moments, moments_name=moments_name
+    )
+
+
+def _flow(config: DictConfig) -> tuple[Solver | None, GridBuilder | None]:
+    """One solver and one grid, or None for the library's own choice."""
+    found: list[Any] = []
+    for group, build in (("solver", build_solvers), ("grid", build_grids)):
+        chosen: dict[str, Any] = dict(build(config)) if config.get(f"{group}s") else {}
+        if len(chosen) > 1:
+            raise ArgumentError(group, list(chosen), f"a likelihood takes one {group}", f"Choose {group}=NAME.")
+        found.append(next(iter(chosen.values()), None))
+    solver, grid = found
+    if solver is not None and not isinstance(solver, Solver):
+        raise ArgumentError("solver", config.solvers, "a likelihood takes a solver, not a planner", "Choose heun.")
+    return solver, grid
+
+
+def _moments(model: ScoreModel, reference: Tensor) -> tuple[GaussianPrior | None, str]:
+    """The Gaussian of the data at the noise end, as well as the samples determine it."""
+    N, D = len(reference), math.prod(reference.shape[1:])
+    if N < 2:
+        return None, ""
+    full = N > D and D <= _FULL_COVARIANCE_UP_TO
+    covariance = "full" if full else "diagonal"
+    prior = GaussianPrior.of_data(model, reference, "full" if full else "diagonal")
+    return prior, f"{covariance} covariance of {N} samples"

@@ -1,0 +1,194 @@
+"""What a likelihood evaluation is asked for, and its fingerprint: everything that its numbers depend on.
+
+A fingerprint is plain data (model, data, settings), so that two of them can be told apart by name. What changes no
+number beyond round-off (device, threads, number of processes) is not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.planning import GridBuilder
+from sde_toolkit.likelihood import Divergence, Levels, Quadrature
+from sde_toolkit.likelihood.paths import default_flow
+from sde_toolkit.likelihood.prior import Prior
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["LikelihoodRequest", "differences", "digest", "fingerprint"]
+
+FORMAT = "sde_toolkit likelihood/1"
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodRequest:
+    """The settings of an evaluation; ``None`` for ``levels`` means data with a density, answered in nats.
+
+    Attributes:
+        levels: what integer data are; bits per dimension are counted of them.
+        nfe: evaluations along each path; the grid of a given solver takes as many steps as they allow.
+        end: the time that stands for data, ``likelihood_end`` of the SDE by default.
+        solver, grid: a deterministic solver and, if its steps are fixed, the builder of its grid; None: those of
+            :func:`~sde_toolkit.log_likelihood`.
+        divergence, quadrature: as for :func:`~sde_toolkit.log_likelihood`.
+        draws: of the dequantisation noise, per sample.
+        prior: p_T, None for the model's own; ``prior_name`` is its name in reports.
+        elbo_draws: times per sample of the continuous bound; 0 leaves it out.
+        discrete_steps, discrete_draws: grid i/N of the DDPM bound and how many random terms per sample stand for all
+            of them (None: all); 0 steps leave it out.
+        ends, ends_n: the end times at which the first ``ends_n`` samples are solved once more; None: a hundred
+            times ``end`` and ten times. The same samples are solved to ``end`` with twice the evaluations and nodes.
+        seed: of probes, dequantisation and bounds.
+        chunk: samples that are computed, written and sent through the network together.
+
+    Raises:
+        ArgumentError: naming the setting.
+    """
+
+    levels: Levels | None = None
+    nfe: int = 50
+    end: float | None = None
+    solver: Solver | None = None
+    grid: GridBuilder | None = None
+    divergence: Divergence | None = None
+    quadrature: Quadrature = field(default_factory=Quadrature)
+    draws: int = 1
+    prior: Prior | None = None
+    prior_name: str = "N(0, σ² I), the model's own"
+    elbo_draws: int = 32
+    discrete_steps: int = 1000
+    discrete_draws: int | None = 32
+    ends: tuple[float, ...] | None = None
+    ends_n: int = 32
+    seed: int = 0
+    chunk: int = 32
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        least = {"draws": 1, "chunk": 1, "elbo_draws": 0, "discrete_steps": 0, "ends_n": 0, "seed": 0, "nfe": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not is_count(value, low):
+                problem = f"must be a whole number, at least {low}"
+                raise ArgumentError(name, value, problem, f"Pass {name}={max(low, 1)}.")
+        if self.discrete_draws is not None and not is_count(self.discrete_draws):
+            problem = "must be a whole number, at least 1"
+            raise ArgumentError("discrete_draws", self.discrete_draws, problem, "Use None for every step.")
+        times = [("end", self.end)] + [("ends", t) for t in self.ends or ()]
+        for name, t in times:
+            if t is not None and not (is_number(t) and 0 <= t < 1):
+                raise ArgumentError(name, t, "data are a time in [0, 1)", "1e-5 is a usual end.")
+        if len(set(self.ends or ())) < len(self.ends or ()):
+            raise ArgumentError("ends", list(self.ends or ()), "an end time is there twice", "Name each one once.")
+
+    def end_of(self, model: ScoreModel) -> float:
+        """The time that stands for data."""
+        return model.sde.likelihood_end if self.end is None else self.end
+
+    def end_times(self, model: ScoreModel) -> tuple[float, ...]:
+        """All end times at which a part of the data is solved, the largest first, ``end_of`` among them."""
+        end = self.end_of(model)
+        given = self.ends
+        if given is None:
+            given = (1e-3, 1e-4) if end == 0 else tuple(t for t in (100 * end, 10 * end) if t < 0.5)
+        return tuple(sorted({*given, end}, reverse=True)) if self.ends_n and given else ()
+
+    def flow(self, model: ScoreModel, end: float) -> dict[str, Any]:
+        """Solver and grid down to ``end``, as options of :func:`~sde_toolkit.log_likelihood`."""
+        if self.solver is None and self.grid is None:
+            return {"nfe": self.nfe, "end": end}
+        solver = self.solver or default_flow(model, 4, 0.5, model.sigma_data)[0]
+        per_step = solver.integrator.evals_per_step
+        if per_step is None:
+            return {"solver": solver, "end": end}
+        if self.grid is None:
+            problem = f"{solver.name} takes the steps of a grid"
+            raise ArgumentError("grid", None, problem, "Choose one, such as uniform_lambda.")
+        if self.nfe < per_step:
+            raise ArgumentError("nfe", self.nfe, f"{solver.name} needs {per_step} for a step", "Raise nfe.")
+        try:
+            grid = self.grid(model.sde, self.nfe // per_step, end=end)  # type: ignore[call-arg]
+        except TypeError:
+            raise ArgumentError("grid", self.grid, "its end cannot be chosen", "Use uniform_lambda.") from None
+        return {"solver": solver, "grid": grid}
+
+
+def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dict[str, Any]:
+    """Plain data: what tells one evaluation from another."""
+    from sde_toolkit import __version__
+
+    settings = {f.name: _plain(getattr(request, f.name)) for f in dataclasses.fields(request)}
+    settings |= {"end": request.end_of(model), "ends": _plain(request.end_times(model))}
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name} {_digest_of(tensor)}\n".encode())
+    content = {
+        "format": f"{FORMAT}, {__version__}",
+        "model": {"weights_sha256": weights.hexdigest(), **_plain(model.description())},
+        "data": {"n": len(x), "event_shape": list(x.shape[1:]), "dtype": str(x.dtype), "sha256": _digest_of(x)},
+        "settings": settings,
+    }
+    return json.loads(json.dumps(content))
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """A short name of plain data."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs, as ``settings.nfe (50 there, 30 here)``."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    return [
+        f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} here)"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, content
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "sha256": _digest_of(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__, **fields}
+    if isinstance(value, functools.partial):
+        return {"function": _plain(value.func), "arguments": [_plain(value.args), _plain(value.keywords)]}
+    return str(getattr(value, "__qualname__", value if isinstance(value, torch.dtype) else type(value).__qualname__))
+
+
+def _digest_of(tensor: Tensor) -> str:
+    array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
