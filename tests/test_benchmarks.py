@@ -19,6 +19,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
         ("adaptive_coordinates.py", [], "DiscreteVPSDE"),
         ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
         ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
+        ("likelihood.py", ["bar", "--n", "4", "--draws", "1", "--problems", "ring", "--tolerances"], "100 + 50"),
+        ("likelihood.py", ["trace", "--n", "2", "--repeats", "1"], "ratio"),
+        ("likelihood.py", ["choose", "--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "scale 0.7"),
+        ("jacobian_modes.py", ["--n", "1", "--repeats", "1"], "finite_differences"),
     ],
 )
 def test_benchmark_runs(tmp_path, script, arguments, said):

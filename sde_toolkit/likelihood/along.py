@@ -21,7 +21,7 @@ from sde_toolkit.loop import rows_of
 
 __all__ = ["Batch", "Work", "choose_mode"]
 
-_ELEMENTS_AT_ONCE = 2**16  # of states whose divergence is evaluated together
+_ELEMENTS_AT_ONCE = 2**14  # of states whose divergence is evaluated together, if one node's are not more
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +106,21 @@ class Work:
         the truncation's effect."""
         Q, B = path.states.shape[:2]
         at_once = max(1, _ELEMENTS_AT_ONCE // path.states[0].numel())
-        traces, first_output = [], None
+        traces, outputs = [], []
         for first in range(0, Q, at_once):
-            x = path.states[first : first + at_once].flatten(0, 1)
-            field = self._field(equation, first, len(x) // B, B)
-            output, products = self.mode(field, x, self.differentiable)
-            first_output = output[:B] if first_output is None else first_output
-            tiled = probes.repeat(1, len(x) // B, *(1,) * (x.ndim - 1))
-            trace = self.divergence.traces(products, x, tiled)
-            traces.append(trace.reshape(len(trace), -1, B))
-            del output, products  # their graph, before the next one is built
+            output, trace = self._at_nodes(equation, path.states[first : first + at_once], first, probes)
+            outputs += [output[:B]] if first == 0 else []
+            traces.append(trace)
         found = torch.cat(traces, 1).to(torch.float64)
-        return found, self._truncation(equation, path.states[0], first_output, found[:, 0].mean(0))
+        return found, self._truncation(equation, path.states[0], outputs[0], found[:, 0].mean(0))
+
+    def _at_nodes(self, equation: ReverseEquation, states: Tensor, first: int, probes: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (q B, *event) and traces (P, q, B) at the nodes from ``first`` on; the graph goes with the call."""
+        q, B = states.shape[:2]
+        x = states.flatten(0, 1)
+        output, products = self.mode(self._field(equation, first, q, B), x, self.differentiable)
+        trace = self.divergence.traces(products, x, probes.repeat(1, q, *(1,) * (x.ndim - 1)))
+        return output, trace.reshape(len(trace), q, B)
 
     def _field(self, equation: ReverseEquation, first: int, q: int, B: int) -> Field:
         """The network at the nodes first, ..., first + q − 1, every node's B rows after another's."""

@@ -133,7 +133,7 @@ class Hutchinson(Divergence):
         return draw_probes(self.distribution, self.probes, events, seed, first_index)
 
     def traces(self, products: Products, x: Tensor, directions: Tensor) -> Tensor:
-        return (directions * products(directions)).reshape(len(directions), len(x), -1).sum(-1)
+        return (directions * products(directions, last=True)).reshape(len(directions), len(x), -1).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class HutchPlusPlus(Divergence):
         caught = (Q * self._flat(products(self._events(Q, x)))).sum((1, 2))
         g = self._flat(directions[self.rank :])
         rest = g - Q @ (Q.mT @ g)
-        return caught + (rest * self._flat(products(self._events(rest, x)))).sum(1).T
+        return caught + (rest * self._flat(products(self._events(rest, x), last=True))).sum(1).T
 
     @staticmethod
     def _flat(v: Tensor) -> Tensor:

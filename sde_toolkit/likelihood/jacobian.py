@@ -14,8 +14,8 @@ only one with a forward rule.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,8 +38,12 @@ __all__ = [
 Field: TypeAlias = Callable[[Tensor], Tensor]
 """x (R, *event) to y of the same shape, every row by itself; it serves any number R of rows that its times fit."""
 
-Products: TypeAlias = Callable[[Tensor], Tensor]
-"""v (P, R, *event) to J v or Jᵀ v."""
+
+class Products(Protocol):
+    """v (P, R, *event) to J v or Jᵀ v. ``last``: nothing will be asked for afterwards, and memory may go."""
+
+    def __call__(self, v: Tensor, *, last: bool = False) -> Tensor: ...
+
 
 Mode: TypeAlias = Callable[[Field, Tensor, bool], tuple[Tensor, Products]]
 """(field, x, differentiable) to y and the products at x; ``differentiable``: they are to have gradients themselves."""
@@ -53,7 +57,7 @@ def reverse(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tens
         x = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         y = field(x)
 
-    def products(v: Tensor) -> Tensor:
+    def products(v: Tensor, *, last: bool = False) -> Tensor:
         at_once = max(1, _ELEMENTS_AT_ONCE // x.numel())
         if at_once > 1 and len(v) > 1:
             how = {"retain_graph": True, "create_graph": differentiable, "is_grads_batched": True}
@@ -61,7 +65,12 @@ def reverse(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tens
                 return torch.cat([torch.autograd.grad(y, x, part, **how)[0] for part in v.split(at_once)])
             except RuntimeError:  # an operation that cannot be vectorised, such as a U-Net's group norm: one by one
                 pass
-        return torch.stack([torch.autograd.grad(y, x, p, retain_graph=True, create_graph=differentiable)[0] for p in v])
+        kept = [differentiable or not last or i < len(v) - 1 for i in range(len(v))]  # of the graph, for what follows
+        rows = [
+            torch.autograd.grad(y, x, p, retain_graph=keep, create_graph=differentiable)[0]
+            for p, keep in zip(v, kept, strict=True)
+        ]
+        return torch.stack(rows)
 
     return (y if differentiable else y.detach()), products
 
@@ -74,7 +83,7 @@ def forward(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tens
             return torch.func.jvp(field, (x,), (v,))[1]
 
     with torch.set_grad_enabled(differentiable):
-        return field(x), lambda v: _under(differentiable, product, v)
+        return field(x), _one_by_one(product, differentiable)
 
 
 def finite_differences(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tensor, Products]:
@@ -91,12 +100,15 @@ def finite_differences(field: Field, x: Tensor, differentiable: bool = False) ->
         return (field(x + h * v) - field(x - h * v)) / (2 * h)
 
     with torch.set_grad_enabled(differentiable):
-        return field(x), lambda v: _under(differentiable, product, v)
+        return field(x), _one_by_one(product, differentiable)
 
 
-def _under(differentiable: bool, product: Products, v: Tensor) -> Tensor:
-    with torch.set_grad_enabled(differentiable):
-        return torch.stack([product(p) for p in v])
+def _one_by_one(product: Callable[[Tensor], Tensor], differentiable: bool) -> Products:
+    def products(v: Tensor, *, last: bool = False) -> Tensor:
+        with torch.set_grad_enabled(differentiable):
+            return torch.stack([product(p) for p in v])
+
+    return products
 
 
 def check_differentiable(field: Field, x: Tensor, mode: Mode | None) -> None:
@@ -121,31 +133,43 @@ def check_differentiable(field: Field, x: Tensor, mode: Mode | None) -> None:
         raise ArgumentError("model", tuple(x.shape), "its network's output is not differentiable by its input", remedy)
 
 
-def fastest(field: Field, x: Tensor, modes: Sequence[Mode] = (reverse, forward)) -> tuple[Mode, dict[str, float]]:
-    """The mode whose one product takes the least time here, and the seconds of each; infinite where it fails.
+def fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:
+    """Reverse or forward mode, whichever takes less time here for one product, and the seconds of what was tried.
 
-    Every mode runs twice, the second run counts. A mode that runs out of memory, or meets an operation for which it
-    has no rule, is out.
+    Everything runs twice, the second run counts. Dual numbers go through the network with twice its work, so that
+    forward mode is not even tried (it would take memory, too) where a product in reverse takes less than 2.5 plain
+    passes. A mode that runs out of memory, or meets an operation for which it has no rule, is out.
 
     Raises:
-        ArgumentError: if none of them works.
+        ArgumentError: if neither works.
     """
-    seconds: dict[str, float] = {}
     v = torch.ones_like(x).unsqueeze(0)
-    for mode in modes:
-        try:
-            for _ in range(2):
-                began = time.perf_counter()
-                mode(field, x, False)[1](v)
-                if x.is_cuda:
-                    torch.cuda.synchronize(x.device)
-                seconds[mode_name(mode)] = time.perf_counter() - began
-        except (RuntimeError, NotImplementedError):
-            seconds[mode_name(mode)] = float("inf")
-    best = min(modes, key=lambda mode: seconds[mode_name(mode)])
+
+    def plain() -> None:
+        with torch.no_grad():
+            field(x)
+
+    seconds = {"network": _seconds(plain, x), "reverse": _seconds(lambda: reverse(field, x)[1](v, last=True), x)}
+    if seconds["reverse"] < 2.5 * seconds["network"]:
+        return reverse, seconds
+    seconds["forward"] = _seconds(lambda: forward(field, x)[1](v, last=True), x)
+    best = min((reverse, forward), key=lambda mode: seconds[mode_name(mode)])
     if seconds[mode_name(best)] == float("inf"):
-        raise ArgumentError("mode", None, f"none of {list(seconds)} works here", "Pass mode=finite_differences.")
+        raise ArgumentError("mode", None, "neither reverse nor forward works here", "Pass mode=finite_differences.")
     return best, seconds
+
+
+def _seconds(work: Callable[[], object], x: Tensor) -> float:
+    """Of the second of two runs; infinite where it fails."""
+    try:
+        for _ in range(2):
+            began = time.perf_counter()
+            work()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+    except (RuntimeError, NotImplementedError):
+        return float("inf")
+    return time.perf_counter() - began
 
 
 def mode_name(mode: Mode) -> str:

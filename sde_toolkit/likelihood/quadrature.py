@@ -137,9 +137,10 @@ def _radau(Q: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Abramowitz & Stegun 1964, 25.4.31; a_k = (2k + 1)/2 Σ_j w_j P_k(u_j) f(u_j), exact for polynomials of degree Q − 1.
     """
-    from scipy.special import roots_jacobi
-
-    u = np.concatenate([[-1.0], roots_jacobi(Q - 1, 0, 1)[0]])
+    k = np.arange(Q - 1)
+    jacobi = np.diag(1 / ((2 * k + 1) * (2 * k + 3)))  # the recurrence of the polynomials orthogonal under 1 + u
+    beside = np.sqrt(k[1:] * (k[1:] + 1)) / (2 * k[1:] + 1)
+    u = np.concatenate([[-1.0], np.linalg.eigvalsh(jacobi + np.diag(beside, 1) + np.diag(beside, -1))])
     P = np.polynomial.legendre.legvander(u, Q - 1)  # (Q, Q): P_k(u_j)
     weights = (1 - u) / (Q * P[:, Q - 1]) ** 2
     coefficients = (np.arange(Q)[:, None] + 0.5) * weights * P.T
