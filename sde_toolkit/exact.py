@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.score_model import ScoreModel
@@ -46,9 +47,11 @@ class _MixtureNetwork(nn.Module):
         alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
-        if self.axes is None:
+        if self.axes is None and not _is_differentiated(time):
             return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope).reshape(x.shape)
-        v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v) - sigma * means
+        if self.axes is not None:
+            v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
+        v = v - sigma * means
         return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1).reshape(x.shape)
 
     def _averaged(
@@ -119,6 +122,11 @@ class _RowTimes(torch.autograd.Function):
             return (v.movedim(of_v, 1) @ M), 1
         v, M = (a if d is None else a.movedim(d, 0) for a, d in ((v, of_v), (M, of_M)))
         return (v.unsqueeze(-2) @ M).squeeze(-2), 0
+
+
+def _is_differentiated(t: Tensor) -> bool:
+    """Whether a derivative by t is being taken, in reverse or forward mode."""
+    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
 
 
 def _value(value: Tensor, polynomial: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Work:
         return field
 
     def _truncation(self, equation: ReverseEquation, x: Tensor, output: Any, trace: Tensor) -> Tensor:
-        end = self.nodes.times[:1]
+        end = self.nodes.times[0]
         m, n = equation.view("epsilon", end)
         epsilon = (m.to(x) * x + n.to(x) * output).to(torch.float64).reshape(len(x), -1)
         D, log_alpha, sigma = epsilon.shape[1], equation.sde.log_alpha(end), equation.sde.sigma(end)

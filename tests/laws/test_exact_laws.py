@@ -207,3 +207,35 @@ def test_point_masses_are_allowed_and_every_estimate_points_at_one(sde):
         alpha, sigma = sde.alpha(t).item(), sde.sigma(t).item()
         expected = torch.tensor(np.tanh(alpha * x.numpy() / sigma**2))  # Bayes' rule for ±1
         torch.testing.assert_close(model(x, t).x_0, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [0.02, 0.5])
+@pytest.mark.parametrize("derivative", [torch.func.jacrev, torch.func.jacfwd], ids=["reverse", "forward"])
+def test_derivatives_by_x_and_by_t_are_those_of_the_values(derivative, t):
+    """Values and derivatives by x are computed on different ways; differences of the values judge both derivatives."""
+    g = torch.Generator().manual_seed(0)
+    means, std = (torch.randn(4, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    model = GaussianMixture(means, VPSDE(), std=0.2 + std.abs(), weights=[1.0, 2.0, 0.5, 1.5])
+    x = torch.randn(5, 3, generator=g, dtype=torch.float64)
+    time, h = torch.tensor(t, dtype=torch.float64), 1e-6
+    for argument, function in (
+        (x, lambda x: model.network(x, time.expand(5)).sin().sum(0)),
+        (time, lambda time: model.network(x, time.expand(5)).sin().sum(0)),
+    ):
+        found = derivative(function)(argument)
+        steps = torch.eye(argument.numel(), dtype=torch.float64).reshape(-1, *argument.shape) * h
+        measured = torch.stack([(function(argument + s) - function(argument - s)) / (2 * h) for s in steps], -1)
+        torch.testing.assert_close(found.reshape(measured.shape), measured, rtol=1e-6, atol=1e-7)
+
+
+def test_second_derivatives_by_x_are_those_of_first_ones():
+    g = torch.Generator().manual_seed(1)
+    model = GaussianMixture(torch.randn(3, 2, generator=g), VPSDE(), std=0.5)
+    x, time, h = torch.randn(4, 2, generator=g, dtype=torch.float64), torch.tensor(0.2).double(), 1e-6
+    slope = torch.func.grad(lambda x: model.network(x, time.expand(4)).sin().sum())
+    second = torch.func.jacrev(slope)(x)
+    for i in range(4):
+        for j in range(2):
+            s = torch.zeros_like(x)
+            s[i, j] = h
+            torch.testing.assert_close(second[..., i, j], (slope(x + s) - slope(x - s)) / (2 * h), rtol=1e-5, atol=1e-7)
