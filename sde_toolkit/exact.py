@@ -47,7 +47,8 @@ class _MixtureNetwork(nn.Module):
         alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
-        if self.axes is None and not _is_differentiated(time):
+        others = (alpha, sigma, self.means, self.variances, self.log_weights)
+        if self.axes is None and not any(_is_differentiated(c) for c in (time, *others)):
             return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope).reshape(x.shape)
         if self.axes is not None:
             v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
@@ -124,9 +125,9 @@ class _RowTimes(torch.autograd.Function):
         return (v.unsqueeze(-2) @ M).squeeze(-2), 0
 
 
-def _is_differentiated(t: Tensor) -> bool:
-    """Whether a derivative by t is being taken, in reverse or forward mode."""
-    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
+def _is_differentiated(c: Tensor) -> bool:
+    """Whether a derivative by c is being taken, in reverse or forward mode."""
+    return c.requires_grad or forward_ad.unpack_dual(c).tangent is not None
 
 
 def _value(value: Tensor, polynomial: Tensor) -> Tensor:
@@ -173,7 +174,9 @@ class GaussianMixture(ScoreModel):
             variances, axes = _principal_axes(covariances, K, math.prod(event_shape))
         log_weights = _log_weights(weights, K)
         exact = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
-        super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape)
+        square = (log_weights.exp().unsqueeze(1) * (means.reshape(K, -1) ** 2 + variances)).sum(0).mean().item()
+        size = math.sqrt(square) if square > 0 else 1.0
+        super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape, sigma_data=size)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,)."""

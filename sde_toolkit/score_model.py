@@ -45,7 +45,8 @@ class ScoreModel(nn.Module):
         prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
         time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
             ``edm``, t itself for all others.
-        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by ``edm`` alone.
+        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by
+            ``edm``, and for the grids and nodes that likelihoods choose by themselves.
         transform: the invertible map from the caller's data to the space the network lives in. Nothing here
             applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
         event_shape: the shape of one sample, if it is fixed.

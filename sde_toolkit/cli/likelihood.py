@@ -150,6 +150,7 @@ def _request(
         grid=grid,
         divergence=divergence,
         quadrature=Quadrature(whole_number(config, "quadrature.nodes", 2), config.quadrature.scale),
+        detail=config.detail,
         draws=1 if levels is None else whole_number(config, "draws", 1),
         prior=priors[config.prior],
         prior_name=named.get(config.prior, LikelihoodRequest.prior_name),

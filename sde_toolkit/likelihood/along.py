@@ -164,6 +164,8 @@ def _tiled(condition: Any, q: int) -> Any:
     """The rows of a condition, q times over; what is no tensor of rows goes whole."""
     if isinstance(condition, dict):
         return {key: _tiled(value, q) for key, value in condition.items()}
+    if isinstance(condition, list | tuple):
+        return type(condition)(_tiled(value, q) for value in condition)
     if isinstance(condition, Tensor) and condition.ndim > 0:
         return condition.repeat(q, *(1,) * (condition.ndim - 1))
     return condition

@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.arguments import check_model, check_shape
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.likelihood.levels import Levels
+from sde_toolkit.likelihood.levels import Levels, check_fits
 from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.noise import Purpose, check_stream, sample_streams
@@ -128,8 +128,7 @@ def bits_per_dim(
         raise ArgumentError("levels", levels, "not Levels", "Pass Levels(count, low, high), Levels() for 8 bits.")
     levels.check(x)
     check_shape(model, "x", tuple(x.shape), None)
-    if not is_count(draws):
-        raise ArgumentError("draws", draws, "must be a whole number, at least 1", "Pass draws=1.")
+    check_fits(levels, model.transform)
     for name in ("space", "differentiable"):
         if name in options:
             problem = "bits are counted in data space, from integers"
@@ -166,7 +165,12 @@ def dequantise(
     first_index: int = 0,
 ) -> Sequence[Tensor]:
     """``draws`` versions of x, float64, every value uniform over the bin of its level."""
+    levels.check(x)
     check_stream(seed, first_index)
+    if not is_count(draws):
+        raise ArgumentError("draws", draws, "must be a whole number, at least 1", "Pass draws=1.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ArgumentError("generator", generator, "not a torch.Generator", "Leave it out, and pass a seed.")
     values = levels.at(levels.index(x))
     if generator is not None:
         uniform = torch.rand((draws, *x.shape), generator=generator, dtype=torch.float64, device=generator.device)

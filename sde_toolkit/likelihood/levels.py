@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.transforms import Transform
 
-__all__ = ["Levels", "check_levels"]
+__all__ = ["Levels", "check_fits", "check_levels"]
 
 _OFF = 1e-3  # of a width: how far from its level a value may lie, for values that passed through float32
 
@@ -98,3 +99,18 @@ def check_levels(levels: Any) -> None:
     """
     if levels is not None and not isinstance(levels, Levels):
         raise ArgumentError("levels", levels, "not Levels", "Pass Levels(count, low, high), Levels() for 8 bits.")
+
+
+def check_fits(levels: Levels, transform: Transform) -> None:
+    """Refuse levels of another range than a transform names: data in [0, 1] for a model of grey levels, for example.
+
+    Raises:
+        ArgumentError: naming both ranges.
+    """
+    low, high = (getattr(transform, name, None) for name in ("low", "high"))
+    if low is None or high is None:
+        return
+    near = 0.1 * (high - low)
+    if abs(levels.low - low) > near or abs(levels.high - high) > near:
+        problem = f"the model's data lie in [{low:g}, {high:g}]"
+        raise ArgumentError("levels", levels, problem, "Pass the data as the model was trained on, and their levels.")

@@ -147,7 +147,7 @@ def log_likelihood(
         quadrature_error=whole.quadrature_error,
         solver_error=whole.solver_error,
         truncation=whole.truncation,
-        prior_kl=_prior_kl(model, y, grid),
+        prior_kl=_prior_kl(model, y, grid).to(whole.prior.device),
         nfe=max(part.nfe for part in parts),
         divergence_nfe=len(nodes.times) * len(flows),
         products=divergence.products(D),

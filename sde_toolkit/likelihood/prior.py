@@ -75,7 +75,11 @@ class GaussianPrior:
             raise ArgumentError("covariance", tuple(covariance.shape), f"expected {(D, D)}", "Flatten the event.")
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
             raise ArgumentError("mean, covariance", tuple(mean.shape), "NaN or infinity among them", "Clean the data.")
-        variances, axes = torch.linalg.eigh(covariance.to(torch.float64))
+        matrix = covariance.to(torch.float64)
+        variances, axes = torch.linalg.eigh(matrix)
+        if not torch.allclose(matrix, matrix.mT) or bool((variances < -1e-9 * variances.abs().max()).any()):
+            problem = "not symmetric positive semi-definite"
+            raise ArgumentError("covariance", tuple(covariance.shape), problem, "Pass a covariance matrix.")
         return cls(sde, mean, variances.clamp(min=0.0), axes)
 
     def __call__(self, x: Tensor, t: float = 1.0) -> Tensor:

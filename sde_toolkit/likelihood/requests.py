@@ -69,14 +69,15 @@ def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, d
             raise ArgumentError("grid", grid, "a grid is for a solver", "Pass the solver too, or nfe in place of both.")
         nfe = 50 if nfe is None else nfe
         if not is_count(nfe, 4):
-            raise ArgumentError("nfe", nfe, "a path takes at least 4 evaluations", "50 is the default.")
+            raise ArgumentError("nfe", nfe, "must be a whole number, at least 4", "50 is the default.")
         return default_flow(model, nfe, end, detail)
+    check_deterministic(solver, "a likelihood")
     if nfe is not None:
         raise ArgumentError("nfe", nfe, "a solver of your own takes the steps of its grid", "Pass one of the two.")
     if grid is None:
         if not isinstance(solver.integrator, DenseIntegrator):
             problem = f"{solver.name} takes the steps of a grid"
-            raise ArgumentError("grid", None, problem, "Pass grids.sech(model.sde, 50, end=1e-5), for example.")
+            raise ArgumentError("grid", None, problem, f"Pass grids.sech(model.sde, 50, end={end:g}), for example.")
         grid = torch.tensor([1.0, end], dtype=torch.float64)
     return solver, check_grid(grid)
 
@@ -119,7 +120,6 @@ def check_request(
             "prior", prior, problem, "Pass GaussianPrior.of_data(model, data), or a mixture's log_prob."
         )
     divergence.check(math.prod(x.shape[1:]))
-    check_deterministic(solver, "a likelihood")
     check_batches(batch_size, dtype)
     check_noise_level(model, grid[0])
     check_condition(condition, len(x))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_model, check_shape
+from sde_toolkit.arguments import check_model, check_shape, device_of
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.jobs import Job, Rehearsal, Worker, plan_jobs, rehearse
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest, fingerprint
@@ -98,7 +98,7 @@ def evaluate_likelihood(
     Args:
         directory: gets ``request.json`` and ``parts/``; what is there already is taken over, see :class:`PartStore`.
         team: the processes that share the work; alone by default.
-        device: where to compute.
+        device: where to compute, the model's own by default; the model is moved there.
         say: is told what was found and what was damaged.
         name: what the directory is called in error messages.
 
@@ -113,7 +113,7 @@ def evaluate_likelihood(
     check_shape(model, "data", tuple(x.shape), None)
     _check_levels(x, request)
     team = team or Team()
-    place = torch.device(device) if device is not None else torch.device("cpu")
+    place = torch.device(device) if device is not None else device_of(model, None)
     model = model.to(place)
     store = PartStore(Path(directory), fingerprint(model, x, request), name)
     jobs = plan_jobs(len(x), request, model)

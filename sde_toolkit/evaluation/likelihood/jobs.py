@@ -131,12 +131,12 @@ class Worker:
         """Through the flow."""
         r, part = self.request, self.x[job.first : job.last]
         if job.finer:
-            nodes = dataclasses.replace(r.quadrature, nodes=2 * r.quadrature.nodes)
-            r = dataclasses.replace(r, nfe=2 * r.nfe, quadrature=nodes)
+            r = r.finer()
         options: dict[str, Any] = {
             **r.flow(self.model, r.end_of(self.model) if job.end is None else job.end),
             "divergence": self.divergence,
             "quadrature": r.quadrature,
+            **({} if r.detail is None else {"detail": r.detail}),
             "prior": r.prior,
             "seed": r.seed,
             "first_index": job.first,

@@ -117,7 +117,7 @@ def _content(evaluation: Evaluation, background: Background, provenance: Mapping
         if background.moments is None
         else {"value": background.moments.mismatch(1.0) * abs(factor), "moments": background.moments_name},
         "quadrature_error": float(evaluation.values["quadrature_error"].mean()) * abs(factor),
-        "divergence": repr(evaluation.divergence).split(", mode=")[0].rstrip(")").replace("(mode=None, ", "(") + ")",
+        "divergence": repr(evaluation.divergence),
         "quadrature": repr(request.quadrature),
         "mode": evaluation.rehearsal.mode,
         "mode_seconds": evaluation.rehearsal.mode_seconds,

@@ -27,7 +27,7 @@ from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["LikelihoodRequest", "differences", "digest", "fingerprint"]
+__all__ = ["LikelihoodRequest", "differences", "digest", "finer_how", "fingerprint"]
 
 FORMAT = "sde_toolkit likelihood/1"
 
@@ -42,7 +42,7 @@ class LikelihoodRequest:
         end: the time that stands for data, ``likelihood_end`` of the SDE by default.
         solver, grid: a deterministic solver and, if its steps are fixed, the builder of its grid; None: those of
             :func:`~sde_toolkit.log_likelihood`.
-        divergence, quadrature: as for :func:`~sde_toolkit.log_likelihood`.
+        divergence, quadrature, detail: as for :func:`~sde_toolkit.log_likelihood`.
         draws: of the dequantisation noise, per sample.
         prior: p_T, None for the model's own; ``prior_name`` is its name in reports.
         elbo_draws: times per sample of the continuous bound; 0 leaves it out.
@@ -64,6 +64,7 @@ class LikelihoodRequest:
     grid: GridBuilder | None = None
     divergence: Divergence | None = None
     quadrature: Quadrature = field(default_factory=Quadrature)
+    detail: float | None = None
     draws: int = 1
     prior: Prior | None = None
     prior_name: str = "N(0, σ² I), the model's own"
@@ -112,6 +113,8 @@ class LikelihoodRequest:
         solver = self.solver or default_flow(model, 4, 0.5, model.sigma_data)[0]
         per_step = solver.integrator.evals_per_step
         if per_step is None:
+            if self.grid is not None:
+                raise ArgumentError("grid", self.grid, f"{solver.name} chooses its own steps", "Leave grid out.")
             return {"solver": solver, "end": end}
         if self.grid is None:
             problem = f"{solver.name} takes the steps of a grid"
@@ -123,6 +126,22 @@ class LikelihoodRequest:
         except TypeError:
             raise ArgumentError("grid", self.grid, "its end cannot be chosen", "Use uniform_lambda.") from None
         return {"solver": solver, "grid": grid}
+
+    def finer(self) -> LikelihoodRequest:
+        """The same with twice the evaluations (tolerances a thirtieth, where they choose the steps) and nodes."""
+        solver = self.solver
+        if solver is not None and solver.integrator.evals_per_step is None:
+            tolerances = {name: getattr(solver.integrator, name) / 30 for name in ("rtol", "atol")}
+            finer = dataclasses.replace(solver.integrator, **tolerances)
+            solver = dataclasses.replace(solver, integrator=finer)
+        nodes = dataclasses.replace(self.quadrature, nodes=2 * self.quadrature.nodes)
+        return dataclasses.replace(self, nfe=2 * self.nfe, quadrature=nodes, solver=solver)
+
+
+def finer_how(request: LikelihoodRequest) -> str:
+    """How :meth:`LikelihoodRequest.finer` differs, in words."""
+    adaptive = request.solver is not None and request.solver.integrator.evals_per_step is None
+    return f"{'tolerances divided by 30' if adaptive else 'twice the evaluations'} and twice the nodes"
 
 
 def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dict[str, Any]:
@@ -137,10 +156,23 @@ def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dic
     content = {
         "format": f"{FORMAT}, {__version__}",
         "model": {"weights_sha256": weights.hexdigest(), **_plain(model.description())},
+        "behaviour": _behaviour(model, x, request),
         "data": {"n": len(x), "event_shape": list(x.shape[1:]), "dtype": str(x.dtype), "sha256": _digest_of(x)},
         "settings": settings,
     }
     return json.loads(json.dumps(content))
+
+
+def _behaviour(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> list[str]:
+    """What functions answer whose parameters nobody can see: a network that is no module, a prior."""
+    u = torch.linspace(-1.0, 1.0, 2 * x[0].numel(), dtype=torch.float64).reshape(2, *x.shape[1:])
+    answers = []
+    if not isinstance(model.network, torch.nn.Module):
+        with torch.no_grad():
+            answers.append(model(u.to(request.dtype), 0.5).output)
+    if request.prior is not None:
+        answers.append(request.prior(u, 1.0))
+    return [f"{value:.5g}" for answer in answers for value in answer.double().flatten()[:8].tolist()]
 
 
 def digest(content: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sde_toolkit.evaluation.likelihood.evaluating import Evaluation
+from sde_toolkit.evaluation.likelihood.request import finer_how
 from sde_toolkit.likelihood import GaussianPrior
 
 __all__ = [
@@ -202,14 +203,14 @@ def _finer(evaluation: Evaluation) -> str:
         return ""
     shift = evaluation.finer.shift * scale(evaluation)
     return (
-        f"Solved with twice the evaluations and nodes, the first {len(shift)} samples move by {shift.mean():+.4f} ± "
+        f"Solved with {finer_how(evaluation.request)}, the first {len(shift)} samples move by {shift.mean():+.4f} ± "
         f"{_number(spread(shift))} {unit(evaluation)}: no error bar above covers the solver and the quadrature."
     )
 
 
 def _ends(evaluation: Evaluation) -> list[str]:
     """How the answer moves with the end time."""
-    if not evaluation.ends:
+    if len(evaluation.ends) < 2:
         return []
     factor, of = scale(evaluation), unit(evaluation)
     own = next(e for e in evaluation.ends if e.end == evaluation.request.end_of(evaluation.model))
