@@ -154,8 +154,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 OTHERWISE = {
     "levels": Levels(18, 0.0, 17.0), "nfe": 7, "end": 1e-4, "solver": ddim(), "grid": uniform_lambda,
     "divergence": Hutchinson(2, "gaussian"), "quadrature": Quadrature(5), "draws": 3, "prior_name": "another",
-    "detail": 0.1, "prior": GaussianPrior(VPSDE(), torch.zeros(1, 8, 8), torch.ones(64)), "elbo_draws": 5, "discrete_steps": 11,
-    "discrete_draws": None, "ends": (1e-2,), "ends_n": 6, "seed": 1, "chunk": 5, "dtype": torch.float64,
+    "prior": GaussianPrior(VPSDE(), torch.zeros(1, 8, 8), torch.ones(64)), "elbo_draws": 5, "discrete_steps": 11,
+    "detail": 0.1, "discrete_draws": None, "ends": (1e-2,), "ends_n": 6, "seed": 1, "chunk": 5, "dtype": torch.float64,
 }  # fmt: skip
 
 
