@@ -154,7 +154,7 @@ def choose_mode(
     def field(rows: Tensor) -> Tensor:
         return equation.model.output(rows, middle, condition)
 
-    check_differentiable(field, x, divergence.mode)
+    check_differentiable(field, x, divergence.mode, type(equation.model.network).__name__)
     if divergence.mode is not None:
         return divergence.mode, {}
     return (reverse, {}) if differentiable else fastest(field, x)

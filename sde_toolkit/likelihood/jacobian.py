@@ -111,7 +111,7 @@ def _one_by_one(product: Callable[[Tensor], Tensor], differentiable: bool) -> Pr
     return products
 
 
-def check_differentiable(field: Field, x: Tensor, mode: Mode | None) -> None:
+def check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: object) -> None:
     """Refuse a network whose output autograd cannot trace to x, unless differences are taken.
 
     Raises:
@@ -120,17 +120,19 @@ def check_differentiable(field: Field, x: Tensor, mode: Mode | None) -> None:
     if mode is finite_differences:
         return
     remedy = "Remove detach(), no_grad() or numpy from the network, or pass mode=finite_differences."
+    if torch.is_inference_mode_enabled():
+        problem = "derivatives are needed, and inference mode records none"
+        raise ArgumentError("torch.inference_mode", True, problem, "Leave it; torch.no_grad() around the call is fine.")
     try:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = field(leaf)
             traced = y.requires_grad and torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] is not None
     except (RuntimeError, NotImplementedError) as error:
-        raise ArgumentError(
-            "model", type(field).__name__, f"its network is not differentiable: {error}", remedy
-        ) from error
+        raise ArgumentError("model.network", network, f"not differentiable: {error}", remedy) from error
     if not traced:
-        raise ArgumentError("model", tuple(x.shape), "its network's output is not differentiable by its input", remedy)
+        problem = "not differentiable: autograd finds no way from its output back to its input"
+        raise ArgumentError("model.network", network, problem, remedy)
 
 
 def fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:

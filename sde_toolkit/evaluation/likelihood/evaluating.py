@@ -206,7 +206,7 @@ def _end_times(
     for end in request.end_times(model):
         if end == request.end_of(model):
             own = values["nats"][:k, 0]
-            found.append(EndTime(end, own, values["truncation"][:k], own - own))
+            found.append(EndTime(end, own, values["first_truncation"][:k], own - own))
         else:
             found.append(_again(end, [arrays for job, arrays in parts if job.end == end], values))
     return tuple(found)

@@ -156,6 +156,7 @@ class Worker:
             found["importance_weighted"] = -unit * _numpy(bits.importance_weighted)
             found["probe_error"] = unit * _numpy(bits.probe_error)
             found["dequantisation_error"] = unit * _numpy(bits.dequantisation_error)
+        found["first_truncation"] = _numpy(runs[0].truncation)  # of the draw that other end times are compared with
         for name in ("quadrature_error", "truncation", "prior_kl"):
             found[name] = np.stack([_numpy(getattr(run, name)) for run in runs]).mean(0)
         rejected = [run.rejected for run in runs]
