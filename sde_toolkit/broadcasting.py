@@ -1,12 +1,15 @@
-"""The one helper that lets a time or a coefficient act on a batch of any event shape."""
+"""Batches: a time or a coefficient acts on one of any event shape, and a condition's rows go with it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["expand_to"]
+__all__ = ["expand_to", "map_rows"]
 
 
 def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -27,3 +30,12 @@ def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
             "Pass a scalar t, or t of shape (B,) where B is the first axis of x.",
         )
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))
+
+
+def map_rows(condition: Any, choose: Callable[[Tensor], Tensor]) -> Any:
+    """A condition with ``choose`` applied to every tensor of rows in it; whatever is no tensor of rows stays whole."""
+    if isinstance(condition, dict):
+        return {key: map_rows(value, choose) for key, value in condition.items()}
+    if isinstance(condition, Tensor) and condition.ndim > 0:
+        return choose(condition)
+    return condition

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.compilation import CompiledSteps
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import Row, Statistics
@@ -150,9 +151,5 @@ def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(condition: Any, first: int, last: int) -> Any:
-    """The rows of a condition that belong to a batch; whatever is no tensor of rows goes whole."""
-    if isinstance(condition, dict):
-        return {key: rows_of(value, first, last) for key, value in condition.items()}
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return condition[first:last]
-    return condition
+    """The rows of a condition that belong to a batch."""
+    return map_rows(condition, lambda rows: rows[first:last])

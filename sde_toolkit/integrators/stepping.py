@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.broadcasting import expand_to, map_rows
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
@@ -138,7 +138,8 @@ class PerSampleField:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the active samples alone."""
         self.active = self.active[rows]
-        self._equation = replace(self._whole, condition=_rows_of(self._whole.condition, self.active))
+        condition = map_rows(self._whole.condition, lambda rows: rows[self.active.to(rows.device)])
+        self._equation = replace(self._whole, condition=condition)
 
     def stages(self, lambdas: Tensor, x: Tensor) -> list[Stage]:
         """What the rows of ``lambdas`` (stages, B), float64, need, computed at once in float64, in x's dtype."""
@@ -186,12 +187,3 @@ class PerSampleField:
                     t=stage.t[bad[0]].item(),
                     remedy="Check the network's weights and output; the step size is not to blame.",
                 )
-
-
-def _rows_of(condition: Any, rows: Tensor) -> Any:
-    """The rows of a condition that belong to the active samples; what is no tensor of rows goes whole."""
-    if isinstance(condition, dict):
-        return {key: _rows_of(value, rows) for key, value in condition.items()}
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return condition[rows.to(condition.device)]
-    return condition

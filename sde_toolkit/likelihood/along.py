@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
@@ -105,7 +106,10 @@ class Work:
         """tr ∂y/∂x at all nodes, (P, Q, B) float64, and ½ (|ε̂|² − σ ∇·ε̂) − D log α − (1/α − 1) x·ε̂/σ at the first:
         the truncation's effect."""
         Q, B = path.states.shape[:2]
-        at_once = max(1, _ELEMENTS_AT_ONCE // path.states[0].numel())
+        known = equation.condition is None or isinstance(
+            equation.condition, Tensor | dict
+        )  # so that it can be repeated
+        at_once = max(1, _ELEMENTS_AT_ONCE // path.states[0].numel()) if known else 1
         traces, outputs = [], []
         for first in range(0, Q, at_once):
             output, trace = self._at_nodes(equation, path.states[first : first + at_once], first, probes)
@@ -126,7 +130,7 @@ class Work:
         """The network at the nodes first, ..., first + q − 1, every node's B rows after another's."""
         columns = [column[first : first + q] for column in self.nodes.inputs]
         rows = [column[0] if q == 1 else column.repeat_interleave(B) for column in columns]
-        condition = equation.condition if q == 1 else _tiled(equation.condition, q)
+        condition = equation.condition if q == 1 else map_rows(equation.condition, lambda rows: torch.cat([rows] * q))
         model = equation.model
 
         def field(x: Tensor) -> Tensor:
@@ -158,14 +162,3 @@ def choose_mode(
     if divergence.mode is not None:
         return divergence.mode, {}
     return (reverse, {}) if differentiable else fastest(field, x)
-
-
-def _tiled(condition: Any, q: int) -> Any:
-    """The rows of a condition, q times over; what is no tensor of rows goes whole."""
-    if isinstance(condition, dict):
-        return {key: _tiled(value, q) for key, value in condition.items()}
-    if isinstance(condition, list | tuple):
-        return type(condition)(_tiled(value, q) for value in condition)
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return condition.repeat(q, *(1,) * (condition.ndim - 1))
-    return condition

@@ -18,9 +18,10 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import sech
 from sde_toolkit.integrators import Corrected, DenseIntegrator, FrozenEDM, Multistep, Statistics, in_phi
-from sde_toolkit.likelihood.quadrature import angle, size
+from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.loop import solve
 from sde_toolkit.noise import Noise
+from sde_toolkit.prediction import edm_input_scale
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
@@ -159,8 +160,8 @@ class Interpolation:
         """All coefficients, float64. ``grid`` is increasing and covers ``wanted``."""
         sde, scale = equation.sde, equation.model.sigma_data
         nodes, at = (angle(sde.half_log_snr(t), scale) for t in (grid, wanted))
-        c, c_wanted = (size(sde.alpha(t), sde.sigma(t), scale) for t in (grid, wanted))
-        return cls(_local_lagrange(nodes, at), 1 / c, c_wanted)
+        shrink, shrink_wanted = (edm_input_scale(sde.alpha(t), sde.sigma(t), scale) for t in (grid, wanted))
+        return cls(_local_lagrange(nodes, at), shrink, 1 / shrink_wanted)
 
     def __call__(self, path: Tensor) -> Tensor:
         """(N + 1, B, *event) to (Q, B, *event)."""

@@ -26,6 +26,7 @@ from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import FrozenEDM
+from sde_toolkit.prediction import edm_input_scale
 
 __all__ = ["Nodes", "Quadrature"]
 
@@ -67,8 +68,8 @@ class Quadrature:
         times = sde.inverse_half_log_snr(lambdas.clamp(bounds[1], bounds[0]))
         times[0] = end
         m, n = FrozenEDM(scale).view(equation, times)
-        c = size(sde.alpha(times), sde.sigma(times), scale)
-        c_ends = size(sde.alpha(ends), sde.sigma(ends), scale)
+        c = 1 / edm_input_scale(sde.alpha(times), sde.sigma(times), scale)
+        c_ends = 1 / edm_input_scale(sde.alpha(ends), sde.sigma(ends), scale)
         table = torch.stack([c * m, c * n, *equation.inputs(times)])
         if not bool(table.isfinite().all()):
             problem = f"the output of a network of {equation.model.prediction} says nothing finite at a node"
@@ -125,11 +126,6 @@ class Nodes:
 def angle(lambda_t: Tensor, scale: float) -> Tensor:
     """φ = atan(e^{−λ}/s), also at λ = ±∞."""
     return torch.atan(torch.exp(-lambda_t) / scale)
-
-
-def size(alpha: Tensor, sigma: Tensor, scale: float) -> Tensor:
-    """c = √(σ² + s² α²)."""
-    return torch.sqrt(sigma**2 + (scale * alpha) ** 2)
 
 
 def _radau(Q: int) -> tuple[Tensor, Tensor, Tensor]:
