@@ -35,6 +35,7 @@ class Batch:
     quadrature_error: Tensor
     solver_error: Tensor | None
     truncation: Tensor
+    roughness: Tensor
     nfe: int
     statistics: Statistics | None
 
@@ -43,7 +44,7 @@ class Batch:
         """The tensors of all batches, one after another."""
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("prior", "latent", "quadrature_error", "truncation")
+            for name in ("prior", "latent", "quadrature_error", "truncation", "roughness")
         }
         errors = [part.solver_error for part in parts if part.solver_error is not None]
         replicates = torch.cat([part.replicates for part in parts], 1)
@@ -70,11 +71,11 @@ class Work:
         D = math.prod(x.shape[1:])
         probes = self.divergence.directions(tuple(x.shape), self.seed, self.first_index + first).to(x)
         paths = [flow.solve(equation, x) for flow in self.flows]
-        traces, truncation = self._traces(equation, paths[0], probes)
+        traces, truncation, roughness = self._traces(equation, paths[0], probes)
         integral, prior = self.nodes.integrate(traces, D), self._log_prior(equation, paths[0])
         error = None
         if len(paths) > 1:
-            coarse, _ = self._traces(equation, paths[1], probes)
+            coarse, *_ = self._traces(equation, paths[1], probes)
             difference = (prior + integral).mean(0) - (
                 self._log_prior(equation, paths[1]) + self.nodes.integrate(coarse, D)
             ).mean(0)
@@ -87,6 +88,7 @@ class Work:
             quadrature_error=self.nodes.error(traces.mean(0), D),
             solver_error=error,
             truncation=truncation,
+            roughness=roughness,
             nfe=sum(path.nfe for path in paths),
             statistics=paths[0].statistics,
         )
@@ -102,9 +104,8 @@ class Work:
             )
         return value
 
-    def _traces(self, equation: ReverseEquation, path: Path, probes: Tensor) -> tuple[Tensor, Tensor]:
-        """tr ∂y/∂x at all nodes, (P, Q, B) float64, and ½ (|ε̂|² − σ ∇·ε̂) − D log α − (1/α − 1) x·ε̂/σ at the first:
-        the truncation's effect."""
+    def _traces(self, equation: ReverseEquation, path: Path, probes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """tr ∂y/∂x at all nodes, (P, Q, B) float64, and what the first node says of the data."""
         Q, B = path.states.shape[:2]
         known = equation.condition is None or isinstance(
             equation.condition, Tensor | dict
@@ -116,7 +117,7 @@ class Work:
             outputs += [output[:B]] if first == 0 else []
             traces.append(trace)
         found = torch.cat(traces, 1).to(torch.float64)
-        return found, self._truncation(equation, path.states[0], outputs[0], found[:, 0].mean(0))
+        return found, *self._at_the_data(equation, path.states[0], outputs[0], found[:, 0].mean(0))
 
     def _at_nodes(self, equation: ReverseEquation, states: Tensor, first: int, probes: Tensor) -> tuple[Tensor, Tensor]:
         """Output (q B, *event) and traces (P, q, B) at the nodes from ``first`` on; the graph goes with the call."""
@@ -138,14 +139,18 @@ class Work:
 
         return field
 
-    def _truncation(self, equation: ReverseEquation, x: Tensor, output: Any, trace: Tensor) -> Tensor:
+    def _at_the_data(self, equation: ReverseEquation, x: Tensor, output: Any, trace: Tensor) -> tuple[Tensor, Tensor]:
+        """½ (|ε̂|² − σ ∇·ε̂) − D log α − (1/α − 1) x·ε̂/σ, the effect of truncation, and σ ∇·ε̂/D, which is (σ/s)²
+        where the density changes on the scale s > σ.
+        """
         end = self.nodes.times[0]
         m, n = equation.view("epsilon", end)
         epsilon = (m.to(x) * x + n.to(x) * output).to(torch.float64).reshape(len(x), -1)
         D, log_alpha, sigma = epsilon.shape[1], equation.sde.log_alpha(end), equation.sde.sigma(end)
         smaller = torch.where(log_alpha == 0, 0.0, torch.expm1(-log_alpha) / sigma)  # α is 1 where σ vanishes
         along = (epsilon * x.to(torch.float64).reshape(len(x), -1)).sum(1)
-        return 0.5 * (epsilon.square().sum(1) - sigma * (m * D + n * trace)) - D * log_alpha - smaller * along
+        curvature = sigma * (m * D + n * trace)  # σ ∇·ε̂
+        return 0.5 * (epsilon.square().sum(1) - curvature) - D * log_alpha - smaller * along, curvature / D
 
 
 def choose_mode(

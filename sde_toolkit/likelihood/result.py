@@ -31,6 +31,7 @@ class LogLikelihood:
         quadrature_error: estimate of the quadrature's error.
         solver_error: Richardson's estimate of the discretisation's error, None unless it was asked for.
         truncation: estimate of log p_end(x) − log p_0(x): what stopping at ``end`` adds.
+        finest: estimate of the scale, in model space, on which the density changes at the data end.
         prior_kl: upper bound of what a prior N(0, σ² I) costs, KL(q(x_1 | x) ‖ N(0, σ_1² I)).
         nfe: evaluations of the network along the path, per sample; those of the coarse path included.
         divergence_nfe: evaluations of the divergence, per sample, each with ``products`` Jacobian products.
@@ -49,6 +50,7 @@ class LogLikelihood:
     quadrature_error: Tensor
     solver_error: Tensor | None
     truncation: Tensor
+    finest: float
     prior_kl: Tensor
     nfe: int
     divergence_nfe: int

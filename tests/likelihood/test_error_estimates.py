@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -185,3 +186,24 @@ def test_prior_kl_is_that_of_what_x_has_become_and_bounds_the_mismatch(sde):
         each = kl_divergence(Normal(alpha * x, sigma), Normal(torch.zeros(()).double(), sigma))
         torch.testing.assert_close(found.prior_kl, each.sum((1, 2)))
     assert found.prior_kl.min() > 1e-4
+
+
+@pytest.mark.parametrize("std", [0.01, 0.1])
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.002, 50.0)], ids=name)
+def test_structure_much_finer_than_the_grid_is_made_for_is_measured_and_warned_of(sde, std):
+    model = gaussian(torch.zeros(3), sde, std=std)
+    model.sigma_data = 1.0  # as the caller of a network might think
+    x = model.draw(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = log_likelihood(model, x, **F64)
+    scale = math.hypot(std, torch.exp(-sde.half_log_snr(torch.tensor(found.end))).item())
+    assert found.finest == pytest.approx(scale, rel=0.05)
+    assert bool(caught) == (std < 0.22 / 8)
+    if caught:
+        assert "detail=" in str(caught[0].message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            better = log_likelihood(model, x, detail=found.finest, **F64)
+        exact = model.log_prob(x, found.end)
+        assert (better.nats - exact).abs().mean() < 0.1 * (found.nats - exact).abs().mean()
