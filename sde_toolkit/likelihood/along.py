@@ -107,10 +107,8 @@ class Work:
     def _traces(self, equation: ReverseEquation, path: Path, probes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """tr ∂y/∂x at all nodes, (P, Q, B) float64, and what the first node says of the data."""
         Q, B = path.states.shape[:2]
-        known = equation.condition is None or isinstance(
-            equation.condition, Tensor | dict
-        )  # so that it can be repeated
-        at_once = max(1, _ELEMENTS_AT_ONCE // path.states[0].numel()) if known else 1
+        repeatable = equation.condition is None or isinstance(equation.condition, Tensor | dict)
+        at_once = max(1, _ELEMENTS_AT_ONCE // path.states[0].numel()) if repeatable else 1
         traces, outputs = [], []
         for first in range(0, Q, at_once):
             output, trace = self._at_nodes(equation, path.states[first : first + at_once], first, probes)

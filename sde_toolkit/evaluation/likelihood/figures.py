@@ -10,7 +10,7 @@ import torch
 
 from sde_toolkit.evaluation.figures import COLOURS, _tidy
 from sde_toolkit.evaluation.likelihood.evaluating import Evaluation
-from sde_toolkit.evaluation.likelihood.summary import Background, scale, unit
+from sde_toolkit.evaluation.likelihood.summary import Background, scale, spread, unit
 from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure, picture_kind
 
 __all__ = ["draw_all"]
@@ -122,7 +122,7 @@ def _end_times(evaluation: Evaluation) -> Any:
     ends = [max(e.end, 1e-9) for e in evaluation.ends]
     for i, (name, of) in enumerate((("as it is", 0.0), ("less the estimate of what stopping adds", 1.0))):
         means = [float((e.nats - of * e.truncation).mean()) * factor for e in evaluation.ends]
-        bars = [_error(e.shift * factor) for e in evaluation.ends]
+        bars = [np.nan_to_num(spread(e.shift * factor)) for e in evaluation.ends]
         axes.errorbar(
             ends, means, yerr=bars, label=name, color=COLOURS[i], marker="os"[i], linewidth=1.4, markersize=5, capsize=2
         )
@@ -133,7 +133,3 @@ def _end_times(evaluation: Evaluation) -> Any:
     axes.legend(fontsize=8, frameon=False)
     _tidy(axes)
     return figure
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
