@@ -26,11 +26,17 @@ class SDEToolkitError(Exception):
 
 
 class ArgumentError(SDEToolkitError, ValueError):
-    """An argument that cannot be used: ``argument=value: problem. remedy``."""
+    """An argument that cannot be used: ``argument=value: problem. remedy``.
 
-    def __init__(self, argument: str, value: Any, problem: str, remedy: str) -> None:
+    With one argument it is the whole message: so it is pickled, and raised anew by a process that reads data for another.
+    """
+
+    def __init__(self, argument: str, value: Any = None, problem: str | None = None, remedy: str = "") -> None:
         self.argument = argument
         self.value = value
+        if problem is None:
+            super().__init__(argument)
+            return
         shown = repr(value)
         if len(shown) > 120:
             shown = shown[:117] + "..."

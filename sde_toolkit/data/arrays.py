@@ -13,7 +13,7 @@ from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import Affine
 
-__all__ = ["array"]
+__all__ = ["affine_of", "array", "whole_numbers"]
 
 
 def array(
@@ -37,9 +37,9 @@ def array(
         raise ArgumentError("test_fraction", test_fraction, "not in [0, 1)", "Give a fraction such as 0.1.")
     n = len(values)
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
-    if levels is not None and not _whole_numbers(values, levels):
+    if levels is not None and not whole_numbers(values, levels):
         raise DataError("levels", levels, f"the values are not whole numbers 0..{levels - 1}", "Give levels=None.")
-    transform, how = _affine(values[train], shift, scale, str(path))
+    transform, how = affine_of(values[train], shift, scale, str(path))
     return Dataset(
         name=Path(path).stem,
         train=torch.from_numpy(values[train]),
@@ -79,11 +79,15 @@ def _checked(values: np.ndarray, path: str) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="))
 
 
-def _whole_numbers(values: np.ndarray, levels: int) -> bool:
+def whole_numbers(values: np.ndarray, levels: int) -> bool:
+    """Whether all are 0, 1, …, levels − 1."""
     return bool(values.min() >= 0 and values.max() <= levels - 1 and (np.floor(values) == values).all())
 
 
-def _affine(train: np.ndarray, shift: float | str, scale: float | str, path: str) -> tuple[Affine, str]:
+def affine_of(
+    train: np.ndarray, shift: float | str, scale: float | str, path: str, of: str = "train"
+) -> tuple[Affine, str]:
+    """(x − shift) · scale as given, else from mean and standard deviation, and in words how."""
     for name, given in (("shift", shift), ("scale", scale)):
         if isinstance(given, str) and given != "auto":
             raise ArgumentError(name, given, "not a number", f'Give {name} as a float, or as "auto".')
@@ -91,12 +95,12 @@ def _affine(train: np.ndarray, shift: float | str, scale: float | str, path: str
     if isinstance(shift, str):
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
             shift = float(train.mean(dtype=np.float64))
-        chosen.append(f"shift = mean of train = {shift:.6g}")
+        chosen.append(f"shift = mean of {of} = {shift:.6g}")
     if isinstance(scale, str):
         with np.errstate(over="ignore", invalid="ignore"):
             std = float(train.std(dtype=np.float64))
         if not 0.0 < std < math.inf:
             raise DataError("path", path, f"the train part has standard deviation {std}", "Give scale as a float.")
         scale = 1.0 / std
-        chosen.append(f"scale = 1/std of train = {scale:.6g}")
+        chosen.append(f"scale = 1/std of {of} = {scale:.6g}")
     return Affine(shift, scale), "transform: " + ("; ".join(chosen) or "as given")

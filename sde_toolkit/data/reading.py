@@ -21,7 +21,7 @@ import numpy as np
 
 from sde_toolkit.errors import DataError
 
-__all__ = ["packaged_npz", "read_idx", "read_numpy"]
+__all__ = ["map_numpy", "packaged_npz", "read_idx", "read_numpy"]
 
 # What numpy, zipfile and gzip raise on damaged files (TokenError and SyntaxError: a garbled .npy header).
 _DAMAGED = (
@@ -54,6 +54,24 @@ def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
         return _load(stream, str(path))
 
 
+def map_numpy(path: str | Path) -> np.ndarray:
+    """The array of an ``.npy`` file, mapped read-only: its values are read from disk when they are used."""
+    file = Path(path)
+    if not file.is_file():
+        raise DataError("path", str(path), "there is no such file", "Give the path of an .npy file.")
+    try:
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    except PermissionError as error:
+        raise DataError("path", str(path), "it may not be read", "Check its permissions.") from error
+    except _DAMAGED as error:
+        raise _unreadable(str(path), error) from error
+    if not isinstance(mapped, np.ndarray):
+        mapped.close()
+        problem = "an .npz (or other zip) file cannot be mapped into memory"
+        raise DataError("path", str(path), problem, "Save the array with numpy.save, or use array().")
+    return mapped
+
+
 def packaged_npz(name: str) -> dict[str | None, np.ndarray]:
     """The arrays of ``sde_toolkit/data/files/<name>``, found wherever the package is installed."""
     try:
@@ -71,19 +89,23 @@ def _load(stream: IO[bytes], shown: str) -> dict[str | None, np.ndarray]:
         with loaded:
             members = {key: loaded[key] for key in loaded.files}
     except _DAMAGED as error:
-        raise DataError(
-            "path",
-            shown,
-            f"not a readable .npy or .npz file of plain numbers ({type(error).__name__}: {error})",
-            "If it is truncated, fetch it again; if it holds objects or pickles, save it anew with "
-            "numpy.save as a numeric array.",
-        ) from error
+        raise _unreadable(shown, error) from error
     arrays: dict[str | None, np.ndarray] = {
         key: value for key, value in members.items() if isinstance(value, np.ndarray)
     }
     if not arrays:  # any other zip file, a .pt of torch for one: its members are bytes to numpy
         raise DataError("path", shown, "it holds no numpy arrays", "Save the data with numpy.save or savez.")
     return arrays
+
+
+def _unreadable(shown: str, error: BaseException) -> DataError:
+    return DataError(
+        "path",
+        shown,
+        f"not a readable .npy or .npz file of plain numbers ({type(error).__name__}: {error})",
+        "If it is truncated, fetch it again; if it holds objects or pickles, save it anew with "
+        "numpy.save as a numeric array.",
+    )
 
 
 def read_idx(path: str | Path, ndim: int) -> np.ndarray:

@@ -1,0 +1,205 @@
+"""Columns of Hugging Face ``datasets``, by row or shard by shard, as tensors.
+
+A column is either of images (kept encoded, decoded here, see `decoding.Layout`) or of numbers: scalars, lists or
+arrays of one shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data.decoding import Layout, agreed_layout, checked_size, decode, read_header
+from sde_toolkit.data.sources import Source
+from sde_toolkit.data.stream import Sample
+from sde_toolkit.errors import DataError
+
+__all__ = ["HuggingFaceRows", "HuggingFaceShards", "column_labels"]
+
+_FETCHED = 16  # rows of a stream fetched together
+_LOOKED_AT = 64  # rows whose headers or shapes decide how all are read
+
+
+class _Column:
+    """How one column becomes tensors: images by a layout, numbers as they are."""
+
+    def __init__(self, rows: Any, features: Any, name: str, size: Any, channels: int | None, shown: str) -> None:
+        self.name, self.shown = name, shown
+        _require(features, name, "image_column", shown)
+        self.layout: Layout | None = None
+        if _is_image(features[name]):
+            encoded = ((f"row {i} of {shown}", _encoded(row[name], i, shown)) for i, row in rows)
+            headers = ((named, read_header(image, named)) for named, image in encoded)
+            self.layout = agreed_layout(headers, checked_size(size), channels, "image_column", shown)
+            self.event_shape: tuple[int, ...] = self.layout.event_shape
+            self.dtype = torch.uint8
+            return
+        self._type = _number_type(features[name])
+        number, row = next(rows, (0, None))
+        if row is None:
+            raise DataError("path", shown, "it has no rows", "Give another split.")
+        first = self._numbers(row[name], number)
+        self.event_shape, self.dtype = tuple(first.shape), first.dtype
+
+    def tensor(self, value: Any, row: int) -> Tensor:
+        """The sample in this column of a row."""
+        if self.layout is not None:
+            return decode(_encoded(value, row, self.shown), f"row {row} of {self.shown}", self.layout)
+        found = self._numbers(value, row)
+        if tuple(found.shape) != self.event_shape:
+            problem = f"its shape is {tuple(found.shape)}, that of the first {self.event_shape}"
+            raise DataError("image_column", f"row {row} of {self.shown}", problem, "Give samples of one shape.")
+        return found
+
+    def _numbers(self, value: Any, row: int) -> Tensor:
+        try:
+            values = np.asarray(value)
+            if values.dtype == object:
+                values = np.stack([np.asarray(part) for part in value])
+            values = values.astype(self._type or object)
+        except (ValueError, TypeError):
+            values = np.empty(0, object)
+        if values.dtype.kind not in "fiub":
+            problem = "its values are neither images nor numbers in an array"
+            raise DataError("image_column", f"{self.name}, row {row} of {self.shown}", problem, "Name another column.")
+        return torch.from_numpy(np.array(values))
+
+
+class HuggingFaceRows(Source):
+    """A column of a ``datasets.Dataset``; its arrow files stay mapped on disk."""
+
+    def __init__(self, rows: Any, column: str, size: Any = None, channels: int | None = None, shown: str = "") -> None:
+        raw = _undecoded(rows, column)
+        looked_at = sorted({round(i * (len(raw) - 1) / max(1, _LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
+        some = ((i, raw[i]) for i in looked_at) if len(raw) else iter(())
+        self.column = _Column(some, raw.features, column, size, channels, shown)
+        super().__init__(len(raw), self.column.event_shape, self.column.dtype)
+        self.rows = raw
+
+    def read(self, index: int) -> Tensor:
+        """One row."""
+        return self.column.tensor(self.rows[index][self.column.name], index)
+
+    def read_many(self, indices: list[int]) -> Tensor:
+        """Rows fetched together."""
+        values = self.rows[indices][self.column.name]
+        return torch.stack([self.column.tensor(value, i) for value, i in zip(values, indices, strict=True)])
+
+    def describe(self, index: int) -> str:
+        """The row's number and the data set."""
+        return f"row {index} of {self.column.shown}"
+
+
+class HuggingFaceShards:
+    """Rows of a ``datasets.IterableDataset`` as the `Shards` of a stream."""
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        label_column: str | None,
+        size: Any = None,
+        channels: int | None = None,
+        shown: str = "",
+    ) -> None:
+        features = rows.features or rows._resolve_features().features
+        _require(features, column, "image_column", shown)
+        if label_column is not None:
+            _require(features, label_column, "label_column", shown)
+        self.needed = [column] if label_column is None else [column, label_column]
+        self.rows = _undecoded(rows, column, features)
+        self.label_column, self.labelled = label_column, label_column is not None
+        some = enumerate(islice(self.rows, _LOOKED_AT))
+        self.column = _Column(some, features, column, size, channels, shown)
+        self.event_shape, self.dtype = self.column.event_shape, self.column.dtype
+
+    def __len__(self) -> int:
+        """Number of files, as a rule."""
+        return int(self.rows.num_shards)
+
+    def records(self, shard: int, start: int) -> Iterator[tuple[int, Any]]:
+        """Rows of one shard from number ``start`` on, images still encoded."""
+        part = self.rows.shard(len(self), shard)
+        batches = (part.skip(start) if start else part).iter(_FETCHED)  # `iter(part)` splits it among torch's workers
+        rows = ({name: batch[name][i] for name in self.needed} for batch in batches for i in range(_rows(batch)))
+        yield from enumerate(rows, start)
+
+    def decode(self, record: tuple[int, Any]) -> Sample:
+        """The sample, and its label."""
+        number, row = record
+        x = self.column.tensor(row[self.column.name], number)
+        if self.label_column is None:
+            return x, None
+        return x, int(_checked_labels([row[self.label_column]], self.label_column, self.column.shown)[0])
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _undecoded(rows: Any, column: str, features: Any = None) -> Any:
+    """Images are left encoded; numbers come as numpy arrays, or as lists where those would lose digits."""
+    import datasets
+
+    features = features or rows.features
+    if column in features and _is_image(features[column]):
+        return rows.with_format(None).cast_column(column, datasets.Image(decode=False))
+    double = column in features and _number_type(features[column]) == np.float64
+    return rows.with_format(None if double else "numpy")  # numpy means float32 there
+
+
+def _number_type(feature: Any) -> np.dtype | None:
+    """The dtype of a feature's innermost values, or None if they are no numbers."""
+    while getattr(feature, "feature", None) is not None:
+        feature = feature.feature
+    try:
+        return np.dtype(getattr(feature, "dtype", "object"))
+    except TypeError:
+        return None
+
+
+def _rows(batch: dict[str, Any]) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _encoded(value: Any, row: int, shown: str) -> bytes | Path:
+    """The file in an image column, as bytes or a path."""
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        return bytes(value["bytes"])
+    if isinstance(value, dict) and value.get("path"):
+        return Path(value["path"])
+    raise DataError("image_column", f"row {row} of {shown}", "it has no image", "Leave such rows out.")
+
+
+def _require(features: Any, column: str, argument: str, shown: str) -> None:
+    if column not in features:
+        extra = ", or label_column=None" if argument == "label_column" else ""
+        raise DataError(argument, column, f"{shown} has the columns: {', '.join(features)}", f"Name one{extra}.")
+
+
+def column_labels(rows: Any, column: str | None, path: str) -> Tensor | None:
+    """Labels (N,) int64 of a ``datasets.Dataset``, or None if no column is named."""
+    if column is None:
+        return None
+    _require(rows.features, column, "label_column", path)
+    values: list[Any] = []
+    for batch in rows.select_columns([column]).with_format(None).iter(batch_size=10_000):
+        values += batch[column]
+    return _checked_labels(values, column, path)
+
+
+def _checked_labels(values: list[Any], column: str, shown: str) -> Tensor:
+    try:
+        labels = np.asarray(values)
+    except ValueError:
+        labels = np.asarray([None])
+    if labels.dtype.kind not in "iub" or labels.ndim != 1 or (labels.size and labels.min() < 0):
+        problem = f"labels of {shown} are not whole numbers from 0 (null and -1 mean: none given)"
+        raise DataError("label_column", column, problem, "Name another column, or label_column=None.")
+    return torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,133 @@
+"""An ``.npy`` file larger than memory: its rows are read from disk when they are needed.
+
+The file is mapped, not loaded: each process maps it anew at its first use. Values are checked batch by batch as they
+are read, and the recommended transform comes from a sample of rows, which ``notes`` state.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_count
+from sde_toolkit.data.arrays import affine_of, whole_numbers
+from sde_toolkit.data.dataset import Dataset, split_indices
+from sde_toolkit.data.decoding import ending
+from sde_toolkit.data.folders import check_fraction
+from sde_toolkit.data.reading import map_numpy, read_numpy
+from sde_toolkit.data.sources import PerProcess, Source
+from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.transforms import Transform, eight_bit
+
+__all__ = ["MappedRows", "memory_map"]
+
+_SAMPLE_BYTES = 2**28  # of float64, the most that a sample for the transform may take
+
+
+class MappedRows(Source):
+    """Rows of an ``.npy`` file, (N, *event_shape), in native byte order."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(Path(path).absolute())  # readable after a change of folder
+        self._rows = PerProcess(partial(map_numpy, self.path))
+        rows = self._rows()
+        self._native = rows.dtype.newbyteorder("=")
+        kind, size = rows.dtype.kind, rows.dtype.itemsize
+        if kind not in "fiub" or (kind == "f" and size > 8):
+            problem = f"its dtype is {rows.dtype}, not real numbers"
+            raise DataError("path", ending(self.path), problem, "Save it as float32 or uint8.")
+        if rows.ndim == 0 or rows.size == 0:
+            problem = f"it has shape {rows.shape}: no samples"
+            raise DataError("path", ending(self.path), problem, "Save it as (N, *event_shape), N > 0.")
+        if rows.flags.f_contiguous and not rows.flags.c_contiguous:
+            problem = "it is in Fortran order: one sample is spread over the whole file"
+            raise DataError("path", ending(self.path), problem, "Save numpy.ascontiguousarray of it.")
+        super().__init__(len(rows), rows.shape[1:], torch.from_numpy(np.empty(0, self._native)).dtype)
+        self._identity = (rows.shape, rows.dtype)
+
+    def read(self, index: int) -> Tensor:
+        """One row."""
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: list[int]) -> Tensor:
+        """Rows, copied out of the file."""
+        rows = self._rows()
+        if (rows.shape, rows.dtype) != self._identity:
+            problem = f"it holds {rows.dtype} {rows.shape} now, {self._identity[1]} {self._identity[0]} before"
+            raise DataError("path", ending(self.path), problem, "Build the data set again.")
+        return torch.from_numpy(rows[indices].astype(self._native, copy=False))
+
+    def describe(self, index: int) -> str:
+        """The file and the row."""
+        return f"row {index} of {self.path}"
+
+
+def memory_map(
+    path: str | Path,
+    labels_path: str | Path | None = None,
+    test_fraction: float = 0.1,
+    shift: float | str = "auto",
+    scale: float | str = "auto",
+    levels: int | None = None,
+    sample: int = 10_000,
+    seed: int = 0,
+) -> Dataset:
+    """Samples (N, *event_shape) from an ``.npy`` file that need not fit in memory.
+
+    ``labels_path``: an ``.npy`` of N whole numbers from 0. ``test_fraction`` of the samples, drawn with ``seed``, is
+    the test part. The transform (x − shift) · scale is, unless given, that of 8-bit images for uint8 (levels 256);
+    otherwise mean and 1/std over ``sample`` random rows of the train part (fewer where they would take 256 MB).
+    ``levels``: say so if the values are whole numbers 0..levels−1; it is checked on the same rows.
+
+    Raises:
+        DataError: naming the file; when a sample is read, naming the row.
+    """
+    check_fraction(test_fraction)
+    if not is_count(sample):
+        raise ArgumentError("sample", sample, "not a number of rows", "Give a whole number >= 1.")
+    rows = MappedRows(path)
+    n = len(rows)
+    labels = None if labels_path is None else _labels(labels_path, n)
+    train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
+    transform: Transform
+    if rows.dtype == torch.uint8 and shift == scale == "auto" and levels in (None, 256):
+        transform, levels, how = eight_bit(), 256, "transform to [-1, 1]"
+    else:
+        per_row = 8 * math.prod(rows.shape[1:])
+        m = max(1, min(len(train), int(sample), _SAMPLE_BYTES // per_row))
+        chosen = np.sort(train[np.random.RandomState(seed).permutation(len(train))[:m]])
+        values = rows[chosen].numpy()
+        of = "train" if m == len(train) else f"{m:,} random rows of train (seed {seed})"
+        transform, how = affine_of(values, shift, scale, str(path), of)
+        if levels is not None and not whole_numbers(values, levels):
+            problem = f"the values are not whole numbers 0..{levels - 1}"
+            raise DataError("levels", levels, problem, "Give levels=None.")
+    return Dataset(
+        name=Path(path).stem,
+        train=rows.subset(train),
+        test=rows.subset(test),
+        train_labels=None if labels is None else labels[train],
+        test_labels=None if labels is None else labels[test],
+        transform=transform,
+        levels=levels,
+        source=f"the file {Path(path).name}",
+        licence="the file's own",
+        notes=f"random split {len(train)}/{len(test)} with seed {seed}; {how}",
+    )
+
+
+def _labels(path: str | Path, n: int) -> Tensor:
+    values = read_numpy(path).get(None)
+    if values is None:
+        raise DataError("labels_path", str(path), "it is no .npy file", "Save the labels with numpy.save.")
+    if values.dtype.kind not in "iu" or values.shape != (n,):
+        problem = f"it holds {values.dtype} {values.shape}, not integers ({n},)"
+        raise DataError("labels_path", str(path), problem, "Save one whole number per sample.")
+    if values.min() < 0:
+        raise DataError("labels_path", str(path), f"its least label is {values.min()}", "Count classes from 0.")
+    return torch.from_numpy(values.astype(np.int64))

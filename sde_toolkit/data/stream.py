@@ -1,0 +1,244 @@
+"""Samples that come in an order of their own: data that can be read through, but not indexed.
+
+A stream is endless (it counts epochs) and its order is a function of its seed. `ShuffledStream` makes one of any
+`Shards`: files, or whatever else can be read one after the other. In epoch e the shards are visited in an order drawn
+from (seed, e); of all processes' shards, process r of R takes every R-th in that order (where there are fewer shards
+than processes, several share one and take every so-manieth record of it). Records pass through a buffer in blocks:
+``buffer`` of them are read, undecoded, put in an order drawn from (seed, r, R, e, block), and decoded as they leave.
+
+The state is a few integers, where the block began and how many of it have left; after ``load_state_dict`` the block is
+read again, and the samples are exactly those that an uninterrupted run would have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_count
+from sde_toolkit.errors import ArgumentError, DataError
+
+__all__ = ["Sample", "Shards", "ShuffledStream", "Stream", "first_samples"]
+
+Sample = tuple[Tensor, "int | None"]
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What training needs of data that cannot be indexed."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every sample."""
+        ...
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels come with the samples."""
+        ...
+
+    def shard(self, rank: int, size: int) -> Stream:
+        """A new stream, from its beginning, of process ``rank`` out of ``size``; together they see each sample once
+        an epoch. Shards of shards are allowed."""
+        ...
+
+    def next_batch(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The next n samples (n, *event_shape) in data space, and their labels (n,) int64 or None."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is: numbers, strings, lists and dicts only."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go there. With another number of processes: to the beginning of the epoch after that of the state."""
+        ...
+
+
+class Shards(Protocol):
+    """What a `ShuffledStream` reads. ``records`` must give the same ones in the same order every time."""
+
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    labelled: bool
+
+    def __len__(self) -> int:
+        """Number of shards, at least 1."""
+        ...
+
+    def records(self, shard: int, start: int) -> Iterator[Any]:
+        """The records of a shard from number ``start`` on, undecoded."""
+        ...
+
+    def decode(self, record: Any) -> Sample:
+        """A sample of shape ``event_shape``, and its label or None."""
+        ...
+
+
+def first_samples(shards: Shards, n: int) -> tuple[Tensor, Tensor | None]:
+    """The first n samples in the order of the shards, and their labels or None."""
+    records = itertools.chain.from_iterable(shards.records(i, 0) for i in range(len(shards)))
+    return _stacked([shards.decode(record) for record in itertools.islice(records, n)], shards)
+
+
+class ShuffledStream:
+    """A `Stream` of the records of ``shards``, shuffled with ``seed``; see the module's text.
+
+    ``buffer``: records that are shuffled together; 1 leaves them in the order of their shard.
+
+    Raises:
+        ArgumentError: if ``buffer`` or ``seed`` is no such number, or ``rank`` is no process out of ``size``.
+        DataError: when read, if a process finds no records, or one cannot be used.
+    """
+
+    def __init__(self, shards: Shards, buffer: int = 10_000, seed: int = 0, rank: int = 0, size: int = 1) -> None:
+        for name, value, least in (("buffer", buffer, 1), ("seed", seed, 0), ("size", size, 1), ("rank", rank, 0)):
+            if not is_count(value, least):
+                raise ArgumentError(name, value, "not such a number", f"Give a whole number >= {least}.")
+        if rank >= size:
+            raise ArgumentError("rank", rank, f"there are {size} processes", f"Give one from 0 to {size - 1}.")
+        self.shards, self.buffer, self.seed, self.rank, self.size = shards, int(buffer), int(seed), int(rank), int(size)
+        self._begin(0)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.shards.event_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every sample."""
+        return self.shards.dtype
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels come with the samples."""
+        return self.shards.labelled
+
+    @property
+    def epoch(self) -> int:
+        """How many times this process has been through its shards."""
+        return self._start[0]
+
+    def shard(self, rank: int, size: int) -> ShuffledStream:
+        """From the beginning, as process ``rank`` of ``size`` among those that share this stream's part."""
+        return ShuffledStream(self.shards, self.buffer, self.seed, self.rank + self.size * rank, self.size * size)
+
+    def next_batch(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The next n samples, and their labels or None; through as many blocks and epochs as it takes."""
+        return _stacked([self._next() for _ in range(n)], self.shards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A few whole numbers."""
+        epoch, shard, offset, block = self._start
+        return {
+            "epoch": epoch,
+            "shard": shard,
+            "offset": offset,
+            "block": block,
+            "emitted": self._emitted,
+            "seed": self.seed,
+            "buffer": self.buffer,
+            "shards": len(self.shards),
+            "rank": self.rank,
+            "size": self.size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; with another number of processes, from the beginning of the next epoch.
+
+        Raises:
+            DataError: if the state is of another stream: seed, buffer or number of shards differ.
+        """
+        mine = self.state_dict()
+        if set(state) != set(mine) or not all(is_count(value, 0) for value in state.values()):
+            raise DataError("state", sorted(state), "not the state of a shuffled stream", "Give what state_dict gave.")
+        for name in ("seed", "buffer", "shards"):
+            if state[name] != mine[name]:
+                raise DataError(name, mine[name], f"the run that goes on had {state[name]}", "Use the same data.")
+        if (state["rank"], state["size"]) != (self.rank, self.size):
+            self._begin(state["epoch"] + 1)
+            return
+        self._begin(state["epoch"], state["shard"], state["offset"], state["block"])
+        self._emitted = state["emitted"]
+
+    def _begin(self, epoch: int, shard: int = 0, offset: int = 0, block: int = 0) -> None:
+        """Nothing read yet; the next block begins at record ``offset`` of the shard-th of this process's shards."""
+        self._start = self._after = (epoch, shard, offset, block)
+        self._reader: Iterator[tuple[int, int, Any]] | None = None
+        self._waiting: list[Any] = []
+        self._emitted = 0
+
+    def _next(self) -> Sample:
+        while self._emitted >= len(self._waiting):
+            if self._waiting:
+                self._start, self._emitted, self._waiting = self._after, 0, []
+            self._fill()
+        record, self._waiting[self._emitted] = self._waiting[self._emitted], None
+        self._emitted += 1
+        return self.shards.decode(record)
+
+    def _fill(self) -> None:
+        """Read the block that begins at ``_start``, or the first of the next epoch if nothing is left of this one."""
+        for _ in range(2):
+            epoch, _, _, block = self._start
+            self._reader = self._reader or self._records(*self._start[:3])
+            found = []
+            after = self._start[1:3]
+            for shard, offset, record in self._reader:
+                found.append(record)
+                after = (shard, offset)
+                if len(found) == self.buffer:
+                    break
+            if found:
+                order = self._stream(epoch, block, self.rank, self.size).permutation(len(found))
+                self._waiting = [found[i] for i in order]
+                self._after = (epoch, *after, block + 1)
+                return
+            self._begin(epoch + 1, 0, 0, 0)
+        named = f"process {self.rank} of {self.size}"
+        raise DataError("stream", named, "there are no records for it", "Use fewer processes, or more data.")
+
+    def _records(self, epoch: int, first: int, start: int) -> Iterator[tuple[int, int, Any]]:
+        """(shard's place, number of the record after this one, record) from record ``start`` of the first on."""
+        for place, (shard, part, parts) in list(enumerate(self._visited(epoch)))[first:]:
+            offset = start if place == first else 0
+            for number, record in enumerate(self.shards.records(shard, offset), offset):
+                if number % parts == part:
+                    yield place, number + 1, record
+
+    def _visited(self, epoch: int) -> list[tuple[int, int, int]]:
+        """(shard, part, parts) that this process reads in an epoch: records ≡ part modulo parts."""
+        n = len(self.shards)
+        order = self._stream(epoch).permutation(n).tolist()
+        if self.size <= n:
+            return [(shard, 0, 1) for shard in order[self.rank :: self.size]]
+        mine = self.rank % n
+        return [(order[mine], self.rank // n, len(range(mine, self.size, n)))]
+
+    def _stream(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+
+def _stacked(samples: Sequence[Sample], shards: Shards) -> tuple[Tensor, Tensor | None]:
+    """A batch of decoded samples, checked against what the shards promise."""
+    name, shape, dtype = type(shards).__name__, tuple(shards.event_shape), shards.dtype
+    for sample, label in samples:
+        if tuple(sample.shape) != shape or sample.dtype != dtype or (label is None) == shards.labelled:
+            found = f"{sample.dtype} {tuple(sample.shape)} with label {label}"
+            problem = f"decoded as {found}, not as {dtype} {shape} {'with' if shards.labelled else 'without'} label"
+            raise DataError("stream", name, problem, "Correct `decode` of the shards.")
+        if sample.is_floating_point() and not bool(sample.isfinite().all()):
+            raise DataError("stream", name, "a sample holds NaN or infinity", "Repair the data.")
+    x = torch.stack([sample for sample, _ in samples]) if samples else torch.empty(0, *shape, dtype=dtype)
+    return x, torch.tensor([label for _, label in samples], dtype=torch.int64) if shards.labelled else None

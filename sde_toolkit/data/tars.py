@@ -1,0 +1,182 @@
+"""WebDataset shards: tar files whose samples are runs of members that share a name up to the first dot.
+
+    00017.png, 00017.cls    an image, and its label as a whole number in text
+
+Members of other kinds are passed over. Records are read one after the other, seeking past what is skipped.
+"""
+
+from __future__ import annotations
+
+import glob
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sde_toolkit.data.dataset import Dataset
+from sde_toolkit.data.decoding import SUFFIXES, agreed_layout, checked_size, decode, ending, read_header
+from sde_toolkit.data.stream import Sample, ShuffledStream, first_samples
+from sde_toolkit.errors import DataError
+from sde_toolkit.transforms import eight_bit
+
+__all__ = ["TarShards", "webdataset"]
+
+_LOOKED_AT = 64  # records whose headers decide how all are read
+
+
+class _Record(NamedTuple):
+    name: str
+    image: bytes
+    label: bytes | None
+
+
+class TarShards:
+    """Images (and labels, if ``labelled``) in tar files, as the `Shards` of a stream."""
+
+    def __init__(
+        self, files: Sequence[str], labelled: bool, size: int | Sequence[int] | None, channels: int | None
+    ) -> None:
+        self.files = [str(Path(file).absolute()) for file in files]
+        self.labelled = labelled
+        self.dtype = torch.uint8
+        headers = []
+        for shard in range(len(self.files)):
+            for record in self.records(shard, 0):
+                headers.append((record.name, read_header(record.image, record.name)))
+                if len(headers) == _LOOKED_AT:
+                    break
+            if len(headers) == _LOOKED_AT:
+                break
+        self.layout = agreed_layout(headers, checked_size(size), channels, "path", ", ".join(self.files))
+        self.event_shape: tuple[int, ...] = self.layout.event_shape
+
+    def __len__(self) -> int:
+        """Number of tar files."""
+        return len(self.files)
+
+    def records(self, shard: int, start: int) -> Iterator[_Record]:
+        """Undecoded samples of one file, from number ``start`` on."""
+        path = self.files[shard]
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                yield from _grouped(archive, path, start)
+        except PermissionError as error:
+            raise DataError("path", ending(path), "it may not be read", "Check its permissions.") from error
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            problem = f"not a readable tar file ({type(error).__name__}: {error})"
+            raise DataError("path", ending(path), problem, "If it is truncated, fetch it again.") from error
+
+    def decode(self, record: _Record) -> Sample:
+        """uint8 (C, H, W), and the label."""
+        image = decode(record.image, record.name, self.layout)
+        if not self.labelled:
+            return image, None
+        text = b"" if record.label is None else record.label.strip()
+        if not text.isdigit():
+            problem = "it has no label: no .cls member with a whole number beside it"
+            raise DataError("labels", ending(record.name), problem, "Give labels=False, or add labels.")
+        return image, int(text)
+
+
+def webdataset(
+    path: str | Path | Sequence[str],
+    labels: bool = True,
+    test_path: str | Path | Sequence[str] | None = None,
+    test_samples: int = 2000,
+    buffer: int = 10_000,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Images from WebDataset shards as a stream of (C, H, W) uint8, transform to [−1, 1].
+
+    ``path``: a pattern such as "shards/train-*.tar", a folder of tar files, or a list of files. The test part is the
+    first ``test_samples`` of ``test_path``, held in memory; without one it is empty. ``buffer`` records are shuffled
+    together. ``size`` and ``channels`` as in ``image_folder``; they are decided from the first 64 records, and one
+    that does not fit is refused when it comes.
+
+    Raises:
+        DataError: naming the file, if there is none, one is no tar file, or an image or label cannot be used.
+    """
+    shards = TarShards(_files(path), labels, size, channels)
+    test = shards if test_path is None else TarShards(_files(test_path), labels, size, channels)
+    x, known = first_samples(test, 0 if test_path is None else test_samples)
+    return Dataset(
+        name=Path(shards.files[0]).stem,
+        train=x[:0],
+        test=x,
+        test_labels=known,
+        stream=ShuffledStream(shards, buffer, seed),
+        transform=eight_bit(),
+        levels=256,
+        source=f"{len(shards)} WebDataset shards",
+        licence="the files' own",
+        notes=f"streamed in blocks of {buffer} with seed {seed}; transform to [-1, 1]",
+    )
+
+
+def _files(path: str | Path | Sequence[str]) -> list[str]:
+    if isinstance(path, (str, Path)):
+        pattern = str(Path(path, "*.tar")) if Path(path).is_dir() else str(path)
+        found = sorted(glob.glob(pattern))
+    else:
+        found = [str(file) for file in path]
+    missing = [file for file in found if not Path(file).is_file()]
+    if missing or not found:
+        problem = "there is no such file"
+        raise DataError("path", missing[0] if missing else str(path), problem, 'Give a pattern such as "data/*.tar".')
+    return found
+
+
+def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Record]:
+    """Runs of members with one key; bodies are read from record ``start`` on."""
+    number, key, image, label = -1, None, None, None
+    name = ""
+    while True:
+        member = archive.next()
+        archive.members = []  # type: ignore[attr-defined]  # it would remember every member of a large file
+        if member is not None and not member.isfile():
+            continue
+        stem, _, ending = ("", "", "") if member is None else _split(member.name)
+        if key is not None and (member is None or stem != key):
+            if image is not None and number >= start:
+                yield _Record(name, image, label)
+            image = label = None
+        if member is None:
+            _check_end(archive)
+            return
+        kind = "." + ending.rsplit(".", 1)[-1].lower()
+        if stem != key:
+            key, counted = stem, False
+        if kind in SUFFIXES and not counted:
+            counted, number = True, number + 1
+            name = f"{path}:{member.name}"
+            image = _body(archive, member) if number >= start else None
+        elif kind == ".cls":
+            label = _body(archive, member)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """tarfile takes a damaged header for the end of the file; the end is a block of zeros."""
+    file: Any = archive.fileobj
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise tarfile.ReadError(f"damaged or cut short at byte {archive.offset}")
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    return folder + slash + stem, dot, ending
+
+
+def _body(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    content = b"" if file is None else file.read()
+    if len(content) != member.size:
+        raise tarfile.ReadError(f"member {member.name} is cut short")
+    return content
