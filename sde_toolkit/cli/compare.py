@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit.auto import Plan
 from sde_toolkit.calibration import load_calibration
-from sde_toolkit.cli.parts import build_grids, build_solvers, load_model, model_name, real_data, whole_number
-from sde_toolkit.cli.setup import choose_device, set_threads
+from sde_toolkit.cli.parts import (
+    build_grids,
+    build_solvers,
+    choose_labels,
+    load_model,
+    model_name,
+    real_data,
+    whole_number,
+)
+from sde_toolkit.cli.setup import command_words, join
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.comparison import compare_solvers
+from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.findings import findings, text_table
 from sde_toolkit.evaluation.judging import Features, Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.evaluation.planning import Candidate, check_request, plan_all
@@ -30,8 +36,7 @@ __all__ = ["run"]
 def run(config: DictConfig) -> None:
     """Check everything, compare, write the report, print the table."""
     require_report_packages()
-    set_threads(config.threads)
-    directory = Path(HydraConfig.get().runtime.output_dir)
+    place = join(config)
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
     n_real = whole_number(config, "n_real", 4)
     endpoint_n = whole_number(config, "exact_flow.n", 0)
@@ -39,22 +44,26 @@ def run(config: DictConfig) -> None:
     batch_size = None if config.batch_size is None else whole_number(config, "batch_size", 1)
     budgets = _budgets(config.budgets)
     solvers, grids = build_solvers(config), build_grids(config)
-    device = choose_device(config.device)
     model, weights = load_model(config)
     solvers |= _calibrated(config, model)
     check_request(model, solvers, budgets, n)
     plan_all(model, solvers, budgets, grids)
-    real, source = real_data(config, model, n_real, n)
-    judge = None
-    if real is not None:
-        judge = Judge(real, n, _features(config.features, model, real), source=source, seed=seed)
-    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    labels = choose_labels(config, model, n)
+    real, source = real_data(config, model, n_real, n, labels)
+    features = None if real is None else _features(config.features, model, real)
     name = model_name(config)
-    print(f"{name}: {_size(model)} on {model.sde}, {n} samples per row, seed {seed}")
-    comparison = compare_solvers(
-        model.to(device),
+    judge = None
+    if place.main:
+        if real is not None and features is not None:
+            judge = Judge(real, n, features, source=source, seed=seed)
+        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
+        print(f"{name}: {_size(model)} on {model.sde}, {n} samples per row, seed {seed}")
+    comparison = compare_in_team(
+        model.to(place.device),
         solvers,
         budgets,
+        place.team,
+        place.directory,
         grids=grids,
         n=n,
         seed=seed,
@@ -63,16 +72,24 @@ def run(config: DictConfig) -> None:
         endpoint_n=n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
         endpoint_steps=endpoint_steps,
         batch_size=batch_size,
-        device=device,
+        device=place.device,
+        condition=None if labels is None else labels.to(place.device),
         progress=bool(config.progress),
     )
-    record = provenance(model, name, weights, seed=seed, command=[*sys.argv[0].split(), *sys.argv[1:]])
-    record["config"] = OmegaConf.to_container(config, resolve=True)
-    page = write_report(comparison, directory, record, title=f"Solver comparison: {Path(name).name}")
+    if comparison is not None:
+        record = provenance(model, name, weights, seed=seed, command=command_words())
+        record["config"] = OmegaConf.to_container(config, resolve=True)
+        page = write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
+        comparison.forget_parts()
+        _print(comparison, judge, source, page)
+    place.team.leave()
+
+
+def _print(comparison: Comparison, judge: Judge | None, source: str, page: Path) -> None:
     print(f"\n{text_table(comparison)}\n")
     if judge is None:
         print(f"No distances to real data: {source}.")
-    elif judge.n < n:
+    elif judge.n < comparison.n:
         print(f"Distances use the first {judge.n} samples of each row: half of the {len(judge.real)} real ones.")
     for sentence in findings(comparison):
         print(sentence)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_toolkit.cli.parts import build_grids, build_solvers, find_dataset, load_model, model_name, whole_number
-from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
+from sde_toolkit.cli.parts import (
+    build_grids,
+    build_solvers,
+    classes_of,
+    find_dataset,
+    load_model,
+    model_name,
+    whole_number,
+)
+from sde_toolkit.cli.setup import command_words, instantiate, join
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.evaluation.likelihood import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.likelihood import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.likelihood.report import require_likelihood_packages
 from sde_toolkit.evaluation.likelihood.summary import Background, findings, text_table
 from sde_toolkit.evaluation.planning import GridBuilder
@@ -29,6 +35,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["auto_divergence", "run"]
 
 _FULL_COVARIANCE_UP_TO = 4096  # dimensions
+_MOMENTS_OF = 10_000  # samples of a data set that is not in memory
 
 OmegaConf.register_new_resolver("first_of", lambda *given: next(v for v in given if v is not None), replace=True)
 
@@ -36,40 +43,57 @@ OmegaConf.register_new_resolver("first_of", lambda *given: next(v for v in given
 def run(config: DictConfig) -> None:
     """Check everything, evaluate what is missing, write the report, print the table."""
     require_likelihood_packages()
-    set_threads(config.threads)
-    device = choose_device(config.device)
     _check_resume(config)
-    team = Team.join(device.type)
-    directory = Path(team.agree(str(Path(HydraConfig.get().runtime.output_dir).absolute())))
+    place = join(config)
     model, weights = load_model(config)
     x, levels, background, reference = _samples(config, model)
-    request, background = _request(config, model, levels, background, reference, x)
+    labels = _labels(model, background)
+    request, background = _request(config, model, levels, background, reference, x, labels)
     name = model_name(config)
-    if team.main:
+    if place.main:
         print(f"{name}: {background.source}, {len(x)} samples of shape {tuple(x.shape[1:])}, seed {request.seed}")
     evaluation = evaluate_likelihood(
         model,
         x,
         request,
-        directory,
-        team=team,
-        device=team.device if team.device is not None and config.device in ("auto", "cuda") else device,
+        place.directory,
+        team=place.team,
+        device=place.device,
         progress=bool(config.progress),
         name="output" if config.resume is None else "resume",
     )
     if evaluation is not None:
-        OmegaConf.save(config, directory / "config.yaml", resolve=True)
-        words = [*sys.argv[0].split(), *sys.argv[1:]]
-        record = provenance(model, name, weights, seed=request.seed, command=words)
+        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
+        record = provenance(model, name, weights, seed=request.seed, command=command_words())
         record["config"] = OmegaConf.to_container(config, resolve=True)
         page = write_likelihood_report(
-            evaluation, background, directory, record, title=f"Likelihood: {Path(name).name}"
+            evaluation, background, place.directory, record, title=f"Likelihood: {Path(name).name}"
         )
         print(f"\n{text_table(evaluation, background)}\n")
         for sentence in findings(evaluation, background):
             print(sentence)
         print(f"\nreport: {page}  ({evaluation.seconds:.0f} s)")
-    team.leave()
+    place.team.leave()
+
+
+def _labels(model: ScoreModel, known: Background) -> Tensor | None:
+    """The data's own labels, for a network that was built with classes.
+
+    Raises:
+        DataError: if the data have none, or others.
+    """
+    classes = classes_of(model)
+    if classes is None:
+        return None
+    if known.labels is None:
+        problem = f"the network has {classes} classes, and the data have no labels"
+        raise DataError("data", known.source, problem, "Choose labelled data.")
+    if int(known.labels.min()) < 0 or int(known.labels.max()) >= classes:
+        problem = (
+            f"their labels span {int(known.labels.min())}..{int(known.labels.max())}, the network's 0..{classes - 1}"
+        )
+        raise DataError("data", known.source, problem, "Choose the data that the model was trained on.")
+    return known.labels
 
 
 def auto_divergence(dimension: int, probes: int, exact_up_to: int) -> Divergence:
@@ -105,6 +129,9 @@ def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | No
         f"{part} part of {dataset.name} ({dataset.source})", index, None if labels is None else labels[index]
     )
     reference = dataset.train if len(dataset.train) > 1 else values
+    if not isinstance(reference, Tensor):  # read as needed, from files: a part of it says enough of its moments
+        order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
+        reference = reference[order[:_MOMENTS_OF]]
     return values[index], _levels(config, dataset.levels), background, reference
 
 
@@ -129,7 +156,13 @@ def _as_float(value: Any) -> Any:
 
 
 def _request(
-    config: DictConfig, model: ScoreModel, levels: Levels | None, known: Background, reference: Tensor, x: Tensor
+    config: DictConfig,
+    model: ScoreModel,
+    levels: Levels | None,
+    known: Background,
+    reference: Tensor,
+    x: Tensor,
+    labels: Tensor | None,
 ) -> tuple[LikelihoodRequest, Background]:
     solver, grid = _flow(config)
     divergence = instantiate(config.divergence) if config.get("divergence") else None
@@ -159,6 +192,7 @@ def _request(
         discrete_draws=None if config.discrete.draws is None else whole_number(config, "discrete.draws", 1),
         ends=None if ends is None else tuple(ends) if isinstance(ends, ListConfig) else (ends,),
         ends_n=whole_number(config, "truncation.n", 0),
+        condition=labels,
         seed=whole_number(config, "seed", 0),
         chunk=whole_number(config, "chunk", 1),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -18,6 +19,7 @@ COMMANDS = {
     "compare": "compare solvers at equal budgets and write a report",
     "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
     "likelihood": "evaluate a data set: exact likelihood, bits per dimension, variational bounds",
+    "evaluate": "measure samples against real data: FID, KID, precision and recall, feature distances",
 }
 
 
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # argparse wants the flag before the overrides
     sys.argv = [f"sde-toolkit {command}", *overrides]
     decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
-    decorate(_reporting_errors(task))()
+    _check_launcher(overrides)
+    decorate(_reporting_errors(task, command))()
 
 
 def config_directory() -> Path:
@@ -51,22 +54,53 @@ def config_directory() -> Path:
     raise SystemExit(f"sde-toolkit: its configs are missing from {package}; reinstall the package.")
 
 
-def _reporting_errors(task: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A user's mistake is one message, not a traceback."""
+LAUNCHERS = {  # of --multirun: what they need, and the extra that brings it
+    ("local", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "sweep"),
+    ("slurm", "submitit_slurm", "submitit_local"): (
+        "hydra_plugins.hydra_submitit_launcher",
+        "hydra-submitit-launcher",
+        "slurm",
+    ),
+    ("ray_cluster", "ray", "ray_aws"): ("hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher", "ray"),
+}
 
-    from omegaconf.errors import MissingMandatoryValue
+
+def _check_launcher(overrides: list[str]) -> None:
+    """Name the extra that a launcher needs before Hydra says that there is no such option."""
+    chosen = {word.partition("=")[2] for word in overrides if word.partition("=")[0].lstrip("+") == "hydra/launcher"}
+    for names, (module, package, extra) in LAUNCHERS.items():
+        if chosen & set(names):
+            try:
+                import_module(module)
+            except ImportError:
+                error = MissingDependencyError(package, f"hydra/launcher={(chosen & set(names)).pop()}", extra)
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+
+
+def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[Any], None]:
+    """A user's mistake is one message, not a traceback; and ``sys.argv`` is that of the job, wherever it runs."""
 
     def run(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf.errors import MissingMandatoryValue
+
+        sys.argv = [f"sde-toolkit {command}", *HydraConfig.get().overrides.task]
         try:
             task(config)
         except MissingMandatoryValue as error:
-            print(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...", file=sys.stderr)
-            raise SystemExit(2) from None
+            _complain(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...")
         except SDEToolkitError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _complain(f"error: {error}")
 
     return run
+
+
+def _complain(text: str) -> None:
+    """To standard error, saying which process of several it is, and an end with status 2."""
+    rank = os.environ.get("RANK", "0")
+    print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None
 
 
 def _usage() -> str:

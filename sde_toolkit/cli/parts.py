@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit import grids
@@ -25,6 +25,9 @@ from sde_toolkit.sde import SDE, VPSDE
 __all__ = [
     "build_grids",
     "build_solvers",
+    "choose_labels",
+    "classes_of",
+    "dataset_of",
     "discrete_grid",
     "find_dataset",
     "load_model",
@@ -105,11 +108,14 @@ def whole_number(config: DictConfig, name: str, least: int) -> int:
     return value
 
 
-def real_data(config: DictConfig, model: ScoreModel, n_real: int, n: int) -> tuple[Tensor | None, str]:
+def real_data(
+    config: DictConfig, model: ScoreModel, n_real: int, n: int, labels: Tensor | None = None
+) -> tuple[Tensor | None, str]:
     """Real samples (N, *event) in data space and where they come from, or None and why there are none.
 
     The exact mixture draws its own. Otherwise ``data=...`` is taken, or the images of the package that have
-    the model's event shape. The test part is used, unless it is empty.
+    the model's event shape. The test part is used, unless it is empty; where the samples have ``labels``, only its
+    samples of those classes.
     """
     if isinstance(model, GaussianMixture):
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -118,29 +124,84 @@ def real_data(config: DictConfig, model: ScoreModel, n_real: int, n: int) -> tup
     if dataset is None:
         return None, f"no real data of shape {model.event_shape} ship with the package; give them with data=..."
     given = config.get("data") is not None
-    part, values = ("test", dataset.test) if len(dataset.test) >= 4 else ("train", dataset.train)
+    part, values, known = ("test", dataset.test, dataset.test_labels)
     if len(values) < 4:
-        raise DataError("data", dataset.name, "fewer than 4 samples", "Give more of them.")
-    spread = model.transform.forward(values[:1000]).square().mean().sqrt().item()
+        part, values, known = ("train", dataset.train, dataset.train_labels)
+    index, which = torch.arange(len(values)), ""
+    if labels is not None and known is not None:
+        asked = labels.unique()
+        index = index[torch.isin(known, asked)]
+        which = f", classes {', '.join(map(str, asked.tolist()))}" if len(index) < len(values) else ""
+    if len(index) < 4:
+        raise DataError("data", dataset.name, f"fewer than 4 samples{which}", "Give more of them.")
+    spread = model.transform.forward(values[index[:1000]]).square().mean().sqrt().item()
     if not 0.1 <= spread <= 10:
         problem = f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
         if given:
             raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
         return None, f"{problem}; give the model's own data with data=..."
-    if len(values) > n_real:
-        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(config.seed))
-        values = values[order[:n_real]]
-    return values, f"{part} part of {dataset.name} ({dataset.source})"
+    if len(index) > n_real:
+        order = torch.randperm(len(index), generator=torch.Generator().manual_seed(config.seed))
+        index = index[order[:n_real]]
+    return values[index], f"{part} part of {dataset.name} ({dataset.source}){which}"
+
+
+def classes_of(model: ScoreModel) -> int | None:
+    """The number of classes that the network was built for, None for a network without labels."""
+    network: Any = model
+    while isinstance(network, ScoreModel):
+        network = network.network
+    return getattr(network, "hyperparameters", {}).get("num_classes")
+
+
+def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: int = 0) -> Tensor | None:
+    """``class=3``, ``class=none``, ``labels=[0,1]`` or ``labels=all`` as one label per sample, (n,) long.
+
+    A list is repeated: sample i, counted with ``first_index``, has labels[i mod length].
+
+    Raises:
+        ArgumentError: for labels of a network that has none, and for a conditional network that is told none: whether
+            it knows samples without a class depends on its training, so that this has to be asked for.
+    """
+    one, many = config["class"], config.labels
+    many = list(many) if isinstance(many, ListConfig) else many
+    classes, name = classes_of(model), "class" if many is None else "labels"
+    given = one if many is None else many
+    if classes is None:
+        if given is not None:
+            raise ArgumentError(name, given, "the network was built without classes", "Leave it out.")
+        return None
+    if (one is None) == (many is None):
+        problem = f"the network has {classes} classes, and exactly one of class and labels says which are wanted"
+        remedy = (
+            "Give class=3, labels=[0,1] (repeated), labels=all, or class=none if it was trained without labels too."
+        )
+        raise ArgumentError("class, labels", (one, many), problem, remedy)
+    if many is None and str(one).lower() == "none":
+        return None
+    wanted: list[Any] = list(range(classes)) if many == "all" else many if isinstance(many, list) else [given]
+    if not wanted or not all(is_count(label, 0) and label < classes for label in wanted):
+        raise ArgumentError(name, given, f"labels are whole numbers 0..{classes - 1}", "Give class=3, or labels=[0,1].")
+    return torch.tensor(wanted)[(first_index + torch.arange(n)) % len(wanted)]
 
 
 def find_dataset(config: DictConfig, model: ScoreModel) -> Dataset | None:
     """``data=...``, or the images of the package that have the model's event shape, or None."""
+    return dataset_of(config, model.event_shape)
+
+
+def dataset_of(config: DictConfig, event_shape: tuple[int, ...] | None) -> Dataset | None:
+    """``data=...``, or the images of the package that have this event shape, or None.
+
+    Raises:
+        DataError: for data of another shape.
+    """
     if config.get("data") is not None:
         dataset: Dataset = instantiate(config.data)
-        if model.event_shape is not None and dataset.event_shape != model.event_shape:
-            problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
+        if event_shape is not None and dataset.event_shape != event_shape:
+            problem = f"its samples have shape {dataset.event_shape}, the model's {event_shape}"
             raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
         return dataset
-    if model.event_shape == (1, 28, 28):
+    if event_shape == (1, 28, 28):
         return mnist_test_images()
-    return digits() if model.event_shape == (1, 8, 8) else None
+    return digits() if event_shape == (1, 8, 8) else None

@@ -3,79 +3,116 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from sde_toolkit.auto import Plan
-from sde_toolkit.cli.parts import build_grids, build_solvers, load_model, model_name, whole_number
-from sde_toolkit.cli.setup import choose_device, set_threads
+from sde_toolkit.cli.parts import build_grids, build_solvers, choose_labels, load_model, model_name, whole_number
+from sde_toolkit.cli.setup import Place, command_words, join
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planning import plan_run, run_of
+from sde_toolkit.evaluation.drawing import Drawn, draw_samples
+from sde_toolkit.evaluation.planning import Run, plan_run, run_of
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import save_figure
 from sde_toolkit.evaluation.sheets import contact_sheet
-from sde_toolkit.sampling import sample
+from sde_toolkit.evaluation.store import atomic_file, write_atomically
+from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["run"]
+__all__ = ["draw", "plan", "run"]
+
+_DRAWN_AT_MOST = 1024  # images or signals on the picture; points are all shown
 
 
 def run(config: DictConfig) -> None:
     """Draw the samples and write ``samples.npz``, ``samples.png`` and ``samples.json``."""
-    set_threads(config.threads)
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    n, nfe = whole_number(config, "n", 1), whole_number(config, "nfe", 1)
-    seed, first_index = whole_number(config, "seed", 0), whole_number(config, "first_index", 0)
+    place = join(config)
+    drawn = draw(config, place)
+    if drawn is not None:
+        print(f"{len(drawn.x)} samples of shape {tuple(drawn.x.shape[1:])}: {drawn.nfe} evaluations each, ", end="")
+        print(f"{drawn.seconds:.1f} s" + f", {drawn.processes} processes" * (drawn.processes > 1))
+        print(f"written to {place.directory}")
+    place.team.leave()
+
+
+def draw(config: DictConfig, place: Place, keep: bool = False) -> Drawn | None:
+    """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the parts."""
+    n, seed = whole_number(config, "n", 1), whole_number(config, "seed", 0)
+    first_index = whole_number(config, "first_index", 0)
     batch_size = None if config.batch_size is None else whole_number(config, "batch_size", 1)
+    model, weights = load_model(config)
+    planned = plan(config, model)
+    labels = choose_labels(config, model, n, first_index)
+    if place.main:
+        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
+    drawn = draw_samples(
+        model.to(place.device),
+        planned,
+        n,
+        seed=seed,
+        first_index=first_index,
+        batch_size=batch_size,
+        condition=None if labels is None else labels.to(place.device),
+        team=place.team,
+        directory=place.directory,
+        device=place.device,
+        progress=bool(config.progress),
+    )
+    if drawn is None:
+        return None
+    record = provenance(model, model_name(config), weights, seed=seed, command=command_words())
+    record |= {
+        "n": n,
+        "first_index": first_index,
+        "labels": None if labels is None else labels.unique().tolist(),
+        "solver": {"name": planned.name, "eta": planned.solver.eta, "integrator": repr(planned.solver.integrator)},
+        "grid": {"name": planned.grid_name, "times": planned.grid.tolist()},
+        "nfe": drawn.nfe,
+        "tweedie": planned.tweedie,
+        "seconds": drawn.seconds,
+        "computing_seconds": drawn.computing_seconds,
+        "network_seconds": drawn.network_seconds,
+        "processes": drawn.processes,
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+    _write(place.directory, drawn, model, planned, labels, record)
+    if drawn.store is not None and not keep:
+        drawn.store.clear()
+    return drawn
+
+
+def plan(config: DictConfig, model: ScoreModel) -> Run:
+    """The one solver on the one grid that draws samples, at ``nfe`` evaluations."""
+    nfe = whole_number(config, "nfe", 1)
+    if model.event_shape is None:
+        raise ArgumentError("model", model_name(config), "it has no event_shape", "Save it with event_shape=...")
     solvers, grids = build_solvers(config), build_grids(config)
     for what, chosen in (("solver", solvers), ("grid", grids)):
         if len(chosen) != 1:
             raise ArgumentError(what, list(chosen), f"exactly one {what} draws samples", "Use compare for several.")
-    device = choose_device(config.device)
-    model, weights = load_model(config)
-    if model.event_shape is None:
-        raise ArgumentError("model", model_name(config), "it has no event_shape", "Save it with event_shape=...")
     (solver_name, solver), (grid_name, build) = solvers.popitem(), grids.popitem()
     if isinstance(solver, Solver):
-        planned = plan_run(model, solver_name, solver, grid_name, build, nfe)
-    else:
-        planned = run_of(model, solver_name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
-    OmegaConf.save(config, directory / "config.yaml", resolve=True)
-    drawn = sample(
-        model.to(device),
-        planned.solver,
-        planned.grid,
-        shape=(n, *model.event_shape),
-        seed=seed,
-        first_index=first_index,
-        batch_size=batch_size,
-        tweedie=planned.tweedie,
-        progress=bool(config.progress),
-    )
-    data = model.transform.inverse(drawn.x).cpu()
-    np.savez_compressed(
-        directory / "samples.npz", x=data.numpy(), x_model=drawn.x.cpu().numpy(), times=drawn.grid.numpy()
-    )
-    figure = contact_sheet(data)
+        return plan_run(model, solver_name, solver, grid_name, build, nfe)
+    return run_of(model, solver_name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
+
+
+def _write(
+    directory: Path, drawn: Drawn, model: ScoreModel, planned: Run, labels: Tensor | None, record: dict[str, Any]
+) -> None:
+    """Each file whole or not at all, the samples last but for their provenance."""
+    data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
+    figure = contact_sheet(data if data.ndim < 3 else data[:_DRAWN_AT_MOST])
     if figure is not None:
         save_figure(figure, directory / "samples.png")
-    record = provenance(model, model_name(config), weights, seed=seed, command=[*sys.argv[0].split(), *sys.argv[1:]])
-    record |= {
-        "n": n,
-        "first_index": first_index,
-        "solver": {"name": solver_name, "eta": planned.solver.eta, "integrator": repr(planned.solver.integrator)},
-        "grid": {"name": planned.grid_name, "times": drawn.grid.tolist()},
-        "nfe": drawn.nfe,
-        "tweedie": drawn.tweedie,
-        "seconds": drawn.seconds,
-        "network_seconds": drawn.network_seconds,
-        "config": OmegaConf.to_container(config, resolve=True),
-    }
+    arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    with atomic_file(directory / "samples.npz") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    (directory / "samples.json").write_text(text + "\n", encoding="utf-8")
-    print(f"{n} samples of shape {model.event_shape}: {drawn.nfe} evaluations each, {drawn.seconds:.1f} s")
-    print(f"written to {directory}")
+    write_atomically(directory / "samples.json", f"{text}\n".encode())

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from omegaconf import DictConfig
 
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.evaluation.team import Team
 
-__all__ = ["choose_device", "instantiate", "set_threads"]
+__all__ = ["Place", "choose_device", "command_words", "instantiate", "join", "set_threads"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a command works: its folder, its device, and the processes that share the work."""
+
+    directory: Path
+    device: torch.device
+    team: Team
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the results and prints."""
+        return self.team.main
+
+
+def join(config: DictConfig) -> Place:
+    """Threads, device and folder as the configuration says, and the other processes if a launcher started some.
+
+    All processes work in the folder of the main one, whatever each of them makes of a folder's name with a time in it.
+    """
+    set_threads(config.threads)
+    device = choose_device(config.device)
+    team = Team.join(device.type)
+    directory = Path(team.agree(str(Path(HydraConfig.get().runtime.output_dir).absolute())))
+    return Place(directory, team.place(device, config.device), team)
+
+
+def command_words() -> list[str]:
+    """The command as it was typed, for the record."""
+    return [*sys.argv[0].split(), *sys.argv[1:]]
 
 
 def instantiate(config: Any, **arguments: Any) -> Any:

@@ -1,28 +1,56 @@
 """Judging samples and solvers: what a trained model's draws are worth, measured against real data."""
 
 from sde_toolkit.evaluation.classifier import MNISTClassifier
-from sde_toolkit.evaluation.comparison import Comparison, Row, compare_solvers
+from sde_toolkit.evaluation.comparison import Comparison, Row, compare_in_team, compare_solvers
+from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
+from sde_toolkit.evaluation.extractors import (
+    Extractor,
+    auto_extractor,
+    classifier_extractor,
+    data_extractor,
+    inception_extractor,
+    module_extractor,
+)
+from sde_toolkit.evaluation.features import Reference
 from sde_toolkit.evaluation.judging import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
-from sde_toolkit.evaluation.metrics import Estimate, kernel_distance, rmse, sliced_wasserstein
+from sde_toolkit.evaluation.metrics import Estimate, kernel_distance, precision_recall, rmse, sliced_wasserstein
+from sde_toolkit.evaluation.quality import evaluate_samples
+from sde_toolkit.evaluation.records import Quality, compare_records
 from sde_toolkit.evaluation.report import write_report
+from sde_toolkit.evaluation.team import Team
 
 __all__ = [
     "Comparison",
+    "Drawn",
     "Endpoint",
     "Estimate",
+    "Extractor",
     "Judge",
     "LocalErrors",
     "MNISTClassifier",
+    "Quality",
+    "Reference",
     "Row",
+    "Team",
+    "auto_extractor",
+    "classifier_extractor",
     "classifier_features",
+    "compare_in_team",
+    "compare_records",
     "compare_solvers",
+    "data_extractor",
+    "draw_samples",
+    "evaluate_samples",
     "exact_features",
     "flat_features",
     "flow_endpoint",
+    "inception_extractor",
     "kernel_distance",
     "local_errors",
+    "module_extractor",
+    "precision_recall",
     "rmse",
     "sliced_wasserstein",
     "write_report",

@@ -4,127 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
+from sde_toolkit.arguments import check_batches, check_condition
 from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
-from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
-from sde_toolkit.evaluation.judging import Judge, Scores, at_floor, plausible_at_floor
-from sde_toolkit.evaluation.metrics import Estimate, rmse
-from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
+from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
+from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.evaluation.judging import Judge
+from sde_toolkit.evaluation.metrics import rmse
+from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_evaluating, check_request, plan_all
+from sde_toolkit.evaluation.rows import Comparison, Row
+from sde_toolkit.evaluation.sharing import Part, Parts, cut, do_parts
+from sde_toolkit.evaluation.store import Arrays, PartStore
+from sde_toolkit.evaluation.team import Team
+from sde_toolkit.loop import rows_of
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling import sample
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import ddim
 
-__all__ = ["Comparison", "Row", "compare_solvers"]
+__all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers"]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One solver at one budget.
-
-    ``solver`` and ``grid``: the names they were given. ``budget``: evaluations allowed, None for an adaptive
-    solver. ``nfe``: evaluations used, counted. ``times``: the grid. ``tweedie``: whether the last evaluation
-    denoises. ``rmse``: to the flow's exact endpoint, per element, model space; None for stochastic solvers.
-    ``scores``: None without real data. ``seconds``, ``network_seconds``: wall time of the run and of the
-    network in it. ``failure``: why there are no samples, or "".
-    """
-
-    solver: str
-    grid: str
-    budget: int | None
-    nfe: int
-    times: tuple[float, ...]
-    tweedie: bool
-    eta: float
-    integrator: str
-    rmse: Estimate | None
-    scores: Scores | None
-    seconds: float
-    network_seconds: float
-    failure: str = ""
-
-    @property
-    def deterministic(self) -> bool:
-        return self.eta == 0
-
-    @property
-    def outside(self) -> float:
-        """Share of the wall time spent outside the network."""
-        return 1 - self.network_seconds / self.seconds if self.seconds > 0 else float("nan")
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """All rows and what they were measured against.
-
-    ``samples``: for each row the samples (n, *event) in data space, empty if it failed. Sample i of every row
-    comes from the same noise stream (seed, i), so that columns can be compared by eye.
-    """
-
-    rows: tuple[Row, ...]
-    samples: tuple[Tensor, ...]
-    endpoint: Endpoint | None
-    endpoint_data: Tensor | None
-    judge: Judge | None
-    without_judge: str
-    n: int
-    seed: int
-    batch_size: int | None
-    device: str
-    seconds: float
-
-    @property
-    def several_grids(self) -> bool:
-        return len({row.grid for row in self.rows}) > 1
-
-    def label(self, row: Row) -> str:
-        """The solver's name, with its grid where there is more than one."""
-        return f"{row.solver} · {row.grid}" if self.several_grids else row.solver
-
-    def records(self) -> list[dict[str, Any]]:
-        """One flat dictionary per row: what CSV, JSON and the report's table are made of."""
-        return [self._record(row) for row in self.rows]
-
-    def _record(self, row: Row) -> dict[str, Any]:
-        floor = self.judge.floor if self.judge else None
-        scores = row.scores
-        record: dict[str, Any] = {
-            "solver": row.solver,
-            "grid": row.grid,
-            "budget": row.budget,
-            "nfe": row.nfe,
-            "steps": len(row.times) - 1,
-            "tweedie": row.tweedie,
-            "eta": row.eta,
-            "integrator": row.integrator,
-        }
-        measured: dict[str, Estimate | None] = {
-            "rmse": row.rmse,
-            "sliced_wasserstein": scores.sliced_wasserstein if scores else None,
-            "kernel_distance": scores.kernel_distance if scores else None,
-            "plausible": scores.plausible if scores else None,
-        }
-        for name, estimate in measured.items():
-            record[name] = estimate.value if estimate else None
-            record[f"{name}_error"] = estimate.error if estimate else None
-        for name in ("sliced_wasserstein", "kernel_distance"):
-            at = at_floor(getattr(scores, name), getattr(floor, name)) if scores and floor else None
-            record[f"{name}_at_floor"] = at
-        at = plausible_at_floor(scores.plausible, floor.plausible) if scores and floor and floor.plausible else None
-        record["plausible_at_floor"] = at
-        record |= {
-            "seconds": row.seconds,
-            "network_seconds": row.network_seconds,
-            "outside_network": row.outside,
-            "failure": row.failure,
-        }
-        return record
+_ADAPTIVE = 100  # evaluations, for the plan of who does what
+ENDPOINT, CHECK = -1, -2  # what parts do that belong to no row
 
 
 def compare_solvers(
@@ -141,6 +50,7 @@ def compare_solvers(
     endpoint_steps: int = 50,
     batch_size: int | None = 64,
     device: torch.device | str = "cpu",
+    condition: Any = None,
     progress: bool = False,
 ) -> Comparison:
     """Run every solver on every grid at every budget, from the same initial noise.
@@ -149,7 +59,7 @@ def compare_solvers(
     (which is left out where the grid itself ends at the data). Adaptive solvers have no budget and run once.
 
     Args:
-        model: in evaluation mode, with an ``event_shape``, on ``device``.
+        model: in evaluation mode, without which dropout is refused, with an ``event_shape``, on ``device``.
         solvers, grids: by the name that the rows shall bear. The grid is ``uniform`` by default. A planner such as
             :func:`sde_toolkit.auto`, or a ready :class:`sde_toolkit.Plan`, brings its own grid.
         budgets: network evaluations per sample.
@@ -158,37 +68,78 @@ def compare_solvers(
         endpoint_n: samples whose exact flow endpoint is computed for deterministic solvers; 0: none.
         endpoint_steps: fineness of that solve for networks, see :func:`flow_endpoint`.
         batch_size: samples that go through the network together; wall times depend on it.
+        condition: handed to the network; tensors in it have one row for each of the n samples.
 
     Raises:
         SDEToolkitError: before any evaluation, for whatever does not fit together.
     """
+    found = compare_in_team(
+        model,
+        solvers,
+        budgets,
+        Team(),
+        None,
+        grids=grids,
+        n=n,
+        seed=seed,
+        judge=judge,
+        without_judge=without_judge,
+        endpoint_n=endpoint_n,
+        endpoint_steps=endpoint_steps,
+        batch_size=batch_size,
+        device=device,
+        condition=condition,
+        progress=progress,
+    )
+    return cast(Comparison, found)  # a team of one is its own main process
+
+
+def compare_in_team(
+    model: ScoreModel,
+    solvers: Mapping[str, Candidate],
+    budgets: Sequence[int],
+    team: Team,
+    store_in: str | Path | None,
+    *,
+    grids: Mapping[str, GridBuilder] | None = None,
+    n: int = 512,
+    seed: int = 0,
+    judge: Judge | None = None,
+    without_judge: str = "no real data were given",
+    endpoint_n: int = 64,
+    endpoint_steps: int = 50,
+    batch_size: int | None = 64,
+    device: torch.device | str = "cpu",
+    condition: Any = None,
+    progress: bool = False,
+) -> Comparison | None:
+    """:func:`compare_solvers`, its batches shared by the processes of ``team``; None in all but the main one.
+
+    Batches are those of one process: every sample is drawn beside the same others, whoever draws it, so that the result
+    is the same but for the seconds. ``store_in``: the folder for finished parts, from which a comparison that was cut
+    off is taken up. ``judge``: needed in the main process only.
+    """
     began = time.perf_counter()
     event_shape = check_request(model, solvers, budgets, n)
+    check_evaluating(model)
+    check_batches(batch_size, torch.float32)
+    check_condition(condition, n)
     runs = plan_all(model, solvers, budgets, grids or {"uniform": grid_builders.uniform})
-    shape = (n, *event_shape)
-    endpoint = None
-    if endpoint_n > 0 and any(run.solver.eta == 0 for run in runs):
-        endpoint = flow_endpoint(
-            model,
-            min(n, endpoint_n),
-            seed=seed,
-            steps=endpoint_steps,
-            batch_size=batch_size,
-            device=device,
-        )
-    _warm_up(model, runs[0], shape, batch_size, device)
-    batches = -(-n // (batch_size or n))
-    bar = progress_bar(sum(run.nfe for run in runs) * batches, "comparing solvers", enabled=progress)
-    rows, samples = [], []
-    for run in runs:
-        bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
-        row, x = _row(model, run, shape, seed, endpoint, judge, batch_size, device, bar)
-        rows.append(row)
-        samples.append(x)
-    bar.close()
+    deterministic = any(run.solver.eta == 0 for run in runs)
+    ends = min(n, endpoint_n) if deterministic else 0
+    work = _Work(model, runs, n, event_shape, seed, condition, batch_size, device, ends, endpoint_steps)
+    store = None if store_in is None else PartStore(Path(store_in), work.fingerprint(), "output")
+    parts = do_parts(
+        work.parts(), work.compute, store=store, team=team, begin=lambda own: work.begin(own, progress and team.main)
+    )
+    work.bar.close()
+    if parts is None:
+        return None
+    endpoint = work.endpoint(parts) if ends else None
+    rows, samples = zip(*(work.row(parts, k, endpoint, judge) for k in range(len(runs))), strict=True)
     return Comparison(
-        rows=tuple(rows),
-        samples=tuple(samples),
+        rows=rows,
+        samples=samples,
         endpoint=endpoint,
         endpoint_data=None if endpoint is None else model.transform.inverse(endpoint.x.float()).cpu(),
         judge=judge,
@@ -198,67 +149,132 @@ def compare_solvers(
         batch_size=batch_size,
         device=str(device),
         seconds=time.perf_counter() - began,
+        processes=team.size,
+        store=store,
     )
 
 
-def _warm_up(
-    model: ScoreModel, run: Run, shape: tuple[int, ...], batch_size: int | None, device: torch.device | str
-) -> None:
-    """One evaluation, so that the first row's wall time does not hold what happens only once."""
-    one_batch = (min(shape[0], batch_size or shape[0]), *shape[1:])
-    grid = run.grid[[0, -1]]
-    sample(model, ddim(), grid, shape=one_batch, device=device)
+@dataclass(eq=False)
+class _Work:
+    """All that has to be computed, cut into batches: the rows' samples, and the flow's endpoints with their check."""
 
+    model: ScoreModel
+    runs: Sequence[Run]
+    n: int
+    event_shape: tuple[int, ...]
+    seed: int
+    condition: Any
+    batch_size: int | None
+    device: torch.device | str
+    ends: int
+    steps: int
+    failed: set[int] = field(default_factory=set)
+    bar: Any = None
 
-def _row(
-    model: ScoreModel,
-    run: Run,
-    shape: tuple[int, ...],
-    seed: int,
-    endpoint: Endpoint | None,
-    judge: Judge | None,
-    batch_size: int | None,
-    device: torch.device | str,
-    bar: Any,
-) -> tuple[Row, Tensor]:
-    known: dict[str, Any] = {
-        "solver": run.name,
-        "grid": run.grid_name,
-        "budget": run.budget,
-        "times": tuple(run.grid.tolist()),
-        "tweedie": run.tweedie,
-        "eta": run.solver.eta,
-        "integrator": repr(run.solver.integrator),
-    }
-    try:
-        done = sample(
-            model,
-            run.solver,
-            run.grid,
-            shape=shape,
-            seed=seed,
-            tweedie=run.tweedie,
-            batch_size=batch_size,
-            device=device,
-            callback=lambda step: bar.update(run.evals_per_step),
-        )
-    except (NonFiniteError, MaxEvaluationsError) as error:
-        nothing = torch.empty(0, *shape[1:])
-        row = Row(**known, nfe=run.nfe, rmse=None, scores=None, seconds=0.0, network_seconds=0.0, failure=str(error))
-        return row, nothing
-    bar.update(run.tweedie)
-    data = model.transform.inverse(done.x).cpu()
-    distance = None
-    if endpoint is not None and run.solver.eta == 0:
-        distance = rmse(done.x[: endpoint.n].cpu(), endpoint.x.cpu())
-    return (
-        Row(
+    def fingerprint(self) -> dict[str, Any]:
+        """What the parts depend on."""
+        settings = {name: getattr(self, name) for name in ("n", "seed", "condition", "batch_size", "ends", "steps")}
+        runs = [[run.name, run.grid_name, run.grid, run.solver, run.tweedie] for run in self.runs]
+        return {
+            "work": "comparison/1",
+            "model": model_fingerprint(self.model),
+            "behaviour": behaviour(self.model, self.event_shape),
+            "settings": plain(settings),
+            "rows": plain(runs),
+        }
+
+    def parts(self) -> list[Part]:
+        parts: list[Part] = []
+
+        def add(what: int, n: int, nfe: int, size: int | None) -> None:
+            for first, last in cut(n, size):
+                parts.append(Part(len(parts), first, last, what, (last - first) * nfe))
+
+        if self.ends:
+            usual, finer = endpoint_cost(self.model, self.steps)
+            add(ENDPOINT, self.ends, usual, self.batch_size)
+            add(CHECK, checked_endpoint(self.ends), finer, None)
+        for k, run in enumerate(self.runs):
+            add(k, self.n, run.nfe if run.solver.integrator.evals_per_step else _ADAPTIVE, self.batch_size)
+        return parts
+
+    def begin(self, own: Sequence[Part], progress: bool) -> None:
+        """One evaluation, so that the first row's wall time does not hold what happens only once."""
+        total = sum(self.runs[part.what].nfe for part in own if part.what >= 0)
+        self.bar = progress_bar(total, "comparing solvers", enabled=progress)
+        if own:
+            one = min(self.n, self.batch_size or self.n)
+            condition = rows_of(self.condition, 0, one)
+            grid = self.runs[0].grid[[0, -1]]
+            sample(self.model, ddim(), grid, shape=(one, *self.event_shape), condition=condition, device=self.device)
+
+    def compute(self, part: Part) -> Arrays:
+        if part.what < 0:
+            x, nfe, seconds = solve_endpoint(
+                self.model,
+                part.first,
+                part.last,
+                seed=self.seed,
+                steps=self.steps,
+                finer=part.what == CHECK,
+                batch_size=self.batch_size,
+                condition=rows_of(self.condition, part.first, part.last),
+                device=self.device,
+            )
+            return {"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)}
+        if part.what in self.failed:
+            return {"failure": np.array("an earlier batch failed")}
+        run = self.runs[part.what]
+        self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
+        try:
+            done = sample(
+                self.model,
+                run.solver,
+                run.grid,
+                shape=(part.last - part.first, *self.event_shape),
+                seed=self.seed,
+                first_index=part.first,
+                condition=rows_of(self.condition, part.first, part.last),
+                tweedie=run.tweedie,
+                device=self.device,
+                callback=lambda step: self.bar.update(run.evals_per_step),
+            )
+        except (NonFiniteError, MaxEvaluationsError) as error:
+            self.failed.add(part.what)  # its later batches are not worth drawing
+            return {"failure": np.array(str(error))}
+        self.bar.update(run.tweedie)
+        numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
+        return {"x": done.x.cpu().numpy(), **numbers}
+
+    def endpoint(self, parts: Parts) -> Endpoint:
+        usual, (finer,) = parts.of(ENDPOINT), parts.of(CHECK)
+        return Endpoint.of(self.model, self.steps, usual, finer)
+
+    def row(self, parts: Parts, k: int, endpoint: Endpoint | None, judge: Judge | None) -> tuple[Row, Tensor]:
+        """The row of run ``k`` and its samples in data space."""
+        run, own = self.runs[k], parts.of(k)
+        known: dict[str, Any] = {
+            "solver": run.name,
+            "grid": run.grid_name,
+            "budget": run.budget,
+            "times": tuple(run.grid.tolist()),
+            "tweedie": run.tweedie,
+            "eta": run.solver.eta,
+            "integrator": repr(run.solver.integrator),
+        }
+        failures = [str(arrays["failure"]) for arrays in own if "failure" in arrays]
+        if failures:  # of the first batch that failed: whoever drew it, it was not left out
+            none: dict[str, Any] = {"rmse": None, "scores": None, "seconds": 0.0, "network_seconds": 0.0}
+            return Row(**known, nfe=run.nfe, **none, failure=failures[0]), torch.empty(0, *self.event_shape)
+        x = torch.cat([torch.from_numpy(arrays["x"]) for arrays in own])
+        data = self.model.transform.inverse(x.to(self.device)).cpu()
+        against = endpoint if run.solver.eta == 0 else None
+        row = Row(
             **known,
-            nfe=done.nfe,
-            rmse=distance,
+            nfe=max(int(arrays["nfe"]) for arrays in own),
+            rmse=None if against is None else rmse(x[: against.n], against.x.cpu()),
             scores=None if judge is None else judge(data),
-            seconds=done.seconds,
-            network_seconds=done.network_seconds,
-        ),
-        data,
-    )
+            seconds=sum(float(arrays["seconds"]) for arrays in own),
+            network_seconds=sum(float(arrays["network_seconds"]) for arrays in own),
+        )
+        return row, data

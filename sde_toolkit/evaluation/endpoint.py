@@ -9,22 +9,30 @@ whose noise lies near the border between two images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit import grids
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.metrics import Estimate, rmse
+from sde_toolkit.evaluation.store import Arrays
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.integrators import TorchDiffEq
+from sde_toolkit.loop import rows_of
 from sde_toolkit.noise import per_sample_noise
 from sde_toolkit.sampling import sample
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver, probability_flow
 
-__all__ = ["Endpoint", "flow_endpoint"]
+__all__ = ["Endpoint", "checked_endpoint", "endpoint_cost", "flow_endpoint", "solve_endpoint"]
+
+
+CHECKED = 16  # samples, unless told otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +54,16 @@ class Endpoint:
     def n(self) -> int:
         return len(self.x)
 
+    @classmethod
+    def of(cls, model: ScoreModel, steps: int, usual: Sequence[Arrays], finer: Arrays) -> Endpoint:
+        """From what :func:`solve_endpoint` found: batch after batch, and the first samples more finely."""
+        x = torch.cat([torch.from_numpy(arrays["x"]) for arrays in usual])
+        check = len(finer["x"])
+        seconds = sum(float(arrays["seconds"]) for arrays in (*usual, finer))
+        nfe = max(int(arrays["nfe"]) for arrays in usual)
+        error = rmse(x[:check], finer["x"])
+        return cls(x, _method(model, steps), nfe, error, check, seconds)
+
 
 def flow_endpoint(
     model: ScoreModel,
@@ -53,8 +71,9 @@ def flow_endpoint(
     *,
     seed: int = 0,
     steps: int = 50,
-    check: int = 16,
+    check: int = CHECKED,
     batch_size: int | None = None,
+    condition: Any = None,
     device: torch.device | str = "cpu",
 ) -> Endpoint:
     """The endpoints for the first n initial noises of ``seed``, the same that ``sample(seed=seed)`` starts from.
@@ -63,28 +82,70 @@ def flow_endpoint(
         n: number of samples.
         steps: of Heun's method on the quadratic grid, for networks; the check takes three times as many.
         check: number of samples solved again.
+        condition: handed to the network; tensors in it have one row per sample.
     """
     if n < 1 or check < 1 or steps < 1:
         raise ArgumentError("n, check, steps", (n, check, steps), "each must be at least 1", "Raise it.")
     if model.event_shape is None:
         raise ArgumentError("model", model, "it has no event_shape to start from", "Build it with event_shape=...")
-    start = per_sample_noise(seed, 0, (n, *model.event_shape), device=device)()
+    found = []
+    for last, finer in ((n, False), (min(check, n), True)):
+        rows = rows_of(condition, 0, last)
+        options: dict[str, Any] = {
+            "seed": seed,
+            "steps": steps,
+            "finer": finer,
+            "batch_size": batch_size,
+            "device": device,
+        }
+        x, nfe, seconds = solve_endpoint(model, 0, last, condition=rows, **options)
+        found.append({"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)})
+    return Endpoint.of(model, steps, found[:1], found[1])
+
+
+def solve_endpoint(
+    model: ScoreModel,
+    first: int,
+    last: int,
+    *,
+    seed: int,
+    steps: int,
+    finer: bool,
+    batch_size: int | None,
+    condition: Any,
+    device: torch.device | str,
+) -> tuple[Tensor, int, float]:
+    """Samples ``first`` to ``last`` − 1: their endpoints in model space, evaluations for each, and seconds."""
+    solver, intervals, dtype = _how(model, steps, finer)
+    start = per_sample_noise(seed, first, (last - first, *(model.event_shape or ())), device=device)()
     start = start * model.sde.sigma(1.0).to(device, start.dtype)
-    exact = isinstance(model, GaussianMixture)
-    if exact:
-        method, dtype = "dopri5, float64, rtol = atol = 1e-9", torch.float64
-        coarse = (probability_flow(TorchDiffEq(rtol=1e-9, atol=1e-9, max_nfe=100_000)), 1)
-        fine = (probability_flow(TorchDiffEq(rtol=1e-10, atol=1e-10, max_nfe=100_000)), 1)
-    else:
-        method, dtype = f"Heun, {steps} steps on the quadratic grid", torch.float32
-        coarse, fine = (probability_flow(), steps), (probability_flow(), 3 * steps)
+    grid = grids.quadratic(model.sde, intervals)
+    done = sample(
+        model, solver, grid, x_start=start, condition=condition, tweedie=True, dtype=dtype, batch_size=batch_size
+    )
+    return done.x, done.nfe, done.seconds
 
-    def solve(how: tuple[Solver, int], x_start: Tensor) -> tuple[Tensor, int, float]:
-        grid = grids.quadratic(model.sde, how[1])
-        done = sample(model, how[0], grid, x_start=x_start, tweedie=True, dtype=dtype, batch_size=batch_size)
-        return done.x, done.nfe, done.seconds
 
-    x, nfe, seconds = solve(coarse, start)
-    check = min(check, n)
-    finer, _, more_seconds = solve(fine, start[:check])
-    return Endpoint(x, method, nfe, rmse(x[:check].cpu(), finer.cpu()), check, seconds + more_seconds)
+def checked_endpoint(n: int) -> int:
+    """How many of n samples are solved again."""
+    return min(n, CHECKED)
+
+
+def endpoint_cost(model: ScoreModel, steps: int) -> tuple[int, int]:
+    """About how many evaluations a sample takes, and solved more finely."""
+    return (300, 400) if isinstance(model, GaussianMixture) else (2 * steps + 1, 6 * steps + 1)
+
+
+def _how(model: ScoreModel, steps: int, finer: bool) -> tuple[Solver, int, torch.dtype]:
+    """Solver, intervals of its grid, and precision."""
+    if isinstance(model, GaussianMixture):
+        tolerance = 1e-10 if finer else 1e-9
+        integrator = TorchDiffEq(rtol=tolerance, atol=tolerance, max_nfe=100_000)
+        return probability_flow(integrator), 1, torch.float64
+    return probability_flow(), 3 * steps if finer else steps, torch.float32
+
+
+def _method(model: ScoreModel, steps: int) -> str:
+    if isinstance(model, GaussianMixture):
+        return "dopri5, float64, rtol = atol = 1e-9"
+    return f"Heun, {steps} steps on the quadratic grid"

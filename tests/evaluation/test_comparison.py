@@ -25,10 +25,12 @@ from sde_toolkit import (
     euler_maruyama,
     grids,
     probability_flow,
+    sample,
 )
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import comparison as module
 from sde_toolkit.evaluation.comparison import compare_solvers
+from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
 from sde_toolkit.evaluation.judging import Judge, at_floor, classifier_features, exact_features, flat_features
 from sde_toolkit.evaluation.metrics import Estimate
@@ -81,10 +83,13 @@ def test_every_solver_starts_from_the_same_noise(monkeypatch):
     real_sample = module.sample
     monkeypatch.setattr(module, "sample", spy)
     compare_solvers(ring(), SOLVERS, [4], n=6, endpoint_n=0, batch_size=4)
-    warm_up, first, *others = starts
+    warm_up, *starts = starts
     assert len(warm_up) == 4
-    assert len(others) == 4
-    assert all(torch.equal(start, first) for start in others)
+    assert [len(start) for start in starts] == [4, 2] * 5
+    first, second = starts[:2]
+    assert all(torch.equal(start, first) for start in starts[::2])
+    assert all(torch.equal(start, second) for start in starts[1::2])
+    assert not torch.equal(first[:2], second)
 
 
 def test_the_endpoint_starts_from_that_noise_too():
@@ -94,6 +99,49 @@ def test_the_endpoint_starts_from_that_noise_too():
     assert fine.endpoint.error.value < 1e-8
     assert fine.rows[0].rmse.value < 1e-3
     assert (other.samples[0] - fine.endpoint_data).square().mean().sqrt() > 0.1
+
+
+def test_batches_change_no_endpoint_and_no_sample():
+    model, heun = ring(), {"heun": probability_flow()}
+    options = {"n": 10, "seed": 3, "endpoint_n": 10}
+    whole, parts = (compare_solvers(model, heun, [9], batch_size=size, **options) for size in (None, 3))
+    assert torch.equal(whole.samples[0], parts.samples[0])
+    assert torch.allclose(whole.endpoint.x, parts.endpoint.x, atol=1e-6)  # dopri5's steps depend on the batch
+    assert whole.endpoint.x[3:].std() > 0.3
+
+
+def test_a_condition_goes_with_its_samples():
+    class Network(torch.nn.Module):
+        def forward(self, x, time, condition=None):
+            return x - condition.unsqueeze(1).float()
+
+    model = ScoreModel(Network(), VPSDE(), "x0", event_shape=(2,))
+    labels = torch.arange(7)
+    got = compare_solvers(
+        model,
+        {"ddim": ddim(), "ddpm": ddpm()},
+        [5],
+        n=7,
+        endpoint_n=5,
+        endpoint_steps=40,
+        batch_size=3,
+        condition=labels,
+    )
+    grid = grids.uniform(model.sde, 4)
+    expected = sample(model, ddim(), grid, shape=(7, 2), condition=labels, tweedie=True).x
+    assert torch.allclose(got.samples[0], expected, atol=1e-5)
+    assert torch.allclose(got.endpoint.x, flow_endpoint(model, 5, steps=40, condition=labels[:5]).x, atol=1e-5)
+    with pytest.raises(ArgumentError, match="6 rows for 7 samples"):
+        compare_solvers(model, {"ddim": ddim()}, [5], n=7, condition=labels[:6])
+
+
+def test_dropout_in_training_mode_is_refused():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.1))
+    model = ScoreModel(network, VPSDE(), event_shape=(3,), time_input=lambda sde, t: t)
+    network.forward = lambda x, time: x
+    with pytest.raises(ArgumentError, match=r"model\.eval\(\)"):
+        compare_solvers(model, {"ddim": ddim()}, [3], n=4)
+    compare_solvers(model.eval(), {"ddim": ddim()}, [3], n=4, endpoint_n=0)
 
 
 def test_only_deterministic_rows_have_an_endpoint(compared):

@@ -29,11 +29,12 @@ from sde_toolkit import (
     heun,
 )
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.evaluation.fingerprints import digest
 from sde_toolkit.evaluation.likelihood import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.likelihood.evaluating import plan_jobs
-from sde_toolkit.evaluation.likelihood.request import digest, fingerprint
-from sde_toolkit.evaluation.likelihood.store import PartStore, write_atomically
+from sde_toolkit.evaluation.likelihood.request import fingerprint
 from sde_toolkit.evaluation.likelihood.summary import Background, findings, records, rows, text_table
+from sde_toolkit.evaluation.store import PartStore, write_atomically
 from sde_toolkit.grids import karras, uniform_lambda
 from sde_toolkit.likelihood import dequantise
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
@@ -156,6 +157,7 @@ OTHERWISE = {
     "divergence": Hutchinson(2, "gaussian"), "quadrature": Quadrature(5), "draws": 3, "prior_name": "another",
     "prior": GaussianPrior(VPSDE(), torch.zeros(1, 8, 8), torch.ones(64)), "elbo_draws": 5, "discrete_steps": 11,
     "detail": 0.1, "discrete_draws": None, "ends": (1e-2,), "ends_n": 6, "seed": 1, "chunk": 5, "dtype": torch.float64,
+    "condition": torch.arange(10),
 }  # fmt: skip
 
 

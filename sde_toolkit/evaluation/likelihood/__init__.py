@@ -3,7 +3,7 @@
 from sde_toolkit.evaluation.likelihood.evaluating import EndTime, Evaluation, evaluate_likelihood
 from sde_toolkit.evaluation.likelihood.report import write_likelihood_report
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest
-from sde_toolkit.evaluation.likelihood.team import Team
+from sde_toolkit.evaluation.team import Team
 
 __all__ = [
     "EndTime",

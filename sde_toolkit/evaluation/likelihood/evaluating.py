@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_model, check_shape, device_of
+from sde_toolkit.arguments import check_condition, check_model, check_shape, device_of
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.jobs import Job, Rehearsal, Worker, plan_jobs, rehearse
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest, fingerprint
-from sde_toolkit.evaluation.likelihood.store import Arrays, PartStore
-from sde_toolkit.evaluation.likelihood.team import Team
+from sde_toolkit.evaluation.planning import check_evaluating
+from sde_toolkit.evaluation.store import Arrays, PartStore
+from sde_toolkit.evaluation.team import Team
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 
@@ -112,6 +113,8 @@ def evaluate_likelihood(
     check_model(model)
     check_shape(model, "data", tuple(x.shape), None)
     _check_levels(x, request)
+    check_condition(request.condition, len(x))
+    check_evaluating(model)
     team = team or Team()
     place = torch.device(device) if device is not None else device_of(model, None)
     model = model.to(place)
@@ -131,7 +134,7 @@ def evaluate_likelihood(
     team.wait()
     if not team.main:
         return None
-    parts = [(job, _read(store, job, say)) for job in jobs]
+    parts = [(job, store.must_read(job.number, job.first, job.last, say)) for job in jobs]
     values, numbers = _merge([arrays for job, arrays in parts if not job.again])
     own = [arrays for job, arrays in parts if job.finer]
     return Evaluation(
@@ -176,15 +179,6 @@ def _work(worker: Worker, jobs: Sequence[Job], store: PartStore, team: Team, pro
     for job in jobs:
         store.write(job.number, job.first, job.last, worker.run(job, bar.update), team.rank)
     bar.close()
-
-
-def _read(store: PartStore, job: Job, say: Callable[[str], None]) -> Arrays:
-    arrays = store.read(job.number, job.first, job.last, say)
-    if arrays is None:
-        problem = f"part {job.number} is not there, though a process was to write it"
-        remedy = "All processes must see the same folder; run the command once more to compute what is missing."
-        raise ArgumentError(store.name, str(store.directory), problem, remedy)
-    return arrays
 
 
 def _merge(parts: Sequence[Arrays]) -> tuple[Arrays, dict[str, float]]:

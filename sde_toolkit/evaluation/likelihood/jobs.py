@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import grids
+from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest
-from sde_toolkit.evaluation.likelihood.store import Arrays
+from sde_toolkit.evaluation.store import Arrays
 from sde_toolkit.likelihood import Quadrature, bits_per_dim, finite_differences, forward, log_likelihood, reverse
 from sde_toolkit.likelihood.bounds import Bound, discrete_bound, variational_bound
 from sde_toolkit.likelihood.divergence import Divergence
 from sde_toolkit.likelihood.requests import choose_divergence
 from sde_toolkit.likelihood.result import LogLikelihood
+from sde_toolkit.loop import rows_of
 from sde_toolkit.score_model import ScoreModel
 
 __all__ = ["Job", "Rehearsal", "Worker", "plan_jobs", "rehearse"]
@@ -127,6 +129,11 @@ class Worker:
             advance(bounds)
         return {name: np.asarray(value) for name, value in arrays.items()}
 
+    def condition(self, job: Job) -> Any:
+        """The rows of the condition that belong to a job, where the network is."""
+        rows = rows_of(self.request.condition, job.first, job.last)
+        return map_rows(rows, lambda part: part.to(self.device))
+
     def likelihood(self, job: Job) -> tuple[dict[str, Any], tuple[LogLikelihood, ...]]:
         """Through the flow."""
         r, part = self.request, self.x[job.first : job.last]
@@ -138,6 +145,7 @@ class Worker:
             "quadrature": r.quadrature,
             **({} if r.detail is None else {"detail": r.detail}),
             "prior": r.prior,
+            "condition": self.condition(job),
             "seed": r.seed,
             "first_index": job.first,
             "dtype": r.dtype,
@@ -172,7 +180,8 @@ class Worker:
         """Below the likelihood of the reverse SDE's model: in continuous time, and on DDPM's grid."""
         r, part = self.request, self.x[job.first : job.last]
         options: dict[str, Any] = {
-            "levels": r.levels, "seed": r.seed, "first_index": job.first, "dtype": r.dtype, "device": self.device,
+            "levels": r.levels, "condition": self.condition(job), "seed": r.seed, "first_index": job.first,
+            "dtype": r.dtype, "device": self.device,
         }  # fmt: skip
         found: dict[str, Any] = {}
         if r.elbo_draws:

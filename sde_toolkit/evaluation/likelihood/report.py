@@ -14,7 +14,6 @@ from typing import Any
 from sde_toolkit.errors import MissingDependencyError
 from sde_toolkit.evaluation.likelihood.evaluating import Evaluation
 from sde_toolkit.evaluation.likelihood.figures import draw_all
-from sde_toolkit.evaluation.likelihood.store import write_atomically
 from sde_toolkit.evaluation.likelihood.summary import (
     COLUMNS,
     Background,
@@ -27,6 +26,7 @@ from sde_toolkit.evaluation.likelihood.summary import (
     unit,
 )
 from sde_toolkit.evaluation.report import _plain, save_figure
+from sde_toolkit.evaluation.store import write_atomically
 
 __all__ = ["require_likelihood_packages", "write_likelihood_report"]
 

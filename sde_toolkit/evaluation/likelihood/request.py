@@ -7,19 +7,16 @@ number beyond round-off (device, threads, number of processes) is not in it.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.fingerprints import behaviour, digits_of, model_fingerprint, plain, tensor_digest, trial
 from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.likelihood import Divergence, Levels, Quadrature
 from sde_toolkit.likelihood.paths import default_flow
@@ -27,7 +24,7 @@ from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["LikelihoodRequest", "differences", "digest", "finer_how", "fingerprint"]
+__all__ = ["LikelihoodRequest", "finer_how", "fingerprint"]
 
 FORMAT = "sde_toolkit likelihood/1"
 
@@ -50,6 +47,7 @@ class LikelihoodRequest:
             of them (None: all); 0 steps leave it out.
         ends, ends_n: the end times at which the first ``ends_n`` samples are solved once more; None: a hundred
             times ``end`` and ten times. The same samples are solved to ``end`` with twice the evaluations and nodes.
+        condition: handed to the network; tensors in it have one row per sample.
         seed: of probes, dequantisation and bounds.
         chunk: samples that are computed, written and sent through the network together.
 
@@ -73,6 +71,7 @@ class LikelihoodRequest:
     discrete_draws: int | None = 32
     ends: tuple[float, ...] | None = None
     ends_n: int = 32
+    condition: Any = None
     seed: int = 0
     chunk: int = 32
     dtype: torch.dtype = torch.float32
@@ -148,16 +147,15 @@ def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dic
     """Plain data: what tells one evaluation from another."""
     from sde_toolkit import __version__
 
-    settings = {f.name: _plain(getattr(request, f.name)) for f in dataclasses.fields(request)}
-    settings |= {"end": request.end_of(model), "ends": _plain(request.end_times(model))}
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name} {_digest_of(tensor)}\n".encode())
+    settings = {f.name: plain(getattr(request, f.name)) for f in dataclasses.fields(request)}
+    if request.condition is None:
+        del settings["condition"]  # as in folders of before there was one
+    settings |= {"end": request.end_of(model), "ends": plain(request.end_times(model))}
     content = {
         "format": f"{FORMAT}, {__version__}",
-        "model": {"weights_sha256": weights.hexdigest(), **_plain(model.description())},
+        "model": model_fingerprint(model),
         "behaviour": _behaviour(model, x, request),
-        "data": {"n": len(x), "event_shape": list(x.shape[1:]), "dtype": str(x.dtype), "sha256": _digest_of(x)},
+        "data": {"n": len(x), "event_shape": list(x.shape[1:]), "dtype": str(x.dtype), "sha256": tensor_digest(x)},
         "settings": settings,
     }
     return json.loads(json.dumps(content))
@@ -165,62 +163,6 @@ def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dic
 
 def _behaviour(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> list[str]:
     """What functions answer whose parameters nobody can see: a network that is no module, a prior."""
-    u = torch.linspace(-1.0, 1.0, 2 * x[0].numel(), dtype=torch.float64).reshape(2, *x.shape[1:])
-    answers = []
-    if not isinstance(model.network, torch.nn.Module):
-        with torch.no_grad():
-            answers.append(model(u.to(request.dtype), 0.5).output)
-    if request.prior is not None:
-        answers.append(request.prior(u, 1.0))
-    return [f"{value:.5g}" for answer in answers for value in answer.double().flatten()[:8].tolist()]
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """A short name of plain data."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs, as ``settings.nfe (50 there, 30 here)``."""
-    old, new = dict(_flat(there)), dict(_flat(here))
-    return [
-        f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} here)"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, content
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "sha256": _digest_of(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__, **fields}
-    if isinstance(value, functools.partial):
-        return {"function": _plain(value.func), "arguments": [_plain(value.args), _plain(value.keywords)]}
-    return str(getattr(value, "__qualname__", value if isinstance(value, torch.dtype) else type(value).__qualname__))
-
-
-def _digest_of(tensor: Tensor) -> str:
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+    event_shape = tuple(x.shape[1:])
+    found = behaviour(model, event_shape, request.dtype)
+    return found if request.prior is None else found + digits_of(request.prior(trial(event_shape), 1.0))

@@ -1,6 +1,6 @@
-"""A folder that an evaluation can be taken up from: one file for each finished part, and the request they belong to.
+"""A folder that work can be taken up from: one file for each finished part, and the request they belong to.
 
-    request.json        the fingerprint, and what was decided by measuring (the mode of the Jacobian's products)
+    request.json        the fingerprint, and what was decided by measuring
     parts/00017.npz     plain arrays of part 17 and the digest of the fingerprint; nothing in it is ever unpickled
 
 Every file is written beside its place and then moved there: what is there is whole, or was damaged afterwards. A
@@ -12,18 +12,19 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.evaluation.likelihood.request import differences, digest
+from sde_toolkit.evaluation.fingerprints import differences, digest
 
-__all__ = ["Arrays", "PartStore", "write_atomically"]
+__all__ = ["Arrays", "PartStore", "atomic_file", "write_atomically"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,6 +85,19 @@ class PartStore:
             return None
         return arrays
 
+    def must_read(self, number: int, first: int, last: int, say: Callable[[str], None]) -> Arrays:
+        """The arrays of a part that some process has just written.
+
+        Raises:
+            ArgumentError: if it is not there.
+        """
+        arrays = self.read(number, first, last, say)
+        if arrays is None:
+            problem = f"part {number} is not there, though a process was to write it"
+            remedy = "All processes must see the same folder; run the command once more to compute what is missing."
+            raise ArgumentError(self.name, str(self.directory), problem, remedy)
+        return arrays
+
     def write(self, number: int, first: int, last: int, arrays: Mapping[str, np.ndarray], process: int = 0) -> None:
         """Store the arrays of a part, of the samples first to last − 1: per-sample ones (b, ...), the others ()."""
         buffer = io.BytesIO()
@@ -94,15 +108,36 @@ class PartStore:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, buffer.getvalue())
 
+    def clear(self) -> None:
+        """Take the parts away, once what they were for has been written."""
+        for file in (self.directory / "parts").glob("*.npz"):
+            file.unlink()
+        for left in (self.directory / "parts").glob(".*.partial"):  # of a process that was killed
+            left.unlink()
+        (self.directory / "parts").rmdir()
+        (self.directory / "request.json").unlink()
+        if not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
     def _file(self, number: int) -> Path:
         return self.directory / "parts" / f"{number:05d}.npz"
 
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write a file so that nobody ever sees half of it."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
+    with atomic_file(file) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to write a file through, which is there, whole, when the block ends, and is not if the block fails."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Several processes at one evaluation: ``accelerate launch -m sde_toolkit likelihood ...`` or ``torchrun -m ...``.
+"""Several processes at one piece of work: ``accelerate launch -m sde_toolkit sample ...`` or ``torchrun -m ...``.
 
 The main process decides (the folder, which parts are missing) and tells the others; every process writes the parts it
 computes into the same folder, which all of them must see; the main process waits and merges. Nothing else is exchanged.
@@ -41,7 +41,7 @@ class Team:
         try:
             from accelerate import PartialState
         except ImportError:
-            raise MissingDependencyError("accelerate", "an evaluation by several processes", "launch") from None
+            raise MissingDependencyError("accelerate", "work shared by several processes", "launch") from None
         state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
         return cls(state.process_index, state.num_processes, state.device, state)
 
@@ -49,6 +49,10 @@ class Team:
     def main(self) -> bool:
         """The process that decides, merges and reports."""
         return self.rank == 0
+
+    def place(self, chosen: torch.device, asked: str = "auto") -> torch.device:
+        """Where to compute: the launcher's choice for this process, unless one was ``asked`` for by number."""
+        return self.device if self.device is not None and asked in ("auto", "cuda") else chosen
 
     def agree(self, value: Any) -> Any:
         """What the main process passed, in all of them. Plain data."""

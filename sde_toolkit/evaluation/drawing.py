@@ -1,0 +1,141 @@
+"""Samples drawn by one process or many, in batches that are the same for all of them.
+
+Sample i has the noise stream (seed, i) and goes through the network beside the same others whoever draws it: batches
+are cut by place, not by process. Samples are then the same bits for any number of processes, as far as every process
+computes the same from the same input (one kind of device, as many threads); on the CPU they are, through a U-Net too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.arguments import check_batches, check_condition, check_model
+from sde_toolkit.checking import is_count
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.evaluation.planning import Run, check_evaluating
+from sde_toolkit.evaluation.sharing import Part, cut, do_parts
+from sde_toolkit.evaluation.store import Arrays, PartStore
+from sde_toolkit.evaluation.team import Team
+from sde_toolkit.loop import rows_of
+from sde_toolkit.noise import check_stream
+from sde_toolkit.progress import progress_bar
+from sde_toolkit.sampling import sample
+from sde_toolkit.score_model import ScoreModel
+
+__all__ = ["Drawn", "draw_samples"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """``x`` (n, *event) in model space, on the CPU, and how it came about.
+
+    ``nfe``: evaluations that each sample went through, counted. ``computing_seconds``, ``network_seconds``: of all
+    processes together; ``seconds``: what the main process waited for. ``found``: batches that were there already.
+    """
+
+    x: Tensor
+    nfe: int
+    seconds: float
+    computing_seconds: float
+    network_seconds: float
+    processes: int
+    found: int
+    store: PartStore | None
+
+
+def draw_samples(
+    model: ScoreModel,
+    run: Run,
+    n: int,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    condition: Any = None,
+    team: Team | None = None,
+    directory: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> Drawn | None:
+    """Draw n samples with a planned solver; None in all processes but the main one.
+
+    Args:
+        model: in evaluation mode, with an ``event_shape``, on ``device``.
+        run: solver and grid, from :func:`~sde_toolkit.evaluation.planning.plan_run`.
+        seed, first_index: sample i has the stream (seed, first_index + i).
+        batch_size: samples that go through the network together, and are stored together; None: all.
+        condition: handed to the network; tensors in it have one row per sample.
+        team: the processes that share the work; alone by default.
+        directory: where finished batches are kept until ``Drawn.store.clear()``; drawing that was cut off goes on
+            there, without a condition also with more samples or fewer. Several processes need it, and must all see it.
+        say: is told what was found and what was damaged.
+
+    Raises:
+        ArgumentError: for whatever does not fit together, and for a directory with parts of other work.
+        NonFiniteError, MaxEvaluationsError: from the solver.
+    """
+    began, team = time.perf_counter(), team or Team()
+    check_model(model)
+    if model.event_shape is None:
+        raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
+    if not is_count(n):
+        raise ArgumentError("n", n, "not a whole number of at least 1", "64 is usual.")
+    check_evaluating(model)
+    check_batches(batch_size, torch.float32)
+    check_condition(condition, n)
+    check_stream(seed, first_index)
+    event_shape = model.event_shape
+    store = None
+    if directory is not None:
+        asked = {"seed": seed, "first_index": first_index, "batch_size": batch_size, "condition": condition}
+        how = {"solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
+        of = {"model": model_fingerprint(model), "behaviour": behaviour(model, event_shape)}
+        store = PartStore(Path(directory), {"work": "samples/1", **of, "settings": plain({**asked, **how})}, "output")
+    bar: Any = None
+
+    def begin(own: Sequence[Part]) -> None:
+        nonlocal bar
+        bar = progress_bar((len(run.grid) - 1) * len(own), run.solver.name, enabled=progress and team.main)
+
+    def compute(part: Part) -> Arrays:
+        done = sample(
+            model,
+            run.solver,
+            run.grid,
+            shape=(part.last - part.first, *event_shape),
+            seed=seed,
+            first_index=first_index + part.first,
+            condition=rows_of(condition, part.first, part.last),
+            tweedie=run.tweedie,
+            device=device,
+            callback=lambda step: bar.update(1),
+        )
+        numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
+        return {"x": done.x.cpu().numpy(), **numbers}
+
+    parts = [Part(k, first, last, None, last - first) for k, (first, last) in enumerate(cut(n, batch_size))]
+    done = do_parts(parts, compute, store=store, team=team, begin=begin, say=say)
+    bar.close()
+    if done is None:
+        return None
+    arrays = done.of(None)
+    return Drawn(
+        x=torch.cat([torch.from_numpy(part["x"]) for part in arrays]),
+        nfe=max(int(part["nfe"]) for part in arrays),
+        seconds=time.perf_counter() - began,
+        computing_seconds=sum(float(part["seconds"]) for part in arrays),
+        network_seconds=sum(float(part["network_seconds"]) for part in arrays),
+        processes=team.size,
+        found=done.found,
+        store=store,
+    )

@@ -1,0 +1,70 @@
+"""Samples to be evaluated, from whatever they lie in: an array, the output of ``sde-toolkit sample``, or images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data.reading import read_numpy
+from sde_toolkit.errors import DataError, MissingDependencyError
+
+__all__ = ["read_samples"]
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def read_samples(path: str | Path, key: str | None = None) -> Tensor:
+    """Samples (n, *event) in data space.
+
+    ``path``: an ``.npy``; an ``.npz``, whose array is ``x``, the only one, or ``key``; a folder with a
+    ``samples.npz``; or a folder of images of one size, uint8 (n, 1 or 3, H, W), in the order of their names.
+
+    Raises:
+        DataError: for what is missing, unreadable, empty, or of several sizes.
+        MissingDependencyError: for images, without pillow.
+    """
+    place = Path(path)
+    if place.is_dir() and (place / "samples.npz").is_file():
+        place = place / "samples.npz"
+    if place.is_dir():
+        return _images(place)
+    arrays = read_numpy(place)
+    if key is None:
+        key = "x" if "x" in arrays else next(iter(arrays)) if len(arrays) == 1 else None
+    if key not in arrays:
+        there = ", ".join(sorted(map(str, arrays)))
+        raise DataError("key", key, f"{place.name} has the arrays {there}", "Name the one that holds the samples.")
+    values = arrays[key]
+    if values.dtype.kind not in "fiu" or values.ndim == 0 or len(values) == 0:
+        problem = f"its array is {values.dtype} {values.shape}, not samples of numbers"
+        raise DataError("samples", str(place), problem, "Save it as (n, *event).")
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
+
+
+def _images(folder: Path) -> Tensor:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
+    if not files:
+        problem = "there is no samples.npz and no image in it"
+        raise DataError("samples", str(folder), problem, f"Images are {', '.join(_IMAGES)}.")
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingDependencyError("pillow", "a folder of images", "data") from None
+    found: list[np.ndarray] = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                grey = image.mode in ("L", "1")
+                pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
+        except (OSError, ValueError) as error:
+            problem = f"not a readable image ({type(error).__name__})"
+            raise DataError("samples", str(file), problem, "Take it out of the folder.") from None
+        pixels = pixels[None] if grey else np.moveaxis(pixels, 2, 0)
+        if found and pixels.shape != found[0].shape:
+            problem = f"an image of shape {pixels.shape} among images of {found[0].shape}, as {files[0].name} is"
+            raise DataError("samples", str(file), problem, "Images to be evaluated have one size and one mode.")
+        found.append(pixels)
+    return torch.from_numpy(np.stack(found))
