@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,11 +27,21 @@ from torch import Tensor
 from sde_toolkit import networks, sde, time_inputs, transforms
 from sde_toolkit.errors import ArgumentError, CheckpointError, SDEToolkitError
 
-__all__ = ["embedded_models", "load_description", "load_weights", "locate", "save"]
+__all__ = [
+    "checkpoint_folders",
+    "embedded_models",
+    "load_description",
+    "load_tensors",
+    "load_weights",
+    "locate",
+    "save",
+    "save_tensors",
+]
 
 FORMAT = "sde_toolkit/1"
 DESCRIPTION = "model.yaml"
 WEIGHTS = ("ema", "raw")
+CHECKPOINTS = "checkpoints"  # of a training run: one folder for each step that was kept
 
 _HOMES: dict[str, ModuleType] = {
     "network": networks,
@@ -68,22 +79,52 @@ def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping
     Every file is written beside its place and then moved there, so that a kill leaves the old one whole.
     """
     import yaml
-    from safetensors.torch import save as to_bytes
 
     for name in weights:
         _check_weights_name(name)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, tensors in weights.items():
-        target = directory / f"{name}.safetensors"
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-        os.replace(partial, target)
+        save_tensors(directory / f"{name}.safetensors", tensors)
     target = directory / DESCRIPTION
     partial = target.with_suffix(".partial")
     text = yaml.safe_dump({"format": FORMAT, **description}, sort_keys=False, default_flow_style=None, width=100)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, target)
+
+
+def save_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file, written beside its place and moved there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = target.with_suffix(".partial")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{target.name}: {error}") from None
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        CheckpointError: if it is truncated or something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        problem = f"{file.name} is truncated or not a safetensors file ({error})"
+        raise CheckpointError(file.parent, problem, "Copy the file again.") from None
 
 
 def embedded_models() -> tuple[str, ...]:
@@ -92,11 +133,25 @@ def embedded_models() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and (p / DESCRIPTION).is_file()))
 
 
+def checkpoint_folders(directory: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints of a training run, in order of steps."""
+    found = []
+    for folder in (Path(directory) / CHECKPOINTS).glob("step-*"):
+        number = re.fullmatch(r"step-(\d+)", folder.name)
+        if number and (folder / DESCRIPTION).is_file():
+            found.append((int(number[1]), folder))
+    return sorted(found)
+
+
 def locate(path: str | Path) -> Path:
-    """The folder of a checkpoint: a path on disk, or the name of a model that ships with the package."""
+    """The folder of a checkpoint: a path on disk, or the name of a model that ships with the package.
+
+    The folder of a training run stands for its last checkpoint.
+    """
     place = Path(path)
     if place.is_dir():
-        return place
+        of_run = [] if (place / DESCRIPTION).is_file() else checkpoint_folders(place)
+        return of_run[-1][1] if of_run else place
     if str(path) in embedded_models():
         return Path(str(resources.files("sde_toolkit") / "pretrained" / str(path)))
     names = ", ".join(embedded_models()) or "none"
@@ -138,6 +193,7 @@ def load_description(directory: Path, **own: Any) -> dict[str, Any]:
     if missing:
         raise CheckpointError(directory, f"{DESCRIPTION} lacks {', '.join(missing)}", "Restore the file.")
     rebuilt = {key: found[key] for key in wanted}
+    rebuilt["learned_variance"] = found.get("learned_variance", False)
     for key in _HOMES:
         rebuilt[key] = own[key] if own.get(key) is not None else _build(directory, key, found[key])
     return rebuilt
@@ -172,19 +228,26 @@ def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None
     Raises:
         CheckpointError: missing or truncated file, tensors that do not fit, NaN or infinity.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    tensors = checked_tensors(directory, weights)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        problem = f"{weights}.safetensors does not fit the network: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(directory, problem, f"Is {DESCRIPTION} the one it was saved with?") from None
 
+
+def checked_tensors(directory: Path, weights: str) -> dict[str, Tensor]:
+    """The tensors of ``<weights>.safetensors``, all finite.
+
+    Raises:
+        CheckpointError: missing or truncated file, NaN or infinity.
+    """
     _check_weights_name(weights)
     file = directory / f"{weights}.safetensors"
     if not file.is_file():
         there = ", ".join(name for name in WEIGHTS if (directory / f"{name}.safetensors").is_file()) or "none"
         raise CheckpointError(directory, f"it has no {file.name}", f"Weights that are there: {there}.")
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        problem = f"{file.name} is truncated or not a safetensors file ({error})"
-        raise CheckpointError(directory, problem, "Copy the file again.") from None
+    tensors = load_tensors(file)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(
@@ -192,11 +255,7 @@ def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None
                 f"{file.name} holds NaN or infinity in {name!r}",
                 "The training diverged; use an earlier one.",
             )
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        problem = f"{file.name} does not fit the network: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(directory, problem, f"Is {DESCRIPTION} the one it was saved with?") from None
+    return tensors
 
 
 def _check_weights_name(name: str) -> None:

@@ -54,7 +54,7 @@ class ReverseEquation:
     model: ScoreModel
     eta: float = 1.0
     condition: Any = None
-    evaluate: Callable[..., Tensor] | None = None
+    evaluate: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -70,7 +70,16 @@ class ReverseEquation:
 
     def output(self, x_t: Tensor, inputs: Inputs) -> Tensor:
         """The network's output y for prepared inputs: one evaluation."""
-        return (self.evaluate or self.model.output)(x_t, inputs, self.condition)
+        y: Tensor = (self.evaluate or self.model.output)(x_t, inputs, self.condition)
+        return y
+
+    def outputs(self, x_t: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """The output y, and v where the network learned variances, else None: one evaluation."""
+        call = self.model.outputs
+        if self.evaluate is None:
+            return call(x_t, inputs, self.condition)
+        both: tuple[Tensor, Tensor | None] = self.evaluate(x_t, inputs, self.condition, call)
+        return both
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""

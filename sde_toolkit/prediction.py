@@ -104,12 +104,14 @@ class Prediction:
     """A network's ``output`` at (x_t, t) with lazy views; each is computed when it is asked for.
 
     Shapes: ``x_t``, ``output`` and every view are (B, *event). The view in the network's own
-    parameterisation is the output itself.
+    parameterisation is the output itself. ``variance_fraction``: v (B, *event) of a network that learned the variance
+    of its steps, else None (:meth:`sde_toolkit.ScoreModel.outputs`).
     """
 
     x_t: Tensor
     output: Tensor
     readout: Readout
+    variance_fraction: Tensor | None = None
 
     def view(self, kind: Kind) -> Tensor:
         """The prediction as ``kind``, one of ``epsilon, x0, v, score, velocity, edm``."""

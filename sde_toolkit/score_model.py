@@ -50,6 +50,8 @@ class ScoreModel(nn.Module):
         transform: the invertible map from the caller's data to the space the network lives in. Nothing here
             applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
         event_shape: the shape of one sample, if it is fixed.
+        learned_variance: the network answers with twice the channels (axis 1): first y, then v, what it says of the
+            variance of a step (Nichol & Dhariwal 2021, eq. 15; :class:`~sde_toolkit.integrators.LearnedVariance`).
 
     Raises:
         ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
@@ -66,6 +68,7 @@ class ScoreModel(nn.Module):
         sigma_data: float = 1.0,
         transform: Transform | None = None,
         event_shape: tuple[int, ...] | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         check_kind(prediction)
@@ -85,8 +88,12 @@ class ScoreModel(nn.Module):
             isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):
             raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
+        if not isinstance(learned_variance, bool):
+            problem = "neither True nor False"
+            raise ArgumentError("learned_variance", learned_variance, problem, "True: twice the channels come out.")
         self.network = network
         self.sde = sde
+        self.learned_variance = learned_variance
         self.prediction: Kind = prediction
         self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
         self.sigma_data = float(sigma_data)
@@ -100,7 +107,8 @@ class ScoreModel(nn.Module):
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
         inputs = tuple(c.to(x_t.dtype) for c in self.network_inputs(t64))
-        return Prediction(x_t, self.output(x_t, inputs, condition), self.readout(t64))
+        y, v = self.outputs(x_t, inputs, condition)
+        return Prediction(x_t, y, self.readout(t64), v)
 
     def network_inputs(self, t: Tensor) -> Inputs:
         """What :meth:`output` wants to know of the float64 times ``t``, once per grid: time input, and c_in if not 1.
@@ -126,24 +134,47 @@ class ScoreModel(nn.Module):
         return self.prediction == "edm"
 
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
-        """The raw network output y for prepared inputs; the only place where the network is called.
+        """The raw network output y for prepared inputs.
 
         Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network
         whose parameters have another dtype is spoken to in that dtype; x_t's comes back.
         """
+        y = self._ask(x_t, inputs, condition)
+        return self._halves(y, x_t)[0] if self.learned_variance else y
+
+    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+        """(y, v) by one evaluation: :meth:`output`, and what the network says of the variance, if it learned one.
+
+        v (B, *event): a step's log-variance is v log β + (1 − v) log β̃, from the posterior's at 0 to that of the
+        forward process at 1 (Nichol & Dhariwal 2021, eq. 15). None without ``learned_variance``.
+        """
+        if not self.learned_variance:
+            return self.output(x_t, inputs, condition), None
+        return self._halves(self._ask(x_t, inputs, condition), x_t)
+
+    @staticmethod
+    def _halves(answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """y and v, from twice the channels of x; a scalar event has one."""
+        y, v = answer.chunk(2, dim=1)
+        return y.reshape(x_t.shape), v.reshape(x_t.shape)
+
+    def _ask(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
+        """The only place where the network is called: its whole answer, of the shape it has to have."""
         time, *c_in = inputs
         x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
         if self._parameter and self._parameter[0].dtype != x.dtype:
             x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])
         y = self.network(x, times) if condition is None else self.network(x, times, condition=condition)
-        if y.shape != x_t.shape:
-            raise ArgumentError(
-                "network",
-                self.network,
-                f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}",
-                "A score network answers in the shape of x.",
-            )
+        wanted = tuple(x_t.shape)
+        if self.learned_variance:
+            wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if x_t.ndim > 1 else (len(x_t), 2)
+        if y.shape != wanted:
+            remedy = "A score network answers in the shape of x."
+            if self.learned_variance:
+                remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
+            problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
+            raise ArgumentError("network", self.network, problem, remedy)
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:
@@ -156,6 +187,7 @@ class ScoreModel(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights, as plain data: what ``model.yaml`` holds."""
+        learned = {"learned_variance": True} if self.learned_variance else {}
         return {
             "sde": checkpoint.describe(self.sde),
             "network": checkpoint.describe(self.network),
@@ -164,6 +196,7 @@ class ScoreModel(nn.Module):
             "sigma_data": self.sigma_data,
             "transform": checkpoint.describe(self.transform),
             "event_shape": None if self.event_shape is None else list(self.event_shape),
+            **learned,
         }
 
     def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:

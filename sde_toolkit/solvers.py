@@ -25,6 +25,7 @@ from sde_toolkit.integrators import (
     Heun,
     Integrator,
     Langevin,
+    LearnedVariance,
     Multistep,
     PredictorCorrector,
     ReverseDiffusion,
@@ -43,6 +44,7 @@ __all__ = [
     "adaptive_sde",
     "ddim",
     "ddpm",
+    "ddpm_learned",
     "deis",
     "dpm2_ancestral",
     "dpm_solver_2",
@@ -110,6 +112,11 @@ def ddpm(variance: Variance | None = None) -> Solver:
     """
     name = "ddpm" if variance is None else f"ddpm[{getattr(variance, '__name__', 'variance')}]"
     return Solver(name, 1.0, Exponential(variance=variance))
+
+
+def ddpm_learned() -> Solver:
+    """Ancestral sampling with the variance that the network learned (Nichol & Dhariwal 2021, eq. 15); else β̃."""
+    return Solver("ddpm_learned", 1.0, LearnedVariance())
 
 
 def ddim(eta: float = 0.0) -> Solver:

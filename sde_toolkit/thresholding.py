@@ -104,9 +104,13 @@ class Thresholded(Wrapper):
 
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The limited x̂_0."""
+        return self.outputs(x_t, inputs, condition)[0]
+
+    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+        """The limited x̂_0, and v as the model inside has it."""
         *inner, m, n = inputs
-        y = self.network.output(x_t, tuple(inner), condition)
-        return self.rule(torch.addcmul(expand_to(m, x_t) * x_t, expand_to(n, x_t), y))
+        y, v = self.network.outputs(x_t, tuple(inner), condition)
+        return self.rule(torch.addcmul(expand_to(m, x_t) * x_t, expand_to(n, x_t), y)), v
 
     def readout(self, t: Tensor) -> Readout:
         return Readout(self.sde, "x0", t, self.sigma_data)

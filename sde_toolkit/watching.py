@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,17 +38,19 @@ class Meter:
         """What each sample went through: the largest number of evaluations over the batches."""
         return max(self._most_calls, self.calls)
 
-    def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
+    def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
+        """``model.output``, or another way to ``call`` the network once."""
+        call = call or self.model.output
         self.calls += 1
         if self.on_cuda:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
-            y = self.model.output(x_t, inputs, condition)
+            y = call(x_t, inputs, condition)
             after.record()
             self._events.append((before, after))
             return y
         start = time.perf_counter()
-        y = self.model.output(x_t, inputs, condition)
+        y = call(x_t, inputs, condition)
         self._elapsed += time.perf_counter() - start
         return y
 

@@ -1,7 +1,8 @@
-"""``sde-toolkit train``: from a configuration to a checkpoint folder."""
+"""``sde-toolkit train``: from a configuration to a run folder; the same command again goes on where it stopped."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -9,8 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sde_toolkit import checkpoint
+from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
 from sde_toolkit.data import Dataset
+from sde_toolkit.errors import MissingDependencyError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training import train
 
@@ -18,42 +21,75 @@ __all__ = ["run"]
 
 
 def run(config: DictConfig) -> None:
-    """Load the data, fill in what depends on them, train, and leave the resolved config beside the weights."""
+    """Load the data, fill in what depends on them, train, and leave the resolved config beside the checkpoints."""
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise MissingDependencyError("accelerate", "sde-toolkit train", "train") from None
     set_threads(config.threads)
     device = choose_device(config.device)
+    processes = PartialState(cpu=device.type == "cpu")  # those that a launcher started; one, if none did
+    main = processes.is_main_process
     directory = Path(HydraConfig.get().runtime.output_dir)
     dataset: Dataset = instantiate(config.data)
+    if config.transform is not None:
+        dataset = dataclasses.replace(dataset, transform=instantiate(config.transform))
     config.event_shape = list(dataset.event_shape)
     if config.model.sigma_data is None:
         config.model.sigma_data = round(_root_mean_square(dataset), 4)
-    OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    model = _model(config, dataset)
+    before = checkpoint_folders(directory)
+    if config.initial is not None and not before:
+        checkpoint.load_weights(checkpoint.locate(config.initial), model, "ema")
+    options, parts = instantiate(config.options), {name: instantiate(config[name]) for name in PARTS}
+    watchers = [instantiate(watcher) for watcher in config.watchers or []]
+    if main:
+        parameters = sum(p.numel() for p in model.parameters())
+        count = len(dataset.train) if dataset.stream is None else "a stream of"
+        print(f"{dataset.name}: {count} training samples of shape {dataset.event_shape}")
+        print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
+        if before:
+            print(f"going on from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
+        else:
+            OmegaConf.save(config, directory / "config.yaml", resolve=True)
+    train(
+        model,
+        dataset,
+        directory,
+        options,
+        **parts,
+        watchers=watchers,
+        trackers=list(config.trackers or []),
+        device=device,
+        progress=config.progress,
+    )
+    if main:
+        OmegaConf.save(config, directory / "config.yaml", resolve=True)
+        print(f"last checkpoint: {checkpoint.locate(directory)}")
+        print(
+            f"use it: ScoreModel.from_pretrained({str(directory)!r}), and {str(directory / 'best')!r} for the best one"
+        )
+    processes.destroy_process_group()
+
+
+PARTS = ("loss", "times", "augmentation")
+
+
+def _model(config: DictConfig, dataset: Dataset) -> ScoreModel:
     torch.manual_seed(config.seed)  # the network's initial weights
-    model = ScoreModel(
-        instantiate(config.network),
+    outputs = {"out_channels": 2 * dataset.event_shape[0]} if config.model.learned_variance else {}
+    return ScoreModel(
+        instantiate(config.network, **outputs),
         instantiate(config.sde),
         config.model.prediction,
         time_input=instantiate(config.model.time_input),
         sigma_data=config.model.sigma_data,
         transform=dataset.transform,
         event_shape=dataset.event_shape,
+        learned_variance=config.model.learned_variance,
     )
-    if config.initial is not None:
-        checkpoint.load_weights(checkpoint.locate(config.initial), model, "ema")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{dataset.name}: {len(dataset.train)} training samples of shape {dataset.event_shape}")
-    print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
-    train(
-        model,
-        dataset,
-        directory,
-        instantiate(config.options),
-        loss=instantiate(config.loss),
-        device=device,
-        progress=config.progress,
-    )
-    print(f"checkpoint: {directory}  (ScoreModel.from_pretrained({str(directory)!r}))")
 
 
 def _root_mean_square(dataset: Dataset) -> float:
-    """√E[x_0²] in model space: what makes EDM's input and target have unit second moment."""
-    return dataset.transform.forward(dataset.train).square().mean().sqrt().item()
+    """√E[x_0²] in model space, over some thousand samples: what gives EDM's input and target unit second moment."""
+    return dataset.transform.forward(dataset.sample()).double().square().mean().sqrt().item()

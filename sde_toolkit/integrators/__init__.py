@@ -10,6 +10,7 @@ from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_fam
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
 from sde_toolkit.integrators.interpolation import bh1, bh2, in_lambda, in_phi, in_tau, in_time
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
+from sde_toolkit.integrators.learned import LearnedVariance
 from sde_toolkit.integrators.linear_step import LinearStep
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.per_sample import PerSample
@@ -49,6 +50,7 @@ __all__ = [
     "InTime",
     "Integrator",
     "Langevin",
+    "LearnedVariance",
     "LinearStep",
     "Multistep",
     "PerSample",

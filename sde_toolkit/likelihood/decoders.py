@@ -29,6 +29,7 @@ __all__ = ["Decoder", "GaussianDensity", "IntegratedBins", "LevelMap", "Normalis
 
 _REACH = 12.0  # standard deviations; what lies further from the center adds nothing to a sum in float64
 _AT_ONCE = 2**22  # elements of a table of levels
+_OUTSIDE = 1e15  # stands for an infinite edge, whose quotients would have no derivative
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,25 @@ class NormalisedLevels(Decoder):
 
 @dataclass(frozen=True)
 class IntegratedBins(Decoder):
-    """∫ N(y; c, s²) dy over the bin of the level, element by element; the first and the last bin are open."""
+    """∫ N(y; c, s²) dy over the bin of the level, element by element; the first and the last bin are open.
+
+    Differentiable in the center and in s, which may be a tensor here, of the shape of the center or broadcast to it.
+    """
 
     denoise: bool = True
 
-    def log_prob(self, x: Tensor, center: Tensor, std: float, spacing: float, level_map: LevelMap | None) -> Tensor:
-        low, high = ((edge - center) / std for edge in _known(level_map).bins(x))
+    def log_prob(
+        self, x: Tensor, center: Tensor, std: float | Tensor, spacing: float, level_map: LevelMap | None
+    ) -> Tensor:
+        edges = _known(level_map).bins(x)
+        is_open = edges[0].isinf() | edges[1].isinf()
+        low, high = ((edge.clamp(-_OUTSIDE, _OUTSIDE) - center) / std for edge in edges)
         right = low + high > 0  # mirrored: a difference of two values near 1 has no digits
         low, high = torch.where(right, -high, low), torch.where(right, -low, high)
+        low = torch.where(is_open, 0.0, low)  # nothing lies below an open bin, and nothing there has a derivative
         above, below = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-        return _sum(above + torch.log(-torch.expm1(below - above)))
+        rest = -torch.expm1(torch.where(is_open, -1.0, below - above))
+        return _sum(above + torch.where(is_open, 0.0, torch.log(rest)))
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Network trunks: a U-Net for signals and images, an MLP for flat data, and their embeddings of time.
+"""Network trunks: U-Nets for signals, images and volumes, an MLP for flat data, and their embeddings of time.
 
 A trunk maps ``(x, time, condition)`` to a tensor shaped like ``x``. It knows nothing of SDEs: how ``time`` is
 made from the SDE's t, and what the output means, is decided by the score model that owns the trunk.
@@ -6,8 +6,20 @@ made from the SDE's t, and what the output means, is decided by the score model 
 
 from __future__ import annotations
 
-from sde_toolkit.networks.embeddings import FourierEmbedding, SinusoidalEmbedding
+from sde_toolkit.networks.embeddings import Condition, FourierEmbedding, SinusoidalEmbedding
 from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.networks.published import ddpm_cifar10, ddpmpp_cifar10, ncsnpp_cifar10
+from sde_toolkit.networks.published_unet import PublishedUNet
 from sde_toolkit.networks.unet import UNet
 
-__all__ = ["MLP", "FourierEmbedding", "SinusoidalEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "Condition",
+    "FourierEmbedding",
+    "PublishedUNet",
+    "SinusoidalEmbedding",
+    "UNet",
+    "ddpm_cifar10",
+    "ddpmpp_cifar10",
+    "ncsnpp_cifar10",
+]

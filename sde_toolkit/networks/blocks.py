@@ -12,50 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, silu
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "convolution", "normalisation", "zeroed"]
+from sde_toolkit.networks.attention import attend
+from sde_toolkit.networks.convolutions import convolution
+from sde_toolkit.networks.normalisation import activated, largest_divisor, normalisation, transforms_active
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
-
-
-def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution over ``dims`` spatial axes that keeps their sizes (or divides them by ``stride``)."""
-    return CONVOLUTIONS[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
-
-
-def largest_divisor(width: int, limit: int) -> int:
-    """The largest divisor of ``width`` not above ``limit`` (at least 1)."""
-    return max(divisor for divisor in range(1, max(limit, 1) + 1) if width % divisor == 0)
-
-
-def group_count(width: int, groups: int) -> int:
-    """How many groups ``width`` channels form: at most ``groups``, and never a group of a single channel."""
-    return largest_divisor(width, min(groups, width // 2))
-
-
-def is_dual(x: Tensor) -> bool:
-    """Whether ``x`` carries a forward-mode tangent: some of torch's fast paths have no such derivative."""
-    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
-
-
-class GroupNorm(nn.GroupNorm):
-    """torch's; its forward derivative exists in the default memory layout only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape (B, width, *size)."""
-        return super().forward(x.contiguous() if is_dual(x) else x)
-
-
-def normalisation(width: int, groups: int, affine: bool = True) -> GroupNorm:
-    """GroupNorm whose group count adapts to the width."""
-    return GroupNorm(group_count(width, groups), width, affine=affine)
+__all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "merged", "run", "zeroed"]
 
 
 def zeroed(layer: nn.Module) -> Any:
@@ -84,23 +48,34 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *size)."""
-        h = self.enter(silu(self.enter_norm(x)))
+        h = self.enter(activated(self.enter_norm, x))
         film = self.film(vector)
         scale, shift = film.reshape(film.shape + (1,) * (h.ndim - film.ndim)).chunk(2, dim=1)
         h = torch.addcmul(shift, self.film_norm(h), scale + 1)
-        out: Tensor = self.skip(x) + self.leave(self.dropout(silu(h)))
-        return out
+        return merged(self.leave(self.dropout(silu(h))), self.skip(x))
 
 
 class Attention(nn.Module):
-    """Self-attention between all positions (Ho et al. 2020), ``(B, width, *size)`` to the same shape."""
+    """Self-attention between all positions (Ho et al. 2020), ``(B, width, *size)`` to the same shape.
 
-    def __init__(self, width: int, head_width: int, groups: int) -> None:
+    ``scale`` multiplies the sum of x and what is attended to; ``linear`` makes the maps of the channels.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        head_width: int,
+        groups: int,
+        eps: float = 1e-5,
+        scale: float = 1.0,
+        linear: type[nn.Linear] = nn.Linear,
+    ) -> None:
         super().__init__()
         self.heads = largest_divisor(width, width // head_width)
-        self.norm = normalisation(width, groups)
-        self.enter = nn.Linear(width, 3 * width)
-        self.leave = zeroed(nn.Linear(width, width))
+        self.scale = scale
+        self.norm = normalisation(width, groups, eps=eps)
+        self.enter = linear(width, 3 * width)
+        self.leave = zeroed(linear(width, width))
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Attend; ``vector`` is ignored, so that attention and residual blocks are called alike."""
@@ -108,15 +83,7 @@ class Attention(nn.Module):
         heads = self.enter(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
         queries, keys, values = heads.unbind(2)  # each (B, heads, positions, width / heads)
         attended = attend(queries, keys, values).transpose(1, 2).flatten(2)
-        return x + self.leave(attended).mT.reshape(x.shape)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot-product attention. Fused kernels lack a forward derivative, so a dual input avoids them."""
-    if is_dual(queries):
-        with sdpa_kernel(SDPBackend.MATH):
-            return scaled_dot_product_attention(queries, keys, values)
-    return scaled_dot_product_attention(queries, keys, values)
+        return merged(self.leave(attended).mT.reshape(x.shape), x, self.scale)
 
 
 class Downsample(nn.Module):
@@ -143,3 +110,31 @@ class Upsample(nn.Module):
         """Map (B, inputs, *size) to (B, outputs, *2 size)."""
         out: Tensor = self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
+
+
+def merged(h: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale`` (h + x), written over h, which no one else holds and no derivative asks for."""
+    if transforms_active():
+        return (h + x) * scale if scale != 1 else h + x
+    h = h.add_(x)
+    return h.mul_(scale) if scale != 1 else h
+
+
+def run(parts: Any, h: Tensor, vector: Tensor, *skips: Tensor, checkpointing: bool = False) -> Tensor:
+    """Pass ``h``, joined with ``skips``, through ``parts``, each of which hears the conditioning vector.
+
+    With ``checkpointing`` nothing inside a part is kept for the backward pass: it is computed a second time there
+    (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), to the same gradients.
+    """
+    for part in parts:
+        if checkpointing:
+            h = checkpoint(joined, part, vector, h, *skips, use_reentrant=False)
+        else:
+            h = joined(part, vector, h, *skips)
+        skips = ()
+    return h
+
+
+def joined(part: Any, vector: Tensor, *tensors: Tensor) -> Any:
+    """``part`` of the tensors side by side along the channels."""
+    return part(torch.cat(tensors, dim=1) if len(tensors) > 1 else tensors[0], vector)

@@ -1,14 +1,17 @@
-"""How a trunk sees time and class: a vector of sinusoids, a small MLP, and a learned row per label.
+"""How a trunk sees time, class and augmentation: a vector of sinusoids, a small MLP, and a learned row per label.
 
 References:
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (sinusoidal positions of the time index).
     Song et al. 2021, "Score-Based Generative Modeling through SDEs" (random Fourier features).
     Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (the row that stands for "no class").
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (augmentations told to the
+    network, appendix F.2).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,24 @@ from torch import Tensor, nn
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]
+__all__ = ["Condition", "ConditionLike", "Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]
+
+
+class Condition(NamedTuple):
+    """What a trunk may be told besides time.
+
+    Attributes:
+        label: class labels, (B,) long; None for "no class".
+        augmentation: how each sample was augmented, (B, augmentation_width) floating point, 0 for "not at all". None
+            is the same as zeros: what a sampler passes.
+    """
+
+    label: Tensor | None = None
+    augmentation: Tensor | None = None
+
+
+ConditionLike: TypeAlias = Tensor | Condition | None
+"""Labels alone, labels and augmentation, or nothing."""
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -83,19 +103,30 @@ class FourierEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Turns time and an optional class label into the one vector that every block of a trunk listens to.
+    """Turns time, class and augmentation into the one vector that every block of a trunk listens to.
 
-    Embedding, Linear, SiLU, Linear; the label's learned row is added, then SiLU. With ``num_classes=K`` the
-    table has K+1 rows; row K means "no class" and is what a missing label selects.
+    Embedding, plus a linear map of the augmentation; Linear, SiLU, Linear; plus the label's learned row; SiLU. With
+    ``num_classes=K`` the table has K+1 rows; row K means "no class" and is what a missing label selects. The map of
+    the augmentation has no bias, so that zeros and a missing augmentation are the same.
 
     Args:
         width: width of the vector, even.
         embedding: "sinusoidal" or "fourier".
         scale: ``scale`` of the embedding.
         num_classes: number of classes, or None for a trunk without labels.
+        features: width of the embedding, even; None for ``width``.
+        augmentation_width: length of the augmentation vector, or None for a trunk that is not told of any.
     """
 
-    def __init__(self, width: int, embedding: str, scale: float, num_classes: int | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        embedding: str,
+        scale: float,
+        num_classes: int | None,
+        features: int | None = None,
+        augmentation_width: int | None = None,
+    ) -> None:
         super().__init__()
         if embedding not in EMBEDDINGS:
             raise ArgumentError(
@@ -106,14 +137,20 @@ class Conditioning(nn.Module):
             raise ArgumentError(
                 "num_classes", num_classes, "there must be at least one class", "Pass None for no labels."
             )
+        if augmentation_width is not None and augmentation_width < 1:
+            problem = "an augmentation is told by at least one number"
+            raise ArgumentError("augmentation_width", augmentation_width, problem, "Pass None for none.")
+        features = width if features is None else features
         self.num_classes = num_classes
-        self.embedding = EMBEDDINGS[embedding](width, scale)
-        self.enter = nn.Linear(width, width)
+        self.augmentation_width = augmentation_width
+        self.embedding = EMBEDDINGS[embedding](features, scale)
+        self.enter = nn.Linear(features, width)
         self.leave = nn.Linear(width, width)
         self.labels = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        self.augmentation = None if augmentation_width is None else nn.Linear(augmentation_width, features, bias=False)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
-        """Return (B, width) for a batch ``x`` (B, ...), its ``time`` (B,) and labels (B,) or None."""
+    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike) -> Tensor:
+        """Return (B, width) for a batch ``x`` (B, ...), its ``time`` (B,) and its condition."""
         check_time(time)
         if time.shape[0] != x.shape[0]:
             raise ArgumentError(
@@ -122,22 +159,45 @@ class Conditioning(nn.Module):
                 f"x has {x.shape[0]} samples",
                 "Pass one time per sample, of shape (B,); expand a single time with time.expand(B).",
             )
+        label, augmentation = condition if isinstance(condition, Condition) else Condition(condition)
         embedded = self.embedding(time).to(self.enter.weight.dtype)
+        if augmentation is not None:
+            embedded = embedded + self._augmentation(x, augmentation)
         vector = self.leave(nn.functional.silu(self.enter(embedded)))
         if self.labels is not None:
-            if condition is None:
+            if label is None:
                 vector = vector + self.labels.weight[-1]
             else:
-                self._check_labels(x, condition)
-                vector = vector + self.labels(condition)
-        elif condition is not None:
+                self._check_labels(x, label)
+                vector = vector + self.labels(label)
+        elif label is not None:
             raise ArgumentError(
                 "condition",
-                condition,
+                label,
                 "this network was built without classes",
-                "Build it with num_classes=K, or call it without a condition.",
+                "Build it with num_classes=K, or call it without labels.",
             )
         return nn.functional.silu(vector)
+
+    def _augmentation(self, x: Tensor, augmentation: Tensor) -> Tensor:
+        if self.augmentation is None:
+            raise ArgumentError(
+                "condition",
+                augmentation,
+                "this network is not told of augmentations",
+                "Build it with augmentation_width=K, or leave augmentation out.",
+            )
+        wanted = (x.shape[0], self.augmentation_width)
+        if tuple(augmentation.shape) != wanted or not augmentation.is_floating_point():
+            raise ArgumentError(
+                "condition",
+                augmentation,
+                f"the augmentation must be floating point of shape {wanted}, not {augmentation.dtype} of shape "
+                f"{tuple(augmentation.shape)}",
+                "Pass one vector per sample, zeros where nothing was done.",
+            )
+        out: Tensor = self.augmentation(augmentation.to(self.augmentation.weight.dtype))
+        return out
 
     def _check_labels(self, x: Tensor, condition: Tensor) -> None:
         if condition.dtype not in (torch.int64, torch.int32) or condition.shape != x.shape[:1]:

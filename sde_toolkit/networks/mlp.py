@@ -11,13 +11,13 @@ from torch.nn.functional import silu
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import zeroed
-from sde_toolkit.networks.embeddings import Conditioning
+from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 
 __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """A residual SiLU trunk over flattened events, ``(B, *event_shape) -> (B, *event_shape)``.
+    """A residual SiLU trunk over flattened events, ``(B, *event_shape) -> (B, *event_shape)``, or ``out_channels``.
 
     Each of the ``depth`` layers adds ``Linear(SiLU(Linear(SiLU(h)) + Linear(vector)))``, where the vector
     carries time and class as in :class:`~sde_toolkit.networks.UNet`. The output layer starts at zero, so a
@@ -31,6 +31,9 @@ class MLP(nn.Module):
         embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies. 1000
             brings a time input of about 1 (t itself, ¼ log(σ/α)) to the range that sinusoids resolve well.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
+        out_channels: length of the output's first axis, of which a scalar event has one; None for that of the event.
+            Twice as many hold a learned variance beside the mean.
+        augmentation_width: length of the vector that tells how a sample was augmented; None: it is not told.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class MLP(nn.Module):
         embedding: str = "sinusoidal",
         embedding_scale: float = 1.0,
         num_classes: int | None = None,
+        out_channels: int | None = None,
+        augmentation_width: int | None = None,
     ) -> None:
         super().__init__()
         self.hyperparameters: dict[str, Any] = {
@@ -50,6 +55,8 @@ class MLP(nn.Module):
             "embedding": embedding,
             "embedding_scale": embedding_scale,
             "num_classes": num_classes,
+            "out_channels": out_channels,
+            "augmentation_width": augmentation_width,
         }
         if any(length < 1 for length in event_shape):
             raise ArgumentError(
@@ -59,20 +66,25 @@ class MLP(nn.Module):
             raise ArgumentError("width", width, "it must be even", "Pass an even width of at least 2.")
         if depth < 1:
             raise ArgumentError("depth", depth, "there is no layer", "Pass a depth of at least 1.")
+        if out_channels is not None and out_channels < 1:
+            raise ArgumentError("out_channels", out_channels, "there is no output", "Pass None for the event's own.")
         self.event_shape = tuple(event_shape)
+        self.out_shape = self.event_shape if out_channels is None else (out_channels, *self.event_shape[1:])
         features = math.prod(self.event_shape)
-        self.conditioning = Conditioning(width, embedding, embedding_scale, num_classes)
+        self.conditioning = Conditioning(
+            width, embedding, embedding_scale, num_classes, augmentation_width=augmentation_width
+        )
         self.enter = nn.Linear(features, width)
         self.layers = nn.ModuleList(ResidualLayer(width) for _ in range(depth))
-        self.leave = zeroed(nn.Linear(width, features))
+        self.leave = zeroed(nn.Linear(width, math.prod(self.out_shape)))
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return a tensor shaped like ``x``.
+    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
+        """Return a tensor shaped like ``x``, or with ``out_channels`` along its second axis.
 
         Args:
             x: data, (B, *event_shape).
             time: the prepared time input, (B,).
-            condition: class labels, (B,) long, or None for "no class".
+            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
         """
         if x.ndim == 0 or x.shape[1:] != self.event_shape:
             raise ArgumentError(
@@ -86,7 +98,7 @@ class MLP(nn.Module):
         for layer in self.layers:
             h = layer(h, vector)
         out: Tensor = self.leave(silu(h))
-        return out.reshape(x.shape)
+        return out.reshape(x.shape[0], *self.out_shape)
 
 
 class ResidualLayer(nn.Module):

@@ -14,26 +14,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import pad
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import (
-    CONVOLUTIONS,
     Attention,
     Downsample,
     ResidualBlock,
     Upsample,
-    convolution,
-    normalisation,
+    run,
     zeroed,
 )
-from sde_toolkit.networks.embeddings import Conditioning
+from sde_toolkit.networks.convolutions import CONVOLUTIONS, Rows, convolution
+from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
+from sde_toolkit.networks.normalisation import activated, normalisation
 
 __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """A DDPM-style U-Net, ``(B, in_channels, *size) -> (B, in_channels, *size)``.
+    """A DDPM-style U-Net, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     Every level has ``blocks_per_level`` residual blocks on the way down and as many on the way up; what a
     level ends with on the way down is concatenated to what comes back up to it. The last convolution of
@@ -57,6 +57,10 @@ class UNet(nn.Module):
         dims: number of spatial axes: 1, 2 or 3.
         dropout: dropout rate inside the residual blocks.
         groups: groups of the GroupNorms, at most; the count adapts to the width.
+        out_channels: channels of the output; None for ``in_channels``. Twice as many hold a learned variance.
+        augmentation_width: length of the vector that tells how a sample was augmented (Karras et al. 2022,
+            appendix F.2); None: the network is not told.
+        checkpointing: whether training computes the inside of each block a second time instead of keeping it.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class UNet(nn.Module):
         dims: int = 2,
         dropout: float = 0.0,
         groups: int = 8,
+        out_channels: int | None = None,
+        augmentation_width: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.hyperparameters: dict[str, Any] = {
@@ -88,10 +95,14 @@ class UNet(nn.Module):
             "dims": dims,
             "dropout": dropout,
             "groups": groups,
+            "out_channels": out_channels,
+            "augmentation_width": augmentation_width,
+            "checkpointing": checkpointing,
         }
         check_hyperparameters(self.hyperparameters)
         self.in_channels = in_channels
         self.dims = dims
+        self.checkpointing = checkpointing
         self.multiple = 2 ** (len(widths) - 1)
         vector_width = 4 * widths[0] if time_width is None else time_width
 
@@ -103,12 +114,14 @@ class UNet(nn.Module):
                 for block in range(blocks)
             ]
             if attention:
-                parts.append(Attention(width, attention_head_width, groups))
+                parts.append(Attention(width, attention_head_width, groups, linear=Rows))
             return nn.ModuleList(parts)
 
         levels = range(len(widths))
         steps = list(pairwise(widths))
-        self.conditioning = Conditioning(vector_width, embedding, embedding_scale, num_classes)
+        self.conditioning = Conditioning(
+            vector_width, embedding, embedding_scale, num_classes, augmentation_width=augmentation_width
+        )
         self.enter = convolution(dims, in_channels, widths[0])
         self.down = nn.ModuleList(stage(k, blocks_per_level, k in attention_levels) for k in levels)
         self.shrink = nn.ModuleList(Downsample(dims, fine, coarse) for fine, coarse in steps)
@@ -119,19 +132,20 @@ class UNet(nn.Module):
             for k in levels
         )
         self.leave_norm = normalisation(widths[0], groups)
-        self.leave = zeroed(convolution(dims, widths[0], in_channels))
+        self.leave = zeroed(convolution(dims, widths[0], in_channels if out_channels is None else out_channels))
         if dims == 2:  # the faster layout in float32, and what tensor cores want
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return a tensor shaped like ``x``.
+    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
+        """Return a tensor of the batch and size of ``x``.
 
         Args:
             x: data, (B, in_channels, *size).
             time: the prepared time input, (B,).
-            condition: class labels, (B,) long, or None for "no class".
+            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
         """
-        self._check(x)
+        check_data(x, self.in_channels, self.dims)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         vector = self.conditioning(x, time, condition)
         size = x.shape[2:]
         h = self.enter(pad_to_multiple(x, self.multiple))
@@ -140,30 +154,24 @@ class UNet(nn.Module):
             if level > 0:
                 skips.append(h)
                 h = self.shrink[level - 1](h)
-            h = run(stage, h, vector)
-        h = run(self.middle, h, vector)
-        h = run(self.up[-1], h, vector)
+            h = run(stage, h, vector, checkpointing=again)
+        h = run(self.middle, h, vector, checkpointing=again)
+        h = run(self.up[-1], h, vector, checkpointing=again)
         for level in reversed(range(len(skips))):
-            h = torch.cat([self.grow[level](h), skips[level]], dim=1)
-            h = run(self.up[level], h, vector)
-        h = self.leave(silu(self.leave_norm(h)))
+            h = run(self.up[level], self.grow[level](h), vector, skips[level], checkpointing=again)
+        h = self.leave(activated(self.leave_norm, h))
         return crop_to_size(h, size).contiguous()
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 1:
-            raise ArgumentError(
-                "x",
-                tuple(x.shape),
-                f"this network takes (B, {self.in_channels}, ...) with {self.dims} spatial axes, none empty",
-                "Reshape the data, or build the network with its in_channels and dims.",
-            )
 
-
-def run(stage: Any, h: Tensor, vector: Tensor) -> Tensor:
-    """Pass ``h`` through the parts of a stage, each of which hears the conditioning vector."""
-    for part in stage:
-        h = part(h, vector)
-    return h
+def check_data(x: Tensor, channels: int, dims: int) -> None:
+    """Refuse what a trunk of ``dims`` spatial axes does not take."""
+    if x.ndim != dims + 2 or x.shape[1] != channels or min(x.shape[2:]) < 1:
+        raise ArgumentError(
+            "x",
+            tuple(x.shape),
+            f"this network takes (B, {channels}, ...) with {dims} spatial axes, none empty",
+            "Reshape the data, or build the network with its in_channels and dims.",
+        )
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -203,8 +211,8 @@ def check_hyperparameters(given: dict[str, Any]) -> None:
         )
     if not 0.0 <= given["dropout"] < 1.0:
         raise ArgumentError("dropout", given["dropout"], "it is a rate", "Pass a number in [0, 1).")
-    for name in ("in_channels", "blocks_per_level", "attention_head_width", "groups"):
-        if given[name] < 1:
+    for name in ("in_channels", "blocks_per_level", "attention_head_width", "groups", "out_channels"):
+        if given[name] is not None and given[name] < 1:
             raise ArgumentError(name, given[name], "it counts something", "Pass an integer of at least 1.")
     if given["time_width"] is not None and (given["time_width"] < 2 or given["time_width"] % 2):
         raise ArgumentError("time_width", given["time_width"], "it must be even", "Pass an even width of at least 2.")

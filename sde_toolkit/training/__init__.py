@@ -1,5 +1,20 @@
-"""Training score models by denoising score matching."""
+"""Training score models, on one machine or many, so that a kill at any moment loses nothing."""
 
-from sde_toolkit.training.trainer import TrainingOptions, train
+from sde_toolkit.training.averages import WeightAverage, exponential, power_function
+from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.posthoc import posthoc_average
+from sde_toolkit.training.trainer import train
+from sde_toolkit.training.watchers import Likelihood, SampleSheet, Scene, Watcher
 
-__all__ = ["TrainingOptions", "train"]
+__all__ = [
+    "Likelihood",
+    "SampleSheet",
+    "Scene",
+    "TrainingOptions",
+    "Watcher",
+    "WeightAverage",
+    "exponential",
+    "posthoc_average",
+    "power_function",
+    "train",
+]

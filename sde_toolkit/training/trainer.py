@@ -1,76 +1,47 @@
-"""The training loop: Adam, warm-up, clipping, a moving average of the weights, and a held-out loss.
-
-Every random draw comes from one generator seeded by ``seed``; the held-out loss uses the same times and
-noise each time, so that its curve shows the network and not the dice.
-"""
+"""The training loop, on accelerate: one process or many, killed at any moment and continued as if nothing had been."""
 
 from __future__ import annotations
 
-import csv
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sde_toolkit import checkpoint
-from sde_toolkit.checking import is_count, is_number
-from sde_toolkit.data import Dataset
-from sde_toolkit.errors import ArgumentError, DataError, NonFiniteError
-from sde_toolkit.losses import DenoisingScoreMatching, stratified_times
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.data import Augmentation, Dataset
+from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
+from sde_toolkit.losses import DenoisingScoreMatching, Uniform
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.training.logbook import Logbook
+from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data
+from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.run import Run
+from sde_toolkit.training.running import make_accelerator
+from sde_toolkit.training.saving import check_run, tidy
+from sde_toolkit.training.watchers import Scene, Watcher
 
-__all__ = ["TrainingOptions", "train"]
+__all__ = ["train"]
 
-LOG = "training.csv"
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train. ``t_min``: None takes the SDE's ``likelihood_end``. ``cosine_decay`` lets the learning
-    rate fall to zero over the run. ``precision`` is that of the network; the loss is float32.
-
-    Raises:
-        ArgumentError: naming the option that cannot be used.
-    """
-
-    steps: int = 5000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    cosine_decay: bool = True
-    max_gradient_norm: float = 1.0
-    ema_decay: float = 0.999
-    t_min: float | None = None
-    held_out: int = 1000
-    log_every: int = 50
-    evaluate_every: int = 500
-    precision: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "evaluate_every"):
-            self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
-        for name in ("warmup_steps", "held_out", "seed"):
-            self._require(name, is_count(getattr(self, name), least=0), "must be a whole number, at least 0")
-        for name in ("learning_rate", "max_gradient_norm"):
-            value = getattr(self, name)
-            self._require(name, is_number(value) and value > 0, "must be positive and finite")
-        t_min, decay = self.t_min, self.ema_decay
-        self._require("t_min", t_min is None or (is_number(t_min) and 0 <= t_min < 1), "must lie in [0, 1)")
-        self._require("ema_decay", is_number(decay) and 0 <= decay < 1, "must lie in [0, 1)")
-        self._require("precision", self.precision in ("float32", "bfloat16"), "must be float32 or bfloat16")
-
-    def _require(self, name: str, holds: bool, problem: str) -> None:
-        if not holds:
-            raise ArgumentError(name, getattr(self, name), problem, "Correct this training option.")
+# What may differ between a checkpoint and the run that goes on from it: it decides nothing about the weights.
+FREE = frozenset(
+    f"options.{name}"
+    for name in (
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep",
+        "patience",
+        "compile",
+        "workers",
+        "pass_size",
+    )
+)
 
 
 def train(
@@ -79,176 +50,199 @@ def train(
     directory: str | Path,
     options: TrainingOptions | None = None,
     *,
-    loss: DenoisingScoreMatching | None = None,
+    loss: Loss | None = None,
+    times: Times | None = None,
+    augmentation: Augmentation | None = None,
+    watchers: Sequence[Watcher] = (),
+    trackers: Sequence[str] = (),
+    resume: bool = True,
+    until: int | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> ScoreModel:
     """Train ``model`` in place and return its moving average, as a model in evaluation mode.
 
-    The folder receives a checkpoint (raw and EMA weights) at every evaluation and ``training.csv``: step,
-    images, seconds, learning_rate, loss (mean since the last row), gradient_norm, held_out_loss (EMA).
+    The folder receives checkpoints (:mod:`.saving`: raw and EMA weights, each named), ``training.csv`` and
+    ``lambda.csv`` (:mod:`.logbook`). If it holds checkpoints of this very run, training goes on from the last of them,
+    and the weights, averages and curves are, bit for bit on the CPU, those of a run that was never stopped.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this; ``batch_size`` is that of all of them.
+
+    Args:
+        model: its weights are where a fresh run starts.
+        dataset: raw data; ``model.transform`` maps them to model space.
+        directory: of the run.
+        options: how to train.
+        loss: a function (model, x_0, t, noise, condition) -> (B,); default: the regression in ε, L_simple.
+        times: a distribution of training times; default: uniform.
+        augmentation: of the training samples, in model space.
+        watchers: called now and then with the averaged model: sample sheets, likelihood, your own.
+        trackers: names that accelerate knows, such as "tensorboard".
+        resume: False refuses a folder that holds checkpoints.
+        until: stop after this step, with a checkpoint, as if killed there.
+        device: of this process; a launcher's choice goes first.
+        progress: show a progress bar.
 
     Raises:
         DataError: before the first step, if the data hold NaN or infinity or labels are missing.
-        NonFiniteError: if the loss stops being finite; the last checkpoint stays.
+        CheckpointError: the folder holds another run (the first key that differs is named), a checkpoint is damaged, or
+            one cannot be written.
+        NonFiniteError: after ``patience`` steps in a row without a finite gradient; none of them moved the weights.
     """
     options = options or TrainingOptions()
-    loss = loss or DenoisingScoreMatching()
-    _check_data(model, dataset)
+    check_data(model, dataset)
+    check_augmentation(model, augmentation)
+    if until is not None and not 0 < until <= options.steps:
+        raise ArgumentError("until", until, f"the run has {options.steps} steps", "Give a step of the run.")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    model.to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay), use_buffers=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
-    schedule = LambdaLR(optimizer, lambda step: _learning_rate_factor(step, options))
-    run = _Run(model, dataset, loss, options, torch.device(device))
-    batches = run.batches()
-    log = _Log(directory / LOG)
-    bar = progress_bar(options.steps, "training", enabled=progress)
-    ema = cast(ScoreModel, average.module)
-    held_out = run.held_out_loss(ema)
-    for step in range(1, options.steps + 1):
-        x_0, labels = next(batches)
-        value = run.loss(model, x_0, labels, run.generator)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_gradient_norm)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(model)
-        log.add(value.detach(), norm)
-        bar.update(1)
-        evaluate = step % options.evaluate_every == 0 or step == options.steps
-        if evaluate or step % options.log_every == 0:
-            if evaluate:
-                held_out = run.held_out_loss(ema)
-            row = log.write(
-                step, step * options.batch_size, optimizer.param_groups[0]["lr"], held_out if evaluate else None
-            )
-            if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-                raise NonFiniteError(
-                    f"the loss or its gradient stopped being finite in the last {options.log_every} steps,",
-                    step=step,
-                    remedy="Lower learning_rate or max_gradient_norm; the last checkpoint is untouched.",
-                )
-            bar.set_postfix_str(f"loss {row['loss']:.4f}, held out {held_out:.4f}")
-        if evaluate:
-            weights = {"raw": model.state_dict(), "ema": ema.state_dict()}
-            checkpoint.save(directory, model.description(), weights)
-    bar.close()
-    model.eval()
-    return ema.eval()
+    t_min = model.sde.likelihood_end if options.t_min is None else options.t_min
+    objective = Objective(model, loss or DenoisingScoreMatching(), times or Uniform(), t_min, augmentation)
+    record = describe_run(objective, dataset, options)
+    found = checkpoint_folders(directory)
+    if found and not resume:
+        raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
+    if found:
+        check_run(found[-1][1], record, FREE if dataset.stream is None else FREE - {"options.workers"})
+    accelerator = make_accelerator(options, device, trackers, directory)
+    model.to(accelerator.device).train()
+    run = Run(objective, dataset, options, accelerator)
+    if found:
+        run.restore(found[-1][1])
+    if accelerator.is_main_process:
+        directory.mkdir(parents=True, exist_ok=True)
+        tidy(directory)
+    accelerator.wait_for_everyone()
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        _Loop(run, directory, record, list(watchers)).until(options.steps if until is None else until, progress)
+    return run.result()
 
 
-def _learning_rate_factor(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up, then constant or a half cosine down to zero at the last step."""
-    warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
-    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps))) if options.cosine_decay else 1.0
-    return warm * decay
+def describe_run(objective: Objective, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
+    """All that decides what the weights become, as plain data: ``run.yaml``."""
+    return {
+        "options": {k: v for k, v in checkpoint.describe(options).items() if k != "class"},
+        "loss": checkpoint.describe(objective.loss),
+        "times": checkpoint.describe(objective.times),
+        "augmentation": None if objective.augmentation is None else checkpoint.describe(objective.augmentation),
+        "t_min": objective.t_min,
+        "data": {
+            "name": dataset.name,
+            "samples": len(dataset.train) if dataset.stream is None else "a stream",
+            "event_shape": list(dataset.event_shape),
+        },
+        "model": objective.model.description(),
+    }
 
 
 @dataclass
-class _Run:
-    """The random draws and the loss of one training run."""
+class _Loop:
+    """Steps, and what is due after some of them."""
 
-    model: ScoreModel
-    dataset: Dataset
-    objective: DenoisingScoreMatching
-    options: TrainingOptions
-    device: torch.device
+    run: Run
+    directory: Path
+    record: dict[str, Any]
+    watchers: list[Watcher]
 
-    def __post_init__(self) -> None:
-        self.t_min = self.model.sde.likelihood_end if self.options.t_min is None else self.options.t_min
-        self.generator = torch.Generator().manual_seed(self.options.seed)
+    def until(self, last: int, progress: bool) -> None:
+        """Step until ``last``."""
+        run = self.run
+        if run.step >= last:
+            return
+        accelerator = run.accelerator
+        accelerator.init_trackers("trackers")
+        self.log = Logbook(self.directory, accelerator, run.step)
+        self.read_at, self.clock = run.step, time.perf_counter()
+        self.held_out: float | int | None = None
+        bar = progress_bar(run.options.steps, "training", enabled=progress and accelerator.is_main_process)
+        bar.update(run.step)
+        batches = run.batches(last)
+        with ExitStack() as cleanup:
+            cleanup.callback(_finish, accelerator)
+            cleanup.callback(bar.close)
+            while run.step < last:
+                run.advance(batches)
+                bar.update(1)
+                self._report(bar)
+                if self._due(-(-run.options.steps // run.options.snapshots), run.options.steps):
+                    run.save_snapshots(self.directory)
+                if self._due(run.options.checkpoint_every or run.options.evaluate_every, last):
+                    self._count_time()
+                    run.save(self.directory, self.record, best=run.best[1] == run.step)
+                self._watch(run.options.steps)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Endless shuffled batches of (x_0 in model space, labels)."""
-        generator = self.generator
-        data, labels = self.dataset.train, self._labels(self.dataset.train_labels)
-        while True:
-            order = torch.randperm(len(data), generator=generator)
-            while len(order) < self.options.batch_size:  # fewer samples than a batch: draw them again
-                order = torch.cat([order, torch.randperm(len(data), generator=generator)])
-            for start in range(0, len(order) - self.options.batch_size + 1, self.options.batch_size):
-                picked = order[start : start + self.options.batch_size]
-                yield self._prepare(data[picked], None if labels is None else labels[picked])
+    def _due(self, every: int, last: int) -> bool:
+        return self.run.step % every == 0 or self.run.step == last
 
-    def loss(self, model: ScoreModel, x_0: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The mean loss of a batch under the run's precision."""
-        t = stratified_times(len(x_0), self.t_min, generator=generator).to(self.device)
-        noise = torch.randn(x_0.shape, generator=generator).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            return self.objective(model, x_0, t, noise, labels).mean()
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.run.seconds, self.clock = self.run.seconds + now - self.clock, now
 
-    @torch.no_grad()
-    def held_out_loss(self, model: ScoreModel) -> float:
-        """The loss on the first ``held_out`` test samples, with the same times and noise at every call."""
-        n = min(self.options.held_out, len(self.dataset.test))
-        if n == 0:
-            return math.nan
-        generator = torch.Generator().manual_seed(self.options.seed + 1)
-        labels = self._labels(self.dataset.test_labels)
-        total = 0.0
-        training = model.training
-        model.eval()
-        for start in range(0, n, self.options.batch_size):
-            part = slice(start, min(n, start + self.options.batch_size))
-            batch = self._prepare(self.dataset.test[part], None if labels is None else labels[part])
-            total += self.loss(model, *batch, generator).item() * (part.stop - part.start)
-        model.train(training)
-        return total / n
+    def _report(self, bar: Any) -> None:
+        """A row of the log, with the held-out loss where it is due."""
+        run, options = self.run, self.run.options
+        evaluate = self._due(options.evaluate_every, options.steps)
+        if not (evaluate or self._due(options.log_every, options.steps)):
+            return
+        row = self._row()
+        if evaluate:
+            with run.ema.in_place():
+                held_out, tally = run.held_out()
+            row["held_out_loss"] = held_out
+            if held_out < run.best[0]:
+                run.best = (held_out, run.step)
+            self.log.by_lambda(run.step, "held_out", tally.edges, tally.sums, tally.counts)
+        self.log.row(row)
+        self.held_out = row["held_out_loss"] if evaluate else self.held_out
+        bar.set_postfix_str(_shown({**row, "held_out_loss": self.held_out}))
 
-    def _labels(self, labels: Tensor | None) -> Tensor | None:
-        return labels if _number_of_classes(self.model) else None
-
-    def _prepare(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x_0 = self.model.transform.forward(x).to(self.device, torch.float32)
-        return x_0, None if labels is None else labels.to(self.device)
-
-
-def _number_of_classes(model: ScoreModel) -> int | None:
-    return getattr(model.network, "hyperparameters", {}).get("num_classes")
-
-
-def _check_data(model: ScoreModel, dataset: Dataset) -> None:
-    if len(dataset.train) == 0:
-        raise DataError("dataset", dataset.name, "it has no training samples", "Use one that has.")
-    for name, part in (("train", dataset.train), ("test", dataset.test)):
-        if part.is_floating_point() and not bool(part.isfinite().all()):
-            raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
-    if _number_of_classes(model) and dataset.train_labels is None:
-        raise DataError(
-            "dataset.train_labels",
-            None,
-            "the network is class-conditional",
-            "Give labels, or num_classes=None.",
-        )
-
-
-class _Log:
-    """``training.csv``, one row at a time; losses stay on the device until a row is written."""
-
-    columns = ("step", "images", "seconds", "learning_rate", "loss", "gradient_norm", "held_out_loss")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = time.perf_counter()
-        self.losses: list[Tensor] = []
-        self.norms: list[Tensor] = []
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerow(self.columns)
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def write(self, step: int, images: int, learning_rate: float, held_out: float | None) -> dict[str, float]:
-        loss, norm = torch.stack(self.losses).mean().item(), torch.stack(self.norms).mean().item()
-        self.losses, self.norms = [], []
-        seconds = time.perf_counter() - self.start
-        shown = "" if held_out is None else f"{held_out:.6g}"
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(
-                [step, images, f"{seconds:.1f}", f"{learning_rate:.4g}", f"{loss:.6g}", f"{norm:.4g}", shown]
+    def _row(self) -> dict[str, float | int | None]:
+        """Read the sums of the steps since the last row, and start new ones."""
+        run, tally = self.run, self.run.tally
+        loss, sums, counts = tally.shared(run.accelerator)
+        norm, good, skipped, longest = (x.item() for x in (tally.norm, tally.steps, tally.skipped, tally.longest))
+        if longest >= run.options.patience:
+            raise NonFiniteError(
+                f"the gradient was not finite in {int(longest)} steps in a row (all of them were skipped),",
+                step=run.step,
+                remedy="Lower learning_rate, or look at the loss and the data; the last checkpoint is whole.",
             )
-        return {"loss": loss, "gradient_norm": norm}
+        before = run.seconds
+        self._count_time()
+        images, self.read_at = (run.step - self.read_at) * run.options.batch_size, run.step
+        self.log.by_lambda(run.step, "train", tally.edges, sums, counts)
+        tally.clear()
+        return {
+            "step": run.step,
+            "images": run.step * run.options.batch_size,
+            "seconds": run.seconds,
+            "learning_rate": run.adam.param_groups[0]["lr"],
+            "loss": loss / max(good, 1),
+            "gradient_norm": norm / max(good, 1),
+            "skipped": int(skipped),
+            "images_per_second": images / max(run.seconds - before, 1e-9),
+            "held_out_loss": None,
+        }
+
+    def _watch(self, last: int) -> None:
+        due = [watcher for watcher in self.watchers if self._due(watcher.every, last)]
+        if not due:
+            return
+        run = self.run
+        with run.ema.in_place():
+            run.model.eval()
+            for watcher in due:
+                watcher(Scene(run.step, run.model, run.dataset, self.log, run.accelerator.device))
+            run.model.train()
+
+
+def _finish(accelerator: Any) -> None:
+    """Close the trackers. (accelerate's ``end_training`` would also dissolve the group of processes.)"""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def _shown(row: dict[str, float | int | None]) -> str:
+    shown = f"loss {row['loss']:.4f}, |g| {row['gradient_norm']:.2g}, {row['images_per_second']:.0f} images/s"
+    if row["held_out_loss"] is not None:
+        shown += f", held out {row['held_out_loss']:.4f}"
+    return shown + (f", {row['skipped']} skipped" if row["skipped"] else "")

@@ -32,7 +32,8 @@ ORDER = [
     {"latents"},
     {"losses"},
     {"data"},
-    {"training", "evaluation"},
+    {"evaluation"},
+    {"training"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks import MLP, UNet
+from sde_toolkit.networks import MLP, Condition, PublishedUNet, UNet
 
 SMALL = {"widths": (6, 8), "attention_levels": (0, 1), "attention_head_width": 4, "groups": 4}
 
@@ -21,6 +21,7 @@ class Trunk:
     kind: type[nn.Module]
     arguments: dict[str, Any]
     event: tuple[int, ...]
+    silence: float = 0.0
 
     def build(self, **more: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -32,11 +33,16 @@ class Trunk:
         return x, torch.rand(batch, generator=generator, dtype=dtype)
 
 
+PUBLISHED = {"widths": (6, 8), "groups": 3, "dropout": 0.0, "attention_head_width": 4}
+NCSNPP = {"resampling": "block", "taps": (1, 3, 3, 1), "input_pyramid": "residual", "embedding": "fourier"}
 TRUNKS = {
     "unet 1-d": Trunk(UNet, {**SMALL, "dims": 1, "in_channels": 2}, (2, 9)),
     "unet 2-d": Trunk(UNet, {**SMALL, "in_channels": 3}, (3, 7, 4)),
     "unet 3-d": Trunk(UNet, {**SMALL, "dims": 3}, (1, 4, 3, 2)),
     "unet fourier": Trunk(UNet, {**SMALL, "embedding": "fourier", "embedding_scale": 4.0}, (1, 6, 6)),
+    "published 1-d": Trunk(PublishedUNet, {**PUBLISHED, "dims": 1, "in_channels": 2}, (2, 9), 1e-4),
+    "published 2-d": Trunk(PublishedUNet, {**PUBLISHED, **NCSNPP}, (3, 7, 4), 1e-4),
+    "published 3-d": Trunk(PublishedUNet, {**PUBLISHED, "dims": 3, "in_channels": 1}, (1, 4, 3, 2), 1e-4),
     "mlp of scalars": Trunk(MLP, {"event_shape": (), "width": 16, "depth": 2}, ()),
     "mlp of points": Trunk(MLP, {"width": 16, "depth": 2}, (2,)),
     "mlp of matrices": Trunk(MLP, {"event_shape": (3, 2), "width": 16, "embedding": "fourier"}, (3, 2)),
@@ -48,9 +54,12 @@ def trunk(request: pytest.FixtureRequest) -> Trunk:
     return request.param
 
 
-def test_a_new_trunk_returns_exactly_zero(trunk):
+def test_a_new_trunk_is_silent(trunk):
+    """Exactly, or within what the papers start with."""
     x, time = trunk.data(3)
-    assert torch.equal(trunk.build()(x, time), torch.zeros_like(x))
+    out = trunk.build()(x, time)
+    assert out.shape == x.shape
+    assert out.abs().max() <= trunk.silence
 
 
 def test_every_parameter_receives_a_gradient(trunk, stir):
@@ -87,6 +96,56 @@ def test_time_and_label_reach_the_output(trunk, stir):
     out = net(x, time, label).reshape(3, -1)
     assert (net(x, time, (label + 1) % 3).reshape(3, -1) != out).any(dim=1).all()
     assert (net(x, time + 0.3, label).reshape(3, -1) != out).any(dim=1).all()
+
+
+def test_augmentation_reaches_the_output_and_none_is_zeros(trunk, stir):
+    net = stir(trunk.build(num_classes=3, augmentation_width=4))
+    x, time = trunk.data(3)
+    label, augmentation = torch.tensor([0, 1, 2]), torch.eye(4)[:3]
+    out = net(x, time, Condition(label, torch.zeros(3, 4))).reshape(3, -1)
+    assert torch.equal(net(x, time, Condition(label)).reshape(3, -1), out)
+    assert torch.equal(net(x, time, label).reshape(3, -1), out)
+    assert (net(x, time, Condition(label, augmentation)).reshape(3, -1) != out).any(dim=1).all()
+    assert (net(x, time, Condition(label, augmentation.roll(1, 1))).reshape(3, -1) != out).any(dim=1).all()
+    assert torch.equal(net(x, time, Condition()), net(x, time))
+
+
+def test_a_map_of_augmentations_learns(trunk, stir):
+    net = stir(trunk.build(augmentation_width=2))
+    x, time = trunk.data(3)
+    net(x, time, Condition(augmentation=torch.ones(3, 2))).square().sum().backward()
+    assert net.conditioning.augmentation.weight.grad.any()
+    assert net.conditioning.augmentation.bias is None
+
+
+@pytest.mark.parametrize(
+    "augmentation", [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2), torch.zeros(2, 2).long()]
+)
+def test_a_bad_augmentation_is_refused(trunk, augmentation):
+    x, time = trunk.data(2)
+    with pytest.raises(ArgumentError, match="augmentation") as caught:
+        trunk.build(augmentation_width=2)(x, time, Condition(augmentation=augmentation))
+    assert caught.value.argument == "condition"
+
+
+def test_an_augmentation_for_a_network_that_knows_none_is_refused(trunk):
+    x, time = trunk.data(2)
+    with pytest.raises(ArgumentError, match="augmentation_width"):
+        trunk.build()(x, time, Condition(augmentation=torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_the_output_has_the_channels_that_are_asked_for(trunk, channels, stir):
+    """Along the first axis of the event; a scalar event has one channel."""
+    net = stir(trunk.build(out_channels=channels))
+    x, time = trunk.data(2)
+    out = net(x, time)
+    assert out.shape == (2, channels, *trunk.event[1:])
+    assert out.isfinite().all()
+    assert out.any()
+    again = type(net)(**json.loads(json.dumps(net.hyperparameters))).eval()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(x, time), out)
 
 
 def test_no_label_is_the_last_label(trunk, stir):
@@ -190,9 +249,16 @@ def test_a_label_without_classes_is_refused(trunk):
         trunk.build()(x, time, torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("kind", [UNet, MLP])
+@pytest.mark.parametrize("kind", [UNet, MLP, PublishedUNet])
 @pytest.mark.parametrize(
-    ("argument", "value"), [("embedding", "wavelet"), ("embedding_scale", 0.0), ("num_classes", 0)]
+    ("argument", "value"),
+    [
+        ("embedding", "wavelet"),
+        ("embedding_scale", 0.0),
+        ("num_classes", 0),
+        ("augmentation_width", 0),
+        ("out_channels", 0),
+    ],
 )
 def test_a_bad_conditioning_is_refused_at_construction(kind, argument, value):
     with pytest.raises(ArgumentError) as caught:
@@ -200,7 +266,7 @@ def test_a_bad_conditioning_is_refused_at_construction(kind, argument, value):
     assert caught.value.argument == argument
 
 
-@pytest.mark.parametrize("name", ["unet 2-d", "mlp of points"])
+@pytest.mark.parametrize("name", ["unet 2-d", "published 2-d", "mlp of points"])
 def test_one_graph_holds_the_whole_trunk(name, stir):
     """No graph break (fullgraph), and the same numbers; the eager backend tests the capture alone."""
     trunk = TRUNKS[name]

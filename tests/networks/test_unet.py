@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks import MLP, UNet
-from sde_toolkit.networks.blocks import Attention, ResidualBlock, group_count
+from sde_toolkit.networks.blocks import Attention, ResidualBlock
+from sde_toolkit.networks.normalisation import group_count
 from sde_toolkit.networks.unet import crop_to_size, pad_to_multiple
 
 

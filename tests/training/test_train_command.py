@@ -28,10 +28,26 @@ def test_signals_train_and_sample_from_the_folder(tmp_path):
     assert "${" not in str(resolved)
 
 
+def test_the_same_command_again_goes_on_and_a_contradiction_is_named(tmp_path):
+    words = ["train", "experiment=checkerboard", "output=run", "threads=1", "progress=false", "watch=none"]
+    words += ["options.batch_size=16", "options.held_out=8", "options.evaluate_every=2", "options.steps=6"]
+    first = command(tmp_path, *words)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "run/checkpoints/step-000000006").rename(tmp_path / "lost")
+    wrong = command(tmp_path, *words, "network.width=64")
+    assert wrong.returncode == 2
+    assert "model.network.width=128, now model.network.width=64" in wrong.stderr
+    assert "width: 128" in (tmp_path / "run/config.yaml").read_text()
+    again = command(tmp_path, *words)
+    assert "going on from step 4 of 6" in again.stdout
+    name = "ema.safetensors"
+    assert (tmp_path / "lost" / name).read_bytes() == (tmp_path / "run/checkpoints/step-000000006" / name).read_bytes()
+
+
 def test_multirun_keeps_every_run_apart(tmp_path):
     done = command(tmp_path, "train", "sde=ve,ddpm", "network.widths=[8,8,8]", "--multirun", *TINY)
     assert done.returncode == 0, done.stderr
-    found = {type(ScoreModel.from_pretrained(p.parent).sde).__name__ for p in tmp_path.rglob("model.yaml")}
+    found = {type(ScoreModel.from_pretrained(p.parent).sde).__name__ for p in tmp_path.rglob("checkpoints")}
     assert found == {"VESDE", "DiscreteVPSDE"}
 
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel, UNet, ddim, grids, sample, time_inputs
-from sde_toolkit.data import Dataset, checkerboard, waves
-from sde_toolkit.errors import ArgumentError, DataError, NonFiniteError
-from sde_toolkit.training import TrainingOptions, train
+from sde_toolkit.data import Dataset, EDMAugmentation, ShuffledStream, checkerboard, waves
+from sde_toolkit.data.augmentation import Draws as AugmentationDraws
+from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.training import Likelihood, SampleSheet, TrainingOptions, train
 from sde_toolkit.transforms import Affine
 
 OPTIONS = TrainingOptions(steps=60, batch_size=64, learning_rate=3e-3, warmup_steps=5, evaluate_every=30, log_every=10)
@@ -37,7 +38,7 @@ def test_training_lowers_the_held_out_loss(tmp_path, kind):
     train(new_model(kind=kind), data, tmp_path / "before", nothing, loss=loss)
     train(new_model(kind=kind), data, tmp_path / "after", dataclasses.replace(OPTIONS, ema_decay=0.8), loss=loss)
     before = float(rows(tmp_path / "before")[-1]["held_out_loss"])
-    assert float(rows(tmp_path / "after")[-1]["held_out_loss"]) < 0.9 * before
+    assert float(rows(tmp_path / "after")[-1]["held_out_loss"]) < 0.95 * before
 
 
 def test_same_seed_same_weights_and_global_random_state_untouched(tmp_path):
@@ -104,18 +105,6 @@ def test_class_labels_reach_the_network(tmp_path):
     assert (x_0[1] > 0.5).all()
 
 
-def test_diverging_run_stops_and_leaves_the_last_checkpoint(tmp_path):
-    data = checkerboard(n=200)
-    model = new_model()
-    train(model, data, tmp_path, dataclasses.replace(OPTIONS, steps=10, evaluate_every=10))
-    kept = (tmp_path / "ema.safetensors").read_bytes()
-    with torch.no_grad():
-        next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="step 10"):
-        train(model, data, tmp_path, dataclasses.replace(OPTIONS, steps=10, evaluate_every=10))
-    assert (tmp_path / "ema.safetensors").read_bytes() == kept
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -135,7 +124,141 @@ def test_missing_labels_are_refused(tmp_path):
         train(new_model(num_classes=3), checkerboard(n=50), tmp_path / "run", OPTIONS)
 
 
-POSITIVE = ["steps", "batch_size", "log_every", "evaluate_every", "learning_rate", "max_gradient_norm"]
+def test_labels_the_network_has_no_class_for_are_refused(tmp_path):
+    data = Dataset("three", torch.zeros(3, 2), torch.zeros(0, 2), train_labels=torch.tensor([0, 1, 5]))
+    with pytest.raises(DataError, match=r"0\.\.5, the network has classes 0\.\.2.*num_classes=6"):
+        train(new_model(num_classes=3), data, tmp_path / "run", OPTIONS)
+
+
+def test_data_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"\(1, 64\), the model's \(2,\)"):
+        train(new_model(), waves(n=10, length=64), tmp_path / "run", OPTIONS)
+
+
+def test_an_augmentation_the_network_cannot_hear_is_refused(tmp_path):
+    network = UNet(widths=(8, 16), blocks_per_level=1, attention_levels=())
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 8, 8))
+    data = Dataset("images", torch.zeros(4, 1, 8, 8), torch.zeros(0, 1, 8, 8))
+    with pytest.raises(ArgumentError, match="augmentation_width=9"):
+        train(model, data, tmp_path / "run", OPTIONS, augmentation=EDMAugmentation())
+
+
+def test_the_network_hears_what_the_augmentation_did(tmp_path):
+    """Trained on bright images of which those darkened by the augmentation are labelled, it draws bright ones."""
+
+    class Darken:
+        draws, width = (1, 0), 1
+
+        def __call__(self, x, uniform, normal):
+            dark = (uniform < 0.5).to(x.dtype)
+            return x * (1 - 2 * dark.reshape(-1, 1, 1, 1)), dark
+
+    Darken.draws = AugmentationDraws(1, 0)
+    torch.manual_seed(0)
+    network = UNet(widths=(8, 16), blocks_per_level=1, attention_levels=(), augmentation_width=1)
+    model = ScoreModel(network, VPSDE(), "x0", event_shape=(1, 4, 4))
+    data = Dataset("bright", torch.ones(64, 1, 4, 4), torch.ones(4, 1, 4, 4))
+    options = TrainingOptions(steps=150, batch_size=32, learning_rate=3e-3, warmup_steps=5, ema_decay=0.9)
+    ema = train(model, data, tmp_path, options, loss=DenoisingScoreMatching("x0"), augmentation=Darken())
+    drawn = sample(ema, ddim(), grids.uniform(VPSDE(), 10), shape=(8, 1, 4, 4)).x
+    assert (drawn.mean((1, 2, 3)) > 0.7).all()
+
+
+def test_a_class_conditional_network_still_knows_no_class(tmp_path):
+    """With hidden labels, no class is all classes: between the two points the denoiser goes to neither."""
+    labels = torch.arange(400) % 2
+    points = 4.0 * labels.float().unsqueeze(1).expand(400, 2) - 2.0
+    data = Dataset("two points", train=points, test=points[:50], train_labels=labels, test_labels=labels[:50])
+    options = TrainingOptions(
+        steps=300, batch_size=64, learning_rate=3e-3, warmup_steps=5, ema_decay=0.9, label_dropout=0.5
+    )
+    model = train(new_model(num_classes=2), data, tmp_path, options, loss=DenoisingScoreMatching("edm"))
+    x_0 = model(torch.zeros(3, 2), 0.5, torch.tensor([0, 1, 2])).x_0.mean(1)
+    assert x_0[0] < -0.5
+    assert x_0[1] > 0.5
+    assert abs(x_0[2]) < 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_trained_on_and_continued_exactly(tmp_path, workers):
+    """Samples that cannot be indexed: stopped and continued is never stopped, with and without reading ahead."""
+    points = checkerboard(n=300)
+
+    class Points:
+        event_shape, dtype, labelled = (2,), torch.float32, False
+
+        def __len__(self):
+            return 3
+
+        def records(self, shard, start):
+            yield from points.train[shard * 80 : shard * 80 + 80][start:]
+
+        def decode(self, record):
+            return record, None
+
+    stream = ShuffledStream(Points(), buffer=50, seed=3)
+    data = dataclasses.replace(points, train=points.train[:0], stream=stream)
+    options = dataclasses.replace(OPTIONS, steps=20, batch_size=30, evaluate_every=10, workers=workers)
+    whole = train(new_model(), data, tmp_path / "whole", options)
+    train(new_model(), data, tmp_path / "parts", options, until=7)
+    parts = train(new_model(), data, tmp_path / "parts", options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_watchers_see_the_average_and_leave_pictures_and_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watch:
+        every: int = 20
+
+        def __call__(self, scene):
+            seen.append((scene.step, scene.model.training))
+            scene.log.scalars(scene.step, {"mine": 2.0 * scene.step})
+
+    watchers = [Watch(), SampleSheet(every=60, n=4, nfe=3), Likelihood(every=60, n=2, nfe=6)]
+    model = new_model()
+    train(model, checkerboard(n=200), tmp_path, OPTIONS, watchers=watchers, trackers=["tensorboard"])
+    assert seen == [(20, False), (40, False), (60, False)]
+    assert not model.training
+    assert [p.name for p in (tmp_path / "pictures").iterdir()] == ["samples-000000060.png"]
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent)).Reload()
+    assert [e.value for e in events.Scalars("mine")] == [40.0, 80.0, 120.0]
+    assert {"loss", "held_out_loss", "images_per_second", "held_out_nats_per_dim"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["samples"]
+    logged = [float(row["loss"]) for row in rows(tmp_path)]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged, rel=1e-6)
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(ArgumentError, match="trackers"):
+        train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers=["tensorbored"])
+
+
+def test_the_mean_loss_is_the_mean_over_the_bins_of_lambda(tmp_path):
+    train(new_model(), checkerboard(n=500), tmp_path, OPTIONS)
+    with (tmp_path / "lambda.csv").open() as file:
+        bins = list(csv.DictReader(file))
+    for row in rows(tmp_path):
+        for part, column in (("train", "loss"), ("held_out", "held_out_loss")):
+            here = [b for b in bins if b["step"] == row["step"] and b["part"] == part]
+            if row[column]:
+                total = sum(float(b["loss"]) * int(b["count"]) for b in here)
+                assert total / sum(int(b["count"]) for b in here) == pytest.approx(float(row[column]), rel=1e-5)
+
+
+POSITIVE = [
+    "steps",
+    "batch_size",
+    "log_every",
+    "evaluate_every",
+    "learning_rate",
+    "max_gradient_norm",
+    "keep",
+    "patience",
+]
 
 
 @given(name=st.sampled_from(POSITIVE), value=st.one_of(st.integers(max_value=0), st.just(float("nan"))))
@@ -144,7 +267,22 @@ def test_bad_options_are_named(name, value):
         TrainingOptions(**{name: value})
 
 
-@pytest.mark.parametrize("options", [{"ema_decay": 1.0}, {"precision": "float8"}, {"t_min": 1.0}, {"warmup_steps": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema_decay": 1.0},
+        {"precision": "float8"},
+        {"t_min": 1.0},
+        {"warmup_steps": -1},
+        {"pass_size": 0},
+        {"power_averages": (0.5,)},
+        {"power_averages": 0.1},
+        {"betas": (0.9,)},
+        {"compile": "yes"},
+        {"label_dropout": 1.5},
+        {"weight_decay": -1.0},
+    ],
+)
 def test_other_bad_options_are_named(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         TrainingOptions(**options)

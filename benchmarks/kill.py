@@ -1,0 +1,123 @@
+"""Kill a training run by SIGKILL at random instants, again and again, and look at what is left each time.
+
+    python benchmarks/kill.py --kills 50
+
+Each checkpoint that is there must be whole, the last one must never be older than after the previous kill, and the run
+that is left in peace at the end must equal, byte for byte, one that was never stopped. Prints what it found.
+"""
+
+import argparse
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.data import checkerboard
+from sde_toolkit.training import TrainingOptions, train
+
+OPTIONS = TrainingOptions(
+    steps=3000,
+    batch_size=64,
+    log_every=10,
+    evaluate_every=20,
+    held_out=100,
+    power_averages=(0.05, 0.1),
+    snapshots=50,
+)
+
+
+def train_here(folder):
+    """One run, or what is left of it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = MLP(event_shape=(2,), width=64, depth=3, embedding_scale=100.0)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
+    train(model, checkerboard(n=1000), folder, OPTIONS, loss=DenoisingScoreMatching("edm"))
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, __file__, "--run", str(folder)], stdout=subprocess.DEVNULL)
+
+
+def look(folder):
+    """The steps of the checkpoints, all of which must load."""
+    found = checkpoint_folders(folder)
+    for step, place in found:
+        state = torch.load(place / "training.pt", weights_only=True)
+        if state["step"] != step or not all(load_file(place / f"{kind}.safetensors") for kind in ("raw", "ema")):
+            raise SystemExit(f"{place} is not whole")
+    return [step for step, _ in found]
+
+
+def last_row(log):
+    """The last step that was logged, 0 if none."""
+    rows = log.read_text().splitlines()[1:] if log.exists() else []
+    return int(rows[-1].split(",")[0]) if rows else 0
+
+
+def contents(folder):
+    """Weights, averages and curves (without the columns of time), by file."""
+    files = [*folder.rglob("*.safetensors"), folder / "lambda.csv"]
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in files if not file.is_symlink()}
+    rows = [line.split(",") for line in (folder / "training.csv").read_text().splitlines()]
+    timed = {rows[0].index("seconds"), rows[0].index("images_per_second")}
+    kept = ["\x1f".join(cell for i, cell in enumerate(row) if i not in timed) for row in rows]
+    return {**found, "training.csv": "\n".join(kept).encode()}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.run:
+        return train_here(given.run)
+    dice, folder = random.Random(given.seed), Path(tempfile.mkdtemp())
+    began = time.perf_counter()
+    start(folder / "whole").wait()
+    length = time.perf_counter() - began
+    print(f"undisturbed: {length:.0f} s, {OPTIONS.steps} steps, a checkpoint every {OPTIONS.evaluate_every}")
+    kills, runs, reached, leftovers, lost = 0, 1, 0, 0, []
+    while kills < given.kills:
+        process = start(folder / "killed")
+        time.sleep(dice.uniform(2.0, 8.0))
+        if process.poll() is not None:  # through: once more from the start
+            shutil.move(folder / "killed", folder / f"through-{runs}")
+            reached, runs = 0, runs + 1
+            continue
+        process.kill()
+        process.wait()
+        kills += 1
+        steps = look(folder / "killed")
+        leftovers += len(list((folder / "killed").rglob(".partial*")))
+        log = (
+            (folder / "killed/training.csv").read_text().splitlines()
+            if (folder / "killed/training.csv").exists()
+            else []
+        )
+        last = int(log[-1].split(",")[0]) if len(log) > 1 and log[-1].split(",")[0].isdigit() else 0
+        lost.append(max(0, last - max(steps, default=0)))
+        if max(steps, default=0) < reached:
+            raise SystemExit(f"a checkpoint was lost: {reached} before, {steps} now")
+        reached = max(steps, default=0)
+    start(folder / "killed").wait()
+    same = [contents(folder / "whole") == contents(other) for other in folder.iterdir() if other.name != "whole"]
+    print(f"{kills} kills, {runs} run(s) to the end; unfinished writes left behind by a kill: {leftovers}")
+    print(f"logged steps that had to be repeated: median {statistics.median(lost):.0f}, at most {max(lost)}")
+    print(f"equal to the undisturbed run, byte for byte: {sum(same)} of {len(same)}")
+    shutil.rmtree(folder)
+    return None
+
+
+if __name__ == "__main__":
+    main()

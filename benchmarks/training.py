@@ -1,0 +1,157 @@
+"""Training: what the loop costs beside its network, weak scaling over processes, bfloat16 against float32.
+
+    python benchmarks/training.py loop        # seconds per step of `train` over those of the bare operations
+    python benchmarks/training.py scaling     # images/s of 1 and 2 processes, a fixed batch for each
+    python benchmarks/training.py precision   # held-out loss after the same steps
+
+On a GPU: --device cuda --network ddpm --precision bfloat16 --compile.
+"""
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel, UNet
+from sde_toolkit.data import Dataset, checkerboard
+from sde_toolkit.networks import ddpm_cifar10
+from sde_toolkit.training import TrainingOptions, train
+
+
+def image_model(name):
+    """(model, event shape): the U-Net of the embedded MNIST model, or DDPM's on CIFAR-10."""
+    torch.manual_seed(0)
+    shape = (1, 28, 28) if name == "unet" else (3, 32, 32)
+    network = UNet() if name == "unet" else ddpm_cifar10()
+    return ScoreModel(network, VPSDE(), "edm" if name == "unet" else "epsilon", event_shape=shape), shape
+
+
+def noise_images(shape, n=512):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(n, *shape, generator=generator) * 2 - 1
+    return Dataset("noise", train=x, test=x[:0])
+
+
+def options(given, steps, batch):
+    return TrainingOptions(
+        steps=steps,
+        batch_size=batch,
+        log_every=steps,
+        evaluate_every=steps,
+        held_out=0,
+        precision=given.precision,
+        compile=given.compile,
+        workers=given.workers,
+    )
+
+
+def bare(model, data, steps, batch, device):
+    """The fewest operations of the same training: loss, backward, clipping, fused Adam, fused average."""
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    model.to(device).train()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+    average, update = [p.detach().clone() for p in parameters], get_ema_multi_avg_fn(0.999)
+    loss, x = DenoisingScoreMatching(model.prediction), data.train
+    began = time.perf_counter()
+    for step in range(steps):
+        x_0 = x[torch.arange(step * batch, (step + 1) * batch) % len(x)].to(device)
+        value = loss(model, x_0, torch.rand(batch, device=device) * 0.99 + 0.01, torch.randn_like(x_0)).mean()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update(average, [p.detach() for p in parameters], None)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / steps
+
+
+def timed(model, data, given, steps, batch):
+    """Seconds per step of `train`, from its own log."""
+    with tempfile.TemporaryDirectory() as folder:
+        loss = DenoisingScoreMatching(model.prediction)
+        train(model, data, folder, options(given, steps, batch), loss=loss, device=given.device)
+        with (Path(folder) / "training.csv").open() as file:
+            rate = float(list(csv.DictReader(file))[-1]["images_per_second"])
+    return batch / rate
+
+
+def loop(given):
+    ratios, seconds = [], []
+    _, shape = image_model(given.network)
+    data = noise_images(shape)
+    for _ in range(given.repeats):
+        ours = timed(image_model(given.network)[0], data, given, given.steps, given.batch)
+        theirs = bare(image_model(given.network)[0], data, given.steps, given.batch, given.device)
+        ratios.append(ours / theirs)
+        seconds.append(ours)
+    middle = statistics.median(seconds)
+    print(f"{given.network}, batch {given.batch}: {1000 * middle:.1f} ms/step, {given.batch / middle:.0f} images/s")
+    print(f"over the bare operations: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def scaling(given):
+    """Each process has its own core and ``batch`` samples per step."""
+    found = {1: [], 2: []}
+    for _ in range(given.repeats):
+        for processes in (1, 2):
+            words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+            words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, "worker"]
+            words += ["--batch", str(given.batch * processes), "--steps", str(given.steps), "--network", given.network]
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            found[processes].append(float(done.stdout.split()[-1]))
+    one, two = (statistics.median(found[n]) for n in (1, 2))
+    print(f"1 process {one:.0f} images/s, 2 processes {two:.0f} images/s: {two / one:.2f} ×")
+
+
+def worker(given):
+    import os
+
+    torch.set_num_threads(1)
+    model, shape = image_model(given.network)
+    seconds = timed(model, noise_images(shape), given, given.steps, given.batch)
+    if os.environ.get("RANK", "0") == "0":
+        print(given.batch / seconds)
+
+
+def precision(given):
+    for seed in range(given.repeats):
+        losses = {}
+        for name in ("float32", "bfloat16"):
+            torch.manual_seed(seed)
+            network = MLP(event_shape=(2,), width=64, depth=3, embedding_scale=100.0)
+            model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
+            chosen = TrainingOptions(steps=3000, batch_size=256, evaluate_every=3000, precision=name, seed=seed)
+            with tempfile.TemporaryDirectory() as folder:
+                train(model, checkerboard(), folder, chosen, loss=DenoisingScoreMatching("edm"), device=given.device)
+                with (Path(folder) / "training.csv").open() as file:
+                    losses[name] = float(list(csv.DictReader(file))[-1]["held_out_loss"])
+        ratio = losses["bfloat16"] / losses["float32"]
+        print(f"seed {seed}: float32 {losses['float32']:.5f}, bfloat16 {losses['bfloat16']:.5f}, ratio {ratio:.4f}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("loop", "scaling", "precision", "worker"))
+    parser.add_argument("--network", choices=("unet", "ddpm"), default="unet")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+    {"loop": loop, "scaling": scaling, "precision": precision, "worker": worker}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Ancestral sampling with a learned variance (Nichol & Dhariwal 2021, "Improved DDPM", eq. 15).
+
+The mean is that of the exponential step; the variance of its noise is moved, element by element, from the posterior's β̃
+to the forward process's β by what the network says beside its prediction:
+
+    log Σ = v log β + (1 − v) log β̃,    β̃ = σ_s² (1 − r²),    β = σ_t² (1 − r²)        so  Σ = κ² (σ_t/σ_s)^(2v)
+
+with r = (α_t σ_s)/(α_s σ_t) and κ² = β̃ at η = 1. The right-hand side is what is computed, at any η. v = 0 is
+:class:`Exponential` itself, also for a model that learned no variance. None of the noise is added where σ_s = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.exponential import Exponential
+from sde_toolkit.noise import Noise
+
+__all__ = ["LearnedVariance"]
+
+
+@dataclass(frozen=True)
+class LearnedVariance(Integrator):
+    """The exponential integrator of order 1, whose noise has the variance that the model learned.
+
+    x_s = A x_t + B y + κ (σ_t/σ_s)^v z: one evaluation, one draw of noise per step. The declared stochastic orders are
+    those of v = 0; a learned variance has the accuracy it has.
+    """
+
+    order: ClassVar[int | None] = 1
+    strong_order: ClassVar[float | None] = 1.0
+    weak_order: ClassVar[float | None] = 1.0
+    evals_per_step: ClassVar[int | None] = 1
+    in_lambda: ClassVar[bool] = True
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Columns: the network's inputs, A, B, κ and log(σ_t/σ_s), which is 0 where σ_s = 0."""
+        t, s = grid[:-1], grid[1:]
+        sigma_t, sigma_s = equation.sde.sigma(t), equation.sde.sigma(s)
+        gain = torch.where(sigma_s > 0, torch.log(sigma_t / sigma_s), 0.0)
+        return self.table(equation, grid, *equation.inputs(t), *Exponential().coefficients(equation, t, s), gain)
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        """One step; the state is not used."""
+        inputs, (A, B, kappa, gain) = row[:-4], row[-4:]
+        y, v = equation.outputs(x, inputs)
+        x = (A * x).addcmul_(B, y)
+        if equation.eta == 0:
+            return x, None
+        scale = kappa if v is None else kappa * torch.exp(gain * v)
+        return x.addcmul_(scale, noise()), None

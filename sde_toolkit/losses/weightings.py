@@ -1,0 +1,232 @@
+"""Weightings, and which error each of them multiplies.
+
+The errors of all parameterisations are one error at different scales. With y = a x_0 + b ε
+(:mod:`sde_toolkit.prediction`) and D = a σ − α b, two predictions that agree on x_t have
+
+    |ŷ_A − y_A|² = (D_A/D_B)² |ŷ_B − y_B|²        D:   x0: σ   epsilon: −α   score: α/σ   v: −(α² + σ²)
+                                                       velocity: α′σ − ασ′   edm: √(σ² + α²σ_d²)/σ_d
+
+so that w_A |ŷ_A − y_A|² and w_B |ŷ_B − y_B|² are the same loss exactly if w_A D_A² = w_B D_B². A published weighting is
+a number for one of these errors, its ``multiplies``; :class:`Converted` tells the same loss for any other.
+
+    weighting            multiplies    w                                    (SNR = α²/σ² = e^(2λ))
+    constant             what is chosen: 1                                  Ho et al. 2020, eq. 14 (epsilon)
+    sigma_squared        what is chosen: σ²                                 Song et al. 2021, section 3.3 (score)
+    g_squared            what is chosen: g²                                 Song, Durkan et al. 2021, eq. 7 (score)
+    EDMWeighting         x0            (τ² + σ_d²)/(τ σ_d)²,  τ = σ/α       Karras et al. 2022, eq. 8, table 1
+    MinSNR               x0            min(SNR, γ)                          Hang et al. 2023, section 3.4
+    P2                   epsilon       1/(k + SNR)^γ                        Choi et al. 2022, eq. 8
+    SigmoidWeighting     epsilon       g²/(2σ²) · sigmoid(b − log SNR)      Kingma & Gao 2023; Hoogeboom et al. 2024
+
+A weighting is any callable (sde, t) to a tensor of the shape of t, computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.prediction import Kind, Readout, check_kind
+from sde_toolkit.sde import SDE, Time
+
+__all__ = [
+    "P2",
+    "Anchored",
+    "Converted",
+    "EDMWeighting",
+    "MinSNR",
+    "SigmoidWeighting",
+    "Weighting",
+    "check_weighting",
+    "constant",
+    "error_ratio",
+    "g_squared",
+    "sigma_squared",
+]
+
+Weighting: TypeAlias = Callable[[SDE, Time], Tensor]
+"""(sde, t) to w(t), of the shape of t. An attribute ``multiplies`` names the error that it is a weight of."""
+
+
+def constant(sde: SDE, t: Time) -> Tensor:
+    """w = 1, of whatever error is chosen: with ``epsilon`` L_simple (Ho et al. 2020, eq. 14)."""
+    return torch.ones_like(t)
+
+
+def sigma_squared(sde: SDE, t: Time) -> Tensor:
+    """w = σ_t²: with the score, Song et al.'s λ(t) (2021, section 3.3), which is L_simple again."""
+    return sde.sigma(t) ** 2
+
+
+def g_squared(sde: SDE, t: Time) -> Tensor:
+    """w = g(t)²: with the score, likelihood weighting (Song, Durkan et al. 2021, eq. 7), in nats twice the bound's."""
+    return sde.g(t) ** 2
+
+
+def error_ratio(sde: SDE, t: Tensor, of: Kind, to: Kind, sigma_data: float = 1.0) -> Tensor:
+    """|ŷ_of − y_of|² / |ŷ_to − y_to|² = (D_of/D_to)² at the times t, float64 of the shape of t; exactly 1 if of = to.
+
+    ``sigma_data``: σ_d, for ``edm``. Not finite where one of the errors has no meaning: α or σ being 0, for example.
+
+    Raises:
+        ArgumentError: if ``of`` or ``to`` is no parameterisation, or ``sigma_data`` is not positive.
+    """
+    check_kind(of, "of")
+    check_kind(to, "to")
+    _require_positive("sigma_data", sigma_data)
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if of == to:
+        return torch.ones_like(t)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+
+    def scale(kind: Kind) -> Tensor:
+        a, b = Readout(sde, kind, t, sigma_data).basis(kind)
+        return a * sigma - alpha * b
+
+    return (scale(of) / scale(to)) ** 2
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """``weighting``, said to multiply the error of ``multiplies``, whatever target a loss is told.
+
+    Raises:
+        ArgumentError: if ``multiplies`` is no parameterisation, or the weighting cannot be called or has another one.
+    """
+
+    weighting: Weighting
+    multiplies: Kind
+
+    def __post_init__(self) -> None:
+        check_kind(self.multiplies, "multiplies")
+        check_weighting(self.weighting)
+        own = getattr(self.weighting, "multiplies", self.multiplies)
+        if own != self.multiplies:
+            problem = f"{self.weighting} multiplies the error of {own}"
+            raise ArgumentError("multiplies", self.multiplies, problem, "Use Converted to tell it for another error.")
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.weighting(sde, t)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The loss of ``weighting`` on the error of ``of``, told as a weight of the error of ``multiplies``:
+
+    w · (D_of/D_multiplies)², so that the two losses and their gradients are equal.
+
+    ``sigma_data``: σ_d, where one of the two is ``edm``.
+
+    Raises:
+        ArgumentError: if one of the two is no parameterisation, the weighting cannot be called, or multiplies another.
+    """
+
+    weighting: Weighting
+    of: Kind
+    multiplies: Kind
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        Anchored(self.weighting, self.of)
+        check_kind(self.multiplies, "multiplies")
+        _require_positive("sigma_data", self.sigma_data)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        ratio = error_ratio(sde, t, self.of, self.multiplies, self.sigma_data)
+        return self.weighting(sde, t) * ratio
+
+
+@dataclass(frozen=True)
+class EDMWeighting:
+    """w = (τ² + σ_d²)/(τ σ_d)² on |x̂_0 − x_0|², τ = σ/α (Karras et al. 2022, eq. 8 and table 1).
+
+    The same loss as the target ``edm`` under :func:`constant`, for a network of this σ_d. The paper has
+    σ_d = 0.5 and lognormal τ: :class:`~sde_toolkit.losses.LogNormal`.
+    """
+
+    sigma_data: float = 0.5
+    multiplies: ClassVar[Kind] = "x0"
+
+    def __post_init__(self) -> None:
+        _require_positive("sigma_data", self.sigma_data)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return torch.exp(2 * sde.half_log_snr(t)) + self.sigma_data**-2
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """w = min(SNR, γ) on |x̂_0 − x_0|² (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR", section 3.4).
+
+    For variance-preserving paths the paper's other forms: min(1, γ/SNR) on ε, min(SNR, γ)/(SNR + 1) on v.
+    """
+
+    gamma: float = 5.0
+    multiplies: ClassVar[Kind] = "x0"
+
+    def __post_init__(self) -> None:
+        _require_positive("gamma", self.gamma)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return torch.exp(2 * sde.half_log_snr(t)).clamp(max=self.gamma)
+
+
+@dataclass(frozen=True)
+class P2:
+    """w = 1/(k + SNR)^γ on |ε̂ − ε|² (Choi et al. 2022, "Perception Prioritized Training", eq. 8)."""
+
+    k: float = 1.0
+    gamma: float = 1.0
+    multiplies: ClassVar[Kind] = "epsilon"
+
+    def __post_init__(self) -> None:
+        _require_positive("k", self.k)
+        if not (is_number(self.gamma) and self.gamma >= 0):
+            raise ArgumentError("gamma", self.gamma, "must be finite and not negative", "The paper uses 0.5 and 1.")
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return (self.k + torch.exp(2 * sde.half_log_snr(t))) ** -self.gamma
+
+
+@dataclass(frozen=True)
+class SigmoidWeighting:
+    """w = g²/(2σ²) · sigmoid(b − log SNR) on |ε̂ − ε|² (Kingma & Gao 2023, section 2; Hoogeboom et al. 2024, SiD2).
+
+    g²/(2σ²) = −½ d log SNR/dt: their losses are integrals over log SNR, whatever the times are drawn from, and are
+    stated here for uniform t, as everything is. Without the sigmoid (b → ∞) this is the variational bound, in nats.
+    """
+
+    b: float = 2.0
+    multiplies: ClassVar[Kind] = "epsilon"
+
+    def __post_init__(self) -> None:
+        if not is_number(self.b):
+            raise ArgumentError("b", self.b, "not a finite log SNR", "Kingma & Gao's best is 2, SiD2 has -3 to 0.")
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        rate = 0.5 * (sde.g(t) / sde.sigma(t)) ** 2
+        return rate * torch.sigmoid(self.b - 2 * sde.half_log_snr(t))
+
+
+def check_weighting(weighting: Any) -> None:
+    """Refuse what cannot be called, and a ``multiplies`` that is no parameterisation.
+
+    Raises:
+        ArgumentError: naming it.
+    """
+    if not callable(weighting) or isinstance(weighting, type):
+        raise ArgumentError("weighting", weighting, "not a function (sde, t)", "Pass constant, MinSNR(), or your own.")
+    multiplies = getattr(weighting, "multiplies", None)
+    if multiplies is not None:
+        check_kind(multiplies, "weighting.multiplies")
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if not (is_number(value) and value > 0):
+        raise ArgumentError(name, value, "must be positive and finite", "Leave it out for the paper's own value.")

@@ -1,0 +1,128 @@
+"""Moving averages of the weights: exponential (torch's own update), and of power functions (Karras et al. 2024).
+
+    exponential        w̄ ← β w̄ + (1 − β) w
+    power function     w̄_t ∝ ∫₀ᵗ s^γ w_s ds,   so β_t = (1 − 1/t)^(γ+1)     ("Analyzing and Improving the Training
+                                                                             Dynamics of Diffusion Models", eq. 4 to 6)
+
+A power function's width stays a fixed share σ_rel of the training time; from snapshots of two of them an average of any
+other width, at any time, is made afterwards: :func:`posthoc_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from sde_toolkit.checking import is_number
+from sde_toolkit.errors import ArgumentError
+
+__all__ = ["WeightAverage", "exponential", "gamma_of", "posthoc_weights", "power_function"]
+
+Update = Callable[[list[Tensor], list[Tensor], int], None]
+"""(averages, weights, how many came before): moves the averages in place."""
+
+
+def exponential(decay: float) -> Update:
+    """w̄ ← β w̄ + (1 − β) w, as in :mod:`torch.optim.swa_utils`."""
+    update = get_ema_multi_avg_fn(decay)
+    return lambda averages, weights, count: update(averages, weights, count)
+
+
+def power_function(sigma_rel: float) -> Update:
+    """β_t = (1 − 1/t)^(γ+1) with the γ whose profile has the relative width σ_rel."""
+    exponent = gamma_of(sigma_rel) + 1
+
+    def update(averages: list[Tensor], weights: list[Tensor], count: int) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - (1 - 1 / (count + 1)) ** exponent)
+
+    return update
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """γ > 0 of the profile s^γ whose standard deviation is σ_rel of its length: (γ+1) = σ_rel² (γ+2)² (γ+3).
+
+    Raises:
+        ArgumentError: unless 0 < σ_rel < 0.28 (γ = 0, the plain mean, has 0.289).
+    """
+    if not (is_number(sigma_rel) and 0 < sigma_rel < 0.28):
+        raise ArgumentError(
+            "sigma_rel", sigma_rel, "a power function's width lies between 0 and 0.28", "0.05 to 0.15 is usual."
+        )
+    roots = np.roots([1.0, 7.0, 16.0 - sigma_rel**-2, 12.0 - sigma_rel**-2])
+    return float(roots.real.max())
+
+
+class WeightAverage:
+    """The average of a list of parameters, beside them on their device; of a sharded one, of this process's shard.
+
+    The first update copies the weights. ``count`` is the number of updates so far.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], update: Update) -> None:
+        self.parameters = list(parameters)
+        self.values = [w.clone() for w in self._weights()]
+        self.count = 0
+        self._update = update
+
+    def _weights(self) -> list[Tensor]:
+        """The parameters as plain tensors, in place; of a DTensor (its module moves between versions) the shard."""
+        detached = [p.detach() for p in self.parameters]
+        return [w.to_local() if hasattr(w, "to_local") else w for w in detached]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        if self.count == 0:
+            torch._foreach_copy_(self.values, self._weights())
+        else:
+            self._update(self.values, self._weights(), self.count)
+        self.count += 1
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the parameters have the averaged values; afterwards, exactly their own again."""
+        own = [w.clone() for w in self._weights()]
+        try:
+            self._set(self.values)
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def take(self, count: int) -> None:
+        """Set the average, and its count, to the parameters as they are."""
+        torch._foreach_copy_(self.values, self._weights())
+        self.count = count
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self._weights(), values)
+
+
+def posthoc_weights(snapshots: Sequence[tuple[float, float]], sigma_rel: float, step: float) -> np.ndarray:
+    """Coefficients x of the snapshots, so that Σ x_i w̄_i has the profile of width ``sigma_rel`` at ``step``.
+
+    Least squares between profiles p_i(s) = (γ_i+1) s^γ_i / t_i^(γ_i+1) on [0, t_i] (Karras et al. 2024, algorithm 3).
+
+    Args:
+        snapshots: (σ_rel, step) of each.
+        sigma_rel, step: of the average that is wanted.
+    """
+    gamma = np.array([gamma_of(width) for width, _ in snapshots])
+    times = np.array([t for _, t in snapshots], float)
+    wanted = gamma_of(sigma_rel)
+    overlaps = _overlap(gamma[:, None], times[:, None], gamma[None, :], times[None, :])
+    right = _overlap(gamma, times, np.array(wanted), np.array(float(step)))
+    return np.linalg.lstsq(overlaps, right, rcond=1e-13)[0]
+
+
+def _overlap(gamma_a: np.ndarray, t_a: np.ndarray, gamma_b: np.ndarray, t_b: np.ndarray) -> np.ndarray:
+    """∫ p_a p_b ds of two profiles, with the powers taken of ratios of times only."""
+    shorter = np.minimum(t_a, t_b)
+    powers = (shorter / t_a) ** gamma_a * (shorter / t_b) ** gamma_b * (shorter / (t_a * t_b))
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * powers

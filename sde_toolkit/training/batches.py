@@ -1,0 +1,158 @@
+"""Which samples a step sees, and everything random that goes with them: a function of the step, not of the past.
+
+Step k takes the positions k B, …, k B + B − 1 of the endless sequence of epochs, each in an order of its own; process r
+of R takes the r-th contiguous share, in passes of equal size. Reading ahead in other processes changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sde_toolkit.data import Dataset, ParallelStream, Stream
+from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order
+
+__all__ = ["Batch", "Portion", "Recipe", "data_batches", "held_out_batches", "share_of_stream", "stream_batches"]
+
+
+class Batch(NamedTuple):
+    """What one forward pass needs: x (n, *event) in data space, u (n,), noise (n, *event); labels, draws or None."""
+
+    x: Tensor
+    u: Tensor
+    noise: Tensor
+    labels: Tensor | None
+    uniform: Tensor | None
+    normal: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch._make(None if part is None else part.to(device, non_blocking=True) for part in self)
+
+
+class Portion(NamedTuple):
+    """Samples first, …, first + n − 1 of the batch of a step."""
+
+    step: int
+    first: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is drawn for a sample besides itself."""
+
+    seed: int
+    batch_size: int
+    low_discrepancy: bool = True
+    uniforms: int = 0
+    normals: int = 0
+    label_dropout: float = 0.0
+    no_class: int | None = None
+
+    def complete(self, portion: Portion, x: Tensor, labels: Tensor | None) -> Batch:
+        """The samples of a portion with their times, noise and augmentation draws."""
+        draws, (step, first, n) = KeyedDraws(self.seed), portion
+        if self.low_discrepancy:
+            offset = draws.uniform(Use.TIME, step, 0, 1, 1)
+            u = (offset[0] + (first + torch.arange(n, dtype=torch.float64)) / self.batch_size) % 1
+        else:
+            u = draws.uniform(Use.TIME, step, first, n, 1)[:, 0]
+        noise = draws.normal(Use.NOISE, step, first, tuple(x.shape))
+        uniform = draws.uniform(Use.AUGMENTATION, step, first, n, self.uniforms) if self.uniforms else None
+        normal = draws.normal(Use.AUGMENTATION, step, first + (1 << 32), (n, self.normals)) if self.normals else None
+        if labels is not None and self.label_dropout:
+            hidden = draws.uniform(Use.LABEL, step, first, n, 1)[:, 0] < self.label_dropout
+            labels = torch.where(hidden, self.no_class or 0, labels)
+        return Batch(x, u, noise, labels, uniform, normal)
+
+
+@dataclass
+class _Portions(torch.utils.data.Dataset[Batch]):
+    """A map from portions to batches, for torch's DataLoader and its reading processes."""
+
+    source: Any
+    labels: Tensor | None
+    recipe: Recipe
+    orders: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __getitem__(self, portion: Portion) -> Batch:
+        chosen = torch.from_numpy(self._chosen(portion))
+        labels = None if self.labels is None else self.labels[chosen]
+        return self.recipe.complete(portion, self.source[chosen], labels)
+
+    def _chosen(self, portion: Portion) -> np.ndarray:
+        size = len(self.source)
+        positions = portion.step * self.recipe.batch_size + portion.first + np.arange(portion.n)
+        chosen = np.empty(portion.n, np.int64)
+        for epoch in np.unique(positions // size).tolist():
+            here = positions // size == epoch
+            chosen[here] = self._order(epoch)[positions[here] % size]
+        return chosen
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self.orders:
+            if len(self.orders) > 1:
+                self.orders.pop(min(self.orders))
+            self.orders[epoch] = epoch_order(self.recipe.seed, epoch, len(self.source))
+        return self.orders[epoch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "orders": {}}
+
+
+def data_batches(
+    dataset: Dataset,
+    recipe: Recipe,
+    portions: Iterator[Portion],
+    *,
+    use_labels: bool,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """The batches of the given portions, in order; read ahead by ``workers`` processes."""
+    labels = dataset.train_labels if use_labels else None
+    loader: DataLoader[Batch] = DataLoader(
+        _Portions(dataset.train, labels, recipe),
+        batch_size=None,
+        sampler=portions,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # its own: the global one is left alone
+    )
+    return iter(loader)
+
+
+def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> Stream | None:
+    """This process's share of a stream, read ahead by ``workers`` processes."""
+    if stream is None:
+        return None
+    share = stream.shard(accelerator.process_index, accelerator.num_processes)
+    return ParallelStream(share, workers) if workers else share
+
+
+def stream_batches(stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, use_labels: bool) -> Iterator[Batch]:
+    """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for."""
+    for portion in portions:
+        x, labels = stream.next_batch(portion.n)
+        yield recipe.complete(portion, x, labels if use_labels else None)
+
+
+def held_out_batches(
+    dataset: Dataset, recipe: Recipe, count: int, size: int, rank: int, processes: int, *, use_labels: bool
+) -> Iterator[Batch]:
+    """The first ``count`` test samples in batches of ``size``, every ``processes``-th batch for this process.
+
+    Times and noise depend on a sample's place only: the curve over training shows the network and not the dice.
+    """
+    known = dataset.test_labels if use_labels else None
+    for first in range(rank * size, count, processes * size):
+        n = min(size, count - first)
+        labels = None if known is None else known[first : first + n]
+        yield recipe.complete(Portion(0, first, n), dataset.test[first : first + n], labels)

@@ -1,0 +1,162 @@
+"""What a run tells: two CSV files, the trackers of accelerate (TensorBoard and others), and the progress bar.
+
+    training.csv   step, images, seconds, learning_rate, loss, gradient_norm, skipped, images_per_second, held_out_loss
+    lambda.csv     step, part (train, held_out), low, high, count, loss: the mean loss by half log-SNR λ
+
+A resumed run removes the rows beyond its checkpoint and writes them again, the same numbers but for the two of time.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.losses import lambda_histogram
+
+__all__ = ["LAMBDAS", "LOG", "Logbook", "Tally", "lambda_edges"]
+
+LOG, LAMBDAS = "training.csv", "lambda.csv"
+COLUMNS = (
+    "step",
+    "images",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "gradient_norm",
+    "skipped",
+    "images_per_second",
+    "held_out_loss",
+)
+LAMBDA_COLUMNS = ("step", "part", "low", "high", "count", "loss")
+
+
+class Tally:
+    """Sums over steps, on the device: nothing waits for them until they are read.
+
+    ``skipped`` and ``streak`` count steps without a finite gradient: in all, and in a row.
+    """
+
+    names = ("loss", "norm", "steps", "skipped", "streak", "longest", "sums", "counts")
+
+    def __init__(self, edges: Tensor, device: torch.device) -> None:
+        self.edges = edges.to(device)
+        self.loss, self.norm, self.steps = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
+        self.skipped, self.streak, self.longest = (torch.zeros((), device=device) for _ in range(3))
+        self.clear()
+
+    def clear(self) -> None:
+        """Start the next interval; ``skipped`` and ``streak`` go on."""
+        self.loss, self.norm, self.steps = self.loss * 0, self.norm * 0, self.steps * 0
+        self.longest = self.streak.clone()
+        self.sums = torch.zeros(len(self.edges) - 1, dtype=torch.float64, device=self.edges.device)
+        self.counts = torch.zeros_like(self.sums)
+
+    def add_losses(self, losses: Tensor, lambdas: Tensor) -> None:
+        """The losses of one pass, (n,), at their λ."""
+        finite = losses.isfinite()
+        sums, counts = lambda_histogram(torch.where(finite, losses, 0.0), lambdas, self.edges)
+        self.sums += sums
+        self.counts += counts
+
+    def add_step(self, loss: Tensor, norm: Tensor, bad: Tensor) -> None:
+        """One step: its mean loss, its gradient's norm, and whether it was skipped."""
+        good = 1 - bad.double()
+        self.loss += torch.where(bad, 0.0, loss.double())
+        self.norm += torch.where(bad, 0.0, norm.double())
+        self.steps += good
+        self.skipped = self.skipped + bad
+        self.streak = torch.where(bad, self.streak + 1, 0.0)
+        self.longest = torch.maximum(self.longest, self.streak)
+
+    def shared(self, accelerator: Any) -> tuple[float, Tensor, Tensor]:
+        """Over all processes: the sum of the steps' losses, and the sums and counts by λ."""
+        loss = accelerator.reduce(self.loss, "mean").item()
+        return loss, accelerator.reduce(self.sums, "sum"), accelerator.reduce(self.counts, "sum")
+
+    def state(self, accelerator: Any) -> dict[str, Tensor]:
+        """All sums over all processes, for a checkpoint. All processes have to call it."""
+        own = {name: getattr(self, name).cpu() for name in self.names}
+        loss, sums, counts = self.shared(accelerator)
+        return {**own, "loss": torch.tensor(loss, dtype=torch.float64), "sums": sums.cpu(), "counts": counts.cpu()}
+
+    def load(self, state: Mapping[str, Tensor], main: bool) -> None:
+        """The inverse of :meth:`state`; sums by λ go on in the main process."""
+        for name in self.names:
+            setattr(self, name, state[name].to(self.edges.device))
+        if not main:
+            self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
+
+
+class Logbook:
+    """The files and trackers of a run; only the main process writes."""
+
+    def __init__(self, directory: Path, accelerator: Any, step: int) -> None:
+        self.directory = directory
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            _truncate(directory / LOG, COLUMNS, step)
+            _truncate(directory / LAMBDAS, LAMBDA_COLUMNS, step)
+
+    def row(self, values: Mapping[str, float | int | None]) -> None:
+        """One row of training.csv, and the same to the trackers."""
+        if self.accelerator.is_main_process:
+            _append(self.directory / LOG, [["" if values[c] is None else f"{values[c]:.10g}" for c in COLUMNS]])
+        self.scalars(int(values["step"] or 0), {k: v for k, v in values.items() if k != "step"})
+
+    def scalars(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Numbers for the trackers."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self.accelerator.log(known, step=step)
+
+    def by_lambda(self, step: int, part: str, edges: Tensor, sums: Tensor, counts: Tensor) -> None:
+        """Mean losses by λ; bins without a sample are left out."""
+        bounds, totals, numbers = edges.tolist(), sums.tolist(), counts.tolist()
+        rows = [
+            (low, high, int(n), total / n)
+            for low, high, total, n in zip(bounds[:-1], bounds[1:], totals, numbers, strict=True)
+            if n
+        ]
+        if self.accelerator.is_main_process:
+            written = [[step, part, f"{a:.6g}", f"{b:.6g}", n, f"{mean:.10g}"] for a, b, n, mean in rows]
+            _append(self.directory / LAMBDAS, written)
+        self.scalars(step, {f"{part}/lambda {a:.2g} to {b:.2g}": mean for a, b, _, mean in rows})
+
+    def picture(self, step: int, name: str, figure: Any) -> None:
+        """A matplotlib figure, as a PNG under ``pictures/`` and for TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = self.directory / "pictures"
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{name}-{step:09d}.png", dpi=100)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_figure(name, figure, global_step=step, close=False)
+
+
+def lambda_edges(first: float, last: float, bins: int = 8) -> Tensor:
+    """Equally wide bins between two values of λ; infinite ones are cut at 20."""
+    low, high = sorted(min(max(value, -20.0), 20.0) for value in (first, last))
+    return torch.linspace(low, high, bins + 1, dtype=torch.float64)
+
+
+def _truncate(path: Path, columns: tuple[str, ...], step: int) -> None:
+    """Keep the rows up to ``step``; a file that is missing or that a kill left ragged begins with its header."""
+    rows: list[list[str]] = []
+    if path.exists() and step:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdigit()]
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *(row for row in rows if int(row[0]) <= step)])
+    os.replace(partial, path)
+
+
+def _append(path: Path, rows: list[list[Any]]) -> None:
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerows(rows)

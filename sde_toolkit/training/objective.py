@@ -1,0 +1,115 @@
+"""The loss of a batch as one module, which is what data-parallel wrappers wrap."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.data import Augmentation, Dataset
+from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.networks import Condition
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE
+from sde_toolkit.training.batches import Batch
+
+__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data", "number_of_classes"]
+
+
+class Loss(Protocol):
+    """The loss of each sample, shape (B,): :mod:`sde_toolkit.losses`."""
+
+    def __call__(self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Any = None) -> Tensor: ...
+
+
+class Times(Protocol):
+    """From uniform u (B,) to training times t (B,), with the weight that each importance-sampled time needs."""
+
+    def __call__(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]: ...
+
+
+class Objective(nn.Module):
+    """Batch to (losses (B,), half log-SNR λ of each (B,)): times, perturbation, network, loss."""
+
+    def __init__(
+        self, model: ScoreModel, loss: Loss, times: Times, t_min: float, augmentation: Augmentation | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.times = times
+        self.t_min = t_min
+        self.augmentation = augmentation
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The network is called once. Data are transformed to model space here, on the batch's device."""
+        model = self.model
+        x_0 = model.transform.forward(batch.x).to(torch.float32)
+        x_0, condition = self._augmented(x_0, batch)
+        t, importance = self.times(model.sde, batch.u, self.t_min)
+        losses = self.loss(model, x_0, t, batch.noise, condition)
+        return importance.to(losses.dtype) * losses, model.sde.half_log_snr(t)
+
+    def _augmented(self, x_0: Tensor, batch: Batch) -> tuple[Tensor, Any]:
+        if self.augmentation is None or batch.uniform is None or not self.training:
+            return x_0, batch.labels
+        normal = x_0.new_zeros(len(x_0), 0) if batch.normal is None else batch.normal
+        x_0, described = self.augmentation(x_0, batch.uniform.to(x_0.dtype), normal)
+        return x_0, batch.labels if described is None else Condition(batch.labels, described)
+
+
+def number_of_classes(model: ScoreModel) -> int | None:
+    """K of a class-conditional network of this package, else None."""
+    classes: int | None = getattr(model.network, "hyperparameters", {}).get("num_classes")
+    return classes
+
+
+def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> None:
+    """Refuse an augmentation whose labels the network does not take.
+
+    Raises:
+        ArgumentError: for networks of this package that were built for another width of labels.
+    """
+    width = 0 if augmentation is None else augmentation.width
+    takes = getattr(model.network, "hyperparameters", {}).get("augmentation_width")
+    if width and hasattr(model.network, "hyperparameters") and takes != width:
+        problem = f"it labels what it did with {width} numbers, the network takes {takes or 'none'}"
+        raise ArgumentError(
+            "augmentation", augmentation, problem, f"Build the network with augmentation_width={width}."
+        )
+
+
+def check_data(model: ScoreModel, dataset: Dataset) -> None:
+    """Refuse data that this model cannot be trained on.
+
+    Raises:
+        DataError: no training samples; NaN or infinity; another event shape; labels missing or out of range.
+    """
+    if dataset.stream is None and len(dataset.train) == 0:
+        raise DataError("dataset", dataset.name, "it has no training samples", "Use one that has.")
+    if model.event_shape is not None and dataset.event_shape != model.event_shape:
+        problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
+        raise DataError("dataset", dataset.name, problem, "Build the model for the shape of the data.")
+    for name, values in (("train", dataset.train), ("test", dataset.test)):
+        if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
+            raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
+    classes = number_of_classes(model)
+    if not classes:
+        return
+    test_labelled = dataset.test_labels is not None or len(dataset.test) == 0
+    _check_labels(dataset, "train", dataset.labelled, dataset.train_labels, classes)
+    _check_labels(dataset, "test", test_labelled, dataset.test_labels, classes)
+
+
+def _check_labels(dataset: Dataset, part: str, labelled: bool, labels: Tensor | None, classes: int) -> None:
+    argument = f"dataset.{part}_labels"
+    if not labelled:
+        problem = f"the network is class-conditional (num_classes={classes}) and {dataset.name} has no labels"
+        raise DataError(argument, None, problem, "Give labels, or build the network with num_classes=None.")
+    if labels is None or not len(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        problem = f"labels of {dataset.name} span {low}..{high}, the network has classes 0..{classes - 1}"
+        raise DataError(argument, f"{low}..{high}", problem, f"Build the network with num_classes={high + 1}.")

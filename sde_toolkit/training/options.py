@@ -1,0 +1,112 @@
+"""How to train: one frozen record, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.errors import ArgumentError
+
+__all__ = ["PRECISIONS", "TrainingOptions"]
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # ours, accelerate's
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Args:
+        steps: updates of the weights.
+        batch_size: samples per update, over all processes and passes.
+        pass_size: samples per forward pass of one process, at most; the gradient is accumulated over the passes that
+            a batch then takes. None: a process takes its share at once.
+        learning_rate: of Adam, after ``warmup_steps`` of linear rise.
+        cosine_decay: let the learning rate fall to zero over the run by half a cosine; else it stays.
+        betas, epsilon, weight_decay: of AdamW.
+        max_gradient_norm: gradients are scaled down to this norm.
+        ema_decay: per step, of the exponential moving average.
+        power_averages: relative widths σ_rel of power-function averages (Karras et al. 2024), for example (0.05, 0.1);
+            snapshots of them are kept, from which an average of any length is made afterwards.
+        snapshots: how many snapshots of each of these the run leaves, at equal distances.
+        t_min: None takes the SDE's ``likelihood_end``.
+        low_discrepancy: spread the times of a batch evenly (Kingma et al. 2021, appendix I.1); else independent.
+        label_dropout: probability of hiding a label, for classifier-free guidance.
+        held_out: test samples in the held-out loss.
+        log_every, evaluate_every, checkpoint_every: in steps; ``checkpoint_every`` None: with every evaluation.
+        keep: checkpoints that stay, besides the best.
+        precision: of the network: float32, bfloat16, float16 (CUDA only); the loss is float32.
+        patience: stop after so many steps in a row whose loss or gradient was not finite (they are skipped).
+        compile: compile the network.
+        workers: processes that read data ahead. 0: the training process reads them itself.
+        seed: of everything random.
+
+    Raises:
+        ArgumentError: naming the option that cannot be used.
+    """
+
+    steps: int = 5000
+    batch_size: int = 128
+    pass_size: int | None = None
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    cosine_decay: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    ema_decay: float = 0.999
+    power_averages: tuple[float, ...] = ()
+    snapshots: int = 16
+    t_min: float | None = None
+    low_discrepancy: bool = True
+    label_dropout: float = 0.0
+    held_out: int = 1000
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int | None = None
+    keep: int = 2
+    precision: str = "float32"
+    patience: int = 10
+    compile: bool = False
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("betas", "power_averages"):  # a YAML list, or one number
+            given = getattr(self, name)
+            object.__setattr__(self, name, tuple(given) if isinstance(given, (list, tuple)) else given)
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
+            self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
+        for name in ("pass_size", "checkpoint_every"):
+            value = getattr(self, name)
+            self._require(name, value is None or is_count(value), "must be a whole number, at least 1, or None")
+        for name in ("warmup_steps", "held_out", "seed", "workers"):
+            self._require(name, is_count(getattr(self, name), least=0), "must be a whole number, at least 0")
+        for name in ("learning_rate", "max_gradient_norm", "epsilon"):
+            value = getattr(self, name)
+            self._require(name, is_number(value) and value > 0, "must be positive and finite")
+        for name in ("low_discrepancy", "cosine_decay", "compile"):
+            self._require(name, isinstance(getattr(self, name), bool), "must be true or false")
+        for name in ("ema_decay", "label_dropout"):
+            self._require(name, _in_unit(getattr(self, name)), "must lie in [0, 1)")
+        self._require("t_min", self.t_min is None or _in_unit(self.t_min), "must lie in [0, 1)")
+        self._require("weight_decay", is_number(self.weight_decay) and self.weight_decay >= 0, "must not be negative")
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(map(_in_unit, self.betas))
+        self._require("betas", pair, "must be two numbers in [0, 1)")
+        widths = isinstance(self.power_averages, tuple) and all(map(_is_width, self.power_averages))
+        self._require("power_averages", widths, "each relative width must lie strictly between 0 and 0.28")
+        self._require("precision", self.precision in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}")
+
+    def _require(self, name: str, holds: bool, problem: str) -> None:
+        if not holds:
+            raise ArgumentError(name, getattr(self, name), problem, "Correct this training option.")
+
+
+def _in_unit(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
+def _is_width(value: Any) -> bool:
+    return is_number(value) and 0 < value < 0.28

@@ -1,0 +1,226 @@
+"""The state of a run on one process: weights, averages, optimizer, sums, and the number of the step.
+
+A step is a function of these and of nothing else: every draw is keyed by the step (:mod:`.draws`), so that a checkpoint
+of them is a checkpoint of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from sde_toolkit import checkpoint
+from sde_toolkit.data import Dataset
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.training.averages import WeightAverage, exponential, power_function
+from sde_toolkit.training.batches import (
+    Batch,
+    Portion,
+    Recipe,
+    data_batches,
+    held_out_batches,
+    share_of_stream,
+    stream_batches,
+)
+from sde_toolkit.training.draws import step_seed
+from sde_toolkit.training.logbook import Tally, lambda_edges
+from sde_toolkit.training.objective import Objective, number_of_classes
+from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.posthoc import save_snapshot
+from sde_toolkit.training.running import (
+    full_optimizer,
+    full_weights,
+    gather_objects,
+    load_full_optimizer,
+    load_full_weights,
+    split_batch,
+)
+from sde_toolkit.training.saving import load_state, mark_best, prune, save_checkpoint
+
+__all__ = ["Run", "learning_rate_factor"]
+
+
+def learning_rate_factor(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up, then constant or a half cosine down to zero at the last step."""
+    warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
+    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps))) if options.cosine_decay else 1.0
+    return warm * decay
+
+
+class Run:
+    """What a checkpoint holds, and how one step changes it."""
+
+    def __init__(self, objective: Objective, dataset: Dataset, options: TrainingOptions, accelerator: Any) -> None:
+        self.model, self.dataset, self.options, self.accelerator = objective.model, dataset, options, accelerator
+        self.passes, self.pass_size = split_batch(options, accelerator.num_processes)
+        if options.compile and isinstance(self.model.network, torch.nn.Module):
+            self.model.network.compile()
+        optimizer = torch.optim.AdamW(
+            self._weights(),
+            lr=options.learning_rate,
+            betas=options.betas,
+            eps=options.epsilon,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.inner: Objective = accelerator.unwrap_model(self.objective)
+        self.adam: torch.optim.Optimizer = self.optimizer.optimizer
+        self.schedule = LambdaLR(self.adam, lambda step: learning_rate_factor(step, options))
+        weights = self._weights()  # sharded ones are new objects
+        self.ema = WeightAverage(weights, exponential(options.ema_decay))
+        self.powers = {width: WeightAverage(weights, power_function(width)) for width in options.power_averages}
+        at_noise, at_data = (float(self.model.sde.half_log_snr(t)) for t in (1.0, objective.t_min))
+        self.tally = Tally(lambda_edges(at_noise, at_data), accelerator.device)
+        self.stream = share_of_stream(dataset.stream, options.workers, accelerator)
+        self.step, self.seconds = 0, 0.0
+        self.best = (math.inf, 0)  # held-out loss, step
+
+    def _weights(self) -> list[Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    # -- a step --------------------------------------------------------------------------------------------------
+
+    def batches(self, last: int) -> Iterator[Batch]:
+        """This process's passes of the steps from here to ``last``."""
+        options, rank = self.options, self.accelerator.process_index
+        augmentation, classes = self.inner.augmentation, number_of_classes(self.model)
+        recipe = Recipe(
+            options.seed,
+            options.batch_size,
+            options.low_discrepancy,
+            uniforms=0 if augmentation is None else augmentation.draws.uniforms,
+            normals=0 if augmentation is None else augmentation.draws.normals,
+            label_dropout=options.label_dropout if classes else 0.0,
+            no_class=classes,
+        )
+        first = rank * self.passes * self.pass_size
+        portions = (
+            Portion(step, first + part * self.pass_size, self.pass_size)
+            for step in range(self.step, last)
+            for part in range(self.passes)
+        )
+        if self.stream is not None:
+            return stream_batches(self.stream, recipe, portions, use_labels=bool(classes))
+        pin = self.accelerator.device.type == "cuda"
+        return data_batches(self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin)
+
+    def advance(self, batches: Iterator[Batch]) -> None:
+        """One step on one batch; skipped, weights and all, if the gradient is not finite. Waits for nothing."""
+        accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
+        self.objective.train()
+        for part in range(self.passes):
+            batch = next(batches).to(accelerator.device)
+            torch.manual_seed(step_seed(self.options.seed, self.step, accelerator.process_index, part))
+            with contextlib.nullcontext() if part == self.passes - 1 else accelerator.no_sync(self.objective):
+                losses, lambdas = self.objective(batch)
+                value = losses.mean() / self.passes
+                accelerator.backward(value)
+            total = total + value.detach()
+            self.tally.add_losses(losses.detach(), lambdas)
+        norm = accelerator.clip_grad_norm_(self._weights(), self.options.max_gradient_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
+        bad = ~norm.isfinite()
+        if accelerator.scaler is None:  # torch's fused Adam leaves everything as it is where found_inf is 1
+            self.adam.grad_scale, self.adam.found_inf = None, bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.step += 1
+        for average in (self.ema, *self.powers.values()):
+            average.update()
+        self.tally.add_step(total, norm, bad)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def held_out(self) -> tuple[float, Tally]:
+        """The mean loss of the average on the first test samples, and its sums by λ; the same draws at every call."""
+        options, accelerator = self.options, self.accelerator
+        tally = Tally(self.tally.edges, accelerator.device)
+        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        count = min(options.held_out, len(self.dataset.test))
+        if count == 0:
+            return math.nan, tally
+        recipe = Recipe(options.seed + 1, count)
+        place = accelerator.process_index, accelerator.num_processes
+        labelled = bool(number_of_classes(self.model))
+        self.inner.eval()
+        for batch in held_out_batches(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
+            with accelerator.autocast():
+                losses, lambdas = self.inner(batch.to(accelerator.device))
+            total += losses.double().sum()
+            tally.add_losses(losses, lambdas)
+        self.inner.train()
+        tally.sums, tally.counts, total = (accelerator.reduce(x, "sum") for x in (tally.sums, tally.counts, total))
+        return total.item() / count, tally
+
+    def averaged(self, average: WeightAverage) -> dict[str, Tensor]:
+        """The whole state dict with the values of an average, in the main process. All have to call it."""
+        with average.in_place():
+            return full_weights(self.model)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path, record: dict[str, Any], best: bool) -> None:
+        """Write a checkpoint, let ``best`` point to it if it is, and remove those that are not kept."""
+        weights = {"raw": full_weights(self.model), "ema": self.averaged(self.ema)}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "processes": self.accelerator.num_processes,
+            "optimizer": full_optimizer(self.model, self.adam),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "averages": {width: self.averaged(average) for width, average in self.powers.items()},
+            "tally": self.tally.state(self.accelerator),
+            "streams": None if self.stream is None else gather_objects(self.stream.state_dict(), self.accelerator),
+        }
+        if self.accelerator.is_main_process:
+            folder = save_checkpoint(directory, self.step, self.model.description(), record, weights, state)
+            if best:
+                mark_best(directory, folder)
+            prune(directory, self.options.keep)
+        self.accelerator.wait_for_everyone()
+
+    def save_snapshots(self, directory: Path) -> None:
+        """Keep the power-function averages of this step."""
+        for width, average in self.powers.items():
+            weights = self.averaged(average)
+            if self.accelerator.is_main_process:
+                save_snapshot(directory, width, self.step, weights)
+
+    def restore(self, folder: Path) -> None:
+        """Take everything from a checkpoint."""
+        state = load_state(folder)
+        for width, average in self.powers.items():
+            load_full_weights(self.model, state["averages"][width])
+            average.take(state["step"])
+        for name in ("ema", "raw"):
+            load_full_weights(self.model, checkpoint.checked_tensors(folder, name))
+            if name == "ema":
+                self.ema.take(state["step"])
+        load_full_optimizer(self.model, self.adam, state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.tally.load(state["tally"], self.accelerator.is_main_process)
+        if self.stream is not None:
+            places = state["streams"]
+            self.stream.load_state_dict(places[self.accelerator.process_index % len(places)])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], tuple(state["best"])
+
+    def result(self) -> ScoreModel:
+        """The averaged model, apart from the raw one, both in evaluation mode."""
+        self.model.eval()
+        with self.ema.in_place():
+            return copy.deepcopy(self.model)

@@ -1,0 +1,110 @@
+"""Accelerate's side of a run: devices, precision, processes; and weights in full, however they are sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from sde_toolkit.errors import ArgumentError, MissingDependencyError
+from sde_toolkit.training.options import PRECISIONS, TrainingOptions
+
+__all__ = [
+    "full_optimizer",
+    "full_weights",
+    "gather_objects",
+    "load_full_optimizer",
+    "load_full_weights",
+    "make_accelerator",
+    "split_batch",
+]
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FROM_ALL = StateDictOptions(full_state_dict=True)
+
+
+def make_accelerator(
+    options: TrainingOptions, device: torch.device | str, trackers: Sequence[str], directory: Path
+) -> Any:
+    """An Accelerator for the processes that a launcher started, or for this one alone.
+
+    Raises:
+        MissingDependencyError: without accelerate.
+        ArgumentError: float16 without CUDA; a tracker that is not known or not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise MissingDependencyError("accelerate", "training", "train") from None
+    device = torch.device(device)
+    if options.precision == "float16" and device.type != "cuda":
+        raise ArgumentError("precision", "float16", f"it needs CUDA, not {device}", "Use bfloat16 or float32.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    AcceleratorState._reset_state()  # its own precision; the group of processes stays
+    try:
+        return Accelerator(
+            mixed_precision=PRECISIONS[options.precision],
+            cpu=device.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=directory,
+        )
+    except ValueError as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ArgumentError("trackers", list(trackers), problem, "Use names that accelerate knows.") from None
+
+
+def split_batch(options: TrainingOptions, processes: int) -> tuple[int, int]:
+    """(passes per process, samples per pass): the fewest equal passes of at most ``pass_size``.
+
+    Raises:
+        ArgumentError: if the processes cannot have equal shares of the batch.
+    """
+    share, rest = divmod(options.batch_size, processes)
+    if rest:
+        problem = f"{processes} processes cannot share it equally"
+        raise ArgumentError("batch_size", options.batch_size, problem, f"Use {share * processes or processes}.")
+    limit = share if options.pass_size is None else min(options.pass_size, share)
+    passes = next(n for n in range(-(-share // limit), share + 1) if share % n == 0)
+    return passes, share // passes
+
+
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The whole state dict on the CPU, gathered if it is sharded, in the main process. All have to call it."""
+    found: Any = get_model_state_dict(model, options=_FULL)
+    return {name: value.clone() for name, value in found.items()}
+
+
+def load_full_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """The inverse of :func:`full_weights`."""
+    set_model_state_dict(model, dict(weights), options=_FROM_ALL)
+
+
+def full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The whole optimizer state by parameter names, on the CPU, in the main process. All have to call it."""
+    return dict(get_optimizer_state_dict(model, optimizer, options=_FULL))
+
+
+def load_full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of :func:`full_optimizer`."""
+    set_optimizer_state_dict(model, optimizer, state, options=_FROM_ALL)
+
+
+def gather_objects(value: Any, accelerator: Any) -> list[Any]:
+    """The values of all processes, by rank. Plain data. All have to call it."""
+    if accelerator.num_processes == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))

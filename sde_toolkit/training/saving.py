@@ -1,0 +1,170 @@
+"""Checkpoints of a run: each whole or absent, the last few and the best kept, all loadable without unpickling code.
+
+    output/checkpoints/step-000000500/    model.yaml  run.yaml  ema.safetensors  raw.safetensors  training.pt
+    output/best -> checkpoints/step-...   the one with the lowest held-out loss
+
+A checkpoint is written under another name, forced to the disk, and renamed as the last act; one that goes is renamed
+first. A kill at any instant leaves leftovers at most, and they are removed at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit import checkpoint
+from sde_toolkit.checkpoint import CHECKPOINTS, checkpoint_folders
+from sde_toolkit.errors import CheckpointError
+
+__all__ = ["BEST", "RUN", "check_run", "load_state", "mark_best", "prune", "save_checkpoint", "tidy"]
+
+BEST = "best"
+RUN = "run.yaml"
+STATE = "training.pt"
+PARTIAL = ".partial-"
+
+
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    description: Mapping[str, Any],
+    run: Mapping[str, Any],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write the checkpoint of a step; it appears at once and whole.
+
+    Raises:
+        CheckpointError: if it cannot be written (disk full, no permission); those that exist stay as they are.
+    """
+    import yaml
+
+    home = directory / CHECKPOINTS
+    target = home / f"step-{step:09d}"
+    partial = home / f"{PARTIAL}{target.name}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        checkpoint.save(partial, description, weights)
+        with (partial / STATE).open("wb") as file:
+            torch.save(dict(state), file)
+        text = yaml.safe_dump(dict(run), sort_keys=False, default_flow_style=None, width=100)
+        (partial / RUN).write_text(text, encoding="utf-8")
+        for file_path in partial.iterdir():
+            _to_disk(file_path)
+        _to_disk(partial)
+        if target.exists():  # a run that was told to repeat this step
+            _remove(target)
+        os.replace(partial, target)
+        _to_disk(home)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a failed write into a RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        there = [folder.name for _, folder in checkpoint_folders(directory)]
+        raise CheckpointError(
+            target,
+            f"it could not be written ({' '.join(str(error).split())[:200]})",
+            f"Make room and run the same command again: it goes on from {there[-1] if there else 'the start'}.",
+        ) from None
+    return target
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Under its own name it is whole until it is gone."""
+    doomed = folder.with_name(f"{PARTIAL}gone-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def mark_best(directory: Path, folder: Path) -> None:
+    """Let ``best`` point to a checkpoint."""
+    link = directory / BEST
+    fresh = directory / f"{PARTIAL}{BEST}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.relative_to(directory))
+    os.replace(fresh, link)
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove all checkpoints but the last ``keep`` and the best."""
+    best = (directory / BEST).resolve()
+    for _, folder in checkpoint_folders(directory)[:-keep]:
+        if folder.resolve() != best:
+            _remove(folder)
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a kill may have left half done."""
+    for place in (directory, directory / CHECKPOINTS):
+        for leftover in place.glob(f"{PARTIAL}*"):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a checkpoint, on the CPU, under torch's ``weights_only``.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign.
+    """
+    file = folder / STATE
+    remedy = f"Remove {folder.name} to go on from the checkpoint before it."
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            folder, f"it has no {STATE}", "It is a model, not a run: pass it as initial=... to start from its weights."
+        ) from None
+    except Exception as error:
+        problem = f"{STATE} is damaged or foreign ({type(error).__name__})"
+        raise CheckpointError(folder, problem, remedy) from None
+    if not isinstance(found, dict) or "step" not in found:
+        raise CheckpointError(folder, f"{STATE} holds no training state", remedy)
+    return found
+
+
+def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
+    """Refuse to go on with what differs from what the checkpoint was made with; ``free`` keys may change.
+
+    Raises:
+        CheckpointError: naming the first key that differs, and both values.
+    """
+    import yaml
+
+    try:
+        made_with = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(folder, f"{RUN} cannot be read ({type(error).__name__})", "Restore the file.") from None
+    then, now = _flat(made_with), _flat(yaml.safe_load(yaml.safe_dump(dict(run))))
+    for key in sorted({*then, *now} - free):
+        if then.get(key) != now.get(key):
+            raise CheckpointError(
+                folder,
+                f"it was made with {key}={then.get(key)!r}, now {key}={now.get(key)!r}",
+                "Give the same value to go on, or train in another folder (initial=... starts from these weights).",
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,111 @@
+"""What else to look at while a model trains. A watcher is called every so many steps with the averaged model.
+
+Add your own: any object with ``every`` and ``__call__(scene)``; on several processes all of them call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sde_toolkit.checking import is_count
+from sde_toolkit.data import Dataset
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.training.logbook import Logbook
+from sde_toolkit.training.objective import number_of_classes
+
+__all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The state of a run: ``model`` has the averaged weights, in evaluation mode; ``log`` takes figures, pictures."""
+
+    step: int
+    model: ScoreModel
+    dataset: Dataset
+    log: Logbook
+    device: torch.device
+
+
+class Watcher(Protocol):
+    """Called every ``every`` steps, and at the last."""
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, scene: Scene) -> None: ...
+
+
+@dataclass(frozen=True)
+class SampleSheet:
+    """A sheet of ``n`` samples, from the same noise each time: ``pictures/samples-<step>.png``, and for TensorBoard.
+
+    ``n`` None: 36 images or signals, 2,000 points.
+    """
+
+    every: int = 5000
+    n: int | None = None
+    nfe: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "every", "nfe", *(() if self.n is None else ("n",)))
+
+    def __call__(self, scene: Scene) -> None:
+        """Sample with ``solver="auto"`` and draw."""
+        from sde_toolkit.evaluation.sheets import contact_sheet, picture_kind
+        from sde_toolkit.sampling import sample
+
+        if scene.model.event_shape is None:
+            return
+        usual = {"points": 2000, "histogram": 2000}.get(picture_kind(scene.model.event_shape), 36)
+        shape = (usual if self.n is None else self.n, *scene.model.event_shape)
+        drawn = sample(scene.model, "auto", nfe=self.nfe, shape=shape, seed=self.seed)
+        figure = contact_sheet(scene.model.transform.inverse(drawn.x).cpu())
+        if figure is not None:
+            scene.log.picture(scene.step, "samples", figure)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The likelihood of the first ``n`` test samples through the probability flow, to the trackers: bits per dimension
+    where the data are grey levels (one dequantisation, from the same draws each time), nats per dimension elsewhere.
+    """
+
+    every: int = 10000
+    n: int = 16
+    nfe: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "every", "n", "nfe")
+
+    def __call__(self, scene: Scene) -> None:
+        """Evaluate and log the mean."""
+        from sde_toolkit.likelihood import Levels, bits_per_dim, log_likelihood
+
+        model, x, levels = scene.model, scene.dataset.test[: self.n].to(scene.device), scene.dataset.levels
+        if len(x) == 0:
+            return
+        condition = scene.dataset.test_labels
+        condition = condition[: self.n].to(scene.device) if number_of_classes(model) and condition is not None else None
+        if levels is None:
+            found = log_likelihood(model, x, nfe=self.nfe, condition=condition, seed=self.seed)
+            value = found.nats.double().mean().item() / x[0].numel()
+            scene.log.scalars(scene.step, {"held_out_nats_per_dim": value})
+        else:
+            bits = bits_per_dim(
+                model, x, Levels(levels, 0, levels - 1), nfe=self.nfe, condition=condition, seed=self.seed
+            )
+            scene.log.scalars(scene.step, {"held_out_bits_per_dim": bits.mean})
+
+
+def _check_counts(watcher: object, *names: str) -> None:
+    for name in names:
+        value = getattr(watcher, name)
+        if not is_count(value):
+            raise ArgumentError(name, value, "must be a whole number, at least 1", "Correct this watcher.")

@@ -1,0 +1,88 @@
+"""The random numbers of training: functions of (seed, use, step, index), spread as they say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from sde_toolkit.training.batches import Portion, Recipe
+from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order, step_seed
+
+X = torch.zeros(24, 3, 5)
+
+
+@given(cut=st.integers(1, 23), step=st.integers(0, 10**9), seed=st.integers(0, 2**40), spread=st.booleans())
+def test_a_batch_is_the_same_in_any_portions(cut, step, seed, spread):
+    recipe = Recipe(seed, 24, spread, uniforms=2, normals=3, label_dropout=0.5, no_class=7)
+    labels = torch.arange(24)
+    whole = recipe.complete(Portion(step, 0, 24), X, labels)
+    first = recipe.complete(Portion(step, 0, cut), X[:cut], labels[:cut])
+    second = recipe.complete(Portion(step, cut, 24 - cut), X[cut:], labels[cut:])
+    for part, one, two in zip(whole, first, second, strict=True):
+        assert torch.equal(part, torch.cat([one, two]))
+
+
+def test_noise_and_independent_times_have_their_distributions():
+    recipe = Recipe(3, 4000, low_discrepancy=False, uniforms=1, normals=1)
+    batch = recipe.complete(Portion(5, 0, 4000), torch.zeros(4000, 4), None)
+    assert kstest(batch.noise.flatten().numpy(), "norm").pvalue > 1e-4
+    assert kstest(batch.normal.flatten().numpy(), "norm").pvalue > 1e-4
+    assert kstest(batch.u.numpy(), "uniform").pvalue > 1e-4
+    assert kstest(batch.uniform.flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+def test_low_discrepancy_times_are_evenly_spread_and_each_is_uniform():
+    recipe = Recipe(0, 8)
+    times = torch.stack([recipe.complete(Portion(step, 0, 8), torch.zeros(8, 1), None).u for step in range(2000)])
+    gaps = times.sort(dim=1).values.diff(dim=1)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 8), rtol=0, atol=1e-12)
+    assert kstest(times[:, 5].numpy(), "uniform").pvalue > 1e-4
+
+
+def test_neighbouring_keys_are_uncorrelated():
+    """Steps, indices, uses and seeds that differ by one share nothing."""
+    n = 20_000
+
+    def draw(seed, use, step, index):
+        return KeyedDraws(seed).at(use, step, index).standard_normal(n, np.float32)
+
+    drawn = [draw(0, Use.NOISE, 4, 9), draw(1, Use.NOISE, 4, 9), draw(0, Use.AUGMENTATION, 4, 9)]
+    drawn += [draw(0, Use.NOISE, 5, 9), draw(0, Use.NOISE, 4, 10)]
+    correlation = np.corrcoef(drawn) - np.eye(len(drawn))
+    assert np.abs(correlation).max() < 5 / n**0.5
+
+
+def test_a_label_is_hidden_as_often_as_asked():
+    recipe = Recipe(0, 5000, label_dropout=0.3, no_class=10)
+    labels = recipe.complete(Portion(0, 0, 5000), torch.zeros(5000, 1), torch.arange(5000) % 10).labels
+    hidden = labels == 10
+    assert abs(hidden.double().mean() - 0.3) < 5 * (0.21 / 5000) ** 0.5
+    assert torch.equal(labels[~hidden], (torch.arange(5000) % 10)[~hidden])
+
+
+@given(n=st.integers(1, 500), epoch=st.integers(0, 100), seed=st.integers(0, 2**32))
+def test_every_epoch_visits_every_sample_once(n, epoch, seed):
+    assert sorted(epoch_order(seed, epoch, n)) == list(range(n))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
+def test_what_the_network_draws_differs_by_step_process_and_pass():
+    seeds = {step_seed(0, step, rank, part) for step in range(4) for rank in range(4) for part in range(4)}
+    assert len(seeds) == 64
+
+
+@pytest.mark.parametrize("size", [7, 40, 100])
+def test_steps_walk_through_the_epochs(size):
+    """Any run of len(data) consecutive positions from an epoch's start sees each sample once, across batch borders."""
+    from sde_toolkit.training.batches import _Portions
+
+    portions = _Portions(torch.arange(40), None, Recipe(0, size))
+    seen = torch.cat([portions[Portion(step, 0, size)].x for step in range(40)])
+    for epoch in range(40 * size // 40):
+        assert sorted(seen[40 * epoch : 40 * (epoch + 1)].tolist()) == list(range(40))

@@ -1,0 +1,124 @@
+"""Two processes train what one trains: the same draws, the same shares of the data, the mean of the gradients."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import RUNS, VECTORS, rows, vectors, weights
+
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.training import TrainingOptions
+from sde_toolkit.training.running import split_batch
+from sde_toolkit.training.saving import load_state
+
+
+def launch(processes, folder, name, *until):
+    torchrun(processes, str(Path(__file__).with_name("runs.py")), str(folder), name, *map(str, until))
+
+
+def torchrun(processes, *what, cwd=None):
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *what]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=cwd
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def distance(one, two):
+    """Relative distance of two sets of weights."""
+    apart = sum((one[key].double() - two[key].double()).square().sum() for key in one)
+    size = sum(value.double().square().sum() for value in one.values())
+    return (apart / size).sqrt().item()
+
+
+def test_two_processes_are_one(tmp_path):
+    """The sums of gradients are added in another order, so to round-off: 1e-5 after 100 steps, where one seed and
+    another are 0.5 apart."""
+    RUNS["vectors"](tmp_path / "one")
+    launch(2, tmp_path / "two", "vectors")
+    for kind in ("raw", "ema"):
+        assert distance(weights(tmp_path / "one", kind), weights(tmp_path / "two", kind)) < 1e-5
+    for file in ("training.csv", "lambda.csv"):
+        one, two = rows(tmp_path / "one", file), rows(tmp_path / "two", file)
+        assert [row.keys() for row in one] == [row.keys() for row in two]
+        for a, b in zip(one, two, strict=True):
+            for key in a:
+                if a[key] in ("", "train", "held_out"):
+                    assert a[key] == b[key]
+                else:
+                    assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-12), (key, a["step"])
+    assert load_state(checkpoint_folders(tmp_path / "two")[-1][1])["processes"] == 2
+
+
+def test_the_number_of_processes_may_change_on_the_way(tmp_path):
+    RUNS["vectors"](tmp_path / "one")
+    launch(2, tmp_path / "both", "vectors", 40)
+    RUNS["vectors"](tmp_path / "both", until=70)
+    launch(2, tmp_path / "both", "vectors")
+    assert distance(weights(tmp_path / "one", "raw"), weights(tmp_path / "both", "raw")) < 1e-5
+    assert [row["step"] for row in rows(tmp_path / "one")] == [row["step"] for row in rows(tmp_path / "both")]
+
+
+def test_two_processes_stopped_and_continued_are_never_stopped(tmp_path):
+    """Bit for bit, with two processes before and after."""
+    launch(2, tmp_path / "whole", "vectors")
+    launch(2, tmp_path / "parts", "vectors", 60)
+    launch(2, tmp_path / "parts", "vectors")
+    one, two = weights(tmp_path / "whole", "raw"), weights(tmp_path / "parts", "raw")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_sharded_parameters_train_as_whole_ones(tmp_path):
+    """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
+    script = str(Path(__file__).with_name("sharded.py"))
+    RUNS["vectors"](tmp_path / "one")
+    torchrun(2, script, str(tmp_path / "whole"))
+    torchrun(2, script, str(tmp_path / "parts"), "60")
+    torchrun(2, script, str(tmp_path / "parts"))
+    for kind in ("raw", "ema"):
+        one, whole, parts = (weights(tmp_path / name, kind) for name in ("one", "whole", "parts"))
+        assert distance(one, whole) < 1e-5
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_the_command_is_the_same_on_two_processes(tmp_path):
+    """The configuration is written, and the model announced, once."""
+    words = ["-m", "sde_toolkit", "train", "experiment=checkerboard", "threads=1", "progress=false", "device=cpu"]
+    words += ["options.steps=4", "options.evaluate_every=2", "options.batch_size=16", "options.held_out=8"]
+    done = torchrun(2, *words, "output=two", cwd=tmp_path)
+    assert done.stdout.count("parameters on") == 1
+    again = torchrun(1, *words, "output=one", cwd=tmp_path)
+    assert again.stdout.count("parameters on") == 1
+    assert distance(weights(tmp_path / "one", "ema"), weights(tmp_path / "two", "ema")) < 1e-5
+    assert "${" not in (tmp_path / "two/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("limit", [16, 10])
+def test_a_batch_in_passes_is_the_batch(tmp_path, limit):
+    """Accumulated gradients are the gradient, to round-off."""
+    vectors(tmp_path / "one")
+    vectors(tmp_path / "passes", options=dataclasses.replace(VECTORS, pass_size=limit))
+    assert distance(weights(tmp_path / "one", "raw"), weights(tmp_path / "passes", "raw")) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("batch", "limit", "processes", "wanted"),
+    [(64, None, 1, (1, 64)), (64, None, 4, (1, 16)), (64, 10, 1, (8, 8)), (60, 8, 2, (5, 6)), (7, 3, 1, (7, 1))],
+)
+def test_passes_are_equal_and_few(batch, limit, processes, wanted):
+    assert split_batch(TrainingOptions(batch_size=batch, pass_size=limit), processes) == wanted
+
+
+def test_unequal_shares_are_refused():
+    with pytest.raises(ArgumentError, match="batch_size=64: 3 processes"):
+        split_batch(TrainingOptions(batch_size=64), 3)

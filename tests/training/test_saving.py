@@ -1,0 +1,185 @@
+"""What stands in the way of a checkpoint, or of going on from one, is named, and nothing that is there is damaged."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from runs import VECTORS, images, rows, vectors, weights
+
+from sde_toolkit import MLP, VESDE, DenoisingScoreMatching, ScoreModel
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.data import checkerboard
+from sde_toolkit.errors import CheckpointError
+from sde_toolkit.training import train
+from sde_toolkit.training.saving import mark_best, prune
+
+SHORT = dataclasses.replace(VECTORS, steps=20, evaluate_every=5, power_averages=())
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 1e-4}, "options.learning_rate=0.001, now options.learning_rate=0.0001"),
+        ({"batch_size": 32}, "options.batch_size"),
+        ({"ema_decay": 0.5}, "options.ema_decay"),
+        ({"steps": 40}, "options.steps=20, now options.steps=40"),
+        ({"seed": 1}, "options.seed"),
+    ],
+)
+def test_a_contradicting_option_is_named_with_both_values(tmp_path, change, said):
+    vectors(tmp_path, options=SHORT, until=10)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=said):
+        vectors(tmp_path, options=dataclasses.replace(SHORT, **change))
+    assert contents(tmp_path) == before
+
+
+def test_what_decides_nothing_about_the_weights_may_change(tmp_path):
+    vectors(tmp_path / "whole", options=SHORT)
+    vectors(tmp_path / "changed", options=SHORT, until=10)
+    vectors(tmp_path / "changed", options=dataclasses.replace(SHORT, log_every=3, keep=1, workers=1, patience=3))
+    one, two = weights(tmp_path / "whole", "ema"), weights(tmp_path / "changed", "ema")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_another_architecture_sde_loss_or_data_set_is_named(tmp_path):
+    vectors(tmp_path, options=SHORT, until=10)
+    before = contents(tmp_path)
+
+    def attempt(width=32, sde=None, target="edm", n=1000):
+        from sde_toolkit import VPSDE
+
+        network = MLP(event_shape=(2,), width=width, depth=2, embedding_scale=100.0)
+        model = ScoreModel(network, sde or VPSDE(), "edm", event_shape=(2,))
+        train(model, checkerboard(n=n), tmp_path, SHORT, loss=DenoisingScoreMatching(target))
+
+    for change, said in [
+        ({"width": 16}, "model.network.width=32, now model.network.width=16"),
+        ({"sde": VESDE()}, "model.sde"),
+        ({"target": "x0"}, "loss.target"),
+        ({"n": 500}, "data.samples"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            attempt(**change)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", ["training.pt", "raw.safetensors", "ema.safetensors", "run.yaml"])
+@pytest.mark.parametrize("damage", ["truncated", "garbled", "missing"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
+    vectors(tmp_path, options=SHORT, until=10)
+    place = checkpoint_folders(tmp_path)[-1][1] / file
+    if damage == "missing":
+        place.unlink()
+    else:
+        whole = place.read_bytes()
+        place.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"\0" * len(whole))
+    with pytest.raises(CheckpointError, match=place.parent.name):
+        vectors(tmp_path, options=SHORT)
+
+
+def test_what_remains_after_removing_a_damaged_checkpoint_goes_on(tmp_path):
+    """As the message says: without the damaged one, training goes on from the one before it."""
+    vectors(tmp_path / "whole", options=SHORT)
+    vectors(tmp_path / "run", options=SHORT, until=15)
+    (tmp_path / "run/checkpoints/step-000000015").rename(tmp_path / "damaged")
+    vectors(tmp_path / "run", options=SHORT)
+    one, two = weights(tmp_path / "whole", "raw"), weights(tmp_path / "run", "raw")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    for file in ("training.csv", "lambda.csv"):  # what was logged beyond the checkpoint is logged anew, not twice
+        assert rows(tmp_path / "whole", file) == rows(tmp_path / "run", file)
+
+
+def test_no_pickled_code_is_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    vectors(tmp_path, options=SHORT, until=10)
+    torch.save({"step": 10, "optimizer": Evil()}, checkpoint_folders(tmp_path)[-1][1] / "training.pt")
+    with pytest.raises(CheckpointError, match=r"training\.pt is damaged or foreign"):
+        vectors(tmp_path, options=SHORT)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_resume_false_refuses_a_folder_in_use(tmp_path):
+    vectors(tmp_path, options=SHORT)
+    with pytest.raises(CheckpointError, match="holds checkpoints"):
+        train(vectors(tmp_path, options=SHORT), checkerboard(n=1000), tmp_path, SHORT, resume=False)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    images(tmp_path, keep=2, checkpoint_every=2, evaluate_every=2)
+    folders = checkpoint_folders(tmp_path)
+    best = (tmp_path / "best").resolve()
+    assert {20, 18} <= {step for step, _ in folders}
+    assert len(folders) <= 3
+    assert best in {folder.resolve() for _, folder in folders}
+    held_out = {}
+    import csv
+
+    with (tmp_path / "training.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["held_out_loss"]:
+                held_out[int(row["step"])] = float(row["held_out_loss"])
+    assert best.name == f"step-{min(held_out, key=held_out.get):09d}"
+    assert ScoreModel.from_pretrained(tmp_path / "best").event_shape == (1, 8, 8)
+
+
+def test_the_best_stays_however_old_it_is(tmp_path):
+    vectors(tmp_path, options=dataclasses.replace(SHORT, keep=10))
+    first = checkpoint_folders(tmp_path)[0][1]
+    mark_best(tmp_path, first)
+    prune(tmp_path, 2)
+    assert [step for step, _ in checkpoint_folders(tmp_path)] == [5, 15, 20]
+    mark_best(tmp_path, checkpoint_folders(tmp_path)[1][1])
+    prune(tmp_path, 2)
+    assert [step for step, _ in checkpoint_folders(tmp_path)] == [15, 20]
+
+
+def test_the_configuration_of_the_run_is_in_every_checkpoint(tmp_path):
+    vectors(tmp_path, options=SHORT)
+    for _, folder in checkpoint_folders(tmp_path):
+        record = yaml.safe_load((folder / "run.yaml").read_text())
+        assert record["options"]["learning_rate"] == SHORT.learning_rate
+        assert record["model"]["network"]["width"] == 32
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from runs import vectors
+from test_saving import SHORT
+folder = Path({folder!r})
+vectors(folder, options=SHORT, until=10)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+vectors(folder, options=SHORT)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 20_000, 60_000], ids=["at once", "in the weights", "in the state"])
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, limit):
+    """The system refuses to let files grow beyond a size, as it refuses on a full disk."""
+    code = FULL_DISK.format(here=str(Path(__file__).parent), folder=str(tmp_path), limit=limit)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "CheckpointError" in done.stderr or "OSError" in done.stderr
+    found = checkpoint_folders(tmp_path)
+    assert found[-1][0] == 10
+    weights(tmp_path, "raw")
+    assert not list((tmp_path / "checkpoints").glob(".partial*"))
+    whole = tmp_path / "whole"
+    vectors(whole, options=SHORT)
+    vectors(tmp_path, options=SHORT)
+    one, two = weights(whole, "raw"), weights(tmp_path, "raw")
+    assert all(torch.equal(one[key], two[key]) for key in one)
