@@ -1,30 +1,16 @@
 """``sde-toolkit calibrate`` as a user types it."""
 
-import sys
-
 import pytest
 
 from sde_toolkit import VPSDE, ScoreModel, UNet
 from sde_toolkit.calibration import load_calibration
-from sde_toolkit.cli.main import main
 
 MIXTURE = "model={path:mixture}"
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
-        try:
-            main(["calibrate", *words])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+def command(command):
+    return lambda *words: command("calibrate", *words)
 
 
 def test_a_network_and_a_solver_of_ones_own(command, tmp_path):

@@ -12,28 +12,10 @@ import torch
 import yaml
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet, ddim, grids, sample
-from sde_toolkit.cli.main import config_directory, main
+from sde_toolkit.cli.main import config_directory
 
 MIXTURE = "model={path:mixture}"
 FEW = ["n=8", "n_real=40", "budgets=[3,5]", "exact_flow.n=4", "exact_flow.steps=4", "progress=false", "output=run"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder: (exit status, what it printed, what it complained)."""
-
-    def run(*words):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
-        try:
-            main(list(words))
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 from test_fan_out import environment, together
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
-from sde_toolkit.cli.main import main
 from sde_toolkit.data import digits
 from sde_toolkit.evaluation import compare_records
 
@@ -19,21 +18,8 @@ QUIET = "progress=false"
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder: (exit status, what it printed, what it complained)."""
-
-    def run(*words):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
-        try:
-            main([*words, QUIET])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+def command(command):
+    return lambda *words: command(*words, QUIET)
 
 
 @pytest.fixture

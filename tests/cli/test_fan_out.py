@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
-from sde_toolkit.cli.main import main
 from sde_toolkit.evaluation import drawing
 
 MIXTURE = "model={path:mixture}"
@@ -19,22 +18,16 @@ QUIET = "progress=false"
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder, on one thread as its processes will: (status, output, complaint)."""
+def command(command):
+    """On one thread, as the processes of a team have."""
 
     def run(*words):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            main([*words, QUIET])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        torch.set_num_threads(threads)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
+            return command(*words, QUIET)
+        finally:
+            torch.set_num_threads(threads)
 
     return run
 

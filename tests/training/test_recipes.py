@@ -1,6 +1,5 @@
 """Every experiment of configs/ runs, on tiny data and with a narrow network where it is large; the checkpoint loads."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 import yaml
 
 from sde_toolkit import ScoreModel, ddim, grids, sample
-from sde_toolkit.cli.main import main
 
 EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs/experiment").glob("*.yaml"))
 SHORT = ["options.steps=2", "options.evaluate_every=2", "options.batch_size=4", "options.held_out=4", "threads=1"]
@@ -27,16 +25,20 @@ def data(tmp_path_factory):
     return folder
 
 
-def command(folder, monkeypatch, *words):
-    """The command, in this process: starting one for each would take most of the time."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    main(["train", *words, *SHORT])
-    return ScoreModel.from_pretrained(folder / "run")
+@pytest.fixture
+def trained(command, tmp_path):
+    """Trains in this process (starting one for each would take most of the time): the model of the checkpoint."""
+
+    def run(*words):
+        status, _, complaint = command("train", *words, *SHORT)
+        assert status == 0, complaint
+        return ScoreModel.from_pretrained(tmp_path / "run")
+
+    return run
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_runs(tmp_path, monkeypatch, data, name):
+def test_every_experiment_runs(trained, tmp_path, data, name):
     words = [f"experiment={name}"]
     kind = "mnist" if name.startswith("mnist") else "cifar10" if name.startswith("cifar10") else None
     if kind:
@@ -45,7 +47,7 @@ def test_every_experiment_runs(tmp_path, monkeypatch, data, name):
         words += ["network.widths=[32,32]", "network.blocks_per_level=1"]
     if name == "mnist_second":
         words.append("initial=mnist")
-    model = command(tmp_path, monkeypatch, *words)
+    model = trained(*words)
     x = sample(model, ddim(), grids.uniform(model.sde, 2, end=0.01), shape=(1, *model.event_shape)).x
     assert x.isfinite().all()
     said = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
@@ -70,8 +72,8 @@ def test_every_experiment_runs(tmp_path, monkeypatch, data, name):
     ],
     ids=lambda parts: parts[0],
 )
-def test_every_loss_and_distribution_of_times_runs(tmp_path, monkeypatch, parts):
+def test_every_loss_and_distribution_of_times_runs(trained, parts):
     words = ["network.widths=[8,8]", "network.blocks_per_level=1", "network.attention_levels=[]"]
     if "loss=hybrid" in parts:
         parts = ["loss=hybrid", "times=discrete", "sde=ddpm", "prediction=epsilon", "model.learned_variance=true"]
-    command(tmp_path, monkeypatch, *words, *parts)
+    trained(*words, *parts)

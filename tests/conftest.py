@@ -1,0 +1,24 @@
+"""Fixtures of all tests."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs ``sde-toolkit`` in this process, in an empty folder: (exit status, what it printed, what it complained)."""
+    from sde_toolkit.cli.main import main
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
+        try:
+            main(list(words))
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
