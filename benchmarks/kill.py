@@ -90,7 +90,7 @@ def main():
     kills, runs, reached, leftovers, lost = 0, 1, 0, 0, []
     while kills < given.kills:
         process = start(folder / "killed")
-        time.sleep(dice.uniform(2.0, 8.0))
+        time.sleep(dice.uniform(3.0, 12.0))
         if process.poll() is not None:  # through: once more from the start
             shutil.move(folder / "killed", folder / f"through-{runs}")
             reached, runs = 0, runs + 1
