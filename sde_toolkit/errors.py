@@ -28,7 +28,7 @@ class SDEToolkitError(Exception):
 class ArgumentError(SDEToolkitError, ValueError):
     """An argument that cannot be used: ``argument=value: problem. remedy``.
 
-    With one argument it is the whole message: so it is pickled, and raised anew by a process that reads data for another.
+    With one argument it is the whole message: so it is pickled, and raised anew by one process for another.
     """
 
     def __init__(self, argument: str, value: Any = None, problem: str | None = None, remedy: str = "") -> None:
