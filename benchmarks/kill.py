@@ -7,6 +7,7 @@ that is left in peace at the end must equal, byte for byte, one that was never s
 """
 
 import argparse
+import dataclasses
 import random
 import shutil
 import statistics
@@ -35,17 +36,19 @@ OPTIONS = TrainingOptions(
 )
 
 
-def train_here(folder):
+def train_here(folder, steps):
     """One run, or what is left of it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = MLP(event_shape=(2,), width=64, depth=3, embedding_scale=100.0)
     model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
-    train(model, checkerboard(n=1000), folder, OPTIONS, loss=DenoisingScoreMatching("edm"))
+    options = dataclasses.replace(OPTIONS, steps=steps)
+    train(model, checkerboard(n=1000), folder, options, loss=DenoisingScoreMatching("edm"))
 
 
-def start(folder):
-    return subprocess.Popen([sys.executable, __file__, "--run", str(folder)], stdout=subprocess.DEVNULL)
+def start(folder, steps):
+    words = [sys.executable, __file__, "--run", str(folder), "--steps", str(steps)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL)
 
 
 def look(folder):
@@ -77,19 +80,20 @@ def contents(folder):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=OPTIONS.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
-        return train_here(given.run)
+        return train_here(given.run, given.steps)
     dice, folder = random.Random(given.seed), Path(tempfile.mkdtemp())
     began = time.perf_counter()
-    start(folder / "whole").wait()
+    start(folder / "whole", given.steps).wait()
     length = time.perf_counter() - began
-    print(f"undisturbed: {length:.0f} s, {OPTIONS.steps} steps, a checkpoint every {OPTIONS.evaluate_every}")
+    print(f"undisturbed: {length:.0f} s, {given.steps} steps, a checkpoint every {OPTIONS.evaluate_every}")
     kills, runs, reached, leftovers, lost = 0, 1, 0, 0, []
     while kills < given.kills:
-        process = start(folder / "killed")
+        process = start(folder / "killed", given.steps)
         time.sleep(dice.uniform(3.0, 12.0))
         if process.poll() is not None:  # through: once more from the start
             shutil.move(folder / "killed", folder / f"through-{runs}")
@@ -110,7 +114,7 @@ def main():
         if max(steps, default=0) < reached:
             raise SystemExit(f"a checkpoint was lost: {reached} before, {steps} now")
         reached = max(steps, default=0)
-    start(folder / "killed").wait()
+    start(folder / "killed", given.steps).wait()
     same = [contents(folder / "whole") == contents(other) for other in folder.iterdir() if other.name != "whole"]
     print(f"{kills} kills, {runs} run(s) to the end; unfinished writes left behind by a kill: {leftovers}")
     print(f"logged steps that had to be repeated: median {statistics.median(lost):.0f}, at most {max(lost)}")

@@ -9,6 +9,7 @@ On a GPU: --device cuda --network ddpm --precision bfloat16 --compile.
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -74,12 +75,15 @@ def bare(model, data, steps, batch, device):
     return (time.perf_counter() - began) / steps
 
 
-def timed(model, data, given, steps, batch):
-    """Seconds per step of `train`, from its own log."""
-    with tempfile.TemporaryDirectory() as folder:
+def timed(model, data, given, steps, batch, folder=None):
+    """Seconds per step of `train`, from its own log; None in a process that writes none."""
+    with tempfile.TemporaryDirectory() as own:
+        place = Path(folder or own)
         loss = DenoisingScoreMatching(model.prediction)
-        train(model, data, folder, options(given, steps, batch), loss=loss, device=given.device)
-        with (Path(folder) / "training.csv").open() as file:
+        train(model, data, place, options(given, steps, batch), loss=loss, device=given.device)
+        if os.environ.get("RANK", "0") != "0":
+            return None
+        with (place / "training.csv").open() as file:
             rate = float(list(csv.DictReader(file))[-1]["images_per_second"])
     return batch / rate
 
@@ -99,26 +103,25 @@ def loop(given):
 
 
 def scaling(given):
-    """Each process has its own core and ``batch`` samples per step."""
+    """Each process has a core of its own and ``batch`` samples per step."""
     found = {1: [], 2: []}
     for _ in range(given.repeats):
         for processes in (1, 2):
             words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
             words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, "worker"]
             words += ["--batch", str(given.batch * processes), "--steps", str(given.steps), "--network", given.network]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            with tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run([*words, "--folder", folder], capture_output=True, text=True, check=True)
             found[processes].append(float(done.stdout.split()[-1]))
     one, two = (statistics.median(found[n]) for n in (1, 2))
     print(f"1 process {one:.0f} images/s, 2 processes {two:.0f} images/s: {two / one:.2f} ×")
 
 
 def worker(given):
-    import os
-
     torch.set_num_threads(1)
     model, shape = image_model(given.network)
-    seconds = timed(model, noise_images(shape), given, given.steps, given.batch)
-    if os.environ.get("RANK", "0") == "0":
+    seconds = timed(model, noise_images(shape), given, given.steps, given.batch, given.folder)
+    if seconds is not None:
         print(given.batch / seconds)
 
 
@@ -149,6 +152,7 @@ def main():
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     {"loop": loop, "scaling": scaling, "precision": precision, "worker": worker}[given.what](given)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1"]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
         ("likelihood.py", ["trace", "--n", "2", "--repeats", "1"], "ratio"),
         ("likelihood.py", ["choose", "--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "scale 0.7"),
         ("jacobian_modes.py", ["--n", "1", "--repeats", "1"], "finite_differences"),
+        ("training.py", ["loop", "--batch", "2", "--steps", "2", "--repeats", "1"], "over the bare operations"),
+        ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
+        ("kill.py", ["--kills", "1", "--steps", "200"], "byte for byte: 1 of 1"),
+        ("data_loading.py", [*READ, "--workers", "0", "1"], "images/s"),
     ],
 )
 def test_benchmark_runs(tmp_path, script, arguments, said):
