@@ -52,8 +52,8 @@ def check_deterministic(solver: Solver, purpose: str) -> None:
 
 def check_condition(condition: Any, n: int) -> None:
     """One row per sample in every tensor of a condition."""
-    parts = condition.items() if isinstance(condition, dict) else [("condition", condition)]
-    for name, part in parts:
+    named = condition._asdict() if hasattr(condition, "_asdict") else condition
+    for name, part in named.items() if isinstance(named, dict) else [("condition", condition)]:
         if isinstance(part, Tensor) and part.ndim > 0 and len(part) != n:
             problem = f"it has {len(part)} rows for {n} samples"
             raise ArgumentError(

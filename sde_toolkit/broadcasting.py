@@ -36,6 +36,8 @@ def map_rows(condition: Any, choose: Callable[[Tensor], Tensor]) -> Any:
     """A condition with ``choose`` applied to every tensor of rows in it; whatever is no tensor of rows stays whole."""
     if isinstance(condition, dict):
         return {key: map_rows(value, choose) for key, value in condition.items()}
+    if isinstance(condition, tuple) and hasattr(condition, "_fields"):  # a NamedTuple of them
+        return type(condition)(*(map_rows(value, choose) for value in condition))
     if isinstance(condition, Tensor) and condition.ndim > 0:
         return choose(condition)
     return condition

@@ -110,6 +110,14 @@ class ScoreModel(nn.Module):
         y, v = self.outputs(x_t, inputs, condition)
         return Prediction(x_t, y, self.readout(t64), v)
 
+    @property
+    def num_classes(self) -> int | None:
+        """K of a class-conditional network of this package, K itself being the label of "no class"; else None."""
+        if isinstance(self.network, ScoreModel):
+            return self.network.num_classes
+        classes: int | None = getattr(self.network, "hyperparameters", {}).get("num_classes")
+        return classes
+
     def network_inputs(self, t: Tensor) -> Inputs:
         """What :meth:`output` wants to know of the float64 times ``t``, once per grid: time input, and c_in if not 1.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
-    classes_of,
     find_dataset,
     load_model,
     model_name,
@@ -82,7 +81,7 @@ def _labels(model: ScoreModel, known: Background) -> Tensor | None:
     Raises:
         DataError: if the data have none, or others.
     """
-    classes = classes_of(model)
+    classes = model.num_classes
     if classes is None:
         return None
     if known.labels is None:

@@ -90,7 +90,7 @@ def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[An
             task(config)
         except MissingMandatoryValue as error:
             _complain(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...")
-        except SDEToolkitError as error:
+        except (SDEToolkitError, OSError) as error:
             _complain(f"error: {error}")
 
     return run

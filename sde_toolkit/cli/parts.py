@@ -26,7 +26,6 @@ __all__ = [
     "build_grids",
     "build_solvers",
     "choose_labels",
-    "classes_of",
     "dataset_of",
     "discrete_grid",
     "find_dataset",
@@ -146,14 +145,6 @@ def real_data(
     return values[index], f"{part} part of {dataset.name} ({dataset.source}){which}"
 
 
-def classes_of(model: ScoreModel) -> int | None:
-    """The number of classes that the network was built for, None for a network without labels."""
-    network: Any = model
-    while isinstance(network, ScoreModel):
-        network = network.network
-    return getattr(network, "hyperparameters", {}).get("num_classes")
-
-
 def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: int = 0) -> Tensor | None:
     """``class=3``, ``class=none``, ``labels=[0,1]`` or ``labels=all`` as one label per sample, (n,) long.
 
@@ -165,7 +156,7 @@ def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: in
     """
     one, many = config["class"], config.labels
     many = list(many) if isinstance(many, ListConfig) else many
-    classes, name = classes_of(model), "class" if many is None else "labels"
+    classes, name = model.num_classes, "class" if many is None else "labels"
     given = one if many is None else many
     if classes is None:
         if given is not None:

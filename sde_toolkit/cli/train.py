@@ -13,7 +13,7 @@ from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
 from sde_toolkit.data import Dataset
-from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.errors import CheckpointError, MissingDependencyError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training import train
 
@@ -40,7 +40,7 @@ def run(config: DictConfig) -> None:
     model = _model(config, dataset)
     before = checkpoint_folders(directory)
     if config.initial is not None and not before:
-        checkpoint.load_weights(checkpoint.locate(config.initial), model, "ema")
+        _start_from(config.initial, model)
     options, parts = instantiate(config.options), {name: instantiate(config[name]) for name in PARTS}
     watchers = [instantiate(watcher) for watcher in config.watchers or []]
     if main:
@@ -59,16 +59,16 @@ def run(config: DictConfig) -> None:
         options,
         **parts,
         watchers=watchers,
-        trackers=list(config.trackers or []),
+        trackers=[config.trackers] if isinstance(config.trackers, str) else list(config.trackers or []),
         device=device,
         progress=config.progress,
     )
     if main:
         OmegaConf.save(config, directory / "config.yaml", resolve=True)
         print(f"last checkpoint: {checkpoint.locate(directory)}")
-        print(
-            f"use it: ScoreModel.from_pretrained({str(directory)!r}), and {str(directory / 'best')!r} for the best one"
-        )
+        print(f"use it: ScoreModel.from_pretrained({str(directory)!r})")
+        if (directory / "best").exists():
+            print(f"the best one: {str(directory / 'best')!r}")
     processes.destroy_process_group()
 
 
@@ -88,6 +88,21 @@ def _model(config: DictConfig, dataset: Dataset) -> ScoreModel:
         event_shape=dataset.event_shape,
         learned_variance=config.model.learned_variance,
     )
+
+
+def _start_from(path: str, model: ScoreModel) -> None:
+    """The EMA weights of another checkpoint, if they mean the same in this model.
+
+    Raises:
+        CheckpointError: if that network is read, or told the time, in another way; or if the weights do not fit.
+    """
+    folder = checkpoint.locate(path)
+    there, here = ScoreModel.from_pretrained(folder).description(), model.description()
+    for name in ("prediction", "time_input"):
+        if there[name] != here[name]:
+            problem = f"its {name} is {there[name]!r}, that of this run {here[name]!r}: the weights mean something else"
+            raise CheckpointError(folder, problem, f"Choose the same {name}.")
+    checkpoint.load_weights(folder, model, "ema")
 
 
 def _root_mean_square(dataset: Dataset) -> float:

@@ -24,6 +24,7 @@ __all__ = [
     "differences",
     "digest",
     "digits_of",
+    "flat",
     "model_fingerprint",
     "plain",
     "tensor_digest",
@@ -71,7 +72,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs, as ``settings.nfe (50 there, 30 here)``."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(flat(there)), dict(flat(here))
     return [
         f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} here)"
         for name in sorted({*old, *new})
@@ -79,10 +80,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested plain data by their dotted names."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
+            yield from flat(value, f"{name}.{key}" if name else str(key))
     else:
         yield name, content
 
@@ -94,6 +96,8 @@ def _short(value: Any) -> str:
 
 def plain(value: Any) -> Any:
     """A setting as plain data for JSON; tensors as their hash, parts by class and fields, functions by name."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.arguments import check_deterministic, check_parts
+from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.metrics import Estimate, rmse
@@ -212,11 +213,7 @@ def _between(t: Tensor, s: Tensor, refine: int) -> Tensor:
 
 
 def _repeated(condition: Any, count: int) -> Any:
-    if isinstance(condition, dict):
-        return {key: _repeated(value, count) for key, value in condition.items()}
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return condition.repeat(count, *(1,) * (condition.ndim - 1))
-    return condition
+    return map_rows(condition, lambda rows: rows.repeat(count, *(1,) * (rows.ndim - 1)))
 
 
 def _rms(x: Tensor) -> Estimate:

@@ -174,14 +174,14 @@ def _precision(x: Tensor) -> torch.dtype:
 def _laid_out(x: Tensor, like: Tensor | None = None) -> Tensor:
     """In a memory layout that torch's kernel knows, as ``like`` where it is given: channels last on a CPU only.
 
-    Axes of length 1 may have any stride, by which the kernel would misjudge the layout: all are written anew.
+    Axes of length 1 may have any stride, by which the kernel would misjudge channels last: all are written anew.
     """
     example = x if like is None else like
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if last is not None and example.device.type == "cpu" and example.is_contiguous(memory_format=last):
         rows = x.movedim(1, -1).contiguous()
         return rows.flatten().view(rows.shape).movedim(-1, 1)
-    return x.contiguous().flatten().view(x.shape)
+    return x.contiguous()
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -199,7 +199,10 @@ class PublishedUNet(nn.Module):
         out: Tensor | None = None
         for level in reversed(range(len(self.up))):
             for stage in self.up[level]:  # type: ignore[attr-defined]
-                h = run(stage, h, vector, kept.pop(), checkpointing=again)
+                joined: tuple[Tensor, ...] = (kept.pop(),)
+                if not again:  # neither half is needed once both are side by side
+                    h, joined = torch.cat((h, *joined), dim=1), ()
+                h = run(stage, h, vector, *joined, checkpointing=again)
             if self.output_pyramid is not None:
                 out = self.output_pyramid(level, out, h)
             if level > 0:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sde_toolkit.data import Dataset, ParallelStream, Stream
+from sde_toolkit.errors import DataError, SDEToolkitError
+from sde_toolkit.losses import low_discrepancy
 from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order
 
 __all__ = ["Batch", "Portion", "Recipe", "data_batches", "held_out_batches", "share_of_stream", "stream_batches"]
@@ -61,7 +63,7 @@ class Recipe:
         draws, (step, first, n) = KeyedDraws(self.seed), portion
         if self.low_discrepancy:
             offset = draws.uniform(Use.TIME, step, 0, 1, 1)
-            u = (offset[0] + (first + torch.arange(n, dtype=torch.float64)) / self.batch_size) % 1
+            u = low_discrepancy(self.batch_size, offset)[first : first + n]
         else:
             u = draws.uniform(Use.TIME, step, first, n, 1)[:, 0]
         noise = draws.normal(Use.NOISE, step, first, tuple(x.shape))
@@ -74,7 +76,7 @@ class Recipe:
 
 
 @dataclass
-class _Portions(torch.utils.data.Dataset[Batch]):
+class _Portions(torch.utils.data.Dataset[Any]):
     """A map from portions to batches, for torch's DataLoader and its reading processes."""
 
     source: Any
@@ -82,10 +84,14 @@ class _Portions(torch.utils.data.Dataset[Batch]):
     recipe: Recipe
     orders: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __getitem__(self, portion: Portion) -> Batch:
+    def __getitem__(self, portion: Portion) -> Batch | SDEToolkitError:
+        """An error is handed on, not raised: of one raised in a reading process torch makes a longer one."""
         chosen = torch.from_numpy(self._chosen(portion))
         labels = None if self.labels is None else self.labels[chosen]
-        return self.recipe.complete(portion, self.source[chosen], labels)
+        try:
+            return self.recipe.complete(portion, self.source[chosen], labels)
+        except SDEToolkitError as error:
+            return error
 
     def _chosen(self, portion: Portion) -> np.ndarray:
         size = len(self.source)
@@ -116,9 +122,13 @@ def data_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of the given portions, in order; read ahead by ``workers`` processes."""
+    """The batches of the given portions, in order; read ahead by ``workers`` processes.
+
+    Raises:
+        DataError: when a sample cannot be read.
+    """
     labels = dataset.train_labels if use_labels else None
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Portions(dataset.train, labels, recipe),
         batch_size=None,
         sampler=portions,
@@ -126,7 +136,10 @@ def data_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the global one is left alone
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, SDEToolkitError):
+            raise batch
+        yield batch
 
 
 def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> Stream | None:
@@ -137,11 +150,21 @@ def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> St
     return ParallelStream(share, workers) if workers else share
 
 
-def stream_batches(stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, use_labels: bool) -> Iterator[Batch]:
-    """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for."""
+def stream_batches(
+    stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, classes: int | None
+) -> Iterator[Batch]:
+    """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for.
+
+    Raises:
+        DataError: for labels that a network of so many classes does not have.
+    """
     for portion in portions:
         x, labels = stream.next_batch(portion.n)
-        yield recipe.complete(portion, x, labels if use_labels else None)
+        if classes and labels is not None and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+            found = f"{int(labels.min())}..{int(labels.max())}"
+            problem = f"labels of the stream span {found}, the network has classes 0..{classes - 1}"
+            raise DataError("dataset.stream", found, problem, "Build the network with num_classes for all of them.")
+        yield recipe.complete(portion, x, labels if classes else None)
 
 
 def held_out_batches(

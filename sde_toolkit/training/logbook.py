@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.losses import lambda_histogram
+from sde_toolkit.training.saving import writing
 
 __all__ = ["LAMBDAS", "LOG", "Logbook", "Tally", "lambda_edges"]
 
@@ -100,13 +101,14 @@ class Logbook:
         self.directory = directory
         self.accelerator = accelerator
         if accelerator.is_main_process:
-            _truncate(directory / LOG, COLUMNS, step)
-            _truncate(directory / LAMBDAS, LAMBDA_COLUMNS, step)
+            with writing(directory):
+                _truncate(directory / LOG, COLUMNS, step)
+                _truncate(directory / LAMBDAS, LAMBDA_COLUMNS, step)
 
     def row(self, values: Mapping[str, float | int | None]) -> None:
         """One row of training.csv, and the same to the trackers."""
         if self.accelerator.is_main_process:
-            _append(self.directory / LOG, [["" if values[c] is None else f"{values[c]:.10g}" for c in COLUMNS]])
+            self._append(LOG, [["" if values[c] is None else f"{values[c]:.10g}" for c in COLUMNS]])
         self.scalars(int(values["step"] or 0), {k: v for k, v in values.items() if k != "step"})
 
     def scalars(self, step: int, values: Mapping[str, float | int | None]) -> None:
@@ -124,16 +126,21 @@ class Logbook:
         ]
         if self.accelerator.is_main_process:
             written = [[step, part, f"{a:.6g}", f"{b:.6g}", n, f"{mean:.10g}"] for a, b, n, mean in rows]
-            _append(self.directory / LAMBDAS, written)
+            self._append(LAMBDAS, written)
         self.scalars(step, {f"{part}/lambda {a:.2g} to {b:.2g}": mean for a, b, _, mean in rows})
+
+    def _append(self, name: str, rows: list[list[Any]]) -> None:
+        with writing(self.directory), (self.directory / name).open("a", newline="") as file:
+            csv.writer(file).writerows(rows)
 
     def picture(self, step: int, name: str, figure: Any) -> None:
         """A matplotlib figure, as a PNG under ``pictures/`` and for TensorBoard."""
         if not self.accelerator.is_main_process:
             return
-        folder = self.directory / "pictures"
-        folder.mkdir(exist_ok=True)
-        figure.savefig(folder / f"{name}-{step:09d}.png", dpi=100)
+        with writing(self.directory):
+            folder = self.directory / "pictures"
+            folder.mkdir(exist_ok=True)
+            figure.savefig(folder / f"{name}-{step:09d}.png", dpi=100)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_figure(name, figure, global_step=step, close=False)
@@ -155,8 +162,3 @@ def _truncate(path: Path, columns: tuple[str, ...], step: int) -> None:
     with partial.open("w", newline="") as file:
         csv.writer(file).writerows([columns, *(row for row in rows if int(row[0]) <= step)])
     os.replace(partial, path)
-
-
-def _append(path: Path, rows: list[list[Any]]) -> None:
-    with path.open("a", newline="") as file:
-        csv.writer(file).writerows(rows)

@@ -14,7 +14,7 @@ from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
 
-__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data", "number_of_classes"]
+__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data"]
 
 
 class Loss(Protocol):
@@ -59,12 +59,6 @@ class Objective(nn.Module):
         return x_0, batch.labels if described is None else Condition(batch.labels, described)
 
 
-def number_of_classes(model: ScoreModel) -> int | None:
-    """K of a class-conditional network of this package, else None."""
-    classes: int | None = getattr(model.network, "hyperparameters", {}).get("num_classes")
-    return classes
-
-
 def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> None:
     """Refuse an augmentation whose labels the network does not take.
 
@@ -94,7 +88,7 @@ def check_data(model: ScoreModel, dataset: Dataset) -> None:
     for name, values in (("train", dataset.train), ("test", dataset.test)):
         if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
             raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
-    classes = number_of_classes(model)
+    classes = model.num_classes
     if not classes:
         return
     test_labelled = dataset.test_labels is not None or len(dataset.test) == 0

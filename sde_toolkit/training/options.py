@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
@@ -37,7 +39,8 @@ class TrainingOptions:
         log_every, evaluate_every, checkpoint_every: in steps; ``checkpoint_every`` None: with every evaluation.
         keep: checkpoints that stay, besides the best.
         precision: of the network: float32, bfloat16, float16 (CUDA only); the loss is float32.
-        patience: stop after so many steps in a row whose loss or gradient was not finite (they are skipped).
+        patience: stop when so many steps in a row had a gradient that was not finite. (They are skipped; it is looked
+            at when a row is logged.)
         compile: compile the network.
         workers: processes that read data ahead. 0: the training process reads them itself.
         seed: of everything random.
@@ -74,9 +77,8 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("betas", "power_averages"):  # a YAML list, or one number
-            given = getattr(self, name)
-            object.__setattr__(self, name, tuple(given) if isinstance(given, (list, tuple)) else given)
+        for field in fields(self):  # numpy's numbers and YAML's lists as Python's own, which a checkpoint can hold
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
             self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
         for name in ("pass_size", "checkpoint_every"):
@@ -97,11 +99,19 @@ class TrainingOptions:
         self._require("betas", pair, "must be two numbers in [0, 1)")
         widths = isinstance(self.power_averages, tuple) and all(map(_is_width, self.power_averages))
         self._require("power_averages", widths, "each relative width must lie strictly between 0 and 0.28")
+        names = {f"{width:g}" for width in self.power_averages}
+        self._require("power_averages", len(names) == len(self.power_averages), "no width may come twice")
         self._require("precision", self.precision in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}")
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:
             raise ArgumentError(name, getattr(self, name), problem, "Correct this training option.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _in_unit(value: Any) -> bool:

@@ -16,27 +16,23 @@ from sde_toolkit import checkpoint
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.averages import gamma_of, posthoc_weights
+from sde_toolkit.training.saving import AVERAGES, writing
 
 __all__ = ["posthoc_average", "save_snapshot", "snapshots"]
-
-FOLDER = "averages"
 
 
 def save_snapshot(directory: Path, sigma_rel: float, step: int, weights: Mapping[str, Tensor]) -> None:
     """Keep the average of width ``sigma_rel`` at ``step``."""
-    folder = directory / FOLDER / f"sigma_rel-{sigma_rel:g}"
-    try:
+    folder = directory / AVERAGES / f"sigma_rel-{sigma_rel:g}"
+    with writing(directory):
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_tensors(folder / f"step-{step:09d}.safetensors", weights)
-    except OSError as error:
-        problem = f"a snapshot could not be written ({str(error)[:200]})"
-        raise CheckpointError(folder, problem, "Make room and run the same command again.") from None
 
 
 def snapshots(directory: str | Path) -> list[tuple[float, int, Path]]:
     """(σ_rel, step, file) of every snapshot of a run, in order of steps."""
     found = []
-    for file in (Path(directory) / FOLDER).glob("sigma_rel-*/step-*.safetensors"):
+    for file in (Path(directory) / AVERAGES).glob("sigma_rel-*/step-*.safetensors"):
         width, step = re.match(r"sigma_rel-(.+)", file.parent.name), re.match(r"step-(\d+)$", file.stem)
         if width and step:
             found.append((float(width[1]), int(step[1]), file))

@@ -32,10 +32,10 @@ from sde_toolkit.training.batches import (
 )
 from sde_toolkit.training.draws import step_seed
 from sde_toolkit.training.logbook import Tally, lambda_edges
-from sde_toolkit.training.objective import Objective, number_of_classes
+from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.posthoc import save_snapshot
-from sde_toolkit.training.running import (
+from sde_toolkit.training.processes import (
     full_optimizer,
     full_weights,
     gather_objects,
@@ -92,7 +92,7 @@ class Run:
     def batches(self, last: int) -> Iterator[Batch]:
         """This process's passes of the steps from here to ``last``."""
         options, rank = self.options, self.accelerator.process_index
-        augmentation, classes = self.inner.augmentation, number_of_classes(self.model)
+        augmentation, classes = self.inner.augmentation, self.model.num_classes
         recipe = Recipe(
             options.seed,
             options.batch_size,
@@ -109,7 +109,7 @@ class Run:
             for part in range(self.passes)
         )
         if self.stream is not None:
-            return stream_batches(self.stream, recipe, portions, use_labels=bool(classes))
+            return stream_batches(self.stream, recipe, portions, classes=classes)
         pin = self.accelerator.device.type == "cuda"
         return data_batches(self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin)
 
@@ -152,7 +152,7 @@ class Run:
             return math.nan, tally
         recipe = Recipe(options.seed + 1, count)
         place = accelerator.process_index, accelerator.num_processes
-        labelled = bool(number_of_classes(self.model))
+        labelled = bool(self.model.num_classes)
         self.inner.eval()
         for batch in held_out_batches(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
             with accelerator.autocast():

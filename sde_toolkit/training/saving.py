@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,28 @@ from torch import Tensor
 from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import CHECKPOINTS, checkpoint_folders
 from sde_toolkit.errors import CheckpointError
+from sde_toolkit.evaluation.fingerprints import flat
 
-__all__ = ["BEST", "RUN", "check_run", "load_state", "mark_best", "prune", "save_checkpoint", "tidy"]
+__all__ = [
+    "BEST",
+    "RUN",
+    "check_run",
+    "load_state",
+    "mark_best",
+    "mend",
+    "prune",
+    "save_checkpoint",
+    "sole_owner",
+    "tidy",
+    "writing",
+]
 
 BEST = "best"
 RUN = "run.yaml"
 STATE = "training.pt"
 PARTIAL = ".partial-"
+LOCK = ".lock"
+AVERAGES = "averages"  # posthoc.py keeps snapshots there
 
 
 def save_checkpoint(
@@ -65,12 +81,8 @@ def save_checkpoint(
         _to_disk(home)
     except (OSError, RuntimeError) as error:  # torch's writer turns a failed write into a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
-        there = [folder.name for _, folder in checkpoint_folders(directory)]
-        raise CheckpointError(
-            target,
-            f"it could not be written ({' '.join(str(error).split())[:200]})",
-            f"Make room and run the same command again: it goes on from {there[-1] if there else 'the start'}.",
-        ) from None
+        with writing(directory):
+            raise OSError(f"{target.name}: {error}") from None
     return target
 
 
@@ -90,6 +102,53 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+@contextmanager
+def sole_owner(directory: Path) -> Iterator[None]:
+    """Hold the folder of a run, so that no second command trains in it at the same time.
+
+    Where the file system knows no locks, nothing is held. The system frees it when the process ends, however it ends.
+
+    Raises:
+        CheckpointError: if the folder cannot be made, or another process trains there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        fcntl = None  # type: ignore[assignment]
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("w")
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another process is training in this folder"
+                raise CheckpointError(directory, problem, "Wait for it, stop it, or choose another folder.") from None
+            except OSError:
+                pass
+        yield
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn a failed write into an error that names the place.
+
+    Raises:
+        CheckpointError: for any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        there = [folder.name for _, folder in checkpoint_folders(place)] if place.is_dir() else []
+        last = there[-1] if there else "the start"
+        raise CheckpointError(
+            place,
+            f"it could not be written ({' '.join(str(error).split())[:200]})",
+            f"Make room, or allow it, and run the same command again: it goes on from {last}.",
+        ) from None
+
+
 def mark_best(directory: Path, folder: Path) -> None:
     """Let ``best`` point to a checkpoint."""
     link = directory / BEST
@@ -97,6 +156,18 @@ def mark_best(directory: Path, folder: Path) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder.relative_to(directory))
     os.replace(fresh, link)
+
+
+def mend(directory: Path, best_step: int) -> None:
+    """Let ``best`` point to the best step, if a kill came between its checkpoint and that, and start averages afresh.
+
+    Snapshots of a run that has no checkpoints any more belong to no run.
+    """
+    folders = dict(checkpoint_folders(directory))
+    if best_step in folders and (directory / BEST).resolve() != folders[best_step].resolve():
+        mark_best(directory, folders[best_step])
+    if not folders:
+        shutil.rmtree(directory / AVERAGES, ignore_errors=True)
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -149,9 +220,9 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
 
     try:
         made_with = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(folder, f"{RUN} cannot be read ({type(error).__name__})", "Restore the file.") from None
-    then, now = _flat(made_with), _flat(yaml.safe_load(yaml.safe_dump(dict(run))))
+    then, now = dict(flat(made_with)), dict(flat(run))
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(
@@ -159,12 +230,3 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
                 f"it was made with {key}={then.get(key)!r}, now {key}={now.get(key)!r}",
                 "Give the same value to go on, or train in another folder (initial=... starts from these weights).",
             )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
@@ -21,27 +21,13 @@ from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.logbook import Logbook
 from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data
 from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.processes import make_accelerator, newest_for_all
+from sde_toolkit.training.record import describe_run, free_keys
 from sde_toolkit.training.run import Run
-from sde_toolkit.training.running import make_accelerator
-from sde_toolkit.training.saving import check_run, tidy
+from sde_toolkit.training.saving import check_run, mend, sole_owner, tidy
 from sde_toolkit.training.watchers import Scene, Watcher
 
 __all__ = ["train"]
-
-# What may differ between a checkpoint and the run that goes on from it: it decides nothing about the weights.
-FREE = frozenset(
-    f"options.{name}"
-    for name in (
-        "log_every",
-        "evaluate_every",
-        "checkpoint_every",
-        "keep",
-        "patience",
-        "compile",
-        "workers",
-        "pass_size",
-    )
-)
 
 
 def train(
@@ -85,8 +71,8 @@ def train(
 
     Raises:
         DataError: before the first step, if the data hold NaN or infinity or labels are missing.
-        CheckpointError: the folder holds another run (the first key that differs is named), a checkpoint is damaged, or
-            one cannot be written.
+        CheckpointError: the folder holds another run (the first key that differs is named), another process trains in
+            it, the processes do not see the same folder, a checkpoint is damaged, or one cannot be written.
         NonFiniteError: after ``patience`` steps in a row without a finite gradient; none of them moved the weights.
     """
     options = options or TrainingOptions()
@@ -101,37 +87,26 @@ def train(
     found = checkpoint_folders(directory)
     if found and not resume:
         raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
+    free = free_keys(dataset, options)
     if found:
-        check_run(found[-1][1], record, FREE if dataset.stream is None else FREE - {"options.workers"})
+        check_run(found[-1][1], record, free)
     accelerator = make_accelerator(options, device, trackers, directory)
-    model.to(accelerator.device).train()
-    run = Run(objective, dataset, options, accelerator)
-    if found:
-        run.restore(found[-1][1])
-    if accelerator.is_main_process:
-        directory.mkdir(parents=True, exist_ok=True)
-        tidy(directory)
-    accelerator.wait_for_everyone()
-    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(sole_owner(directory))
+            tidy(directory)
+        accelerator.wait_for_everyone()
+        last = newest_for_all(directory, accelerator)
+        model.to(accelerator.device).train()
+        run = Run(objective, dataset, options, accelerator)
+        if last is not None:
+            check_run(last, record, free)
+            run.restore(last)
+        if accelerator.is_main_process:
+            mend(directory, run.best[1])
+        held.enter_context(torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []))
         _Loop(run, directory, record, list(watchers)).until(options.steps if until is None else until, progress)
-    return run.result()
-
-
-def describe_run(objective: Objective, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
-    """All that decides what the weights become, as plain data: ``run.yaml``."""
-    return {
-        "options": {k: v for k, v in checkpoint.describe(options).items() if k != "class"},
-        "loss": checkpoint.describe(objective.loss),
-        "times": checkpoint.describe(objective.times),
-        "augmentation": None if objective.augmentation is None else checkpoint.describe(objective.augmentation),
-        "t_min": objective.t_min,
-        "data": {
-            "name": dataset.name,
-            "samples": len(dataset.train) if dataset.stream is None else "a stream",
-            "event_shape": list(dataset.event_shape),
-        },
-        "model": objective.model.description(),
-    }
+        return run.result()
 
 
 @dataclass
@@ -149,10 +124,10 @@ class _Loop:
         if run.step >= last:
             return
         accelerator = run.accelerator
-        accelerator.init_trackers("trackers")
+        accelerator.init_trackers("sde_toolkit")
         self.log = Logbook(self.directory, accelerator, run.step)
-        self.read_at, self.clock = run.step, time.perf_counter()
-        self.held_out: float | int | None = None
+        self.read_at, self.clock, self.aside = run.step, time.perf_counter(), 0.0
+        self.row_at, self.held_out = run.seconds, math.nan
         bar = progress_bar(run.options.steps, "training", enabled=progress and accelerator.is_main_process)
         bar.update(run.step)
         batches = run.batches(last)
@@ -164,10 +139,13 @@ class _Loop:
                 bar.update(1)
                 self._report(bar)
                 if self._due(-(-run.options.steps // run.options.snapshots), run.options.steps):
-                    run.save_snapshots(self.directory)
-                if self._due(run.options.checkpoint_every or run.options.evaluate_every, last):
+                    with self._beside():
+                        run.save_snapshots(self.directory)
+                best = run.best[1] == run.step
+                if best or self._due(run.options.checkpoint_every or run.options.evaluate_every, last):
                     self._count_time()
-                    run.save(self.directory, self.record, best=run.best[1] == run.step)
+                    with self._beside():
+                        run.save(self.directory, self.record, best)
                 self._watch(run.options.steps)
 
     def _due(self, every: int, last: int) -> bool:
@@ -177,6 +155,13 @@ class _Loop:
         now = time.perf_counter()
         self.run.seconds, self.clock = self.run.seconds + now - self.clock, now
 
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What is done beside stepping does not count for images per second."""
+        began = time.perf_counter()
+        yield
+        self.aside += time.perf_counter() - began
+
     def _report(self, bar: Any) -> None:
         """A row of the log, with the held-out loss where it is due."""
         run, options = self.run, self.run.options
@@ -185,15 +170,15 @@ class _Loop:
             return
         row = self._row()
         if evaluate:
-            with run.ema.in_place():
+            with self._beside(), run.ema.in_place():
                 held_out, tally = run.held_out()
             row["held_out_loss"] = held_out
             if held_out < run.best[0]:
                 run.best = (held_out, run.step)
             self.log.by_lambda(run.step, "held_out", tally.edges, tally.sums, tally.counts)
+            self.held_out = held_out
         self.log.row(row)
-        self.held_out = row["held_out_loss"] if evaluate else self.held_out
-        bar.set_postfix_str(_shown({**row, "held_out_loss": self.held_out}))
+        bar.set_postfix_str(_shown(row, self.held_out))
 
     def _row(self) -> dict[str, float | int | None]:
         """Read the sums of the steps since the last row, and start new ones."""
@@ -206,9 +191,11 @@ class _Loop:
                 step=run.step,
                 remedy="Lower learning_rate, or look at the loss and the data; the last checkpoint is whole.",
             )
-        before = run.seconds
+        before = self.row_at
         self._count_time()
+        self.row_at = run.seconds
         images, self.read_at = (run.step - self.read_at) * run.options.batch_size, run.step
+        stepping, self.aside = run.seconds - before - self.aside, 0.0
         self.log.by_lambda(run.step, "train", tally.edges, sums, counts)
         tally.clear()
         return {
@@ -219,7 +206,7 @@ class _Loop:
             "loss": loss / max(good, 1),
             "gradient_norm": norm / max(good, 1),
             "skipped": int(skipped),
-            "images_per_second": images / max(run.seconds - before, 1e-9),
+            "images_per_second": images / max(stepping, 1e-9),
             "held_out_loss": None,
         }
 
@@ -228,7 +215,7 @@ class _Loop:
         if not due:
             return
         run = self.run
-        with run.ema.in_place():
+        with self._beside(), run.ema.in_place():
             run.model.eval()
             for watcher in due:
                 watcher(Scene(run.step, run.model, run.dataset, self.log, run.accelerator.device))
@@ -241,8 +228,8 @@ def _finish(accelerator: Any) -> None:
         tracker.finish()
 
 
-def _shown(row: dict[str, float | int | None]) -> str:
+def _shown(row: dict[str, float | int | None], held_out: float) -> str:
     shown = f"loss {row['loss']:.4f}, |g| {row['gradient_norm']:.2g}, {row['images_per_second']:.0f} images/s"
-    if row["held_out_loss"] is not None:
-        shown += f", held out {row['held_out_loss']:.4f}"
+    if math.isfinite(held_out):
+        shown += f", held out {held_out:.4f}"
     return shown + (f", {row['skipped']} skipped" if row["skipped"] else "")

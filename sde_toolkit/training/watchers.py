@@ -15,7 +15,6 @@ from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.logbook import Logbook
-from sde_toolkit.training.objective import number_of_classes
 
 __all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher"]
 
@@ -44,7 +43,7 @@ class Watcher(Protocol):
 class SampleSheet:
     """A sheet of ``n`` samples, from the same noise each time: ``pictures/samples-<step>.png``, and for TensorBoard.
 
-    ``n`` None: 36 images or signals, 2,000 points.
+    ``n`` None: 36 images or signals, 2,000 points. Of a class-conditional network, the classes in turn.
     """
 
     every: int = 5000
@@ -63,8 +62,10 @@ class SampleSheet:
         if scene.model.event_shape is None:
             return
         usual = {"points": 2000, "histogram": 2000}.get(picture_kind(scene.model.event_shape), 36)
-        shape = (usual if self.n is None else self.n, *scene.model.event_shape)
-        drawn = sample(scene.model, "auto", nfe=self.nfe, shape=shape, seed=self.seed)
+        n, classes = usual if self.n is None else self.n, scene.model.num_classes
+        labels = torch.arange(n, device=scene.device) % classes if classes else None
+        shape = (n, *scene.model.event_shape)
+        drawn = sample(scene.model, "auto", nfe=self.nfe, shape=shape, condition=labels, seed=self.seed)
         figure = contact_sheet(scene.model.transform.inverse(drawn.x).cpu())
         if figure is not None:
             scene.log.picture(scene.step, "samples", figure)
@@ -92,7 +93,7 @@ class Likelihood:
         if len(x) == 0:
             return
         condition = scene.dataset.test_labels
-        condition = condition[: self.n].to(scene.device) if number_of_classes(model) and condition is not None else None
+        condition = condition[: self.n].to(scene.device) if model.num_classes and condition is not None else None
         if levels is None:
             found = log_likelihood(model, x, nfe=self.nfe, condition=condition, seed=self.seed)
             value = found.nats.double().mean().item() / x[0].numel()

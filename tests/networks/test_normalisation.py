@@ -55,6 +55,30 @@ def test_value_and_gradients_are_those_of_the_two_in_a_row(case, train):
         assert torch.equal(activated(norm, x), expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((1, 8, 4, 4), (8, 1, 32, 8)),
+        ((1, 8, 4, 4), (1, 16, 4, 1)),
+        ((2, 8, 1, 1), (8, 1, 8, 8)),
+        ((2, 8, 1, 4), (32, 1, 5, 8)),
+    ],
+)
+def test_axes_of_length_one_may_have_any_stride(shape, strides):
+    """By which torch's own kernel mistakes the layout."""
+    x = torch.randn(128, dtype=torch.float64).as_strided(shape, strides).requires_grad_()
+    norm = normalisation(8, 4).double().train()
+    found, expected = activated(norm, x), plain(norm, x.contiguous().flatten().view(shape))
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(shape, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, norm.weight), cotangent),
+        torch.autograd.grad(expected, (x, norm.weight), cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_second_derivatives_are_those_of_the_two_in_a_row(case):
     norm, x = case
     leaves = (x, norm.weight, norm.bias)

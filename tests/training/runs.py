@@ -1,6 +1,7 @@
 """Small training runs for the laws: `python runs.py FOLDER NAME [UNTIL]` runs one in a process of its own."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -83,4 +84,5 @@ def rows(folder, file="training.csv"):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    RUNS[sys.argv[2]](Path(sys.argv[1]), until=int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    place = Path(sys.argv[1].format(rank=os.environ.get("RANK", "0")))  # {rank}: a folder for each process
+    RUNS[sys.argv[2]](place, until=int(sys.argv[3]) if len(sys.argv) > 3 else None)

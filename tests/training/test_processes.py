@@ -13,7 +13,7 @@ from runs import RUNS, VECTORS, rows, vectors, weights
 from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.training import TrainingOptions
-from sde_toolkit.training.running import split_batch
+from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state
 
 
@@ -21,14 +21,14 @@ def launch(processes, folder, name, *until):
     torchrun(processes, str(Path(__file__).with_name("runs.py")), str(folder), name, *map(str, until))
 
 
-def torchrun(processes, *what, cwd=None):
+def torchrun(processes, *what, cwd=None, status=0):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *what]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=cwd
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == status, done.stderr[-3000:]
     return done
 
 
@@ -75,6 +75,13 @@ def test_two_processes_stopped_and_continued_are_never_stopped(tmp_path):
     one, two = weights(tmp_path / "whole", "raw"), weights(tmp_path / "parts", "raw")
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_processes_that_see_different_folders_are_refused(tmp_path):
+    """Else one would go on from step 40 and the other begin anew, and their gradients be averaged."""
+    RUNS["vectors"](tmp_path / "0", until=40)
+    failed = torchrun(2, str(Path(__file__).with_name("runs.py")), str(tmp_path / "{rank}"), "vectors", status=1)
+    assert "see different last checkpoints: steps [40, 0]" in failed.stderr
 
 
 def test_sharded_parameters_train_as_whole_ones(tmp_path):

@@ -5,17 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from runs import VECTORS, images, rows, vectors, weights
 
-from sde_toolkit import MLP, VESDE, DenoisingScoreMatching, ScoreModel
+from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel
 from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.data import checkerboard
 from sde_toolkit.errors import CheckpointError
 from sde_toolkit.training import train
-from sde_toolkit.training.saving import mark_best, prune
+from sde_toolkit.training.saving import mark_best, prune, sole_owner
 
 SHORT = dataclasses.replace(VECTORS, steps=20, evaluate_every=5, power_averages=())
 
@@ -55,8 +56,6 @@ def test_another_architecture_sde_loss_or_data_set_is_named(tmp_path):
     before = contents(tmp_path)
 
     def attempt(width=32, sde=None, target="edm", n=1000):
-        from sde_toolkit import VPSDE
-
         network = MLP(event_shape=(2,), width=width, depth=2, embedding_scale=100.0)
         model = ScoreModel(network, sde or VPSDE(), "edm", event_shape=(2,))
         train(model, checkerboard(n=n), tmp_path, SHORT, loss=DenoisingScoreMatching(target))
@@ -96,6 +95,80 @@ def test_what_remains_after_removing_a_damaged_checkpoint_goes_on(tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
     for file in ("training.csv", "lambda.csv"):  # what was logged beyond the checkpoint is logged anew, not twice
         assert rows(tmp_path / "whole", file) == rows(tmp_path / "run", file)
+
+
+def test_a_kill_between_a_checkpoint_and_its_mark_loses_no_best(tmp_path):
+    vectors(tmp_path, options=SHORT, until=15)
+    was = (tmp_path / "best").resolve()
+    (tmp_path / "best").unlink()
+    (tmp_path / "best").symlink_to("checkpoints/step-000000005")
+    vectors(tmp_path, options=SHORT, until=15)
+    assert (tmp_path / "best").resolve() == was
+
+
+def test_the_best_is_saved_whenever_it_is_found(tmp_path):
+    """Also where checkpoints are due at other steps than evaluations."""
+    vectors(tmp_path, options=dataclasses.replace(SHORT, evaluate_every=6, checkpoint_every=20))
+    held_out = {int(row["step"]): float(row["held_out_loss"]) for row in rows(tmp_path) if row["held_out_loss"]}
+    assert (tmp_path / "best").resolve().name == f"step-{min(held_out, key=held_out.get):09d}"
+
+
+def test_other_data_of_the_same_size_are_refused(tmp_path):
+    vectors(tmp_path, options=SHORT, until=10)
+    points = checkerboard(n=1000)
+    network = MLP(event_shape=(2,), width=32, depth=2, embedding_scale=100.0)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
+    loss = DenoisingScoreMatching("edm")
+    for change, said in [({"train": points.train + 1}, "data.train"), ({"test": points.test + 1}, "data.test")]:
+        with pytest.raises(CheckpointError, match=said):
+            train(model, dataclasses.replace(points, **change), tmp_path, SHORT, loss=loss)
+
+
+def test_a_network_of_ones_own_with_other_shapes_is_refused(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Linear(width, 2))
+
+        def forward(self, x, time):
+            return self.layers(x)
+
+    def attempt(width):
+        return train(ScoreModel(Own(width), VPSDE(), "edm", event_shape=(2,)), checkerboard(n=200), tmp_path, SHORT)
+
+    attempt(8)
+    with pytest.raises(CheckpointError, match="shapes="):
+        attempt(16)
+
+
+def test_a_folder_in_which_another_trains_is_refused(tmp_path):
+    vectors(tmp_path, options=SHORT, until=10)
+    before = contents(tmp_path)
+    with sole_owner(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
+        vectors(tmp_path, options=SHORT)
+    assert contents(tmp_path) == before
+    vectors(tmp_path, options=SHORT)
+
+
+def test_a_run_may_be_prolonged_where_nothing_depends_on_its_length(tmp_path):
+    constant = dataclasses.replace(SHORT, cosine_decay=False)
+    vectors(tmp_path / "long", options=dataclasses.replace(constant, steps=30))
+    vectors(tmp_path / "longer", options=constant)
+    vectors(tmp_path / "longer", options=dataclasses.replace(constant, steps=30))
+    one, two = weights(tmp_path / "long", "raw"), weights(tmp_path / "longer", "raw")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file"):
+        vectors(tmp_path / "file", options=SHORT)
+
+
+def test_numbers_of_numpy_are_options_too(tmp_path):
+    options = dataclasses.replace(SHORT, learning_rate=np.float64(1e-3), seed=np.int64(3), steps=np.int64(5))
+    vectors(tmp_path, options=options)
+    vectors(tmp_path, options=dataclasses.replace(SHORT, learning_rate=1e-3, seed=3, steps=5))
 
 
 def test_no_pickled_code_is_loaded(tmp_path):

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel, UNet, ddim, grids, sample, time_inputs
 from sde_toolkit.data import Dataset, EDMAugmentation, ShuffledStream, checkerboard, waves
 from sde_toolkit.data.augmentation import Draws as AugmentationDraws
-from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.training import Likelihood, SampleSheet, TrainingOptions, train
+from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
+from sde_toolkit.training import Likelihood, SampleSheet, Scene, TrainingOptions, train
 from sde_toolkit.transforms import Affine
 
 OPTIONS = TrainingOptions(steps=60, batch_size=64, learning_rate=3e-3, warmup_steps=5, evaluate_every=30, log_every=10)
@@ -235,6 +237,49 @@ def test_watchers_see_the_average_and_leave_pictures_and_numbers(tmp_path):
 def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(ArgumentError, match="trackers"):
         train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers=["tensorbored"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    missing = [name for name in ("wandb", "comet_ml", "mlflow") if importlib.util.find_spec(name) is None]
+    with pytest.raises(MissingDependencyError, match=missing[0]):
+        train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers=["tensorboard", missing[0]])
+    with pytest.raises(ArgumentError, match=r"Pass \['tensorboard'\]"):
+        train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers="tensorboard")
+
+
+def test_labels_of_a_stream_are_looked_at(tmp_path):
+    points = checkerboard(n=100)
+
+    class Labelled:
+        event_shape, dtype, labelled = (2,), torch.float32, True
+
+        def __len__(self):
+            return 1
+
+        def records(self, shard, start):
+            yield from range(start, 60)
+
+        def decode(self, record):
+            return points.train[record], record % 4
+
+    data = dataclasses.replace(points, train=points.train[:0], test=points.test[:0], stream=ShuffledStream(Labelled()))
+    with pytest.raises(DataError, match=r"0\.\.3, the network has classes 0\.\.2"):
+        train(new_model(num_classes=3), data, tmp_path, OPTIONS)
+
+
+def test_a_sheet_of_a_conditional_network_shows_its_classes(tmp_path):
+    seen = []
+
+    class Watched(MLP):
+        def forward(self, x, time, condition=None):
+            seen.append(condition)
+            return super().forward(x, time, condition)
+
+    model = ScoreModel(Watched(event_shape=(1, 4, 4), num_classes=3), VPSDE(), "edm", event_shape=(1, 4, 4))
+    log = SimpleNamespace(picture=lambda *arguments: None)
+    SampleSheet(n=7, nfe=2)(Scene(1, model.eval(), checkerboard(n=10), log, torch.device("cpu")))
+    assert seen
+    assert all(labels.tolist() == [0, 1, 2, 0, 1, 2, 0] for labels in seen)
 
 
 def test_the_mean_loss_is_the_mean_over_the_bins_of_lambda(tmp_path):

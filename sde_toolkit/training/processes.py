@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sde_toolkit.errors import ArgumentError, MissingDependencyError
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.errors import ArgumentError, CheckpointError, MissingDependencyError
 from sde_toolkit.training.options import PRECISIONS, TrainingOptions
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "load_full_optimizer",
     "load_full_weights",
     "make_accelerator",
+    "newest_for_all",
     "split_batch",
 ]
 
@@ -52,17 +54,41 @@ def make_accelerator(
         raise ArgumentError("precision", "float16", f"it needs CUDA, not {device}", "Use bfloat16 or float32.")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    _check_trackers(trackers)
     AcceleratorState._reset_state()  # its own precision; the group of processes stays
-    try:
-        return Accelerator(
-            mixed_precision=PRECISIONS[options.precision],
-            cpu=device.type == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=directory,
-        )
-    except ValueError as error:
-        problem = " ".join(str(error).split())[:200]
-        raise ArgumentError("trackers", list(trackers), problem, "Use names that accelerate knows.") from None
+    return Accelerator(
+        mixed_precision=PRECISIONS[options.precision],
+        cpu=device.type == "cpu",
+        log_with=sorted(trackers) or None,
+        project_dir=directory,
+    )
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if isinstance(trackers, str):
+        raise ArgumentError("trackers", trackers, "a list of names is expected", f"Pass [{trackers!r}].")
+    known, there = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in known:
+            raise ArgumentError("trackers", name, "accelerate knows no such tracker", f"Use some of {known}.")
+        if name not in there:
+            raise MissingDependencyError(name, f"the tracker {name!r}", "train")
+
+
+def newest_for_all(directory: Path, accelerator: Any) -> Path | None:
+    """The last checkpoint of a run, the same for all processes; None if there is none.
+
+    Raises:
+        CheckpointError: if the processes see different ones.
+    """
+    found = checkpoint_folders(directory)
+    seen = gather_objects(found[-1][0] if found else 0, accelerator)
+    if len(set(seen)) > 1:
+        problem = f"its processes see different last checkpoints: steps {seen}, by rank"
+        raise CheckpointError(directory, problem, "All processes must see one and the same folder.")
+    return found[-1][1] if found else None
 
 
 def split_batch(options: TrainingOptions, processes: int) -> tuple[int, int]:

@@ -1,0 +1,61 @@
+"""What a run is: all that decides what its weights become, as plain data (``run.yaml``)."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from sde_toolkit.data import Dataset
+from sde_toolkit.evaluation.fingerprints import digest, plain, tensor_digest
+from sde_toolkit.training.objective import Objective
+from sde_toolkit.training.options import TrainingOptions
+
+__all__ = ["describe_run", "free_keys"]
+
+_FREE = ("log_every", "evaluate_every", "checkpoint_every", "keep", "patience", "compile", "workers", "pass_size")
+_LOOKED_AT = 64  # samples of each part that tell one data set from another
+
+
+def free_keys(dataset: Dataset, options: TrainingOptions) -> Set[str]:
+    """What may differ between a checkpoint and the run that goes on from it.
+
+    How often to look and to save; how the work is divided, unless a stream's order depends on it; and the number of
+    steps, unless the learning rate or an average depends on it.
+    """
+    free = set(_FREE)
+    if dataset.stream is not None:
+        free -= {"workers", "pass_size"}
+    if not options.cosine_decay and not options.power_averages:
+        free.add("steps")
+    return {f"options.{name}" for name in free}
+
+
+def describe_run(objective: Objective, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
+    """The options, the loss, the data (by some of their samples) and the model (by its description and shapes)."""
+    model = objective.model
+    parts = {
+        "options": options,
+        "loss": objective.loss,
+        "times": objective.times,
+        "augmentation": objective.augmentation,
+        "t_min": objective.t_min,
+        "data": _describe_data(dataset),
+        "model": model.description(),
+        "shapes": digest({name: list(value.shape) for name, value in model.state_dict().items()}),
+    }
+    return {name: plain(part) for name, part in parts.items()}
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    stream = dataset.stream
+    test = dataset.test[: min(_LOOKED_AT, len(dataset.test))]
+    return {
+        "name": dataset.name,
+        "samples": len(dataset.train) if stream is None else "a stream",
+        "event_shape": list(dataset.event_shape),
+        "labelled": dataset.labelled,
+        "stream": {name: getattr(stream, name, None) for name in ("seed", "buffer")},
+        "notes": dataset.notes,
+        "train": tensor_digest(dataset.sample(_LOOKED_AT)),
+        "test": tensor_digest(test),
+    }
