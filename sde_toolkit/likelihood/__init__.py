@@ -1,18 +1,21 @@
 """Likelihood: exact through the probability flow, in bits per dimension, and its variational bounds."""
 
+from sde_toolkit.likelihood.adams import Adams
 from sde_toolkit.likelihood.bits import BitsPerDim, bits_per_dim, dequantise
 from sde_toolkit.likelihood.bounds import Bound, discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity, IntegratedBins, NormalisedLevels
 from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sde_toolkit.likelihood.jacobian import finite_differences, forward, reverse
+from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Sigmoid, UniformLambda, UniformTime
-from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.likelihood.quadrature import Quadrature, Refined
 from sde_toolkit.likelihood.result import LogLikelihood
 
 __all__ = [
+    "Adams",
     "BitsPerDim",
     "Bound",
     "Divergence",
@@ -22,10 +25,12 @@ __all__ = [
     "HutchPlusPlus",
     "Hutchinson",
     "IntegratedBins",
+    "Joint",
     "Levels",
     "LogLikelihood",
     "NormalisedLevels",
     "Quadrature",
+    "Refined",
     "Sigmoid",
     "UniformLambda",
     "UniformTime",

@@ -28,6 +28,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.levels import Levels, check_fits
 from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.result import LogLikelihood
+from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.noise import Purpose, check_stream, sample_streams
 from sde_toolkit.score_model import ScoreModel
 
@@ -79,7 +80,7 @@ class BitsPerDim:
     @property
     def error_from_data(self) -> float:
         """Standard error of the mean as an estimate for fresh samples: their spread, all else included; NaN for one."""
-        return self.bits.std().item() / math.sqrt(len(self.bits)) if len(self.bits) > 1 else math.nan
+        return standard_error(self.bits).item()
 
     @property
     def nfe(self) -> int:
@@ -148,7 +149,7 @@ def bits_per_dim(
         bits=-nats.mean(0) / unit,
         importance_weighted=-(nats.logsumexp(0) - math.log(draws)) / unit,
         probe_error=torch.stack([run.standard_error for run in runs]).square().mean(0).sqrt() / math.sqrt(draws) / unit,
-        dequantisation_error=_spread(nats) / unit,
+        dequantisation_error=standard_error(nats) / unit,
         levels=levels,
         dimension=D,
         runs=tuple(runs),
@@ -182,13 +183,6 @@ def dequantise(
 
 def _seed_of_draw(seed: int, k: int) -> int:
     return seed if k == 0 else int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
-
-
-def _spread(nats: Tensor) -> Tensor:
-    """Standard error of the mean over the first axis; of a single draw's spread nothing is known."""
-    if len(nats) == 1:
-        return torch.full_like(nats[0], math.nan)
-    return nats.std(0) / math.sqrt(len(nats))
 
 
 def _of_mean(errors: Tensor) -> float:

@@ -14,8 +14,9 @@ from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.likelihood.decoders import Decoder, LevelMap
 from sde_toolkit.likelihood.denoising import Denoising
 from sde_toolkit.likelihood.levels import check_levels
+from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal
-from sde_toolkit.likelihood.requests import into_model_space
+from sde_toolkit.likelihood.requests import check_evaluation_mode, into_model_space
 from sde_toolkit.noise import check_stream
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.watching import Meter
@@ -24,8 +25,9 @@ __all__ = ["check_draws", "prepare_bound"]
 
 
 def prepare_bound(
-    model: ScoreModel, x: Any, start: float, end: float, decoder: Any, levels: Any, space: Any, proposal: Any,
-    condition: Any, batch_size: Any, seed: int, first_index: int, progress: bool, dtype: Any, device: Any,
+    model: ScoreModel, x: Any, start: float, end: float, decoder: Any, levels: Any, prior: Any, space: Any,
+    proposal: Any, condition: Any, batch_size: Any, seed: int, first_index: int, progress: bool, dtype: Any,
+    device: Any,
 ) -> tuple[Denoising, Tensor | None, float]:  # fmt: skip
     """Everything that can be refused without an evaluation; the places of discrete data; what the transform adds."""
     if not isinstance(x, Tensor):
@@ -41,6 +43,12 @@ def prepare_bound(
         given = "there are no levels" if levels is None else "the data have levels"
         remedy = "Use GaussianDensity() without levels, NormalisedLevels() or IntegratedBins() with them."
         raise ArgumentError("decoder", decoder, f"it does not fit, since {given}", remedy)
+    if prior is not None:
+        if not isinstance(prior, GaussianPrior):
+            problem = "a bound needs the divergence from it in closed form"
+            raise ArgumentError("prior", prior, problem, "Pass GaussianPrior.of_data(model, data), or leave it out.")
+        prior.check(tuple(x.shape[1:]))
+    check_evaluation_mode(model)
     check_batches(batch_size, dtype)
     check_condition(condition, len(x))
     check_stream(seed, first_index)

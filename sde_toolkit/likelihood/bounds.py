@@ -36,6 +36,7 @@ from sde_toolkit.likelihood.bound_requests import check_draws, prepare_bound
 from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, IntegratedBins, LevelMap, NormalisedLevels
 from sde_toolkit.likelihood.denoising import Denoising, mean_of_repeats, stratified_mean, stratified_uniforms
 from sde_toolkit.likelihood.levels import Levels
+from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal, Sigmoid
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
@@ -55,6 +56,7 @@ class Bound:
     ``nats``, from the draws of this sample alone; NaN where there was one only. ``log_abs_det``: of the transform.
     ``nfe``: evaluations that each sample went through. ``grid``: None for the continuous bound. ``variance``: what was
     passed, None for DDPM's posterior variance. ``draws`` None: every step of the grid, ``repeats`` times.
+    ``moments``: the prior that was passed, None for N(0, σ² I).
     """
 
     nats: Tensor
@@ -77,6 +79,7 @@ class Bound:
     seed: int
     grid: Tensor | None = None
     variance: Variance | None = None
+    moments: GaussianPrior | None = None
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -95,6 +98,7 @@ def variational_bound(
     proposal: Proposal | None = None,
     decoder: Decoder | None = None,
     levels: Levels | None = None,
+    prior: GaussianPrior | None = None,
     space: Literal["data", "model"] = "data",
     condition: Any = None,
     batch_size: int | None = None,
@@ -114,6 +118,7 @@ def variational_bound(
         proposal: how times are drawn: ``Sigmoid()`` by default, ``UniformLambda()``, ``UniformTime()``.
         decoder: ``GaussianDensity()`` by default, ``NormalisedLevels()`` (VDM, eq. 12) with ``levels``.
         levels: what the values of discrete data are; the bound is then one on the log-probability of the integers.
+        prior: where the model's sampler starts, N(0, σ² I) by default; another one is another model.
         seed, first_index: sample i draws from its own streams (seed, first_index + i), whatever the batch. A decoder
             other than the Gaussian density around x_e/α_e is averaged over as many draws (and evaluations, if it
             denoises).
@@ -133,15 +138,16 @@ def variational_bound(
     proposal = proposal or Sigmoid()
     check_draws("draws", draws)
     run, index, log_abs_det = prepare_bound(
-        model, x, start, end, decoder, levels, space, proposal, condition, batch_size, seed, first_index, progress,
-        dtype, device,
+        model, x, start, end, decoder, levels, prior, space, proposal, condition, batch_size, seed, first_index,
+        progress, dtype, device,
     )  # fmt: skip
     sde, u = model.sde, stratified_uniforms(seed, first_index, len(x), draws)
     times, weights = proposal.draw(sde, start, end, u)
     errors = run.squared_errors(times)
     diffusion, spread = stratified_mean(-weights * torch.exp(2 * sde.half_log_snr(times)) * errors)
     return _bound(run, index, log_abs_det, diffusion, spread, draws, began,
-        start=start, end=end, draws=draws, repeats=1, proposal=proposal, decoder=decoder, levels=levels, space=space,
+        start=start, end=end, draws=draws, repeats=1, proposal=proposal, decoder=decoder, levels=levels, prior=prior,
+        space=space,
     )  # fmt: skip
 
 
@@ -157,6 +163,7 @@ def discrete_bound(
     proposal: Proposal | None = None,
     decoder: Decoder | None = None,
     levels: Levels | None = None,
+    prior: GaussianPrior | None = None,
     space: Literal["data", "model"] = "data",
     condition: Any = None,
     batch_size: int | None = None,
@@ -197,8 +204,8 @@ def discrete_bound(
     start, end = noisy[0].item(), noisy[-1].item()
     chosen = None if draws is None else proposal or Sigmoid()
     run, index, log_abs_det = prepare_bound(
-        model, x, start, end, decoder, levels, space, chosen if len(noisy) > 1 else None, condition, batch_size, seed,
-        first_index, progress, dtype, device,
+        model, x, start, end, decoder, levels, prior, space, chosen if len(noisy) > 1 else None, condition, batch_size,
+        seed, first_index, progress, dtype, device,
     )  # fmt: skip
     mismatch, of_error = _step_costs(sde, noisy, variance)
     n, steps = len(x), len(of_error)
@@ -215,8 +222,8 @@ def discrete_bound(
         diffusion, spread = stratified_mean(-(of_error / p)[i] * run.squared_errors(noisy[i]))
     diffusion = diffusion - mismatch.sum() * math.prod(x.shape[1:])
     return _bound(run, index, log_abs_det, diffusion, spread, draws or repeats, began, start=start, end=end,
-        draws=draws, repeats=repeats, proposal=chosen, decoder=decoder, levels=levels, space=space, grid=grid,
-        variance=variance,
+        draws=draws, repeats=repeats, proposal=chosen, decoder=decoder, levels=levels, prior=prior, space=space,
+        grid=grid, variance=variance,
     )  # fmt: skip
 
 
@@ -238,25 +245,29 @@ def _step_costs(sde: SDE, times: Tensor, variance: Variance | None) -> tuple[Ten
 
 def _bound(
     run: Denoising, index: Tensor | None, log_abs_det: float, diffusion: Tensor, spread: Tensor, decoded: int,
-    began: float, *, start: float, end: float, decoder: Decoder, levels: Levels | None, **used: Any,
+    began: float, *, start: float, end: float, decoder: Decoder, levels: Levels | None, prior: GaussianPrior | None,
+    **used: Any,
 ) -> Bound:  # fmt: skip
     """The two terms at the ends, and all of it together."""
     sde, nfe = run.model.sde, run.meter.nfe
     last = torch.tensor(end, dtype=torch.float64)
-    squares = run.y.cpu().square().reshape(len(run.y), -1).sum(1)
-    prior = -0.5 * torch.exp(2 * sde.half_log_snr(torch.tensor(start, dtype=torch.float64))) * squares
+    if prior is None:
+        squares = run.y.cpu().square().reshape(len(run.y), -1).sum(1)
+        forgotten = -0.5 * torch.exp(2 * sde.half_log_snr(torch.tensor(start, dtype=torch.float64))) * squares
+    else:
+        forgotten = -prior.kl(run.y.cpu(), start)
     level_map = None if levels is None else LevelMap(levels, run.model.transform)
     run.meter.restart()
     reconstruction, error = run.log_reconstruction(decoder, level_map, index, last, decoded)
     return Bound(
-        nats=prior + diffusion + reconstruction + log_abs_det,
+        nats=forgotten + diffusion + reconstruction + log_abs_det,
         standard_error=torch.sqrt(spread**2 + error**2),
-        prior=prior,
+        prior=forgotten,
         diffusion=diffusion,
         reconstruction=reconstruction,
         log_abs_det=log_abs_det,
         dimension=math.prod(run.y.shape[1:]),
         nfe=nfe + (decoded if decoder.denoise else 0),
         seconds=time.perf_counter() - began,
-        start=start, end=end, decoder=decoder, levels=levels, seed=run.seed, **used,
+        start=start, end=end, decoder=decoder, levels=levels, moments=prior, seed=run.seed, **used,
     )  # fmt: skip

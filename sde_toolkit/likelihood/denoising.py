@@ -24,6 +24,7 @@ from torch import Tensor
 from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, LevelMap
+from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.loop import rows_of
 from sde_toolkit.noise import Purpose, sample_streams
 from sde_toolkit.progress import progress_bar
@@ -62,9 +63,7 @@ def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def mean_of_repeats(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard error over independent repeats (n, repeats); NaN for a single one."""
-    repeats = values.shape[1]
-    spread = values.std(1) / math.sqrt(repeats) if repeats > 1 else torch.full_like(values[:, 0], math.nan)
-    return values.mean(1), spread
+    return values.mean(1), standard_error(values, 1)
 
 
 @dataclass(frozen=True, eq=False)

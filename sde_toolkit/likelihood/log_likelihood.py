@@ -24,9 +24,10 @@ from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.along import Batch, Work, choose_mode
 from sde_toolkit.likelihood.divergence import Divergence, Exact
 from sde_toolkit.likelihood.jacobian import mode_name
+from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.paths import Upwards
 from sde_toolkit.likelihood.prior import Prior
-from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.likelihood.quadrature import Rule
 from sde_toolkit.likelihood.requests import (
     check_request,
     choose_detail,
@@ -35,6 +36,7 @@ from sde_toolkit.likelihood.requests import (
     into_model_space,
 )
 from sde_toolkit.likelihood.result import LogLikelihood
+from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.loop import rows_of
 from sde_toolkit.noise import check_stream
 from sde_toolkit.progress import progress_bar
@@ -56,7 +58,7 @@ def log_likelihood(
     nfe: int | None = None,
     end: float | None = None,
     divergence: Divergence | None = None,
-    quadrature: Quadrature | None = None,
+    quadrature: Rule | None = None,
     detail: float | None = None,
     prior: Prior | None = None,
     space: Literal["data", "model"] = "data",
@@ -79,12 +81,15 @@ def log_likelihood(
         solver, grid: any deterministic solver and the decreasing grid that it takes, climbed from its end; a solver
             with dense output (``probability_flow(PerSample())``, ``TorchDiffEq``, ``Scipy``) needs only the ends, and
             no grid at all for [1, ``end``]. By default the best known for ``nfe`` evaluations.
-        nfe: evaluations along the path, where no solver is given; 50 by default.
+        nfe: evaluations along the path, where no solver is given; 50 by default. With ``richardson`` the number of
+            steps, one less, is made even.
         end: the time that stands for data where no grid is given: ``model.sde.likelihood_end`` by default. x is taken
             as a state of that time, without noise added to it. 0 works for networks that say something finite there.
         divergence: ``Exact()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default exact up to 64
             dimensions and 4 Rademacher probes above. Probes are frozen for the whole solve.
-        quadrature: the nodes at which the divergence is evaluated.
+        quadrature: the nodes at which the divergence is evaluated: ``Quadrature(25)`` by default, and for a solver with
+            tolerances, where the trace is exact, ``Refined`` with the larger of them, as many nodes as a sample needs.
+            ``Joint()``: none; the log-density is part of the state, and drives the steps of an adaptive solver, too.
         detail: the size of the data's finest structure in model space, a mode's standard deviation or a grey level; the
             grid and the nodes that are chosen for you depend on it. By default 0.22 σ_d up to 64 dimensions, and
             above, where data are mostly images, σ_d/400. Too large a value costs accuracy; a warning says so where
@@ -105,9 +110,9 @@ def log_likelihood(
         NonFiniteError, MaxEvaluationsError: from the solve.
     """
     began, chosen_here = time.perf_counter(), solver is None
-    divergence, quadrature = choose_divergence(x, divergence, quadrature)
     detail = choose_detail(model, x, detail)
-    solver, grid = choose_flow(model, solver, grid, nfe, end, detail)
+    solver, grid = choose_flow(model, solver, grid, nfe, end, detail, richardson)
+    divergence, quadrature = choose_divergence(x, divergence, quadrature, solver)
     check_request(
         model, x, solver, grid, divergence, quadrature, prior, space, condition, batch_size, dtype, richardson,
         differentiable,
@@ -117,12 +122,16 @@ def log_likelihood(
     device = torch.device(device) if device is not None else device_of(model, x)
     equation = ReverseEquation(model, 0.0, condition)
     with torch.set_grad_enabled(differentiable):
-        nodes = quadrature.prepare(equation, grid[-1].item(), grid[0].item(), detail)
+        ladder = quadrature.prepare(equation, grid[-1].item(), grid[0].item(), detail)
+        nodes = ladder.finest
         flows = [Upwards.prepare(equation, solver, grid, nodes.times)]
         if richardson:
             flows.append(flows[0].coarser(equation))
-        mode, mode_seconds = choose_mode(divergence, equation, nodes, y[:_ROWS_TIMED].to(device), differentiable)
-        work = Work(nodes, flows, divergence, mode, prior, seed, first_index, differentiable)
+        few = y[:_ROWS_TIMED].to(device)
+        middle = tuple(column[len(column) // 2].to(few.device, few.dtype) for column in nodes.inputs)
+        mode, mode_seconds = choose_mode(divergence, equation, middle, few, differentiable)
+        joint = isinstance(quadrature, Joint)
+        work = Work(ladder, flows, divergence, mode, prior, seed, first_index, differentiable, joint)
         size = len(y) if batch_size is None else batch_size
         bar = progress_bar(len(y), "log-likelihood", enabled=progress)
         parts = []
@@ -138,7 +147,8 @@ def log_likelihood(
         whole = Batch.of_all(parts)
         replicates = whole.prior + whole.replicates + log_abs_det
         nats, integral = replicates.mean(0), whole.replicates.mean(0)
-        standard_error = _standard_error(replicates, isinstance(divergence, Exact))
+        exact = isinstance(divergence, Exact)
+        error = torch.zeros_like(nats) if exact else standard_error(replicates)
     finest = _finest(model, grid, whole.roughness)
     if chosen_here and finest < detail / _MUCH_FINER:
         warnings.warn(
@@ -148,7 +158,7 @@ def log_likelihood(
         )
     return LogLikelihood(
         nats=nats,
-        standard_error=standard_error,
+        standard_error=error,
         prior=whole.prior,
         integral=integral,
         log_abs_det=log_abs_det,
@@ -160,7 +170,8 @@ def log_likelihood(
         finest=finest,
         prior_kl=_prior_kl(model, y, grid).to(whole.prior.device),
         nfe=max(part.nfe for part in parts),
-        divergence_nfe=len(nodes.times) * len(flows),
+        divergence_nfe=int(whole.divergences.max()),
+        divergences=whole.divergences,
         products=divergence.products(D),
         statistics=Statistics.of_all(statistics) if statistics else None,
         solver=solver,
@@ -172,12 +183,6 @@ def log_likelihood(
         space=space,
         seconds=time.perf_counter() - began,
     )
-
-
-def _standard_error(replicates: Tensor, exact: bool) -> Tensor:
-    if exact or len(replicates) == 1:  # of a single probe's spread nothing is known
-        return torch.full_like(replicates[0], 0.0 if exact else math.nan)
-    return replicates.std(0) / math.sqrt(len(replicates))
 
 
 def _prior_kl(model: ScoreModel, x: Tensor, grid: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A fixed-step integrator leaves states at its grid; between them x/c is interpolated in φ by the polynomial through the
 eight nearest ones (x/c and φ as in :mod:`quadrature`: both bounded, the path smooth in them). An adaptive integrator
-has its own dense output.
+has its own dense output. It is given a quarter of its tolerances: where data are dense, an error δ of the state at t is
+one of δ·∇log p_t in the answer, and log-densities are steep near the data.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import sech
-from sde_toolkit.integrators import Corrected, DenseIntegrator, FrozenEDM, Multistep, Statistics, in_phi
+from sde_toolkit.integrators import DenseIntegrator, Statistics
+from sde_toolkit.likelihood.adams import Adams
 from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.loop import solve
 from sde_toolkit.noise import Noise
@@ -28,19 +30,22 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Interpolation", "Path", "Upwards", "default_flow"]
 
 _POINTS = 8
+_TIGHTER = 0.25
 
 
-def default_flow(model: ScoreModel, nfe: int, end: float, detail: float) -> tuple[Solver, Tensor]:
+def default_flow(model: ScoreModel, nfe: int, end: float, detail: float, even: bool = False) -> tuple[Solver, Tensor]:
     """The solver and the (decreasing) grid for data of size σ_d whose finest structure has the size ``detail``.
 
-    An Adams method of order 3, corrected to 4, in EDM's F and φ. Knots are densest where σ/α is √(σ_d · detail),
-    detail at most σ_d, and spread with log(σ_d/detail): for 0.22 σ_d the best of a scan over random mixtures from 20 to
-    100 evaluations, for dequantised 8-bit images of one over the embedded MNIST network (benchmarks/README.md).
+    An Adams method of order 3, corrected to 4, in EDM's F and φ, one step less than evaluations, or two if the steps
+    are to be ``even`` in number. Knots are densest where σ/α is √(σ_d · detail), detail at most σ_d, and spread with
+    log(σ_d/detail): for 0.22 σ_d the best of a scan over random mixtures from 20 to 100 evaluations, for dequantised
+    8-bit images of one over the embedded MNIST network (benchmarks/README.md).
     """
     sigma_data = model.sigma_data
     span = max(0.0, math.log(sigma_data / detail))
-    integrator = Corrected(Multistep(3, FrozenEDM(sigma_data), in_phi))
-    grid = sech(model.sde, nfe, center=span / 2 - math.log(sigma_data), width=1 + span / 6, end=end)
+    integrator, steps = Adams(3, sigma_data), nfe - 1
+    steps -= steps % 2 if even else 0
+    grid = sech(model.sde, steps, center=span / 2 - math.log(sigma_data), width=1 + span / 6, end=end)
     return Solver("likelihood", 0.0, integrator), grid
 
 
@@ -52,6 +57,10 @@ class Path:
     latent: Tensor
     nfe: int
     statistics: Statistics | None
+
+    def evaluations(self, n: int) -> Tensor:
+        """Of the network, by each of n samples, (n,)."""
+        return torch.full((n,), self.nfe) if self.statistics is None else self.statistics.evaluations
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +79,9 @@ class Upwards:
         integrator.check(equation)
         if isinstance(integrator, DenseIntegrator):
             _check_lambda(equation, solver, times)
-            times = torch.cat([wanted, times[-1:]])
+            times = wanted if wanted[-1] == times[-1] else torch.cat([wanted, times[-1:]])
             integrator.prepare(equation, times)
-            return cls(solver, times, wanted, None)
+            return cls(replace(solver, integrator=_tighter(integrator)), times, wanted, None)
         if integrator.evals_per_step is None:
             problem = f"{integrator} steps by itself and has no dense output"
             raise ArgumentError("solver", solver.name, problem, "Use PerSample(), TorchDiffEq(), Scipy() or a grid.")
@@ -88,7 +97,7 @@ class Upwards:
         integrator = self.solver.integrator
         if isinstance(integrator, DenseIntegrator):
             states, statistics = integrator.states(equation, x, self.times)
-            return Path(states[:-1], states[-1], int(statistics.evaluations.max()), statistics)
+            return Path(states[: len(self.wanted)], states[-1], int(statistics.evaluations.max()), statistics)
         solved = solve(
             equation,
             self.solver,
@@ -111,6 +120,11 @@ class Upwards:
         if self.interpolation is None or trajectory is None:
             return torch.empty(0)
         return self.interpolation(trajectory)
+
+
+def _tighter(integrator: DenseIntegrator) -> DenseIntegrator:
+    tolerances = {name: _TIGHTER * getattr(integrator, name) for name in ("rtol", "atol") if hasattr(integrator, name)}
+    return replace(integrator, **tolerances)
 
 
 def _no_noise(step: int) -> Noise:

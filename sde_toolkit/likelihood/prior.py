@@ -84,20 +84,41 @@ class GaussianPrior:
 
     def __call__(self, x: Tensor, t: float = 1.0) -> Tensor:
         """log density at x (B, *event), nats per sample, float64."""
-        if x[0].numel() != self.mean.numel():
-            problem = f"the moments are those of {self.mean.numel()} dimensions"
-            raise ArgumentError("prior", tuple(x.shape[1:]), problem, "Take them from data of this shape.")
+        self.check(tuple(x.shape[1:]))
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = (v.to(x.device) for v in (self.sde.alpha(time), self.sde.sigma(time)))
-        d = (x.to(torch.float64) - alpha * self.mean.to(x.device, torch.float64)).reshape(len(x), -1)
-        if self.axes is not None:
-            d = d @ self.axes.to(x.device)
+        d = self._along_axes(x.to(torch.float64) - alpha * self.mean.to(x.device, torch.float64))
         spread = alpha**2 * self.variances.to(x.device) + sigma**2
         return -0.5 * (d.square() / spread + torch.log(2 * math.pi * spread)).sum(1)
 
+    def kl(self, x: Tensor, t: float = 1.0) -> Tensor:
+        """KL(N(α_t x, σ_t² I) ‖ this), of what x (B, *event) has become from the density here, (B,) nats, float64."""
+        snr = self._snr(t).to(x.device)
+        r = snr * self.variances.to(x.device, torch.float64)
+        d = self._along_axes(x.to(torch.float64) - self.mean.to(x.device, torch.float64))
+        return 0.5 * (snr * d.square() / (1 + r) + torch.log1p(r) - r / (1 + r)).sum(1)
+
+    def check(self, event: tuple[int, ...]) -> None:
+        """Refuse events of another size.
+
+        Raises:
+            ArgumentError: naming both.
+        """
+        if math.prod(event) != self.mean.numel():
+            problem = f"the moments are those of {self.mean.numel()} dimensions"
+            raise ArgumentError("prior", tuple(event), problem, "Take them from data of this shape.")
+
     def mismatch(self, t: float = 1.0) -> float:
         """KL of this from the model's own prior N(0, σ_t² I), in nats per sample."""
-        time = torch.tensor(t, dtype=torch.float64)
-        snr = (self.sde.alpha(time) / self.sde.sigma(time)) ** 2
+        snr = self._snr(t)
         r = snr * self.variances
         return 0.5 * (snr * self.mean.to(torch.float64).square().sum() + (r - torch.log1p(r)).sum()).item()
+
+    def _snr(self, t: float) -> Tensor:
+        time = torch.tensor(t, dtype=torch.float64)
+        return (self.sde.alpha(time) / self.sde.sigma(time)) ** 2
+
+    def _along_axes(self, d: Tensor) -> Tensor:
+        """(B, *event) to its components (B, D)."""
+        flat = d.reshape(len(d), -1)
+        return flat if self.axes is None else flat @ self.axes.to(flat.device)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_toolkit.arguments import (
     check_batches,
@@ -23,24 +23,38 @@ from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import DenseIntegrator
 from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson
 from sde_toolkit.likelihood.jacobian import mode_name, reverse
+from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.paths import default_flow
-from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.likelihood.quadrature import Quadrature, Refined, Rule
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
-__all__ = ["check_request", "choose_detail", "choose_divergence", "choose_flow", "into_model_space"]
+__all__ = [
+    "check_evaluation_mode",
+    "check_request",
+    "choose_detail",
+    "choose_divergence",
+    "choose_flow",
+    "into_model_space",
+]
 
 _EXACT_UP_TO = 64  # dimensions
 _SMOOTH, _GREY_LEVEL = 0.22, 1 / 400  # finest structure in units of σ_d: of few dimensions, of images
+_DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_OF_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def choose_divergence(
-    x: Any, divergence: Divergence | None, quadrature: Quadrature | None
-) -> tuple[Divergence, Quadrature]:
-    """Exact in few dimensions, Hutchinson's in many; the default nodes."""
+    x: Any, divergence: Divergence | None, quadrature: Rule | None, solver: Solver | None = None
+) -> tuple[Divergence, Rule]:
+    """Exact in few dimensions, Hutchinson's in many; 25 nodes, or what a solver's tolerances ask of an exact trace."""
     dimension = math.prod(x.shape[1:]) if isinstance(x, Tensor) else 1
-    return divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson()), quadrature or Quadrature()
+    divergence = divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson())
+    if quadrature is None and isinstance(divergence, Exact) and solver is not None:
+        tolerances = [getattr(solver.integrator, name, 0.0) for name in ("rtol", "atol")]
+        quadrature = Refined(max(tolerances)) if isinstance(solver.integrator, DenseIntegrator) else None
+    return divergence, quadrature or Quadrature()
 
 
 def choose_detail(model: Any, x: Any, detail: Any) -> float:
@@ -55,7 +69,9 @@ def choose_detail(model: Any, x: Any, detail: Any) -> float:
     return float(detail)
 
 
-def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, detail: float) -> tuple[Solver, Tensor]:
+def choose_flow(
+    model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, detail: float, richardson: bool
+) -> tuple[Solver, Tensor]:
     """The solver and its grid, decreasing, whatever was left out."""
     if solver is not None:
         check_parts(model, solver)
@@ -70,7 +86,7 @@ def choose_flow(model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, d
         nfe = 50 if nfe is None else nfe
         if not is_count(nfe, 4):
             raise ArgumentError("nfe", nfe, "must be a whole number, at least 4", "50 is the default.")
-        return default_flow(model, nfe, end, detail)
+        return default_flow(model, nfe, end, detail, richardson)
     check_deterministic(solver, "a likelihood")
     if nfe is not None:
         raise ArgumentError("nfe", nfe, "a solver of your own takes the steps of its grid", "Pass one of the two.")
@@ -112,14 +128,18 @@ def check_request(
         raise ArgumentError("divergence", divergence, "not a divergence", "Pass Exact() or Hutchinson(probes=4).")
     if not (divergence.mode is None or callable(divergence.mode)):
         raise ArgumentError("mode", divergence.mode, "not a mode", "Pass reverse, forward or finite_differences.")
-    if not isinstance(quadrature, Quadrature):
+    if not isinstance(quadrature, Rule):
         raise ArgumentError("quadrature", quadrature, "not a quadrature", "Pass Quadrature(nodes=25).")
+    if isinstance(quadrature, Joint) and not isinstance(solver.integrator, DenseIntegrator):
+        problem = "state and log-density together are for a solver with error control"
+        raise ArgumentError("quadrature", quadrature, problem, "Pass solver=probability_flow(PerSample()), too.")
     if not (prior is None or callable(prior)):
         problem = "not a function (x_T, T) to log densities"
         raise ArgumentError(
             "prior", prior, problem, "Pass GaussianPrior.of_data(model, data), or a mixture's log_prob."
         )
     divergence.check(math.prod(x.shape[1:]))
+    check_evaluation_mode(model)
     check_batches(batch_size, dtype)
     check_noise_level(model, grid[0])
     check_condition(condition, len(x))
@@ -129,6 +149,20 @@ def check_request(
     if differentiable and divergence.mode not in (None, reverse):
         problem = "gradients go through reverse mode"
         raise ArgumentError("differentiable", mode_name(divergence.mode), problem, "Leave mode out.")
+
+
+def check_evaluation_mode(model: ScoreModel) -> None:
+    """Refuse layers that draw random numbers, or that let a sample see its batch.
+
+    Raises:
+        ArgumentError: naming the layer.
+    """
+    for name, layer in model.named_modules():
+        random = isinstance(layer, _DROPPING) and layer.training and layer.p > 0
+        if random or (isinstance(layer, _OF_BATCHES) and (layer.training or not layer.track_running_stats)):
+            problem = "dropout makes the field random" if random else "it normalises with the samples of the batch"
+            problem += ", and a sample has no likelihood of its own"
+            raise ArgumentError(f"model.{name}", type(layer).__name__, problem, "Call model.eval() before.")
 
 
 def into_model_space(model: ScoreModel, x: Tensor, space: str, dtype: torch.dtype) -> tuple[Tensor, float]:

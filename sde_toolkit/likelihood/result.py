@@ -10,7 +10,7 @@ from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.divergence import Divergence
-from sde_toolkit.likelihood.quadrature import Quadrature
+from sde_toolkit.likelihood.quadrature import Rule
 from sde_toolkit.solvers import Solver
 
 __all__ = ["LogLikelihood"]
@@ -28,13 +28,15 @@ class LogLikelihood:
         log_abs_det: of the model's transform; 0 in model space.
         replicates: (P, n), ``nats`` from every probe by itself.
         latent: (n, *event), the state at ``grid[0]``, in model space.
-        quadrature_error: estimate of the quadrature's error.
+        quadrature_error: estimate of the quadrature's error; NaN for ``Joint()``, which has the solver's tolerances.
         solver_error: Richardson's estimate of the discretisation's error, None unless it was asked for.
         truncation: estimate of log p_end(x) − log p_0(x): what stopping at ``end`` adds.
         finest: estimate of the scale, in model space, on which the density changes at the data end.
         prior_kl: upper bound of what a prior N(0, σ² I) costs, KL(q(x_1 | x) ‖ N(0, σ_1² I)).
         nfe: evaluations of the network along the path, per sample; those of the coarse path included.
-        divergence_nfe: evaluations of the divergence, per sample, each with ``products`` Jacobian products.
+        divergence_nfe: evaluations of the divergence, per sample, each with ``products`` Jacobian products; the most
+            that any sample took.
+        divergences: those of every sample.
         statistics: accepted and rejected steps of an adaptive solver.
         mode, mode_seconds: how products are taken, and what each way took where it was measured.
         seconds: wall-clock time.
@@ -54,11 +56,12 @@ class LogLikelihood:
     prior_kl: Tensor
     nfe: int
     divergence_nfe: int
+    divergences: Tensor
     products: int
     statistics: Statistics | None
     solver: Solver
     grid: Tensor
-    quadrature: Quadrature
+    quadrature: Rule
     divergence: Divergence
     mode: str
     mode_seconds: dict[str, float]

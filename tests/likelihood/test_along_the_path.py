@@ -184,7 +184,12 @@ def test_counts_are_those_of_the_network(sde, how, richardson):
 def test_counts_of_adaptive_solvers_are_those_of_the_network(integrator):
     model, n = asked(mixture(VPSDE())), 11
     x = points(mixture(VPSDE()), n)
-    found = log_likelihood(model, x, solver=probability_flow(integrator), divergence=Exact(mode=reverse), **F64)
+    how = {"solver": probability_flow(integrator), "divergence": Exact(mode=reverse), **F64}
+    found = log_likelihood(model, x, **how)
+    assert model.network.rows(followed=True) - 8 == found.divergences.sum()
+    assert found.divergence_nfe == found.divergences.max()
+    model.network.calls.clear()
+    found = log_likelihood(model, x, quadrature=Quadrature(25), **how)
     assert model.network.rows(followed=True) - 8 == 25 * n == found.divergence_nfe * n
     assert model.network.rows(followed=False) == found.statistics.evaluations.sum()
     assert found.nfe == found.statistics.evaluations.max()
@@ -213,6 +218,26 @@ def test_the_nodes_of_one_batch_go_through_the_network_together():
     log_likelihood(model, points(mixture(VPSDE()), 9), nfe=20, divergence=Exact(mode=reverse), **F64)
     followed = [rows for rows, _, by_autograd in model.network.calls if by_autograd]
     assert followed == [8, 25 * 9]
+
+
+@pytest.mark.parametrize("divergence", [Hutchinson(2, mode=reverse), Exact(mode=reverse)], ids=name)
+def test_memory_for_derivatives_does_not_grow_with_the_batch(divergence):
+    """What autograd is to follow at a time is a number of rows that depends on their size alone."""
+    D = 500
+    A = torch.randn(D, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / D**0.5
+    model = asked(ScoreModel(lambda x, time: torch.tanh(x @ A), VPSDE(), "v"))
+    most = []
+    for n in (50, 200):
+        model.network.calls.clear()
+        x = 0.5 * torch.randn(n, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        how = {"divergence": divergence, "nfe": 6, "quadrature": Quadrature(2), **F64}
+        whole = log_likelihood(model, x, **how)
+        most.append(max(rows for rows, _, by_autograd in model.network.calls if by_autograd))
+        assert model.network.rows(followed=True) - 8 == 2 * n
+        alone = log_likelihood(model, x[-1:], first_index=n - 1, **how)
+        torch.testing.assert_close(whole.nats[-1:], alone.nats, rtol=1e-11, atol=1e-9)
+    assert most[0] == pytest.approx(most[1], rel=0.2)
+    assert 16 <= most[1] <= 40
 
 
 def test_a_network_in_another_precision_and_a_state_in_this_one():

@@ -21,7 +21,7 @@ from sde_toolkit import (
     probability_flow,
 )
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
-from sde_toolkit.likelihood import Exact, GaussianPrior, Hutchinson, HutchPlusPlus, Quadrature
+from sde_toolkit.likelihood import Adams, Exact, GaussianPrior, Hutchinson, HutchPlusPlus, Joint, Quadrature, Refined
 
 MODEL = ScoreModel(Asked(mixture(VPSDE()).network), VPSDE(), "v", event_shape=(2,))
 GRID = grids.sech(VPSDE(), 8, end=1e-3)
@@ -34,6 +34,12 @@ X = torch.zeros(3, 2)
         (lambda: Quadrature(1), ["nodes", "1", "at least 2"]),
         (lambda: Quadrature(2.5), ["nodes", "2.5"]),
         (lambda: Quadrature(5, -1.0), ["scale", "-1.0", "positive"]),
+        (lambda: Refined(0.0), ["tolerance", "0.0", "positive"]),
+        (lambda: Refined(most=100), ["most", "100", "257"]),
+        (lambda: Refined(most=16), ["most", "16"]),
+        (lambda: Refined(scale=math.inf), ["scale", "inf"]),
+        (lambda: Adams(0), ["predictor", "0"]),
+        (lambda: Adams(3, 0.0), ["sigma_data", "0.0"]),
         (lambda: Exact(0), ["max_dimension"]),
         (lambda: Hutchinson(0), ["probes"]),
         (lambda: Hutchinson(2, "normal"), ["distribution", "normal", "gaussian"]),
@@ -67,7 +73,7 @@ FUZZED = {
     "divergence": st.sampled_from(
         [None, Exact(), Exact(1), Hutchinson(2), HutchPlusPlus(1, 2), Hutchinson, "exact", 3]
     ),
-    "quadrature": st.sampled_from([None, Quadrature(2), Quadrature, 5, "many"]),
+    "quadrature": st.sampled_from([None, Quadrature(2), Refined(1e-2, 33), Joint(), Quadrature, 5, "many"]),
     "prior": st.sampled_from([None, GaussianPrior.of_moments(VPSDE(), torch.zeros(2), torch.eye(2)), "prior", 0.0]),
     "space": st.sampled_from(["data", "model", "latent", None]),
     "condition": st.sampled_from([None, torch.zeros(3), torch.zeros(2), {"a": torch.zeros(4)}]),

@@ -28,6 +28,7 @@ from sde_toolkit.likelihood import (
     Exact,
     Hutchinson,
     HutchPlusPlus,
+    Joint,
     finite_differences,
     forward,
 )
@@ -102,7 +103,9 @@ def test_data(x, words):
         ({"end": 1.0}, ["end", "1.0", "1e-5"]),
         ({"end": -0.1}, ["end", "-0.1"]),
         ({"end": math.nan}, ["end", "nan"]),
-        ({"nfe": 9, "richardson": True}, ["richardson", "even"]),
+        ({"solver": heun(), "grid": GRID[1:], "richardson": True}, ["richardson", "even"]),
+        ({"quadrature": Joint()}, ["quadrature", "Joint()", "PerSample()"]),
+        ({"quadrature": Joint(), "solver": heun(), "grid": GRID}, ["quadrature", "Joint()", "error control"]),
         ({"solver": probability_flow(PerSample()), "richardson": True}, ["richardson", "fixed-step"]),
         ({"differentiable": True, "divergence": Exact(mode=forward)}, ["differentiable", "forward", "reverse"]),
         ({"grid": GRID}, ["grid", "solver"]),
@@ -176,6 +179,35 @@ def test_a_network_that_is_not_differentiable(network, divergence):
     torch.testing.assert_close(found.nats, true.nats, rtol=1e-7, atol=1e-7)
 
 
+class Dropping(torch.nn.Module):
+    """Random in training mode, by a layer or by a function."""
+
+    def __init__(self, by_layer, layer=None):
+        super().__init__()
+        self.layer = (layer or torch.nn.Dropout(0.3)) if by_layer else None
+
+    def forward(self, x, time):
+        y = 0.5 * x + 0.1
+        return self.layer(y) if self.layer is not None else torch.nn.functional.dropout(y, 0.3, self.training)
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Exact(mode=finite_differences), Hutchinson(1)], ids=str)
+@pytest.mark.parametrize("by_layer", [True, False], ids=["layer", "function"])
+def test_a_random_network_has_no_likelihood(by_layer, divergence):
+    x = torch.ones(3, 50)
+    model = fresh(network=Dropping(by_layer))
+    words = ["model.network", "dropout" if by_layer else "random", "model.eval()"]
+    refused(words, x, model, divergence=divergence)
+    assert len(model.network.calls) == (0 if by_layer else 1)
+    assert log_likelihood(model.eval(), x, nfe=8, divergence=divergence).nats.isfinite().all()
+
+
+def test_a_network_that_sees_the_batch_has_no_likelihood_of_a_sample():
+    model = fresh(network=Dropping(True, torch.nn.BatchNorm1d(2)))
+    refused(["model.network.network.layer", "BatchNorm1d", "samples of the batch", "model.eval()"], model=model)
+    assert log_likelihood(model.eval(), X, nfe=8).nats.isfinite().all()
+
+
 def test_too_many_dimensions_for_the_exact_trace():
     x = torch.zeros(2, 3, 40, 40)
     refused(["4800 products", "Hutchinson(probes=8)"], x, fresh(network=half), divergence=Exact())
@@ -193,7 +225,7 @@ def test_data_outside_the_range_of_the_transform(transform, x):
 
 
 def test_networks_that_answer_nonsense():
-    refused(["(3, 2)", "(3, 1)"], model=fresh(network=lambda x, time: x[:, :1]))
+    refused(["(4, 2)", "(4, 1)"], model=fresh(network=lambda x, time: x[:, :1]))
     with pytest.raises(NonFiniteError):
         log_likelihood(fresh(network=lambda x, time: x * math.nan), X)
 

@@ -20,7 +20,7 @@ from bound_truths import (
     mixture,
     pooled,
 )
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import sde_toolkit
 from sde_toolkit import (
@@ -37,6 +37,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity
+from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Sigmoid, UniformLambda, UniformTime
 from sde_toolkit.prediction import KINDS, Prediction
 from sde_toolkit.time_inputs import ScaledTime
@@ -75,6 +76,43 @@ def test_never_above_the_likelihood_of_an_exact_score(sde):
         assert bool((error < 0.3).all()), error
         assert bool((value <= wider + 4.5 * error + 2e-3).all())
         assert bool((value >= wider - (0.1 if bound.grid is None else 3.0) - 4.5 * error).all())  # no empty promise
+
+
+@pytest.mark.parametrize("sde", [sde for sde in [*SDES, Halfway()] if sde.alpha(1.0) > 0], ids=repr)
+def test_a_gaussian_prior_costs_its_divergence_and_nothing_else(sde):
+    """KL(q(x_1|x) ‖ prior) against torch.distributions; a full covariance, a start before 1, both bounds."""
+    C = torch.tensor([[0.5, 0.3], [0.3, 0.8]], dtype=torch.float64)
+    m, x = doubles(0.7, -0.4), torch.tensor([[1.0, 2.0], [-0.5, 0.1]], dtype=torch.float64)
+    prior, model = GaussianPrior.of_moments(sde, m, C), gaussian(m, sde, covariance=C)
+    start, one = 0.8, torch.eye(2, dtype=torch.float64)
+    alpha, sigma = sde.alpha(start), sde.sigma(start)
+    ours = MultivariateNormal(alpha * m, alpha**2 * C + sigma**2 * one)
+    cost = kl_divergence(MultivariateNormal(alpha * x, (sigma**2 * one).expand(2, 2, 2)), ours)
+    grid = grids.sech(sde, 6, start=start, end=0.05)
+    for bound in (
+        lambda **how: variational_bound(model, x, draws=8, start=start, end=0.05, **how, **F64),
+        lambda **how: discrete_bound(model, x, grid, **how, **F64),
+    ):
+        own, plain = bound(prior=prior), bound()
+        torch.testing.assert_close(own.prior, -cost)
+        torch.testing.assert_close(own.nats - plain.nats, own.prior - plain.prior)
+        assert own.moments is prior
+        assert plain.moments is None
+
+
+@pytest.mark.parametrize("sde", [VESDE(sigma_max=1.0), Halfway()], ids=repr)
+def test_with_the_exact_prior_the_bound_loses_nothing_at_the_start(sde):
+    """E over the data of log p_e − bound is what the end loses, if the start is that of Gaussian data itself."""
+    model = gaussian([0.5], sde, std=0.6)
+    prior = GaussianPrior.of_moments(sde, doubles(0.5), doubles(0.36).reshape(1, 1))
+    end, x = 0.05, model.draw(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bound = variational_bound(model, x, draws=64, end=end, prior=prior, **F64)
+    lost = (
+        bound.prior + bound.diffusion + divergence_at(model, x[:, 0], torch.tensor(end, dtype=torch.float64))
+    ).mean()
+    spread = (bound.standard_error.square().sum().sqrt() / len(x)).item()
+    assert abs(lost) < 4.5 * spread
+    assert prior.mismatch() > 10 * spread  # which is what N(0, σ² I) would lose
 
 
 @pytest.mark.parametrize("sde", [*SDES, Halfway()], ids=repr)

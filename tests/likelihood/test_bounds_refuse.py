@@ -18,6 +18,7 @@ from sde_toolkit.errors import ArgumentError, DataError, GridError, NonFiniteErr
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity, IntegratedBins
 from sde_toolkit.likelihood.levels import Levels
+from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Sigmoid, UniformLambda
 
 
@@ -52,6 +53,8 @@ GOOD = torch.zeros(2, 1)
         ({"dtype": torch.float16}, ArgumentError),
         ({"seed": -1}, ArgumentError),
         ({"condition": torch.zeros(3)}, ArgumentError),
+        ({"prior": sum}, ArgumentError),
+        ({"prior": GaussianPrior.of_moments(VPSDE(), torch.zeros(2), torch.eye(2))}, ArgumentError),
     ],
     ids=str,
 )
@@ -106,6 +109,27 @@ def test_levels_through_a_transform_that_mixes_elements_are_refused():
 def test_a_network_that_answers_nan_is_named():
     with pytest.raises(NonFiniteError, match="t="):
         variational_bound(ScoreModel(lambda x, time: x * math.nan, VPSDE(), "x0"), GOOD)
+
+
+def test_a_network_in_training_mode_with_dropout_is_named():
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x, time):
+            return self.dropout(x)
+
+    model = ScoreModel(Dropping(), VPSDE(), "x0")
+    for bound in (
+        lambda: variational_bound(model, GOOD),
+        lambda: discrete_bound(model, GOOD, grids.uniform(VPSDE(), 4)),
+    ):
+        model.train()
+        with pytest.raises(ArgumentError, match=r"network\.dropout.*eval"):
+            bound()
+        model.eval()
+        assert bound().nats.isfinite().all()
 
 
 def test_levels_describe_themselves():

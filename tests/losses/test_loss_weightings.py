@@ -54,7 +54,7 @@ def test_a_loss_is_the_weighted_error_of_its_target_whatever_the_network_predict
 
 
 @every_sde
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: getattr(w, "__name__", str(w)))
 def test_every_pair_of_targets_has_the_same_gradient_under_the_converted_weight(sde, weighting):
     x_0, t, noise = batch(n=6)
     model = model_with(sde)

@@ -1,0 +1,127 @@
+"""Adams' methods for the probability flow in φ, that leave corrected states behind them.
+
+With c² = σ² + s² α² and φ = atan(σ/(s α)) the flow is d(x/c) = −F dφ, F being EDM's raw output at σ_d = s, so that over
+a step from t to t′
+
+    predicted   x̂′/c′ = x/c − Σ_j b_j F_j              polynomial through F_0 at t and the p − 1 values before it
+    evaluated   F′ = F(x̂′, t′)                         the step's only evaluation
+    corrected   x′/c′ = x/c − b′ F′ − Σ_j b*_j F_j     polynomial through F′, too: order p + 1
+
+Hairer, Nørsett & Wanner 1993, "Solving ODEs I", section III.5 (variable steps); PEC, section III.1. F_0 stays what it
+was at the predicted state. :class:`~sde_toolkit.integrators.Corrected` takes the same steps, but what it leaves on the
+trajectory are the predicted states, since it evaluates at the beginning of a step; their error is that of the lower
+order. Where states between and at the end are wanted, it is worth the one evaluation more that a whole solve takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checking import is_count
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import FrozenEDM, Integrator, Row
+from sde_toolkit.integrators.base import combine
+from sde_toolkit.likelihood.quadrature import angle
+from sde_toolkit.noise import Noise
+from sde_toolkit.prediction import edm_input_scale
+
+__all__ = ["Adams"]
+
+
+@dataclass(frozen=True)
+class Adams(Integrator):
+    """Adams-Bashforth of order ``predictor``, corrected once by Adams-Moulton of one order more, in φ.
+
+    N steps take N + 1 evaluations. The first steps have fewer values to go by and lower orders.
+
+    Args:
+        predictor: number of values that the predictor's polynomial goes through.
+        sigma_data: s, the size of the data.
+
+    Raises:
+        ArgumentError: unless both are positive, and ``predictor`` is a whole number.
+    """
+
+    predictor: int = 3
+    sigma_data: float = 1.0
+
+    evals_per_step: ClassVar[int | None] = 1
+
+    def __post_init__(self) -> None:
+        if not is_count(self.predictor):
+            raise ArgumentError("predictor", self.predictor, "must be a whole number, at least 1", "3 is usual.")
+        FrozenEDM(self.sigma_data)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return self.predictor + 1
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Columns: m, n and inputs at the beginning, the same at the end, c′/c; −c′ times the p weights b_j, and the
+        p + 1 weights b′, b*_j.
+        """
+        sde, begin = equation.sde, self._columns(equation, grid[:-1])
+        c = 1 / edm_input_scale(sde.alpha(grid), sde.sigma(grid), self.sigma_data)
+        b, b_star = _adams(angle(sde.half_log_snr(grid), self.sigma_data), self.predictor)
+        last = self._at_the_end(equation, grid[-1:])
+        if last is None:
+            last = [column[-1:] for column in begin]
+            b_star[-1] = torch.cat([torch.zeros_like(b[-1, :1]), b[-1]])
+        end = [torch.cat([column[1:], value]) for column, value in zip(begin, last, strict=True)]
+        weights = (-c[1:, None] * torch.cat([b, b_star], 1)).unbind(1)
+        return self.table(equation, grid, *begin, *end, c[1:] / c[:-1], *weights)
+
+    def _columns(self, equation: ReverseEquation, t: Tensor) -> list[Tensor]:
+        return [column.expand_as(t) for column in (*FrozenEDM(self.sigma_data).view(equation, t), *equation.inputs(t))]
+
+    def _at_the_end(self, equation: ReverseEquation, t: Tensor) -> list[Tensor] | None:
+        """None where the network says nothing of F, as one fed λ where α = 0: the last step is not corrected then."""
+        try:
+            columns = self._columns(equation, t)
+        except ArgumentError:
+            return None
+        return columns if bool(torch.cat(columns).isfinite().all()) else None
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        p = self.predictor
+        width = (len(row) - 2 * p - 2) // 2
+        begin, end, (carry, *weights) = row[:width], row[width : 2 * width], row[2 * width :]
+        past = (_value(equation, x, begin),) * p if state is None else state
+        predicted = combine((carry, *weights[:p]), (x, *past))
+        now = _value(equation, predicted, end)
+        return combine((carry, *weights[p:]), (x, now, *past)), (now, *past[:-1])
+
+
+def _value(equation: ReverseEquation, x: Tensor, columns: Row) -> Tensor:
+    """F at x."""
+    m, n, *inputs = columns
+    return combine((m, n), (x, equation.output(x, tuple(inputs))))
+
+
+def _adams(phi: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Weights (steps, p) of the values at φ_i, φ_{i−1}, ... and (steps, p + 1) of those at φ_{i+1}, φ_i, ..."""
+    u, w = np.polynomial.legendre.leggauss(p // 2 + 1)  # exact for the degree p
+    steps = len(phi) - 1
+    explicit, implicit = (phi.new_zeros(steps, k) for k in (p, p + 1))
+    for i in range(steps):
+        h = (phi[i + 1] - phi[i]) / 2
+        at, weight = phi[i] + h * (1 + torch.from_numpy(u)), h * torch.from_numpy(w)
+        past = phi[max(0, i + 1 - p) : i + 1].flip(0)
+        explicit[i, : len(past)] = weight @ _lagrange(past, at)
+        nodes = torch.cat([phi[i + 1 : i + 2], past])
+        implicit[i, : len(nodes)] = weight @ _lagrange(nodes, at)
+    return explicit, implicit
+
+
+def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
+    """(len(at), len(nodes)): the polynomials that are 1 at one node and 0 at the others."""
+    own = torch.eye(len(nodes), dtype=torch.bool)
+    difference = (nodes[:, None] - nodes).masked_fill(own, 1.0)
+    factors = (at[:, None, None] - nodes) / difference
+    return factors.masked_fill(own, 1.0).prod(2)

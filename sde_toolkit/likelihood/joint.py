@@ -1,0 +1,102 @@
+"""State and log-density integrated together, where the divergence is to drive the steps as well.
+
+    dx/dt = v,        dℓ/dt = ∇·v,        log p_0(x_0) = log p_T(x_T) + ℓ_T
+
+Grathwohl et al. 2019 (FFJORD), eq. 4. Every evaluation of the field is one of its divergence, which costs several times
+as much; in return the error of ℓ is controlled as that of x is. An adaptive method accepts a step by the root mean
+square of error/(atol + rtol |value|) over all numbers of a sample. ℓ/D, in nats per dimension, is therefore carried as
+often as x has dimensions: both halves weigh the same, and a step is rejected for either of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.likelihood.quadrature import Ladder, Nodes, Quadrature, Rule
+from sde_toolkit.prediction import Combination
+from sde_toolkit.score_model import Inputs
+
+__all__ = ["Joint", "JointEquation"]
+
+Traces = Callable[[ReverseEquation, Tensor, Inputs], tuple[Tensor, Tensor]]
+"""(equation, x (B, *event), inputs) to the network's output and tr ∂y/∂x (replicates, B)."""
+
+
+@dataclass(frozen=True)
+class Joint(Rule):
+    """State and log-density together, for solvers with error control: the divergence drives the steps, too.
+
+    Only the divergence at the data end is evaluated apart, for what the result says of it.
+    """
+
+    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Ladder:
+        """The one node at the data end, without weight."""
+        first = Quadrature(2).prepare(equation, end, start, detail).finest
+        none = torch.zeros(1, dtype=torch.float64)
+        return Ladder(
+            (
+                Nodes(
+                    times=first.times[:1],
+                    inputs=tuple(column[:1] for column in first.inputs),
+                    of_dimension=none,
+                    of_trace=none,
+                    weights=none,
+                    coefficients=none[None],
+                    log_volume=0.0,
+                    caution=0,
+                ),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class JointEquation(ReverseEquation):
+    """The flow of z = (x, ℓ_1/D, ..., ℓ_P/D), each repeated; ``event`` is the shape of x, ``replicates`` P.
+
+    z is (B, D + P k), k = ⌈D/P⌉. Inputs carry the drift's coefficients p and q with them, drift = p x + q y, and what
+    :meth:`output` answers is the drift of z itself: p x + q y, and (p D + q tr ∂y/∂x)/D.
+    """
+
+    event: tuple[int, ...] = ()
+    replicates: int = 1
+    traces: Traces = field(kw_only=True)
+
+    def inputs(self, t: Tensor) -> Inputs:
+        p, q = (c.expand_as(t) for c in super().drift_coefficients(t))
+        return (*super().inputs(t), p, q)
+
+    def drift_coefficients(self, t: Tensor) -> Combination:
+        return Combination(torch.zeros_like(t), torch.ones_like(t))
+
+    def output(self, x_t: Tensor, inputs: Inputs) -> Tensor:
+        *own, p, q = (column.expand(len(x_t)) for column in inputs)
+        x, D = x_t[:, : self.dimension], self.dimension
+        y, trace = self.traces(self, x.reshape(-1, *self.event), tuple(own))
+        along = p.unsqueeze(1) * x + q.unsqueeze(1) * y.reshape(len(x), D)
+        growth = p + q * trace.to(x) / D  # (P, B)
+        return torch.cat([along, growth.T.repeat_interleave(self.copies, 1)], 1)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return math.prod(self.event)
+
+    @property
+    def copies(self) -> int:
+        """How often each ℓ/D is carried."""
+        return -(-self.dimension // self.replicates)
+
+    def start(self, x: Tensor) -> Tensor:
+        """z at the data: ℓ = 0."""
+        return torch.cat([x.reshape(len(x), -1), x.new_zeros(len(x), self.replicates * self.copies)], 1)
+
+    def parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, *event), and ℓ (P, B) float64."""
+        growth = z[:, self.dimension :: self.copies].to(torch.float64)
+        return z[:, : self.dimension].reshape(-1, *self.event), self.dimension * growth.T
