@@ -100,7 +100,7 @@ def test_a_gaussian_prior_costs_its_divergence_and_nothing_else(sde):
         assert plain.moments is None
 
 
-@pytest.mark.parametrize("sde", [VESDE(sigma_max=1.0), Halfway()], ids=repr)
+@pytest.mark.parametrize("sde", [VESDE(sigma_max=1.0), VPSDE(beta_max=2.0)], ids=repr)
 def test_with_the_exact_prior_the_bound_loses_nothing_at_the_start(sde):
     """E over the data of log p_e − bound is what the end loses, if the start is that of Gaussian data itself."""
     model = gaussian([0.5], sde, std=0.6)
