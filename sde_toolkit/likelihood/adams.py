@@ -123,5 +123,5 @@ def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
     """(len(at), len(nodes)): the polynomials that are 1 at one node and 0 at the others."""
     own = torch.eye(len(nodes), dtype=torch.bool)
     difference = (nodes[:, None] - nodes).masked_fill(own, 1.0)
-    factors = (at[:, None, None] - nodes) / difference
+    factors = (at.unsqueeze(1) - nodes).unsqueeze(1) / difference
     return factors.masked_fill(own, 1.0).prod(2)
