@@ -64,7 +64,8 @@ def look(folder):
 def last_row(log):
     """The last step that was logged, 0 if none."""
     rows = log.read_text().splitlines()[1:] if log.exists() else []
-    return int(rows[-1].split(",")[0]) if rows else 0
+    whole = [first for first in (row.split(",")[0] for row in rows) if first.isdigit()]
+    return int(whole[-1]) if whole else 0
 
 
 def contents(folder):
@@ -94,7 +95,7 @@ def main():
     kills, runs, reached, leftovers, lost = 0, 1, 0, 0, []
     while kills < given.kills:
         process = start(folder / "killed", given.steps)
-        time.sleep(dice.uniform(3.0, 12.0))
+        time.sleep(length * dice.uniform(0.3, 1.0))  # of what a whole run takes here: some kills hit it at any speed
         if process.poll() is not None:  # through: once more from the start
             shutil.move(folder / "killed", folder / f"through-{runs}")
             reached, runs = 0, runs + 1
@@ -104,13 +105,7 @@ def main():
         kills += 1
         steps = look(folder / "killed")
         leftovers += len(list((folder / "killed").rglob(".partial*")))
-        log = (
-            (folder / "killed/training.csv").read_text().splitlines()
-            if (folder / "killed/training.csv").exists()
-            else []
-        )
-        last = int(log[-1].split(",")[0]) if len(log) > 1 and log[-1].split(",")[0].isdigit() else 0
-        lost.append(max(0, last - max(steps, default=0)))
+        lost.append(max(0, last_row(folder / "killed/training.csv") - max(steps, default=0)))
         if max(steps, default=0) < reached:
             raise SystemExit(f"a checkpoint was lost: {reached} before, {steps} now")
         reached = max(steps, default=0)
