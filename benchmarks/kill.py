@@ -115,6 +115,8 @@ def main():
     print(f"logged steps that had to be repeated: median {statistics.median(lost):.0f}, at most {max(lost)}")
     print(f"equal to the undisturbed run, byte for byte: {sum(same)} of {len(same)}")
     shutil.rmtree(folder)
+    if not all(same):
+        raise SystemExit("a run that was killed and continued is not the undisturbed one")
     return None
 
 
