@@ -78,8 +78,8 @@ def ours() -> nn.Module:
 
 
 def unet() -> nn.Module:
-    """Our trunk of one skip a level, of DDPM's widths and size."""
-    return UNet(3, (128, 256, 256, 256), 3, (1,), attention_head_width=256, time_width=512, groups=32)
+    """Our trunk of one skip a level, of DDPM's widths and size; like azula's, without attention (but at 4×4)."""
+    return UNet(3, (128, 256, 256, 256), 3, (), attention_head_width=256, time_width=512, groups=32)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
