@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, silu
+from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from sde_toolkit.networks.attention import attend
 from sde_toolkit.networks.convolutions import convolution
 from sde_toolkit.networks.normalisation import activated, largest_divisor, normalisation, transforms_active
 
-__all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "merged", "run", "zeroed"]
+__all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "beside", "merged", "run", "zeroed"]
 
 
 def zeroed(layer: nn.Module) -> Any:
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
     """Norm, SiLU, conv; scale and shift from the conditioning vector; SiLU, dropout, zeroed conv; plus skip.
 
     The second normalisation has no weights of its own: its scale and shift are a linear map of the vector
-    (FiLM, Nichol & Dhariwal 2021), applied as one fused multiply-add.
+    (FiLM, Nichol & Dhariwal 2021).
     """
 
     def __init__(self, dims: int, inputs: int, outputs: int, time_width: int, groups: int, dropout: float) -> None:
@@ -49,10 +49,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *size)."""
         h = self.enter(activated(self.enter_norm, x))
-        film = self.film(vector)
-        scale, shift = film.reshape(film.shape + (1,) * (h.ndim - film.ndim)).chunk(2, dim=1)
-        h = torch.addcmul(shift, self.film_norm(h), scale + 1)
-        return merged(self.leave(self.dropout(silu(h))), self.skip(x))
+        scale, shift = self.film(vector).chunk(2, dim=1)
+        h = activated(self.film_norm, h, scale + 1, shift)
+        return merged(self.leave(self.dropout(h)), self.skip(x))
 
 
 class Attention(nn.Module):
@@ -133,6 +132,11 @@ def run(parts: Any, h: Tensor, vector: Tensor, *skips: Tensor, checkpointing: bo
             h = joined(part, vector, h, *skips)
         skips = ()
     return h
+
+
+def beside(h: Tensor, skip: Tensor, apart: bool) -> tuple[Tensor, ...]:
+    """``h`` and ``skip`` along the channels in one tensor, and neither half is kept; or both, for :func:`joined`."""
+    return (h, skip) if apart else (torch.cat((h, skip), dim=1),)
 
 
 def joined(part: Any, vector: Tensor, *tensors: Tensor) -> Any:

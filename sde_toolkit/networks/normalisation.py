@@ -1,15 +1,19 @@
 """Group normalisation (Wu & He 2018), alone and followed by SiLU, for eager and compiled, forward and backward modes.
 
-With μ and s² the mean and variance of a group of channels in one sample, y = w (x − μ)/√(s² + eps) + b.
+With μ and s² the mean and variance of a group of channels in one sample, y = w (x − μ)/√(s² + eps) + b. The weights w
+and b are the layer's own, (C,), or follow from the conditioning of each sample, (B, C) (FiLM, Perez et al. 2018).
 
-The trunks apply SiLU to nearly every norm. Training keeps three tensors for such a pair: x, y and SiLU(y). Here y is
-computed again in the backward pass, which costs two elementwise passes and saves a third of the memory.
+The trunks apply SiLU to nearly every norm. Training keeps three tensors for such a pair (x, y and SiLU(y)), four where
+the weights are a sample's. Here y is computed again in the backward pass, which costs two elementwise passes and saves
+a third or a half of the memory.
 On a CPU, half-precision norms and the SiLU after them run in float32, which is faster there and more exact.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -63,14 +67,23 @@ def normalisation(width: int, groups: int, affine: bool = True, eps: float = 1e-
     return GroupNorm(group_count(width, groups), width, eps=eps, affine=affine)
 
 
-def activated(norm: GroupNorm, x: Tensor) -> Tensor:
-    """SiLU(norm(x)), shape and dtype of ``x``."""
-    if torch.compiler.is_compiling() or is_dual(x):  # the compiler fuses the two by itself
-        return silu(norm(x))
+def activated(norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """SiLU(norm(x)), or SiLU(norm(x) scale + shift) for a norm without weights; shape and dtype of ``x``.
+
+    Args:
+        norm: the norm, whose mode says whether a backward pass will follow.
+        x: (B, C, *size).
+        scale: (B, C), with ``shift``, for a norm without weights.
+        shift: (B, C).
+    """
+    weight, bias = (norm.weight, norm.bias) if scale is None or shift is None else (scale, shift)
+    if torch.compiler.is_compiling() or is_dual(x) or is_dual(weight):  # the compiler fuses them by itself
+        y = norm(x)
+        return silu(y if scale is None else torch.addcmul(_spread(bias, x), y, _spread(weight, x)))
     if norm.training and torch.is_grad_enabled() and not transforms_active():
-        out: Tensor = NormedSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)[0]
+        out: Tensor = NormedSiLU.apply(x, weight, bias, norm.num_groups, norm.eps)[0]
         return out
-    return normed_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+    return normed_silu(x, weight, bias, norm.num_groups, norm.eps)
 
 
 def normed_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -78,7 +91,12 @@ def normed_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     if not (torch.is_grad_enabled() or transforms_active()):
         return _in_pieces(x, weight, bias, groups, eps)[0]
     wide = _precision(x)
-    return silu(group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)).to(x.dtype)
+    weight, bias = weight.to(wide), bias.to(wide)
+    if weight.ndim == 1:
+        y = group_norm(x.to(wide), groups, weight, bias, eps)
+    else:
+        y = torch.addcmul(_spread(bias, x), group_norm(x.to(wide), groups, eps=eps), _spread(weight, x))
+    return silu(y).to(x.dtype)
 
 
 class NormedSiLU(torch.autograd.Function):
@@ -101,25 +119,37 @@ class NormedSiLU(torch.autograd.Function):
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (*_differentiable_backward(cotangent, x, weight, bias, ctx.groups, ctx.eps), None, None)
-        needed = list(ctx.needs_input_grad[:3])
-        found = []
-        pieces = (tensor.split(_share(x)) for tensor in (x, cotangent, mean, inverse))
-        for part, slope, *statistics in zip(*pieces, strict=True):
-            y = _normed(part, weight, bias, ctx.groups, ctx.eps)[0]
-            slope = torch.ops.aten.silu_backward(slope.to(y.dtype), y)
-            wide = _laid_out(part.to(y.dtype))
-            dx, dw, db = torch.ops.aten.native_group_norm_backward(
-                _laid_out(slope, like=wide), wide, *statistics, weight.to(y.dtype), *_sizes(part), ctx.groups, needed
-            )
-            found.append((dx.to(x.dtype) if needed[0] else None, dw, db))
-        dx, dw, db = (parts if need else None for parts, need in zip(zip(*found, strict=True), needed, strict=True))
-        return (
-            None if dx is None else dx[0] if len(dx) == 1 else torch.cat(dx),
-            None if dw is None else sum(dw).to(weight.dtype),
-            None if db is None else sum(db).to(bias.dtype),
-            None,
-            None,
-        )
+        pieces = zip(*(_pieces(tensor, x) for tensor in (cotangent, x, weight, bias, mean, inverse)), strict=False)
+        dx, dw, db = zip(*(_backward(piece, ctx.groups, ctx.eps) for piece in pieces), strict=True)
+        total = sum if weight.ndim == 1 else _joined
+        return _joined(dx), total(dw).to(weight.dtype), total(db).to(bias.dtype), None, None
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _backward(given: Sequence[Tensor], groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of :func:`normed_silu` by x, w and b, given the output's, x, w, b, μ and 1/√(s² + eps)."""
+    cotangent, x, weight, bias, mean, inverse = given
+    wide = _laid_out(x.to(_precision(x)))
+    own, cotangent = weight.ndim == 1, cotangent.to(wide.dtype)
+    if own:
+        y = _normed(x, weight, bias, groups, eps)[0]
+        slope = torch.ops.aten.silu_backward(cotangent, y)
+    else:
+        hat = torch.native_group_norm(wide, None, None, *_sizes(x), groups, eps)[0]
+        w = _spread(weight, x).to(wide.dtype)
+        slope = torch.ops.aten.silu_backward(cotangent, torch.addcmul(_spread(bias, x).to(wide.dtype), hat, w))
+        dw, db = _per_weight(hat.mul_(slope), weight), _per_weight(slope, weight)
+        slope = slope.mul_(w)
+    gamma, mask = (weight.to(wide.dtype), [True, True, True]) if own else (None, [True, False, False])
+    dx, *rest = torch.ops.aten.native_group_norm_backward(
+        _laid_out(slope, like=wide), wide, mean, inverse, gamma, *_sizes(x), groups, mask
+    )
+    if own:
+        dw, db = rest
+    return dx.to(x.dtype), dw, db
 
 
 def _differentiable_backward(
@@ -131,39 +161,59 @@ def _differentiable_backward(
     centred = z - z.mean(axes, keepdim=True)
     inverse = (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
     hat = centred * inverse
-    w, b = (p.unflatten(0, (groups, -1)).reshape(groups, -1, *(1,) * (x.ndim - 2)) for p in (weight, bias))
+    w, b = (_spread(p, x).unflatten(-x.ndim + 1 if p.ndim == 2 else 0, (groups, -1)) for p in (weight, bias))
     y = w * hat + b
     gate = y.sigmoid()
     slope = cotangent.unflatten(1, (groups, -1)) * gate * (1 + y * (1 - gate))
     inner = slope * w
     dx = inverse * (inner - inner.mean(axes, keepdim=True) - hat * (inner * hat).mean(axes, keepdim=True))
-    over = [0, *range(3, z.ndim)]
-    return dx.flatten(1, 2), (slope * hat).sum(over).flatten(), slope.sum(over).flatten()
+    weights = tuple(_per_weight(values.flatten(1, 2), weight) for values in (slope * hat, slope))
+    return dx.flatten(1, 2), *weights
+
+
+def _per_weight(values: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, *size) added up for each weight: over the positions, and over the batch where it shares its weights."""
+    axes = [0] * (weight.ndim == 1) + list(range(2, values.ndim))
+    return values.sum(axes) if axes else values.clone()
+
+
+def _spread(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight per channel, (C,) or (B, C), with an axis for each spatial one of ``x``."""
+    return weight.reshape(weight.shape + (1,) * (x.ndim - 2))
 
 
 def _in_pieces(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """SiLU(y), μ and 1/√(s² + eps), a few samples at a time where they have to be widened."""
-    parts = x.split(_share(x))
-    if len(parts) == 1:
+    if _share(x) == len(x):
         y, mean, inverse = _normed(x, weight, bias, groups, eps)
         return silu(y, inplace=True).to(x.dtype), mean, inverse
     out, statistics = torch.empty_like(x), []
-    for part, target in zip(parts, out.split(_share(x)), strict=True):
-        y, *both = _normed(part, weight, bias, groups, eps)
+    for part, target, w, b in zip(*(_pieces(tensor, x) for tensor in (x, out, weight, bias)), strict=False):
+        y, *both = _normed(part, w, b, groups, eps)
         target.copy_(silu(y, inplace=True))
         statistics.append(both)
     mean, inverse = (torch.cat(rows) for rows in zip(*statistics, strict=True))
     return out, mean, inverse
 
 
+def _pieces(tensor: Tensor, x: Tensor) -> Iterable[Tensor]:
+    """A row for each sample of ``x`` cut as x is; the layer's own weights, (C,), again and again."""
+    return repeat(tensor) if tensor.ndim == 1 else tensor.split(_share(x))
+
+
 def _share(x: Tensor) -> int:
     """How many samples to take at a time: all, unless float32 copies of them would need much memory."""
-    return max(1, PIECE // max(1, x[:1].numel()) if slow_in_half(x) else len(x))
+    return min(len(x), max(1, PIECE // max(1, x[:1].numel()))) if slow_in_half(x) else len(x)
 
 
 def _normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """y, μ and 1/√(s² + eps)."""
     wide = _precision(x)
-    return torch.native_group_norm(_laid_out(x.to(wide)), weight.to(wide), bias.to(wide), *_sizes(x), groups, eps)
+    weight, bias, rows = weight.to(wide), bias.to(wide), _laid_out(x.to(wide))
+    if weight.ndim == 1:
+        return torch.native_group_norm(rows, weight, bias, *_sizes(x), groups, eps)
+    y, mean, inverse = torch.native_group_norm(rows, None, None, *_sizes(x), groups, eps)
+    return torch.addcmul(_spread(bias, x), y, _spread(weight, x), out=y), mean, inverse
 
 
 def _precision(x: Tensor) -> torch.dtype:

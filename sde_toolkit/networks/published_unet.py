@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks.blocks import run
+from sde_toolkit.networks.blocks import beside, run
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 from sde_toolkit.networks.initialisation import SILENT, initialised
 from sde_toolkit.networks.normalisation import activated
@@ -199,10 +199,8 @@ class PublishedUNet(nn.Module):
         out: Tensor | None = None
         for level in reversed(range(len(self.up))):
             for stage in self.up[level]:  # type: ignore[attr-defined]
-                joined: tuple[Tensor, ...] = (kept.pop(),)
-                if not again:  # neither half is needed once both are side by side
-                    h, joined = torch.cat((h, *joined), dim=1), ()
-                h = run(stage, h, vector, *joined, checkpointing=again)
+                h, *skip = beside(h, kept.pop(), apart=again)
+                h = run(stage, h, vector, *skip, checkpointing=again)
             if self.output_pyramid is not None:
                 out = self.output_pyramid(level, out, h)
             if level > 0:

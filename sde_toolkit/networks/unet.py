@@ -22,6 +22,7 @@ from sde_toolkit.networks.blocks import (
     Downsample,
     ResidualBlock,
     Upsample,
+    beside,
     run,
     zeroed,
 )
@@ -158,7 +159,8 @@ class UNet(nn.Module):
         h = run(self.middle, h, vector, checkpointing=again)
         h = run(self.up[-1], h, vector, checkpointing=again)
         for level in reversed(range(len(skips))):
-            h = run(self.up[level], self.grow[level](h), vector, skips[level], checkpointing=again)
+            h, *skip = beside(self.grow[level](h), skips.pop(), apart=again)
+            h = run(self.up[level], h, vector, *skip, checkpointing=again)
         h = self.leave(activated(self.leave_norm, h))
         return crop_to_size(h, size).contiguous()
 
