@@ -86,9 +86,35 @@ class MaxEvaluationsError(SDEToolkitError, RuntimeError):
 
 
 class MissingDependencyError(SDEToolkitError, ImportError):
-    """An optional package is needed for this call; the message names the extra that installs it."""
+    """An optional package that this call needs is not installed, or is and cannot be imported.
 
-    def __init__(self, package: str, needed_for: str, extra: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the package {package!r}. Install it with: pip install 'sde-toolkit[{extra}]'"
-        )
+    The message names the package, what needs it, the command that installs it and, where it is broken, the reason.
+
+    Args:
+        package: as pip knows it.
+        needed_for: a noun, as in "is needed for a progress bar".
+        extra: of this package, that brings it; None: no extra does.
+        reason: what its import raised.
+    """
+
+    def __init__(self, package: str, needed_for: str, extra: str | None, reason: Exception | None = None) -> None:
+        self.package, self.extra = package, extra
+        source = package if extra is None else f"'sde-toolkit[{extra}]'"
+        if (reason is None or isinstance(reason, ModuleNotFoundError)) and not _is_installed(package):
+            found, remedy = "is not installed", f"Install it with: pip install {source}"
+        else:
+            why = "" if reason is None else f" ({type(reason).__name__}: {' '.join(str(reason).split())[:160]})"
+            wanted = source if extra is None else f"{package} {source}"
+            found = f"cannot be imported{why}"
+            remedy = f"Install versions that fit one another with: pip install --upgrade {wanted}"
+        super().__init__(f"{package!r} is needed for {needed_for} and {found}. {remedy}")
+
+
+def _is_installed(package: str) -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

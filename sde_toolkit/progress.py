@@ -29,6 +29,6 @@ def progress_bar(total: int | None, description: str, *, enabled: bool) -> Any:
         return _Silent()
     try:
         from tqdm import tqdm
-    except ImportError:
-        raise MissingDependencyError("tqdm", "a progress bar", "cli") from None
+    except ImportError as error:
+        raise MissingDependencyError("tqdm", "a progress bar", "cli", error) from None
     return tqdm(total=total, desc=description, dynamic_ncols=True)

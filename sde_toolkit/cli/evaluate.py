@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from sde_toolkit.checking import is_count
 from sde_toolkit.checkpoint import embedded_models
-from sde_toolkit.cli.parts import MIXTURE, dataset_of, load_model, whole_number
+from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, load_model, whole_number
 from sde_toolkit.cli.sample import draw
 from sde_toolkit.cli.setup import Place, command_words, instantiate, join
 from sde_toolkit.data import Dataset
@@ -24,6 +25,7 @@ from sde_toolkit.evaluation.files import read_samples
 from sde_toolkit.evaluation.quality import evaluate_samples, usual_metrics
 from sde_toolkit.evaluation.records import Quality, compare_records
 from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.transforms import Transform
 
 __all__ = ["run"]
@@ -37,8 +39,14 @@ def run(config: DictConfig) -> None:
     against = None if config.against is None else Quality.load(str(config.against))
     if against is not None and place.main:
         _leave_alone(Path(str(config.against)), place.directory)
-    samples, source, drawn, model = _samples(config, place)
-    reference, levels, transform = _reference(config, tuple(samples.shape[1:]), model)
+    samples, source, model = _given(config)
+    shape = (model.event_shape or ()) if samples is None else tuple(samples.shape[1:])
+    reference, levels, transform = _reference(config, shape, model)
+    drawn = None
+    if samples is None:
+        drawn = draw(config, place, keep=True)
+        place.team.wait()
+        samples = read_samples(place.directory / "samples.npz")
     metrics = config.metrics
     if metrics == "auto":
         metrics = usual_metrics(tuple(samples.shape[1:]))
@@ -83,8 +91,8 @@ def _leave_alone(record: Path, directory: Path) -> None:
         raise ArgumentError("against", str(record), problem, "Name another output.")
 
 
-def _samples(config: DictConfig, place: Place) -> tuple[Tensor, str, Drawn | None, Any]:
-    """The samples in data space, where they are from, and, if they had to be drawn, how and of which model."""
+def _given(config: DictConfig) -> tuple[Tensor | None, str, ScoreModel | None]:
+    """The samples in data space and where they are from; None and the model, if they have to be drawn."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     if not isinstance(given, str) or not given:
         raise ArgumentError("samples", given, "not a path or a name", "Give a file, a folder, or a checkpoint.")
@@ -92,13 +100,31 @@ def _samples(config: DictConfig, place: Place) -> tuple[Tensor, str, Drawn | Non
     model_there = given == MIXTURE or (given in embedded_models() and not path.exists()) or _is_checkpoint(path)
     if not model_there:
         samples = read_samples(path, config.key)
-        return samples if config.n is None else samples[: whole_number(config, "n", 2)], given, None, None
+        return samples if config.n is None else samples[: whole_number(config, "n", 2)], given, None
     if config.n is None:
         raise ArgumentError("n", None, f"{given} is a model, to draw samples from", "Say how many, such as n=10000.")
     config.model = {"path": given}
-    drawn = draw(config, place, keep=True)
-    place.team.wait()
-    return read_samples(place.directory / "samples.npz"), f"drawn from {given}", drawn, load_model(config)[0]
+    return None, f"drawn from {given}", load_model(config)[0]
+
+
+def _classes(config: DictConfig, model: ScoreModel | None) -> list[int] | None:
+    """The classes that ``class`` and ``labels`` speak of, in order; None: samples of all, or of none."""
+    if model is not None:
+        chosen = choose_labels(config, model, whole_number(config, "n", 2), whole_number(config, "first_index", 0))
+        found = None if chosen is None else chosen.unique().tolist()
+        return None if found is None or len(found) == model.num_classes else found
+    one, many = config["class"], config.labels
+    many = list(many) if isinstance(many, ListConfig) else many
+    if one is not None and many is not None:
+        problem = "exactly one of class and labels says which they are"
+        raise ArgumentError("class, labels", (one, many), problem, "Leave one out.")
+    if many == "all" or (many is None and (one is None or str(one).lower() == "none")):
+        return None
+    name, value = ("class", one) if many is None else ("labels", many)
+    wanted = value if isinstance(value, list) else [value]
+    if not wanted or not all(is_count(label, 0) for label in wanted):
+        raise ArgumentError(name, value, "labels are whole numbers from 0", "Give class=3, or labels=[0,1].")
+    return sorted(set(wanted))
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -114,7 +140,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _reference(
-    config: DictConfig, event_shape: tuple[int, ...], model: Any
+    config: DictConfig, event_shape: tuple[int, ...], model: ScoreModel | None
 ) -> tuple[Reference, int | None, Transform | None]:
     """The real samples, the levels that their values can have, and the way to model space."""
     most = None if config.reference.n is None else whole_number(config, "reference.n", 2)
@@ -133,11 +159,31 @@ def _reference(
     values = dataset.train if split == "train" else dataset.test
     if len(values) < 2:
         raise DataError("data", dataset.name, f"its {split} part has {len(values)} samples", "Choose the other part.")
-    index = None
-    if most is not None and most < len(values):
-        index = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))[:most]
+    index, classes = None, _classes(config, model)
+    if classes is not None:
+        index = _of_classes(dataset, split, classes, config)
+    count = len(values) if index is None else len(index)
+    if most is not None and most < count:
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+        index = chosen if index is None else index[chosen]
     levels = dataset.levels if config.levels is None else config.levels
-    return Reference(values, dataset.name, split, index), levels, dataset.transform
+    only = None if classes is None else tuple(classes)
+    return Reference(values, dataset.name, split, index, only), levels, dataset.transform
+
+
+def _of_classes(dataset: Dataset, split: str, classes: list[int], config: DictConfig) -> Tensor:
+    """The places of the real samples of these classes."""
+    name = "class" if config.labels is None else "labels"
+    labels = dataset.train_labels if split == "train" else dataset.test_labels
+    if labels is None:
+        problem = f"the {split} part of {dataset.name} has no labels, and samples of a class are like real ones of it"
+        remedy = "Choose labelled data; or give the samples as a file, without class, to compare with all."
+        raise DataError(name, config[name], problem, remedy)
+    missing = [label for label in classes if not bool((labels == label).any())]
+    if missing:
+        problem = f"the {split} part of {dataset.name} has no samples of class {', '.join(map(str, missing))}"
+        raise DataError(name, config[name], problem, f"It has those of {labels.unique().tolist()}.")
+    return torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
 
 
 def _record_of(config: DictConfig, drawn: Drawn | None, place: Place) -> Any:

@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2)
     try:
         import hydra
-    except ImportError:
-        raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli"))) from None
+    except ImportError as error:
+        raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli", error))) from None
     task = import_module(f"sde_toolkit.cli.{command}").run
     overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # argparse wants the flag before the overrides
     sys.argv = [f"sde-toolkit {command}", *overrides]
@@ -72,9 +72,9 @@ def _check_launcher(overrides: list[str]) -> None:
         if chosen & set(names):
             try:
                 import_module(module)
-            except ImportError:
-                error = MissingDependencyError(package, f"hydra/launcher={(chosen & set(names)).pop()}", extra)
-                print(f"error: {error}", file=sys.stderr)
+            except ImportError as reason:
+                launcher = f"hydra/launcher={(chosen & set(names)).pop()}"
+                print(f"error: {MissingDependencyError(package, launcher, extra, reason)}", file=sys.stderr)
                 raise SystemExit(2) from None
 
 

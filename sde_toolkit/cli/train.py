@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -14,7 +16,10 @@ from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import CheckpointError, MissingDependencyError
+from sde_toolkit.evaluation.fingerprints import differences
+from sde_toolkit.rescheduled import reschedule
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE
 from sde_toolkit.training import train
 
 __all__ = ["run"]
@@ -24,8 +29,8 @@ def run(config: DictConfig) -> None:
     """Load the data, fill in what depends on them, train, and leave the resolved config beside the checkpoints."""
     try:
         from accelerate import PartialState
-    except ImportError:
-        raise MissingDependencyError("accelerate", "sde-toolkit train", "train") from None
+    except ImportError as error:
+        raise MissingDependencyError("accelerate", "sde-toolkit train", "train", error) from None
     set_threads(config.threads)
     device = choose_device(config.device)
     processes = PartialState(cpu=device.type == "cpu")  # those that a launcher started; one, if none did
@@ -94,15 +99,53 @@ def _start_from(path: str, model: ScoreModel) -> None:
     """The EMA weights of another checkpoint, if they mean the same in this model.
 
     Raises:
-        CheckpointError: if that network is read, or told the time, in another way; or if the weights do not fit.
+        CheckpointError: if that network is asked something else, told the time in another way, or, at equal σ/α, shown
+            or told something else because the SDE is another one; or if the weights do not fit.
     """
     folder = checkpoint.locate(path)
-    there, here = ScoreModel.from_pretrained(folder).description(), model.description()
-    for name in ("prediction", "time_input"):
-        if there[name] != here[name]:
-            problem = f"its {name} is {there[name]!r}, that of this run {here[name]!r}: the weights mean something else"
-            raise CheckpointError(folder, problem, f"Choose the same {name}.")
+    theirs = ScoreModel.from_pretrained(folder)
+    there, here = theirs.description(), model.description()
+    fixed, sde = ([{name: side[name] for name in names} for side in (there, here)] for names in (_MEANING, ("sde",)))
+    found, off = differences(*fixed), 0.0
+    if not found and differences(*sde):
+        off = _moved(theirs, model.sde)
+        found = differences(*sde) if off > _NEGLIGIBLE else []
+    if found:
+        why = f": at equal noise its answers would be {100 * off:.2g} % off" if off else ""
+        problem = f"it differs from this run in {', '.join(found)}, and its weights mean something else here{why}"
+        remedy = "Choose the same. To start from its weights all the same, pass train() a model with the network of "
+        raise CheckpointError(folder, problem, remedy + f"ScoreModel.from_pretrained({str(folder)!r}).")
     checkpoint.load_weights(folder, model, "ema")
+
+
+_MEANING = ("prediction", "time_input")
+_NEGLIGIBLE = 0.02
+
+
+@torch.no_grad()
+def _moved(model: ScoreModel, sde: SDE) -> float:
+    """How far the network's answers are off if it is told that it stands under ``sde``: the largest root mean square of
+    a few noise levels, for x̂_0 in units of min(1, σ/α), which is about how far off answers can be.
+
+    Zero for networks that see x_t in their own scale and are told σ/α, as EDM's are. Infinite if no noise is common.
+    """
+    told = copy.copy(model)
+    told.sde = sde
+    ends = [float(path.half_log_snr(t)) for path in (model.sde, sde) for t in (1.0, path.likelihood_end)]
+    low, high = max(ends[0], ends[2], -3.0), min(ends[1], ends[3], 4.0)
+    if not low < high:
+        return math.inf
+    right = reschedule(model, sde)
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = torch.randn(2, 8, *(model.event_shape or ()), generator=generator)
+    labels = torch.zeros(8, dtype=torch.long) if model.num_classes else None
+    found = []
+    for half_log_snr in torch.linspace(low, high, 7, dtype=torch.float64)[1:-1]:
+        t = sde.inverse_half_log_snr(half_log_snr)
+        x = sde.perturb(x_0, t, noise)
+        error = told(x, t, labels).x_0 - right(x, t, labels).x_0
+        found.append(float(error.square().mean().sqrt() / torch.exp(-half_log_snr).clamp(max=1)))
+    return max(found)
 
 
 def _root_mean_square(dataset: Dataset) -> float:

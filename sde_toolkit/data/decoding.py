@@ -174,5 +174,5 @@ def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingDependencyError("pillow", "reading images", "data") from error
+        raise MissingDependencyError("pillow", "reading images", "data", error) from error
     return Image

@@ -138,7 +138,7 @@ def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool)
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError("datasets", "Hugging Face data sets", "data") from error
+        raise MissingDependencyError("datasets", "Hugging Face data sets", "data", error) from error
     place = Path(path).absolute()  # readable after a change of folder
     saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:

@@ -98,10 +98,9 @@ def inception_extractor(weights_path: str | Path | None = None, antialias: bool 
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
         from torchmetrics.image.fid import NoTrainInceptionV3
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
-        broken = f"torchvision of this torch ({' '.join(str(error).split())[:80]})"
-        package = "torch-fidelity" if isinstance(error, ImportError) else broken
-        raise MissingDependencyError(package, "the Inception of FID", "fid") from None
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: a torchvision of another torch
+        package = failing_package(error, "torch-fidelity")
+        raise MissingDependencyError(package, "the Inception of FID", "fid", error) from None
     file = _inception_weights(URL_INCEPTION_V3, weights_path)
     _check_weights(file)
     try:
@@ -220,6 +219,12 @@ def auto_extractor(event_shape: tuple[int, ...] = (), transform: Transform | Non
     if len(event_shape) == 3 and event_shape[0] == 3:
         return inception_extractor()
     return data_extractor(event_shape, transform)
+
+
+def failing_package(error: Exception, imported: str) -> str:
+    """Which package an import failed at: the one that was imported, or one of those that FID's library imports."""
+    text = f"{getattr(error, 'name', None) or ''} {error}".replace("_", "-")
+    return next((name for name in ("torchvision", "torch-fidelity", "torchmetrics") if name in text), imported)
 
 
 def as_extractor(given: Any, event_shape: tuple[int, ...], transform: Transform | None) -> Extractor:

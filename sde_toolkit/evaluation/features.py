@@ -26,13 +26,15 @@ __all__ = ["Reference", "extract_features"]
 @dataclass(frozen=True, eq=False)
 class Reference:
     """The real samples: ``values`` (N, *event) in data space, a tensor or anything that is indexed like one and reads
-    as it goes; ``index`` (n,): which of them, all by default. ``name`` and ``split`` are for the record.
+    as it goes; ``index`` (n,): which of them, all by default. For the record: ``name``, ``split``, and ``classes``, if
+    these are the samples of some classes only.
     """
 
     values: Any
     name: str = "reference"
     split: str = ""
     index: Tensor | None = None
+    classes: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.values) if self.index is None else len(self.index)

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.data.decoding import SUFFIXES
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError, MissingDependencyError
 
 __all__ = ["read_samples"]
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def read_samples(path: str | Path, key: str | None = None) -> Tensor:
@@ -45,20 +44,25 @@ def read_samples(path: str | Path, key: str | None = None) -> Tensor:
 
 
 def _images(folder: Path) -> Tensor:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         problem = "there is no samples.npz and no image in it"
-        raise DataError("samples", str(folder), problem, f"Images are {', '.join(_IMAGES)}.")
+        raise DataError("samples", str(folder), problem, f"Images are {', '.join(sorted(SUFFIXES))}.")
     try:
         from PIL import Image
-    except ImportError:
-        raise MissingDependencyError("pillow", "a folder of images", "data") from None
+    except ImportError as error:
+        raise MissingDependencyError("pillow", "reading images", "data", error) from None
     found: list[np.ndarray] = []
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode[0] in "IF":
+                    problem = f"its pixels are {image.mode!r}, more than 8 bits each"
+                    raise DataError("samples", str(file), problem, "Save such samples as .npy.")
                 grey = image.mode in ("L", "1")
                 pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
+        except DataError:
+            raise
         except (OSError, ValueError) as error:
             problem = f"not a readable image ({type(error).__name__})"
             raise DataError("samples", str(file), problem, "Take it out of the folder.") from None

@@ -76,8 +76,8 @@ def sliced_wasserstein(
     """
     try:
         import ot
-    except ImportError:
-        raise MissingDependencyError("POT", "the sliced Wasserstein distance", "cli") from None
+    except ImportError as error:
+        raise MissingDependencyError("POT", "the sliced Wasserstein distance", "cli", error) from None
     x, y = _two_sets(x, y)
     if projections < 1:
         raise ArgumentError("projections", projections, "at least one direction is needed", "128 is usual.")

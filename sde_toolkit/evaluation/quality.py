@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sde_toolkit.arguments import check_batches
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
-from sde_toolkit.evaluation.extractors import Extractor, check_levels
+from sde_toolkit.evaluation.extractors import Extractor, check_levels, failing_package
 from sde_toolkit.evaluation.features import Reference, extract_features
 from sde_toolkit.evaluation.judging import Features, Judge, Plausible
 from sde_toolkit.evaluation.metrics import Estimate, cubic, precision_recall
@@ -104,11 +104,12 @@ def evaluate_samples(
         "precision_recall": {"library": f"sde_toolkit {_version()}", "neighbours": neighbours},
         "distance": {"library": f"sde_toolkit {_version()}, POT {_installed('POT')}", "splits": 8, "projections": 128},
     }
+    only = {} if reference.classes is None else {"classes": list(reference.classes)}
     conditions: dict[str, Any] = {
         "extractor": extractor.description(),
         "preparation": {"levels": levels, "rounded": levels is not None},
         "samples": {"count": n, "event_shape": list(samples.shape[1:])},
-        "reference": {"name": reference.name, "split": reference.split, "count": N},
+        "reference": {"name": reference.name, "split": reference.split, "count": N, **only},
         "metrics": {name: settings[name] for name in metrics},
     }
     if against is not None:
@@ -277,11 +278,8 @@ def _torchmetrics(metrics: Sequence[str]) -> str | None:
     try:
         import torchmetrics.image.fid
         import torchmetrics.image.kid  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("torchmetrics", "FID and KID", "fid") from None
-    except RuntimeError as error:  # torch-fidelity is there, and a torchvision that does not fit torch
-        package = f"torchvision of this torch ({' '.join(str(error).split())[:80]})"
-        raise MissingDependencyError(package, "torchmetrics, which imports torch-fidelity,", "fid") from None
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: a torchvision of another torch
+        raise MissingDependencyError(failing_package(error, "torchmetrics"), "FID and KID", "fid", error) from None
     return f"torchmetrics {_installed('torchmetrics')}"
 
 

@@ -29,8 +29,8 @@ def require_report_packages() -> None:
     for module, package in (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), ("ot", "POT")):
         try:
             __import__(module)
-        except ImportError:
-            raise MissingDependencyError(package, "the comparison's report", "cli") from None
+        except ImportError as error:
+            raise MissingDependencyError(package, "the comparison's report", "cli", error) from None
 
 
 def write_report(

@@ -37,8 +37,8 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "figures", "cli") from None
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "figures", "cli", error) from None
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure

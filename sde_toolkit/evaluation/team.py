@@ -40,8 +40,8 @@ class Team:
             return cls()
         try:
             from accelerate import PartialState
-        except ImportError:
-            raise MissingDependencyError("accelerate", "work shared by several processes", "launch") from None
+        except ImportError as error:
+            raise MissingDependencyError("accelerate", "work shared by several processes", "launch", error) from None
         state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
         return cls(state.process_index, state.num_processes, state.device, state)
 

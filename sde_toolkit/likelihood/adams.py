@@ -31,7 +31,7 @@ from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.noise import Noise
 from sde_toolkit.prediction import edm_input_scale
 
-__all__ = ["Adams"]
+__all__ = ["Adams", "lagrange"]
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,18 @@ def _adams(phi: Tensor, p: int) -> tuple[Tensor, Tensor]:
         h = (phi[i + 1] - phi[i]) / 2
         at, weight = phi[i] + h * (1 + torch.from_numpy(u)), h * torch.from_numpy(w)
         past = phi[max(0, i + 1 - p) : i + 1].flip(0)
-        explicit[i, : len(past)] = weight @ _lagrange(past, at)
+        explicit[i, : len(past)] = weight @ lagrange(past, at)
         nodes = torch.cat([phi[i + 1 : i + 2], past])
-        implicit[i, : len(nodes)] = weight @ _lagrange(nodes, at)
+        implicit[i, : len(nodes)] = weight @ lagrange(nodes, at)
     return explicit, implicit
 
 
-def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """(len(at), len(nodes)): the polynomials that are 1 at one node and 0 at the others."""
-    own = torch.eye(len(nodes), dtype=torch.bool)
-    difference = (nodes[:, None] - nodes).masked_fill(own, 1.0)
+def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
+    """Values at ``at`` (Q,) of the polynomials that are 1 at one node and 0 at the others, (Q, k).
+
+    ``nodes`` are (k,), or (Q, k): others for each of ``at``.
+    """
+    own = torch.eye(nodes.shape[-1], dtype=torch.bool)
+    difference = (nodes.unsqueeze(-1) - nodes.unsqueeze(-2)).masked_fill(own, 1.0)
     factors = (at.unsqueeze(1) - nodes).unsqueeze(1) / difference
     return factors.masked_fill(own, 1.0).prod(2)

@@ -19,7 +19,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import sech
 from sde_toolkit.integrators import DenseIntegrator, Statistics
-from sde_toolkit.likelihood.adams import Adams
+from sde_toolkit.likelihood.adams import Adams, lagrange
 from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.loop import solve
 from sde_toolkit.noise import Noise
@@ -189,9 +189,5 @@ def _local_lagrange(nodes: Tensor, at: Tensor) -> Tensor:
     N, k = len(nodes), min(_POINTS, len(nodes))
     first = (torch.searchsorted(nodes, at) - k // 2).clamp(0, N - k)
     chosen = first.unsqueeze(1) + torch.arange(k)  # (Q, k)
-    c = nodes[chosen]
-    difference = c.unsqueeze(2) - c.unsqueeze(1)  # (Q, k, k): c_j − c_i
-    own = torch.eye(k, dtype=torch.bool)
-    ratio = (at.reshape(-1, 1, 1) - c.unsqueeze(1)) / difference.masked_fill(own, 1.0)
-    weights = ratio.masked_fill(own, 1.0).prod(2)
+    weights = lagrange(nodes[chosen], at)
     return torch.zeros(len(at), N, dtype=nodes.dtype).scatter_(1, chosen, weights)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,16 +135,31 @@ class Logbook:
             csv.writer(file).writerows(rows)
 
     def picture(self, step: int, name: str, figure: Any) -> None:
-        """A matplotlib figure, as a PNG under ``pictures/`` and for TensorBoard."""
+        """A matplotlib figure as a PNG under ``pictures/``, and its pixels to every tracker that takes images."""
         if not self.accelerator.is_main_process:
             return
         with writing(self.directory):
-            folder = self.directory / "pictures"
-            folder.mkdir(exist_ok=True)
-            figure.savefig(folder / f"{name}-{step:09d}.png", dpi=100)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_figure(name, figure, global_step=step, close=False)
+            file = self.directory / "pictures" / f"{name}-{step:09d}.png"
+            file.parent.mkdir(exist_ok=True)
+            figure.savefig(file, dpi=100)
+        if self.accelerator.trackers:
+            from matplotlib.image import imread
+
+            pixels = (imread(file)[..., :3] * 255).round().astype(np.uint8)
+            for tracker in self.accelerator.trackers:
+                _show(tracker, step, name, pixels, figure)
+
+
+def _show(tracker: Any, step: int, name: str, pixels: np.ndarray, figure: Any) -> None:
+    """An image (H, W, 3) to one of accelerate's trackers: their ``log_images`` differ in what they take for images."""
+    if tracker.name == "tensorboard":  # one array (n, H, W, 3)
+        tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
+    elif tracker.name in ("aim", "clearml"):  # one image
+        tracker.log_images({name: pixels}, step=step)
+    elif hasattr(tracker, "log_images"):  # as documented: a list of images
+        tracker.log_images({name: [pixels]}, step=step)
+    elif hasattr(tracker, "log_figure"):  # MLflow
+        tracker.log_figure(figure=figure, artifact_file=f"pictures/{name}-{step:09d}.png")
 
 
 def lambda_edges(first: float, last: float, bins: int = 8) -> Tensor:

@@ -47,8 +47,8 @@ def make_accelerator(
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-    except ImportError:
-        raise MissingDependencyError("accelerate", "training", "train") from None
+    except ImportError as error:
+        raise MissingDependencyError("accelerate", "training", "train", error) from None
     device = torch.device(device)
     if options.precision == "float16" and device.type != "cuda":
         raise ArgumentError("precision", "float16", f"it needs CUDA, not {device}", "Use bfloat16 or float32.")
@@ -66,6 +66,7 @@ def make_accelerator(
 
 def _check_trackers(trackers: Sequence[str]) -> None:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
 
     if isinstance(trackers, str):
         raise ArgumentError("trackers", trackers, "a list of names is expected", f"Pass [{trackers!r}].")
@@ -73,8 +74,9 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     for name in trackers:
         if name not in known:
             raise ArgumentError("trackers", name, "accelerate knows no such tracker", f"Use some of {known}.")
-        if name not in there:
-            raise MissingDependencyError(name, f"the tracker {name!r}", "train")
+        if name in LoggerType.list() and name not in there:  # others were registered with accelerate by their owners
+            extra = "train" if name == "tensorboard" else None
+            raise MissingDependencyError(name, f"the tracker {name!r}", extra)
 
 
 def newest_for_all(directory: Path, accelerator: Any) -> Path | None:

@@ -41,7 +41,8 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class SampleSheet:
-    """A sheet of ``n`` samples, from the same noise each time: ``pictures/samples-<step>.png``, and for TensorBoard.
+    """A sheet of ``n`` samples, from the same noise each time: ``pictures/samples-<step>.png``, and to every tracker
+    that takes images (TensorBoard, Weights & Biases, Aim, ClearML, SwanLab, MLflow, your own with ``log_images``).
 
     ``n`` None: 36 images or signals, 2,000 points. Of a class-conditional network, the classes in turn.
     """

@@ -11,7 +11,7 @@ from test_fan_out import environment, together
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
 from sde_toolkit.data import digits
-from sde_toolkit.evaluation import compare_records
+from sde_toolkit.evaluation import compare_records, data_extractor, evaluate_samples
 
 ALL = "metrics=[fid,kid,precision_recall,distance]"
 QUIET = "progress=false"
@@ -70,6 +70,102 @@ def test_a_record_to_compare_with(command, tmp_path, drawn):
     status, _, err = command("evaluate", drawn, *few, "against=a/evaluation.json", "output=a")
     assert status == 2
     assert "the file that this command writes" in err
+
+
+# Classes
+
+
+@pytest.fixture
+def threes(tmp_path):
+    """Some of the test part's threes, in a file."""
+    data = digits()
+    np.savez(tmp_path / "threes.npz", x=data.test[data.test_labels == 3][:20].float().numpy())
+    return ["evaluate", "samples=threes.npz", "metrics=[distance]", "reference.split=train"]
+
+
+def test_samples_of_a_class_are_compared_with_real_ones_of_that_class(command, tmp_path, threes):
+    data = digits()
+    for words, wanted in (
+        (["class=3"], [3]),
+        (["class=8"], [8]),
+        (["labels=[8,3,8]"], [3, 8]),
+        (["labels=all"], None),
+        (["class=none"], None),
+        ([], None),
+    ):
+        assert command(*threes, *words, "output=run")[0] == 0
+        reference = record(tmp_path / "run")["conditions"]["reference"]
+        picked = torch.ones(1500, dtype=torch.bool)
+        if wanted is not None:
+            picked = torch.isin(data.train_labels, torch.tensor(wanted))
+        assert reference.get("classes") == wanted
+        assert reference["count"] == picked.sum()
+        values = evaluate_samples(
+            torch.from_numpy(np.load(tmp_path / "threes.npz")["x"]),
+            data.train[picked],
+            data_extractor((1, 8, 8), data.transform),
+            metrics=["distance"],
+            levels=17,
+        )
+        assert record(tmp_path / "run")["values"] == values.values
+        assert reference["sha256"] == values.conditions["reference"]["sha256"]
+
+
+def test_it_tells_classes_apart(command, tmp_path, threes):
+    for label in (3, 8):
+        assert command(*threes, f"class={label}", f"output=as{label}")[0] == 0
+    own, other = (record(tmp_path / f"as{label}") for label in (3, 8))
+    floor, error = own["floors"]["sliced_wasserstein"]
+    assert own["values"]["sliced_wasserstein"] < floor + 4 * error
+    assert other["values"]["sliced_wasserstein"] > 2 * own["values"]["sliced_wasserstein"]
+
+
+def test_references_of_other_classes_are_no_comparison(command, tmp_path, threes):
+    assert command(*threes, "class=3", "reference.n=100", "output=a")[0] == 0
+    assert record(tmp_path / "a")["conditions"]["reference"]["count"] == 100
+    for words in ([], ["class=8"], ["labels=[3,8]"]):
+        status, _, err = command(*threes, *words, "reference.n=100", "against=a/evaluation.json", "output=b")
+        assert status == 2
+        assert "reference.classes" in err
+    assert command(*threes, "class=3", "reference.n=100", "against=a/evaluation.json", "output=b")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["class=11"], "no samples of class 11"),
+        (["labels=[3,11]"], "no samples of class 11"),
+        (["class=three"], "class='three'"),
+        (["labels=[]"], "labels=[]"),
+        (["class=3", "labels=[4]"], "exactly one"),
+    ],
+)
+def test_classes_that_cannot_be_compared_with_are_named(command, tmp_path, threes, words, said):
+    status, _, err = command(*threes, *words, "output=run")
+    assert status == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("evaluation.json"))
+
+
+def test_a_reference_without_labels_is_no_reference_for_a_class(command, tmp_path):
+    """Refused before the samples are drawn, if they had to be."""
+    torch.manual_seed(0)
+    network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1, num_classes=10)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 8, 8), transform=Affine(8.0, 0.125))
+    model.save_pretrained(tmp_path / "tiny")
+    np.save(tmp_path / "rows.npy", digits().train.numpy())
+    words = ["evaluate", "samples=tiny", "n=20", "nfe=2", "metrics=[distance]", "class=3"]
+    status, _, err = command(*words, "data=array", "data.path=rows.npy", "output=run")
+    assert status == 2
+    assert "labels" in err
+    assert "class=3" in err
+    assert not list(tmp_path.rglob("samples.npz"))
+    assert command(*words, "output=run")[0] == 0
+    content = record(tmp_path / "run")
+    assert content["conditions"]["reference"]["classes"] == [3]
+    assert content["conditions"]["reference"]["count"] == (digits().train_labels == 3).sum()
+    assert content["about"]["samples_record"]["labels"] == [3]
 
 
 def test_a_model_is_drawn_from(command, tmp_path):

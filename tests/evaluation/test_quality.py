@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from sde_toolkit.data import mnist_test_images
+from sde_toolkit.data import decoding, mnist_test_images
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import (
     Extractor,
@@ -459,6 +459,32 @@ def test_arrays_and_folders_of_images_are_read(tmp_path):
     (tmp_path / "images/9.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"9\.png.*not a readable image"):
         read_samples(tmp_path / "images")
+
+
+def test_images_are_those_that_data_sets_are_made_of(tmp_path):
+    """Whatever ``image_folder`` reads is read here, whichever way it was saved without loss; and no more."""
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    lossless = (".png", ".bmp", ".tif", ".tiff", ".ppm")
+    assert set(lossless) < decoding.SUFFIXES
+    for suffix in lossless:
+        image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+    image.fromarray(pixels).save(tmp_path / "A.PNG")
+    (tmp_path / "notes.txt").write_text("not an image")
+    found = read_samples(tmp_path)
+    assert found.shape == (6, 3, 8, 8)
+    assert all(np.array_equal(one, np.moveaxis(pixels, 2, 0)) for one in found)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError) as refused:
+        read_samples(tmp_path / "none")
+    assert all(suffix in str(refused.value) for suffix in decoding.SUFFIXES)
+
+
+def test_an_image_of_more_than_eight_bits_is_not_cut_off_in_silence(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png.*more than 8 bits"):
+        read_samples(tmp_path)
 
 
 def test_files_without_samples_are_refused(tmp_path):

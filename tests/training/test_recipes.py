@@ -77,3 +77,65 @@ def test_every_loss_and_distribution_of_times_runs(trained, parts):
     if "loss=hybrid" in parts:
         parts = ["loss=hybrid", "times=discrete", "sde=ddpm", "prediction=epsilon", "model.learned_variance=true"]
     trained(*words, *parts)
+
+
+SMALL = ["network.widths=[8,8]", "network.blocks_per_level=1", "network.attention_levels=[]"]
+LEARNT = ["options.steps=20", "options.learning_rate=0.03", "options.warmup_steps=0", "options.ema_decay=0.0"]
+
+
+
+@pytest.fixture
+def start(command, tmp_path):
+    """``start(parts of one run, parts of another)``: the status and message of the second, begun from the first."""
+
+    def run(first, second):
+        status, _, complaint = command("train", *SMALL, *SHORT, *LEARNT, *first, "output=one")
+        assert status == 0, complaint
+        return command("train", *SMALL, *SHORT, *second, "output=two", f"initial={tmp_path / 'one'}")[::2]
+
+    return run
+
+
+EPSILON = ["prediction=epsilon"]
+CLOCK = "model.time_input={_target_:sde_toolkit.time_inputs.ScaledTime,scale:7.0}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (EPSILON, [*EPSILON, "sde=ve"], "sde.class (VPSDE there, VESDE here)"),
+        (EPSILON, [*EPSILON, "sde.beta_max=10.0"], "sde.beta_max (20.0 there, 10.0 here)"),
+        ([], ["prediction=v"], "prediction (edm there, v here)"),
+        ([], [CLOCK], "time_input.scale (0.25 there, 7.0 here)"),
+    ],
+    ids=["another path", "the same at other times", "another question", "another clock"],
+)
+def test_weights_that_mean_something_else_are_no_start(start, tmp_path, first, second, said):
+    """Refused before anything is written: what differs, and what to do."""
+    status, complaint = start(first, second)
+    assert status == 2
+    assert said in complaint
+    assert "from_pretrained" in complaint, "how to start from them all the same"
+    assert "Traceback" not in complaint
+    assert not list((tmp_path / "two").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [["sde=ve"], ["sde.beta_max=10.0"], ["loss=min_snr", "model.sigma_data=0.7"]],
+    ids=["another path", "the same at other times", "another loss, as on other data"],
+)
+def test_weights_that_mean_the_same_are_a_start(start, tmp_path, second):
+    """A network that sees x/α with unit variance and is told σ/α knows nothing of the path."""
+    status, complaint = start([], second)
+    assert status == 0, complaint
+    one, two = (ScoreModel.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    assert type(two.sde).__name__ == ("VESDE" if second == ["sde=ve"] else "VPSDE")
+    pairs = list(zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.allclose(a, b, atol=0.01) for a, b in pairs), "two steps with little warm-up away"
+
+
+def test_a_network_that_is_told_the_same_under_another_description_is_a_start(start):
+    """DDPM's thousand steps are VP's, but for the discretisation."""
+    status, complaint = start(EPSILON, [*EPSILON, "sde.beta_max=20.01"])
+    assert status == 0, complaint

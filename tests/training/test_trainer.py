@@ -1,10 +1,14 @@
 """Training: it learns, it repeats, its checkpoint is the model, and bad input stops it before the first step."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib.util
+import io
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -208,6 +212,7 @@ def test_a_stream_is_trained_on_and_continued_exactly(tmp_path, workers):
 
 
 def test_watchers_see_the_average_and_leave_pictures_and_numbers(tmp_path):
+    from matplotlib.image import imread
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     seen = []
@@ -230,8 +235,127 @@ def test_watchers_see_the_average_and_leave_pictures_and_numbers(tmp_path):
     assert [e.value for e in events.Scalars("mine")] == [40.0, 80.0, 120.0]
     assert {"loss", "held_out_loss", "images_per_second", "held_out_nats_per_dim"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["samples"]
+    (picture,) = events.Images("samples")
+    pixels = imread(tmp_path / "pictures/samples-000000060.png")
+    assert (picture.step, picture.height, picture.width) == (60, *pixels.shape[:2])
+    assert np.abs(imread(io.BytesIO(picture.encoded_image_string))[..., :3] - pixels[..., :3]).max() < 1e-3
     logged = [float(row["loss"]) for row in rows(tmp_path)]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged, rel=1e-6)
+
+
+class Recorder:
+    """What stands in for a service: keeps what it is called with, under the name of what was called."""
+
+    def __init__(self, calls, name=""):
+        self._calls, self._name = calls, name
+
+    def __getattr__(self, name):
+        return Recorder(self._calls, name)
+
+    def __call__(self, *arguments, **named):
+        self._calls.append((self._name, arguments, named))
+        return self
+
+
+def shown_to(tracker, folder, name="samples"):
+    """A picture through the log of a run with this tracker; the pixels of its file."""
+    from accelerate import Accelerator
+    from matplotlib.image import imread
+
+    from sde_toolkit.evaluation.sheets import contact_sheet
+    from sde_toolkit.training.logbook import Logbook
+
+    folder.mkdir(exist_ok=True)
+    accelerator = Accelerator(cpu=True, log_with=[tracker] if tracker else None)
+    if tracker:
+        accelerator.trackers = [tracker]  # started: that of a service would look for it
+    sheet = contact_sheet(torch.rand(9, 3, 8, 8))
+    Logbook(folder, accelerator, 0).picture(7, name, sheet)
+    return (imread(folder / f"pictures/{name}-000000007.png") * 255).round().astype("uint8")[..., :3]
+
+
+def own_tracker(calls):
+    from accelerate.tracking import GeneralTracker
+
+    class Own(GeneralTracker):
+        name, requires_logging_directory, tracker = "own", False, None
+
+        def log_images(self, values, step=None, **named):
+            calls.append((values, step, named))
+
+    return Own()
+
+
+def test_a_sheet_goes_to_every_tracker_that_takes_images(tmp_path):
+    """As accelerate says it: a list of arrays (H, W, 3) by name; and it is the picture of the file."""
+    calls = []
+    pixels = shown_to(own_tracker(calls), tmp_path)
+    ((values, step, named),) = calls
+    assert (list(values), step, named) == (["samples"], 7, {})
+    (image,) = values["samples"]
+    assert image.dtype.name == "uint8"
+    assert np.array_equal(image, pixels)
+    assert pixels.std() > 20, "there is something to see"
+
+
+def test_a_picture_is_a_file_where_no_tracker_takes_images(tmp_path):
+    from accelerate.tracking import GeneralTracker
+
+    class Numbers(GeneralTracker):
+        name, requires_logging_directory, tracker = "numbers", False, None
+
+    assert shown_to(None, tmp_path / "none").std() > 20
+    assert shown_to(Numbers(), tmp_path / "numbers").std() > 20
+
+
+@pytest.mark.parametrize("service", ["wandb", "swanlab", "aim", "clearml", "mlflow"])
+def test_each_service_is_shown_the_picture_in_its_own_way(tmp_path, monkeypatch, service):
+    """accelerate's own trackers, and a stand-in for the service: an image is what each of them takes for one."""
+    from accelerate import tracking
+
+    calls = []
+    monkeypatch.setitem(sys.modules, service, Recorder(calls))
+    kinds = {"wandb": "WandB", "swanlab": "SwanLab", "aim": "Aim", "clearml": "ClearML", "mlflow": "MLflow"}
+    tracker = object.__new__(getattr(tracking, f"{kinds[service]}Tracker"))
+    for handle in ("run", "writer", "task"):
+        with contextlib.suppress(AttributeError):
+            setattr(tracker, handle, Recorder(calls))
+    pixels = shown_to(tracker, tmp_path)
+    images = [(arguments, named) for name, arguments, named in calls if name in ("Image", "report_image", "log_figure")]
+    ((arguments, named),) = images
+    if service == "mlflow":
+        assert named["artifact_file"] == "pictures/samples-000000007.png"
+        assert hasattr(named["figure"], "savefig")
+    else:
+        image = named["image"] if service == "clearml" else arguments[0]
+        assert np.array_equal(image, pixels)
+
+
+def test_a_tracker_of_ones_own_that_accelerate_was_told_of_is_used(tmp_path):
+    from accelerate import tracking
+
+    calls = []
+
+    class Mine(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "mine", False, None
+
+        def __init__(self, run_name):
+            super().__init__()
+
+        def log(self, values, step=None, **named):
+            calls.append((step, set(values)))
+
+        def log_images(self, values, step=None, **named):
+            calls.append((step, set(values)))
+
+    tracking.register_tracker_class(Mine)
+    try:
+        watchers = [SampleSheet(every=60, n=4, nfe=3)]
+        train(new_model(), checkerboard(n=200), tmp_path, OPTIONS, watchers=watchers, trackers=["mine"])
+    finally:
+        del tracking.LOGGER_TYPE_TO_CLASS["mine"]
+    assert (60, {"samples"}) in calls
+    assert any("loss" in names for _, names in calls)
 
 
 def test_an_unknown_tracker_is_named(tmp_path):
@@ -241,7 +365,7 @@ def test_an_unknown_tracker_is_named(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):
     missing = [name for name in ("wandb", "comet_ml", "mlflow") if importlib.util.find_spec(name) is None]
-    with pytest.raises(MissingDependencyError, match=missing[0]):
+    with pytest.raises(MissingDependencyError, match=f"pip install {missing[0]}$"):  # no extra brings it
         train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers=["tensorboard", missing[0]])
     with pytest.raises(ArgumentError, match=r"Pass \['tensorboard'\]"):
         train(new_model(), checkerboard(n=200), tmp_path / "run", OPTIONS, trackers="tensorboard")

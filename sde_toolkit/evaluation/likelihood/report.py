@@ -40,8 +40,8 @@ def require_likelihood_packages() -> None:
     for module in ("matplotlib", "jinja2"):
         try:
             __import__(module)
-        except ImportError:
-            raise MissingDependencyError(module, "the likelihood report", "cli") from None
+        except ImportError as error:
+            raise MissingDependencyError(module, "the likelihood report", "cli", error) from None
 
 
 def write_likelihood_report(
