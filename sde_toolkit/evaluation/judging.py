@@ -27,6 +27,8 @@ from sde_toolkit.evaluation.metrics import (
     Estimate,
     Kernel,
     cubic,
+    kernel_diagonal,
+    kernel_sums,
     rational_quadratic,
     share,
     sliced_wasserstein,
@@ -198,9 +200,11 @@ class Judge:
         rng = np.random.default_rng(seed)
         orders = [rng.permutation(len(real)) for _ in range(splits)]
         self._parts = [(order[: self.n], order[self.n :]) for order in orders]
-        gram = features.kernel(self._values, self._values)
-        self._within = [within_sums(gram[np.ix_(b, b)]) for _, b in self._parts]
-        self.floor = self._floor(gram, plausible)
+        self._rest = np.stack([1.0 - np.isin(np.arange(len(real)), a) for a, _ in self._parts], axis=1)  # (N, splits)
+        first, totals = kernel_sums(features.kernel, self._values, self._values, 1 - self._rest)
+        rest, own = totals[:, None] - first, kernel_diagonal(features.kernel, self._values)
+        self._within = [rest[b, r] - own[b] for r, (_, b) in enumerate(self._parts)]
+        self.floor = self._floor(first, rest, own, plausible)
 
     def __call__(self, samples: Tensor) -> Scores:
         """Judge the first ``self.n`` of generated samples (n, *event), data space."""
@@ -208,12 +212,12 @@ class Judge:
             problem = f"expected at least {self.n} samples of shape {tuple(self.real.shape[1:])}"
             raise DataError("samples", tuple(samples.shape), problem, "Judge what was announced.")
         values, plausible = self.features.extract(samples[: self.n])
-        gram, across = self.features.kernel(values, values), self.features.kernel(values, self._values)
-        within = within_sums(gram)
+        within = within_sums(self.features.kernel, values)
+        to_rest, to_values = kernel_sums(self.features.kernel, values, self._values, self._rest)
         sliced, kernel = [], []
         for r, (_, b) in enumerate(self._parts):
             sliced.append(self._sliced(values, self._values[b], blocks=0 if r else 8))
-            kernel.append(unbiased_mmd(within, self._within[r], across[:, b]))
+            kernel.append(unbiased_mmd(within, self._within[r], to_rest[:, r], to_values[b]))
         return Scores(
             Estimate(float(np.mean([e.value for e in sliced])), sliced[0].error),
             Estimate(float(np.mean([e.value for e in kernel])), kernel[0].error),
@@ -223,11 +227,12 @@ class Judge:
     def _sliced(self, a: Array, b: Array, blocks: int) -> Estimate:
         return sliced_wasserstein(a, b, projections=self.projections, seed=self.seed, blocks=blocks)
 
-    def _floor(self, gram: Array, plausible: np.ndarray | None) -> Scores:
+    def _floor(self, first: Array, rest: Array, own: Array, plausible: np.ndarray | None) -> Scores:
+        """Each split's first part against its rest, from all real samples' kernel sums to both, (N, splits)."""
         sliced, kernel = [], []
-        for (a, b), within in zip(self._parts, self._within, strict=True):
+        for r, (a, b) in enumerate(self._parts):
             sliced.append(self._sliced(self._values[a], self._values[b], blocks=0).value)
-            kernel.append(unbiased_mmd(within_sums(gram[np.ix_(a, a)]), within, gram[np.ix_(a, b)]).value)
+            kernel.append(unbiased_mmd(first[a, r] - own[a], self._within[r], rest[a, r], first[b, r]).value)
         return Scores(
             Estimate(float(np.mean(sliced)), float(np.std(sliced, ddof=1))),
             Estimate(float(np.mean(kernel)), float(np.std(kernel, ddof=1))),

@@ -29,7 +29,9 @@ __all__ = [
     "Estimate",
     "Kernel",
     "cubic",
+    "kernel_diagonal",
     "kernel_distance",
+    "kernel_sums",
     "precision_recall",
     "rational_quadratic",
     "rmse",
@@ -110,7 +112,9 @@ def rational_quadratic(scale: float) -> Kernel:
     def kernel(a: Array, b: Array) -> Array:
         squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
         squared = np.maximum(squared, 0.0) / (2 * scale**2)
-        k: Array = np.sum([(1 + squared / c) ** -c for c in (0.2, 0.5, 1.0, 2.0, 5.0)], axis=0)
+        k: Array = np.zeros_like(squared)
+        for c in (0.2, 0.5, 1.0, 2.0, 5.0):
+            k += (1 + squared / c) ** -c
         return k
 
     return kernel
@@ -127,22 +131,44 @@ def kernel_distance(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Estim
     Shapes: x (n, ...), y (m, ...) with n, m >= 2.
     """
     x, y = _two_sets(x, y)
-    return unbiased_mmd(within_sums(kernel(x, x)), within_sums(kernel(y, y)), kernel(x, y))
+    each = np.ones((len(y), 1))
+    across_x, across_y = kernel_sums(kernel, x, y, each)
+    return unbiased_mmd(within_sums(kernel, x), within_sums(kernel, y), across_x[:, 0], across_y)
 
 
-def within_sums(gram: Array) -> Array:
-    """Row sums of the kernel matrix (n, n) of a set without its diagonal: (n,)."""
-    sums: Array = gram.sum(1) - np.diag(gram)
-    return sums
+def kernel_sums(kernel: Kernel, x: Array, y: Array, members: Array, rows: int | None = None) -> tuple[Array, Array]:
+    """Σ_j k(x_i, y_j) members_jr, (n, R), and Σ_i k(x_i, y_j), (m,), in the memory of ``rows`` rows of the kernel.
 
-
-def unbiased_mmd(within_x: Array, within_y: Array, across: Array) -> Estimate:
-    """:func:`kernel_distance` from the ``within_sums`` (n,), (m,) and the kernel between the sets (n, m).
-
-    For those who compare one set with many. The error is NaN below three samples.
+    Shapes: x (n, d), y (m, d), members (m, R), say the indicators of subsets of y. ``rows``: by default 16 MiB of them.
     """
-    n, m = across.shape
-    sum_x, sum_y, sum_across = within_x.sum(), within_y.sum(), across.sum()
+    rows = rows or max(1, 2**21 // len(y))
+    sums, totals = np.empty((len(x), members.shape[1])), np.zeros(len(y))
+    for first in range(0, len(x), rows):
+        k = kernel(x[first : first + rows], y)
+        sums[first : first + rows] = k @ members
+        totals += k.sum(0)
+    return sums, totals
+
+
+def kernel_diagonal(kernel: Kernel, x: Array) -> Array:
+    """k(x_i, x_i), (n,)."""
+    parts = np.split(x, range(64, len(x), 64))
+    return np.concatenate([np.diag(kernel(part, part)) for part in parts])
+
+
+def within_sums(kernel: Kernel, x: Array) -> Array:
+    """Σ_{j≠i} k(x_i, x_j), (n,)."""
+    return kernel_sums(kernel, x, x, np.zeros((len(x), 0)))[1] - kernel_diagonal(kernel, x)
+
+
+def unbiased_mmd(within_x: Array, within_y: Array, across_x: Array, across_y: Array) -> Estimate:
+    """:func:`kernel_distance` from sums of the kernel, for those who compare one set with many.
+
+    The ``within_sums`` (n,) and (m,); Σ_j k(x_i, y_j) (n,) and Σ_i k(x_i, y_j) (m,). The error is NaN below three
+    samples.
+    """
+    n, m = len(within_x), len(within_y)
+    sum_x, sum_y, sum_across = within_x.sum(), within_y.sum(), across_x.sum()
     value = sum_x / (n * (n - 1)) + sum_y / (m * (m - 1)) - 2 * sum_across / (n * m)
     if n < 3 or m < 3:
         return Estimate(float(value), math.nan)
@@ -150,12 +176,12 @@ def unbiased_mmd(within_x: Array, within_y: Array, across: Array) -> Estimate:
     without_x = (
         (sum_x - 2 * within_x) / ((n - 1) * (n - 2))
         + sum_y / (m * (m - 1))
-        - 2 * (sum_across - across.sum(1)) / ((n - 1) * m)
+        - 2 * (sum_across - across_x) / ((n - 1) * m)
     )
     without_y = (
         sum_x / (n * (n - 1))
         + (sum_y - 2 * within_y) / ((m - 1) * (m - 2))
-        - 2 * (sum_across - across.sum(0)) / (n * (m - 1))
+        - 2 * (sum_across - across_y) / (n * (m - 1))
     )
     return Estimate(float(value), math.sqrt((n - 1) * without_x.var() + (m - 1) * without_y.var()))
 

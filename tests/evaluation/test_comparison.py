@@ -6,7 +6,9 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from sde_toolkit import (
     Euler,
     GaussianMixture,
     Heun,
+    Identity,
     ScoreModel,
     SubVPSDE,
     UNet,
@@ -33,7 +36,7 @@ from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
 from sde_toolkit.evaluation.judging import Judge, at_floor, classifier_features, exact_features, flat_features
-from sde_toolkit.evaluation.metrics import Estimate
+from sde_toolkit.evaluation.metrics import Estimate, kernel_distance
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.evaluation.sheets import contact_sheet, sample_rows
@@ -236,6 +239,31 @@ def test_the_floor_covers_real_samples_about_as_often_as_it_says():
         scores = judge(model.draw(50, generator=torch.Generator().manual_seed(100 + seed)))
         inside.append(at_floor(scores.kernel_distance, judge.floor.kernel_distance))
     assert sum(inside) >= 17
+
+
+def test_the_kernel_distances_are_those_of_the_splits():
+    """From sums prepared once, without the matrix of all pairs."""
+    real, samples = torch.randn(1500, 2, 3), torch.randn(700, 2, 3) + 0.3
+    judge = Judge(real, 700, flat_features(Identity(), real), splits=3, projections=4)
+    x, y, kernel = judge.features.extract(samples)[0], judge.features.extract(real)[0], judge.features.kernel
+    rng = np.random.default_rng(0)
+    parts = [np.split(rng.permutation(1500), [700]) for _ in range(3)]
+    found = judge(samples).kernel_distance
+    first = kernel_distance(x, y[parts[0][1]], kernel)
+    assert found.value == pytest.approx(np.mean([kernel_distance(x, y[b], kernel).value for _, b in parts]), rel=1e-6)
+    assert found.error == pytest.approx(first.error, rel=1e-6)
+    floor = [kernel_distance(y[a], y[b], kernel).value for a, b in parts]
+    assert judge.floor.kernel_distance.value == pytest.approx(np.mean(floor), rel=1e-6)
+    assert judge.floor.kernel_distance.error == pytest.approx(np.std(floor, ddof=1), rel=1e-6)
+
+
+def test_a_judge_of_many_samples_holds_no_matrix_of_all_pairs():
+    real = torch.randn(6000, 2)
+    tracemalloc.start()
+    Judge(real, 1000, flat_features(Identity(), real), splits=2, projections=4)(real[:1000])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.75 * 6000**2 * 8
 
 
 def test_few_real_samples_limit_what_is_judged():

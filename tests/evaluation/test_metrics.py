@@ -10,6 +10,7 @@ from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.metrics import (
     cubic,
     kernel_distance,
+    kernel_sums,
     rational_quadratic,
     rmse,
     share,
@@ -69,10 +70,23 @@ def test_jackknife_is_what_leaving_out_gives():
     assert kernel_distance(x, y).error == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sums_of_the_kernel_are_those_of_its_matrix(kernel):
+    """However many rows are in memory at a time, and for more samples than a piece of the diagonal has."""
+    x, y = normal(0, 70), normal(1, 9)
+    members = np.arange(9)[:, None] % 3 == np.arange(3)
+    for rows in (1, 32, 1000):
+        sums, totals = kernel_sums(kernel, x, y, members, rows=rows)
+        assert np.allclose(sums, np.stack([kernel(x, y[r::3]).sum(1) for r in range(3)], 1))
+        assert np.allclose(totals, kernel(x, y).sum(0))
+    assert np.allclose(within_sums(kernel, x), kernel(x, x).sum(1) - np.diag(kernel(x, x)))
+
+
 def test_sums_prepared_once_give_the_same_distance():
     x, y = normal(0, 8), normal(1, 9)
-    prepared = unbiased_mmd(within_sums(cubic(x, x)), within_sums(cubic(y, y)), cubic(x, y))
-    assert prepared == kernel_distance(x, y)
+    prepared = unbiased_mmd(within_sums(cubic, x), within_sums(cubic, y), cubic(x, y).sum(1), cubic(x, y).sum(0))
+    found = kernel_distance(x, y)
+    assert (prepared.value, prepared.error) == pytest.approx((found.value, found.error), rel=1e-9)
 
 
 @pytest.mark.parametrize("distance", [sliced_wasserstein, kernel_distance])
