@@ -8,6 +8,7 @@ at 1e-11.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from sde_toolkit import (
     DiscreteVPSDE,
     GaussianMixture,
     ReverseEquation,
+    Sample,
     SubVPSDE,
     TorchDiffEq,
     grids,
@@ -51,21 +53,32 @@ def in_t(model: GaussianMixture, grid: Tensor, x: Tensor, tolerance: float) -> t
     return path[-1], calls
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-5, 1e-7])
+    parser.add_argument("--reference", type=float, default=1e-11, help="tolerance of the reference")
+    given = parser.parse_args()
     print(f"{'SDE':<16}{'tolerance':>10}{'NFE in t':>10}{'NFE in λ':>10}{'error in t':>12}{'error in λ':>12}")
     for sde in (VPSDE(), SubVPSDE(), VESDE(sigma_max=20.0), DiscreteVPSDE()):
-        model = ring(sde)
-        grid = grids.uniform(sde, 1)
-        x = sde.prior_sampling((256, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        compare(sde, given.tolerances, given.reference)
 
-        def in_lambda(method: str, tolerance: float):  # type: ignore[no-untyped-def]
-            solver = probability_flow(TorchDiffEq(method, rtol=tolerance, atol=tolerance))
-            return sample(model, solver, grid, x_start=x, dtype=torch.float64)  # noqa: B023
 
-        reference = in_lambda("dopri8", 1e-11).x
-        for tolerance in (1e-3, 1e-5, 1e-7):
-            (x_t, calls), by_lambda = in_t(model, grid, x, tolerance), in_lambda("dopri5", tolerance)
-            errors = [(end - reference).abs().max().item() for end in (x_t, by_lambda.x)]
-            print(
-                f"{type(sde).__name__:<16}{tolerance:>10.0e}{calls:>10}{by_lambda.nfe:>10}{errors[0]:>12.1e}{errors[1]:>12.1e}"
-            )
+def compare(sde: SDE, tolerances: list[float], finest: float) -> None:
+    """A line for each tolerance."""
+    model, grid = ring(sde), grids.uniform(sde, 1)
+    x = sde.prior_sampling((256, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def in_lambda(method: str, tolerance: float) -> Sample:
+        solver = probability_flow(TorchDiffEq(method, rtol=tolerance, atol=tolerance))
+        return sample(model, solver, grid, x_start=x, dtype=torch.float64)
+
+    reference = in_lambda("dopri8", finest).x
+    for tolerance in tolerances:
+        (x_t, calls), by_lambda = in_t(model, grid, x, tolerance), in_lambda("dopri5", tolerance)
+        e_t, e_lambda = ((end - reference).abs().max().item() for end in (x_t, by_lambda.x))
+        counts = f"{calls:>10}{by_lambda.nfe:>10}{e_t:>12.1e}{e_lambda:>12.1e}"
+        print(f"{type(sde).__name__:<16}{tolerance:>10.0e}{counts}")
+
+
+if __name__ == "__main__":
+    main()
