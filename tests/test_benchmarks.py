@@ -17,7 +17,7 @@ READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1
         ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "× bare"),
         ("ddim_headline.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "ddim"),
         ("judge_embedded.py", ["--n", "4"], "p >= 0.9"),
-        ("adaptive_coordinates.py", [], "DiscreteVPSDE"),
+        ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "DiscreteVPSDE"),
         ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
         ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
         ("likelihood.py", ["bar", "--n", "4", "--draws", "1", "--problems", "ring", "--tolerances"], "100 + 50"),
@@ -28,6 +28,7 @@ READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1
         ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
         ("kill.py", ["--kills", "1", "--steps", "200"], "byte for byte"),
         ("data_loading.py", [*READ, "--workers", "0", "1"], "images/s"),
+        ("data_loading.py", ["train", *READ, "--steps", "1", "--rounds", "1", "--batch", "4"], "off the disk / memory"),
     ],
 )
 def test_benchmark_runs(tmp_path, script, arguments, said):

@@ -40,8 +40,8 @@ def run(config: DictConfig) -> None:
     if against is not None and place.main:
         _leave_alone(Path(str(config.against)), place.directory)
     samples, source, model = _given(config)
-    shape = (model.event_shape or ()) if samples is None else tuple(samples.shape[1:])
-    reference, levels, transform = _reference(config, shape, model)
+    shape = () if samples is None else tuple(samples.shape[1:])
+    reference, levels, transform = _reference(config, shape if model is None else model.event_shape or (), model)
     drawn = None
     if samples is None:
         drawn = draw(config, place, keep=True)

@@ -112,6 +112,7 @@ def _start_from(path: str, model: ScoreModel) -> None:
         found = differences(*sde) if off > _NEGLIGIBLE else []
     if found:
         why = f": at equal noise its answers would be {100 * off:.2g} % off" if off else ""
+        why = ": the two SDEs have no noise level in common" if math.isinf(off) else why
         problem = f"it differs from this run in {', '.join(found)}, and its weights mean something else here{why}"
         remedy = "Choose the same. To start from its weights all the same, pass train() a model with the network of "
         raise CheckpointError(folder, problem, remedy + f"ScoreModel.from_pretrained({str(folder)!r}).")

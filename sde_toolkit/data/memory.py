@@ -19,7 +19,7 @@ from sde_toolkit.data.arrays import affine_of, whole_numbers
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.data.folders import check_fraction
-from sde_toolkit.data.reading import map_numpy, read_numpy
+from sde_toolkit.data.reading import announce, map_numpy, read_numpy
 from sde_toolkit.data.sources import PerProcess, Source
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import Transform, eight_bit
@@ -60,6 +60,7 @@ class MappedRows(Source):
         if (rows.shape, rows.dtype) != self._identity:
             problem = f"it holds {rows.dtype} {rows.shape} now, {self._identity[1]} {self._identity[0]} before"
             raise DataError("path", ending(self.path), problem, "Build the data set again.")
+        announce(rows, indices)
         return torch.from_numpy(rows[indices].astype(self._native, copy=False))
 
     def describe(self, index: int) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import mmap
 import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import IO
@@ -21,7 +23,7 @@ import numpy as np
 
 from sde_toolkit.errors import DataError
 
-__all__ = ["map_numpy", "packaged_npz", "read_idx", "read_numpy"]
+__all__ = ["announce", "map_numpy", "packaged_npz", "read_idx", "read_numpy"]
 
 # What numpy, zipfile and gzip raise on damaged files (TokenError and SyntaxError: a garbled .npy header).
 _DAMAGED = (
@@ -55,7 +57,10 @@ def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
 
 
 def map_numpy(path: str | Path) -> np.ndarray:
-    """The array of an ``.npy`` file, mapped read-only: its values are read from disk when they are used."""
+    """The array of an ``.npy`` file, mapped read-only: its values are read from disk when they are used.
+
+    Nothing is read ahead of them; :func:`announce` asks for the rows that are needed next.
+    """
     file = Path(path)
     if not file.is_file():
         raise DataError("path", str(path), "there is no such file", "Give the path of an .npy file.")
@@ -69,7 +74,30 @@ def map_numpy(path: str | Path) -> np.ndarray:
         mapped.close()
         problem = "an .npz (or other zip) file cannot be mapped into memory"
         raise DataError("path", str(path), problem, "Save the array with numpy.save, or use array().")
+    if isinstance(mapped.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        mapped.base.madvise(mmap.MADV_RANDOM)
     return mapped
+
+
+def announce(rows: np.ndarray, indices: Sequence[int]) -> None:
+    """Have the operating system fetch these rows of a mapped array, and nothing else, all at once.
+
+    Left to itself it fetches what lies around each row, megabytes of it on some machines; with a file larger than
+    memory, that is for nothing. Does nothing where the system takes no advice.
+    """
+    mapping = rows.base
+    if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or len(indices) == 0:
+        return
+    first, size = getattr(rows, "offset", 0) % mmap.ALLOCATIONGRANULARITY, rows.strides[0]
+    order = np.unique(indices)
+    breaks = np.flatnonzero(np.diff(order) != 1) + 1
+    for run in np.split(order, breaks):
+        begin, end = first + int(run[0]) * size, first + (int(run[-1]) + 1) * size
+        for place in range(begin - begin % mmap.PAGESIZE, end, _AT_ONCE):
+            mapping.madvise(mmap.MADV_WILLNEED, place, min(_AT_ONCE, end - place))
+
+
+_AT_ONCE = 2**17  # bytes: of a longer piece, some systems fetch the beginning only
 
 
 def packaged_npz(name: str) -> dict[str | None, np.ndarray]:

@@ -111,9 +111,10 @@ def test_samples_of_a_class_are_compared_with_real_ones_of_that_class(command, t
         assert reference["sha256"] == values.conditions["reference"]["sha256"]
 
 
-def test_it_tells_classes_apart(command, tmp_path, threes):
+@pytest.mark.parametrize("words", [[], ["reference.n=100"]], ids=["all of them", "some"])
+def test_it_tells_classes_apart(command, tmp_path, threes, words):
     for label in (3, 8):
-        assert command(*threes, f"class={label}", f"output=as{label}")[0] == 0
+        assert command(*threes, *words, f"class={label}", f"output=as{label}")[0] == 0
     own, other = (record(tmp_path / f"as{label}") for label in (3, 8))
     floor, error = own["floors"]["sliced_wasserstein"]
     assert own["values"]["sliced_wasserstein"] < floor + 4 * error

@@ -1,8 +1,12 @@
 """A Source is indexed as the tensor of its samples would be; image folders and memory maps are Sources."""
 
 import contextlib
+import gc
+import math
+import mmap
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from sde_toolkit.data import Dataset, PerProcess, Source, array, image_folder, memory_map
 from sde_toolkit.data.decoding import Layout, decode
+from sde_toolkit.data.memory import MappedRows
 from sde_toolkit.errors import ArgumentError, DataError, SDEToolkitError
 
 
@@ -512,6 +517,52 @@ def test_unusable_labels(tmp_path, labels):
     np.savez(tmp_path / "y.npz", np.zeros(8, int), np.zeros(8, int))
     with pytest.raises(DataError, match="labels_path"):
         memory_map(tmp_path / "x.npy", tmp_path / "y.npz")
+
+
+def read_from_disk():
+    """Bytes that storage had to deliver to this process so far (Linux)."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (300, 500)], ids=["rows below a page", "rows of many pages"])
+def test_of_a_mapped_file_little_more_than_the_rows_is_read(tmp_path, shape):
+    """Where a file is larger than memory, what is read ahead for nothing is read again at every step."""
+    if not (hasattr(os, "posix_fadvise") and os.access("/proc/self/io", os.R_OK)):
+        pytest.skip("nobody here says what is read from disk")
+    n = 2**25 // math.prod(shape)
+    rows = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.uint8, shape=(n, *shape))
+    rows[:] = (np.arange(n) % 251).astype(np.uint8)[:, None, None]
+    rows.flush()
+    source = pickle.loads(pickle.dumps(MappedRows(tmp_path / "x.npy")))  # which has no file open yet
+    del rows
+    gc.collect()
+    with (tmp_path / "x.npy").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    wanted = torch.arange(0, n, n // 16)
+    before, waits = read_from_disk(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    found = source[wanted]
+    read, waits = read_from_disk() - before, resource.getrusage(resource.RUSAGE_SELF).ru_majflt - waits
+    if read == 0:
+        pytest.skip("this file system forgets nothing")
+    assert torch.equal(found.long(), (wanted % 251)[:, None, None].expand(-1, *shape))
+    assert read <= len(wanted) * (math.prod(shape) + 2 * 4096) + 2**17, f"{read} bytes for {found.numel()}"
+    pages = len(wanted) * math.prod(shape) / mmap.PAGESIZE
+    assert waits < len(wanted) + pages / 4, "asked for together, not one page after the other"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5000,), (5000, 3), (40, 300, 17), (2, 300_000)])
+def test_rows_of_a_mapped_file_are_those_of_the_array(tmp_path, dtype, shape):
+    """In any order, repeated, as a run, the first and the last; wherever pages begin."""
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    source = MappedRows(tmp_path / "x.npy")
+    n = len(x)
+    for chosen in ([0], [n - 1], [n - 1, 0, 0, 1], list(range(n)), list(range(n - 1, -1, -1)), []):
+        assert np.array_equal(source[chosen].numpy(), x[chosen])
+    assert np.array_equal(source[1:].numpy(), x[1:])
 
 
 def test_a_file_larger_than_the_memory_allowed(tmp_path):

@@ -1,5 +1,6 @@
 """Every experiment of configs/ runs, on tiny data and with a narrow network where it is large; the checkpoint loads."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,14 @@ def trained(command, tmp_path):
         return ScoreModel.from_pretrained(tmp_path / "run")
 
     return run
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_what_was_measured(name):
+    """Before its first key: figures, or that there are none."""
+    text = (Path(__file__).parents[2] / f"configs/experiment/{name}.yaml").read_text(encoding="utf-8")
+    said = " ".join(line.lstrip("# ") for line in text.partition("defaults:")[0].splitlines())
+    assert re.search(r"Here( \([^)]*\))?: (not run|.*\d\.\d)", said), said
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -83,7 +92,6 @@ SMALL = ["network.widths=[8,8]", "network.blocks_per_level=1", "network.attentio
 LEARNT = ["options.steps=20", "options.learning_rate=0.03", "options.warmup_steps=0", "options.ema_decay=0.0"]
 
 
-
 @pytest.fixture
 def start(command, tmp_path):
     """``start(parts of one run, parts of another)``: the status and message of the second, begun from the first."""
@@ -105,10 +113,11 @@ CLOCK = "model.time_input={_target_:sde_toolkit.time_inputs.ScaledTime,scale:7.0
     [
         (EPSILON, [*EPSILON, "sde=ve"], "sde.class (VPSDE there, VESDE here)"),
         (EPSILON, [*EPSILON, "sde.beta_max=10.0"], "sde.beta_max (20.0 there, 10.0 here)"),
+        ([], ["sde=ve", "sde.sigma_min=1e3", "sde.sigma_max=1e4"], "no noise level in common"),
         ([], ["prediction=v"], "prediction (edm there, v here)"),
         ([], [CLOCK], "time_input.scale (0.25 there, 7.0 here)"),
     ],
-    ids=["another path", "the same at other times", "another question", "another clock"],
+    ids=["another path", "the same at other times", "other noise", "another question", "another clock"],
 )
 def test_weights_that_mean_something_else_are_no_start(start, tmp_path, first, second, said):
     """Refused before anything is written: what differs, and what to do."""
