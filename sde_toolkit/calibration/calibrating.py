@@ -209,7 +209,7 @@ def _size(target: Tensor) -> float:
 
 
 def _default_n(cheap: bool, D: int) -> int:
-    return max(256, min(4096, 2**16 // max(D, 1))) if cheap else 64
+    return max(256, min(4096, 2**18 // max(D, 1))) if cheap else 64
 
 
 def _dtype_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:

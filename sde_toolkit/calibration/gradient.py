@@ -30,13 +30,17 @@ __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 
 @dataclass(frozen=True)
 class Descending:
-    """How to descend: ``iterations`` mini-batches of ``batch`` noises, at these largest step sizes."""
+    """How to descend: ``iterations`` mini-batches of ``batch`` noises, at these largest step sizes.
+
+    ``lost``: errors above this share of the data's size count less and less, see :mod:`.problem`.
+    """
 
     iterations: int = 300
     batch: int = 512
     grid_rate: float = 0.1
     weight_rate: float = 0.02
     seed: int = 0
+    lost: float = math.inf
 
 
 def optimise(
@@ -77,7 +81,7 @@ def optimise(
         try:
             grid = grid_of(a, start, end, steps)
             table = _table(problem, integrator, factors, grid)
-            loss = problem.loss(integrator, grid, table, chosen, rows, problem.directions(generator))
+            loss = problem.loss(integrator, grid, table, chosen, rows, problem.directions(generator), how.lost)
             gradients = torch.autograd.grad(loss, parameters)  # the network's own parameters get none
         except SDEToolkitError:
             failures += 1

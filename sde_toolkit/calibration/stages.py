@@ -21,7 +21,8 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["Stages"]
 
-_SCORING, _SHORT, _PATTERN, _WORKING = 0.25, 0.4, 0.5, 0.9  # shares of the time limit by which stages end
+_SCORING, _SHORT, _PATTERN, _FIRST, _WORKING = 0.25, 0.4, 0.5, 0.65, 0.9  # shares of the time limit by which stages end
+_LOST = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,15 +135,16 @@ class Stages:
                     )
                 )
             starts = [min(found, key=lambda plan: score(problem, plan, select))]
-        for plan in starts:
+        ways = [math.inf] if problem.eta > 0 or not self.cheap else [math.inf, _LOST]
+        for plan, lost in [(plan, lost) for plan in starts for lost in ways]:
             found.append(
                 optimise(
                     problem,
                     fit,
                     plan,
-                    replace(how, seed=how.seed + 1),
+                    replace(how, seed=how.seed + 1, lost=lost),
                     weights=self.weights,
-                    deadline=self.until(_WORKING),
+                    deadline=self.until(_WORKING if lost == ways[-1] else _FIRST),
                     tell=lambda done: self.tell("gradient", done),
                 )
             )

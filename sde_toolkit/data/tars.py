@@ -135,6 +135,9 @@ def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Recor
     """Runs of members with one key; bodies are read from record ``start`` on."""
     number, key, image, label = -1, None, None, None
     name = ""
+    if archive.firstmember is None:  # type: ignore[attr-defined]  # empty, where Python 3.10 would seek to byte -1
+        _check_end(archive)
+        return
     while True:
         member = archive.next()
         archive.members = []  # type: ignore[attr-defined]  # it would remember every member of a large file

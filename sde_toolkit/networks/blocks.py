@@ -113,7 +113,7 @@ class Upsample(nn.Module):
 
 def merged(h: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
     """``scale`` (h + x), written over h, which no one else holds and no derivative asks for."""
-    if transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         return (h + x) * scale if scale != 1 else h + x
     h = h.add_(x)
     return h.mul_(scale) if scale != 1 else h

@@ -51,7 +51,7 @@ class Filter(nn.Module):
         self.is_box = self.length == 2 and taps[0] == taps[1]
         f = torch.tensor([float(tap) for tap in taps], dtype=torch.float64)
         kernel = outer([f / f.sum()] * dims).to(torch.float32)[None, None]
-        self.register_buffer("kernel", kernel.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("kernel", kernel, persistent=False)
 
     def apply_by(self, operation: Callable[..., Tensor], x: Tensor, gain: float = 1.0, **options: Any) -> Tensor:
         """Channel by channel, and never in half precision on a CPU, whose kernels for it are slow."""

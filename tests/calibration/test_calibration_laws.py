@@ -33,10 +33,10 @@ from sde_toolkit import (
 from sde_toolkit.calibration import calibrate, load_calibration
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness
-from sde_toolkit.calibration.gradient import differentiable
+from sde_toolkit.calibration.gradient import Descending, differentiable, optimise
 from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.knots import best_knots, gram_matrix, local_errors
-from sde_toolkit.calibration.problem import Problem
+from sde_toolkit.calibration.problem import Problem, softened
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
@@ -427,6 +427,29 @@ def test_a_wrong_gradient_is_noticed():
         "searched without them"
         in calibrate(model, ddim(), 4, method="gradient", n=32, effort=0.02, reference_steps=30).reason
     )
+
+
+def test_noises_that_are_lost_do_not_drown_the_others():
+    """In many dimensions some end in another mode, as far off as data are from each other: the others still improve."""
+    means = torch.randn(10, 32, generator=torch.Generator().manual_seed(1), dtype=FLOAT)
+    problem = Problem(GaussianMixture(means, VPSDE(), std=0.2), 0.0, 0, (32,), FLOAT, torch.device("cpu"))
+    fit, fresh = problem.noise_set(512), problem.noise_set(512)
+    plan = Plan(flow(Multistep(2, FrozenX0())), grids.uniform_lambda(VPSDE(), 7, end=0.02), "start")
+    how = Descending(iterations=60, batch=256, lost=0.1)
+    found = optimise(problem, fit, plan, how, weights=False, deadline=math.inf)
+    before, after = (problem.squares(p, fresh).sqrt() for p in (plan, found))
+    assert before.max() > 1
+    assert after.median() < 0.5 * before.median()
+
+
+def test_softened_squares():
+    squares, size = torch.logspace(-8, 2, 50, dtype=FLOAT).requires_grad_(), torch.tensor(4.0, dtype=FLOAT)
+    assert softened(squares, math.inf, size) is squares
+    soft = softened(squares, 0.1, size)
+    torch.testing.assert_close(soft[:10], squares[:10], rtol=1e-3, atol=0)
+    assert (soft.diff() > 0).all()
+    (slope,) = torch.autograd.grad(soft.sum(), squares)
+    assert slope[squares > 4].max() < 0.01  # an error of the data's size
 
 
 # Stochastic solvers

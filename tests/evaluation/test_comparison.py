@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -341,7 +342,7 @@ def test_every_figure_is_a_file_and_on_the_page(written):
 
 def test_provenance_is_complete(written):
     record = json.loads((written / "results.json").read_text(encoding="utf-8"))["provenance"]
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == metadata.version("torch")
     assert {"command", "date", "model", "seed", "machine"} <= set(record)
     assert record["machine"]["cpu_threads"] == torch.get_num_threads()
 

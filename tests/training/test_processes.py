@@ -84,6 +84,7 @@ def test_processes_that_see_different_folders_are_refused(tmp_path):
     assert "see different last checkpoints: steps [40, 0]" in failed.stderr
 
 
+@pytest.mark.skipif(torch.__version__.startswith(("2.4.", "2.5.")), reason="fully_shard came with torch 2.6")
 def test_sharded_parameters_train_as_whole_ones(tmp_path):
     """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
     script = str(Path(__file__).with_name("sharded.py"))
