@@ -107,5 +107,5 @@ def _step(
 
 def _kind(x: Tensor, state: Any) -> Hashable:
     """Everything about a step's arguments that is no number in a tensor."""
-    leaves, structure = _pytree.tree_flatten((x, state))
-    return structure, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    leaves, structure = _pytree.tree_flatten((x, state))  # whose description torch 2.4 cannot hash
+    return repr(structure), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

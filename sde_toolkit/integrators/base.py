@@ -31,10 +31,9 @@ def combine(coefficients: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
 
     The first product is the only one that takes memory: the others are added to it in place, one pass each.
     """
-    pairs = zip(coefficients, values, strict=True)
-    coefficient, value = next(pairs)
-    total = coefficient * value
-    for coefficient, value in pairs:
+    pairs = list(zip(coefficients, values, strict=True))  # torch 2.4 would compile a zip begun by next() from its start
+    total = pairs[0][0] * pairs[0][1]
+    for coefficient, value in pairs[1:]:
         total.addcmul_(coefficient, value)
     return total
 

@@ -178,8 +178,8 @@ def _of_the_step_before(weights: Tensor) -> Tensor:
 
 def _add(x: Tensor, weights: Row, values: tuple[Tensor, ...]) -> Tensor:
     """x + Σ_j weight_j value_j, at least one of them; x itself stays as it is."""
-    pairs = zip(weights, values, strict=True)
-    total = torch.addcmul(x, *next(pairs))
-    for weight, value in pairs:
+    pairs = list(zip(weights, values, strict=True))
+    total = torch.addcmul(x, *pairs[0])
+    for weight, value in pairs[1:]:
         total.addcmul_(weight, value)
     return total

@@ -189,7 +189,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 def crop_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
     """Undo :func:`pad_to_multiple`: the centre of ``x`` with the given spatial size."""
-    for axis, length in enumerate(size, start=2):
+    for axis, length in enumerate(size, 2):
         if x.shape[axis] != length:
             x = x.narrow(axis, (x.shape[axis] - length) // 2, length)
     return x
