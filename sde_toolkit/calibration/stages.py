@@ -22,7 +22,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Stages"]
 
 _SCORING, _SHORT, _PATTERN, _FIRST, _WORKING = 0.25, 0.4, 0.5, 0.65, 0.9  # shares of the time limit by which stages end
-_LOST = 0.1
+_LOST = 0.1  # of the data's size: above it a noise is taken for lost in the softened descent
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class Stages:
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
     def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
-        """Short descents from the best starts, then a long one from the best of their ends."""
+        """Short descents from the best starts, then long ones from the best of their ends, in e² and softened."""
         problem = self.problem
         how = self.descending(fit, ranked[0])
         found: list[Plan] = []
