@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.compilation import CompiledSteps
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators import Row, Statistics
+from sde_toolkit.integrators import Integrator, Row, Statistics
 from sde_toolkit.noise import Noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.solvers import Solver
@@ -76,6 +77,7 @@ def solve(
     batches = list(_batches(n, batch_size))
     meter = Meter(equation.model, device)
     take = _eager(solver) if compile is False else CompiledSteps(integrator, meter, _backend(compile))
+    repeatable = equation.eta == 0 and compile is False
     bar = progress_bar(len(table) * len(batches), solver.name, enabled=progress)
 
     def told(step: Step) -> None:
@@ -92,12 +94,13 @@ def solve(
         x, noise_of = start(first, last)
         bare = replace(equation, condition=rows_of(equation.condition, first, last))
         counted = replace(bare, evaluate=meter.evaluate)
-        watch = FiniteWatch(times, check_finite)
+        again = partial(_again, integrator, bare, table, noise_of) if repeatable else None
+        watch = FiniteWatch(times, check_finite, x, again)
         state: Any = None
         path = [x]
         for i, row in enumerate(_rows(table) if compile is False else table):
             x, state = take(bare, counted, x, row, state, noise_of(i))
-            watch(i, x)
+            watch(i, x, state)
             if trajectory:
                 path.append(x)
             if progress or callback is not None:
@@ -105,7 +108,7 @@ def solve(
         paths += [torch.stack(path)] if trajectory else []
         if tweedie:
             x = _denoise(counted, x, times[-1])
-            watch(len(table), x)
+            watch(len(table), x, state)
         watch.read()
         finished.append(x)
         statistics += [state.statistics] if hasattr(state, "statistics") else []
@@ -123,6 +126,19 @@ def solve(
 def _eager(solver: Solver) -> Callable[..., tuple[Tensor, Any]]:
     step = solver.integrator.step
     return lambda bare, counted, x, row, state, noise: step(counted, x, row, state, noise)
+
+
+def _again(
+    integrator: Integrator,
+    equation: ReverseEquation,
+    table: Tensor,
+    noise_of: Callable[[int], Noise],
+    i: int,
+    x: Tensor,
+    state: Any,
+) -> tuple[Tensor, Any]:
+    """Step i once more, uncounted."""
+    return integrator.step(equation, x, table[i].unbind(), state, noise_of(i))
 
 
 def _backend(compile: bool | str) -> str:

@@ -19,7 +19,18 @@ from catalogue import (
     name,
 )
 
-from sde_toolkit import VPSDE, GaussianMixture, ddim, ddpm, euler_maruyama, gaussian, grids, probability_flow, sample
+from sde_toolkit import (
+    VPSDE,
+    GaussianMixture,
+    ddim,
+    ddpm,
+    euler_maruyama,
+    gaussian,
+    grids,
+    probability_flow,
+    sample,
+    unipc,
+)
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.noise import per_sample_noise
 
@@ -228,7 +239,7 @@ def test_conditions_follow_their_samples_through_any_batch():
 
 @pytest.mark.parametrize("bad", [0, 1, 6, 15, 16, 17, 31, 32, 38, 39])
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=name)
-@pytest.mark.parametrize("solver", [ddpm(), ddim(), euler_maruyama()], ids=name)
+@pytest.mark.parametrize("solver", [ddpm(), ddim(), unipc(), euler_maruyama()], ids=name)
 def test_the_first_step_that_is_not_finite_is_named(bad, poison, solver):
     sde = VPSDE()
     grid = grids.uniform(sde, 40, end=0.05)
