@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,9 @@ from catalogue import (
 
 from sde_toolkit import (
     VPSDE,
+    Exponential,
     GaussianMixture,
+    Solver,
     ddim,
     ddpm,
     euler_maruyama,
@@ -255,6 +258,34 @@ def test_the_first_step_that_is_not_finite_is_named(bad, poison, solver):
     assert caught.value.step == bad
     assert caught.value.t == pytest.approx(grid[bad].item(), rel=1e-12)
     assert f"step {bad}, t={grid[bad].item():.6g}" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Unlucky(Exponential):
+    """Fails for good after its twentieth step, as its state tells, or where a draw exceeds a bound."""
+
+    bound: float = math.inf
+    failed: list = field(default_factory=list)
+
+    def step(self, equation, x, row, state, noise):
+        drawn = []
+        x, _ = super().step(equation, x, row, None, lambda: drawn.append(noise()) or drawn[-1])
+        steps = 1 if state is None else state + 1
+        if steps == 21 or (drawn and drawn[0][0, 0] > self.bound):
+            self.failed.append(steps - 1)
+            x = x * math.nan
+        return x, steps
+
+
+@pytest.mark.parametrize(("eta", "bound"), [(0.0, math.inf), (1.0, math.inf), (1.0, 1.5)])
+def test_it_is_named_where_steps_look_back_and_where_they_draw(eta, bound):
+    """Whatever is done to find it: the past of the steps is theirs, and no noise takes the place of what was drawn."""
+    for seed in range(5):
+        integrator, generator = Unlucky(bound=bound), torch.Generator().manual_seed(seed)
+        grid = grids.uniform(VPSDE(), 40, end=0.05)
+        with pytest.raises(NonFiniteError) as caught:
+            sample(elementwise(VPSDE()), Solver("", eta, integrator), grid, shape=(3, 3), generator=generator)
+        assert caught.value.step == integrator.failed[0]
 
 
 def test_a_tweedie_step_that_is_not_finite_is_named():
