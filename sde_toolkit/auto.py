@@ -4,14 +4,21 @@ Exponential multistep methods on a grid that is dense around the λ at which dat
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
 ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
 up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and
-their sliced Wasserstein distance. benchmarks/README.md says how, and where the choice was constrained.
+their sliced Wasserstein distance. At few evaluations of the SDE it is the steps of ``few_steps.json``: knots in λ, the
+weights of all evaluations in each step, and which steps add noise (:mod:`sde_toolkit.integrators.nonstationary`), found
+by gradients through the sampler on random mixtures (``python benchmarks/fit_few_steps.py``). benchmarks/README.md
+says how, and where the choice was constrained.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.checking import is_count
@@ -19,7 +26,9 @@ from sde_toolkit.equation import check_eta
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech
 from sde_toolkit.integrators import Corrected, FrozenEDM, Integrator, Multistep
+from sde_toolkit.integrators.nonstationary import NonStationary
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Plan", "auto"]
@@ -54,6 +63,34 @@ _SDE: tuple[tuple[int, Method, float, float, float], ...] = (
 )
 
 
+_LAST_OF_FEW = 25  # evaluations from which the rows above are as good
+
+
+@cache
+def _few_steps() -> dict[int, tuple[NonStationary, Tensor]]:
+    """Evaluations to the steps, and their λ after the first and before the last."""
+    rows = json.loads(resources.files("sde_toolkit").joinpath("few_steps.json").read_text())
+    return {
+        int(nfe): (
+            NonStationary(tuple(map(tuple, row["weights"])), tuple(row["noisy"]), denoise=True),
+            torch.tensor(row["half_log_snr"], dtype=torch.float64),
+        )
+        for nfe, row in rows.items()
+    }
+
+
+def _few(sde: SDE, nfe: int) -> tuple[NonStationary, Tensor] | None:
+    """The steps for at most ``nfe`` evaluations and their times; None if there are none, or λ does not reach them."""
+    known = [count for count in _few_steps() if count <= nfe < _LAST_OF_FEW]
+    if not known:
+        return None
+    steps, knots = _few_steps()[max(known)]
+    if not (sde.half_log_snr(1.0) < knots[0] and knots[-1] < sde.half_log_snr(0.0)):
+        return None
+    times = sde.inverse_half_log_snr(knots)
+    return steps, torch.cat([times.new_ones(1), times, times.new_zeros(1)])
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What to run: ``sample(model, plan.solver, plan.grid, tweedie=plan.tweedie)``."""
@@ -69,9 +106,10 @@ class Plan:
 
 
 def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
-    """The best known solver and grid for ``nfe`` evaluations, the last of them the Tweedie step.
+    """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
 
-    η = 0 is the flow; any other η gets the table that was made for η = 1.
+    η = 0 is the flow; any other η gets the table that was made for η = 1. With η = 1 and 10 to 24 evaluations the
+    plan is one of a few for 10, 14 and 20, which are better than what spends the rest.
 
     Raises:
         ArgumentError: if ``nfe`` is not a whole number of at least 2, or ``eta`` is negative.
@@ -81,8 +119,10 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     check_eta(eta)
     rows = _FLOW if eta == 0 else _SDE
     _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
-    integrator = method(model.sigma_data if model.prediction == "edm" else 1.0)
     name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
     sde = model.sde
+    if eta == 1 and (few := _few(sde, nfe)) is not None:
+        return Plan(Solver(name, eta, few[0]), few[1], False)
+    integrator = method(model.sigma_data if model.prediction == "edm" else 1.0)
     end = sde.inverse_half_log_snr(min(last, sde.half_log_snr(0.0).item())).item()
     return Plan(Solver(name, eta, integrator), sech(sde, nfe - 1, center=center, width=width, end=end), True)

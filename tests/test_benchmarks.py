@@ -20,6 +20,7 @@ READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1
         ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "DiscreteVPSDE"),
         ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
         ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
+        ("fit_few_steps.py", ["--nfe", "4", "--noisy", "101", "--minutes", "0.02", "--out", "four.json"], "0%"),
         ("likelihood.py", ["bar", "--n", "4", "--draws", "1", "--problems", "ring", "--tolerances"], "100 + 50"),
         ("likelihood.py", ["trace", "--n", "2", "--repeats", "1"], "ratio"),
         ("likelihood.py", ["choose", "--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "scale 0.7"),

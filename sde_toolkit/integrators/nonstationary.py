@@ -3,6 +3,7 @@
     x_s = α_s Σ_j b_j x̂_0(x_j, t_j) + σ_s e_s,      Σ_j b_j = 1        j: this evaluation and all before it
     e_s = ρ e + κ z,   ρ = (σ_s α_r / (α_s σ_r))^(η²),   ρ² + κ² = 1        in a noisy step, r the time of the last one
     e_s = e                                                                in the others
+    x_s = α_s Σ_j b_j x̂_0(x_j, t_j)                                        in the last, if it denoises
 
 e is the noise in x, (x_t − α_t Σ_j b_j x̂_0)/σ_t with the weights that led to x_t, at first (x_t − α_t x̂_0)/σ_t.
 From one noisy step to the next it is renewed as the equation with this η renews it; between them x follows a flow
@@ -40,6 +41,8 @@ class NonStationary(Integrator):
     Args:
         weights: row i, of i + 1 numbers that sum to one: the weights of the evaluations 0, ..., i in step i.
         noisy: whether step i adds noise (where η > 0), for each; by default all do.
+        denoise: whether the last step leaves the noise out and ends on a mean of denoised estimates, as a Tweedie step
+            ends on one of them.
 
     Raises:
         ArgumentError: for rows of other lengths or sums, or not of finite numbers; for other than one flag a step.
@@ -48,6 +51,7 @@ class NonStationary(Integrator):
 
     weights: tuple[tuple[float, ...], ...]
     noisy: tuple[bool, ...] | None = None
+    denoise: bool = False
 
     order: ClassVar[int | None] = None
     weak_order: ClassVar[float | None] = 0.0
@@ -79,7 +83,10 @@ class NonStationary(Integrator):
             raise GridError("grid", tuple(grid.shape), problem, "Use the grid the weights were made for.")
         t, s, sde = grid[:-1], grid[1:], equation.sde
         rho, kappa = self._renewal(equation, grid)
-        A = sde.sigma(s) * rho / sde.sigma(t)
+        sigma_s = sde.sigma(s)
+        if self.denoise:
+            sigma_s = torch.cat([sigma_s[:-1], torch.zeros_like(sigma_s[-1:])])
+        A = sigma_s * rho / sde.sigma(t)
         led_here = torch.zeros(steps, steps, dtype=grid.dtype, device=grid.device)
         leads_on = torch.zeros_like(led_here)
         for i, row in enumerate(self.weights):  # the newest first
@@ -87,7 +94,7 @@ class NonStationary(Integrator):
         led_here[0, 0], led_here[1:, 1:] = 1.0, leads_on[:-1, :-1]
         weights = sde.alpha(s)[:, None] * leads_on - (A * sde.alpha(t))[:, None] * led_here
         m, n = equation.view("x0", t)
-        return self.table(equation, grid, *equation.inputs(t), m, n, A, sde.sigma(s) * kappa, *weights.unbind(1))
+        return self.table(equation, grid, *equation.inputs(t), m, n, A, sigma_s * kappa, *weights.unbind(1))
 
     def _renewal(self, equation: ReverseEquation, grid: Tensor) -> tuple[Tensor, Tensor]:
         """ρ and κ of every step."""

@@ -4,10 +4,33 @@ import pytest
 import torch
 from catalogue import SDES, doubles, name, relative_error
 
-from sde_toolkit import GaussianMixture, TorchDiffEq, auto, ddim, dpmpp_2m, grids, probability_flow, sample, unipc
+from sde_toolkit import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    FlowMatching,
+    GaussianMixture,
+    TorchDiffEq,
+    auto,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
+    gaussian,
+    grids,
+    probability_flow,
+    sample,
+    unipc,
+)
 from sde_toolkit.errors import ArgumentError
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def mixture(sde):
@@ -56,6 +79,57 @@ def test_twice_the_budget_is_better(sde):
     expected = end(400)
     errors = {nfe: relative_error(end(nfe), expected) for nfe in range(4, 81)}
     assert all(errors[2 * nfe] < errors[nfe] for nfe in range(4, 41))
+
+
+FEW = [VPSDE(), VESDE(), CosineVPSDE(), FlowMatching(), EDMSDE()]
+
+
+@pytest.mark.parametrize("sde", FEW, ids=name)
+def test_a_budget_is_never_exceeded_and_more_is_never_less(sde):
+    spent = [auto(mixture(sde), nfe, 1.0).nfe for nfe in range(2, 60)]
+    assert all(cost <= nfe for nfe, cost in enumerate(spent, start=2))
+    assert spent == sorted(spent)
+
+
+@pytest.mark.parametrize("sde", FEW, ids=name)
+@pytest.mark.parametrize("nfe", [10, 14, 20])
+def test_gaussian_data_keep_their_spread_on_the_sde(sde, nfe):
+    """Of unit variance and of a tenth of it, though the steps were fitted on mixtures: to a twentieth."""
+    n = 20_000
+    model = gaussian(doubles(1.0, -0.5, 0.0), sde, std=doubles(1.0, 0.3, 0.5))
+    plan = auto(model, nfe, 1.0)
+    x = sample(model, plan.solver, plan.grid, tweedie=plan.tweedie, shape=(n, 3), generator=seeded(1)).x.double()
+    noise = (2 / n) ** 0.5
+    assert torch.allclose(x.std(0) / doubles(1.0, 0.3, 0.5), torch.ones(3, dtype=x.dtype), atol=0.05 + 3 * noise)
+    assert torch.allclose(x.mean(0), doubles(1.0, -0.5, 0.0), atol=0.02 + 4 / n**0.5)
+
+
+@pytest.mark.parametrize("sde", FEW, ids=name)
+@pytest.mark.parametrize("nfe", [10, 14, 20])
+def test_its_samples_are_closer_to_the_data_than_those_of_the_usual_stochastic_solvers(sde, nfe):
+    """By Wasserstein distances of projections, or as close as exact samples; the others on the better of two grids."""
+    n, model = 20_000, mixture(sde)
+    angles = torch.pi * torch.arange(8) / 8
+    lines = torch.stack([angles.cos(), angles.sin()]).double()
+    exact = model.draw(n, generator=seeded(2)).double()
+
+    def to_exact(x):
+        gaps = (x.double() @ lines).sort(0).values - (exact @ lines).sort(0).values
+        return gaps.square().mean().sqrt().item()
+
+    def distance(solver, grid, tweedie):
+        return to_exact(sample(model, solver, grid, tweedie=tweedie, shape=(n, 2), generator=seeded(3)).x)
+
+    last = sde.inverse_half_log_snr(4.0).item()
+    first = 1.0 if sde.alpha(1.0) > 0 else sde.inverse_half_log_snr(-5.0).item()
+    usual = [
+        grids.uniform(sde, nfe - 1, start=first, end=last),
+        grids.uniform_lambda(sde, nfe - 1, start=first, end=last),
+    ]
+    others = [distance(solver, grid, True) for solver in (ddpm(), dpmpp_2m_sde(), dpmpp_3m_sde()) for grid in usual]
+    plan = auto(model, nfe, 1.0)
+    floor = to_exact(model.draw(n, generator=seeded(4)))
+    assert distance(plan.solver, plan.grid, plan.tweedie) < max(min(others), 1.5 * floor)
 
 
 @pytest.mark.parametrize("nfe", [5, 20])

@@ -109,6 +109,20 @@ def test_for_data_at_one_point_times_of_noise_have_the_joint_law_of_the_equation
         assert noisy[i] or torch.allclose(e[i], e[i + 1], atol=1e-9)
 
 
+@every_sde
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_to_denoise_with_the_newest_estimate_alone_is_tweedies_step(sde, eta):
+    """Also where σ(0) > 0: the noise of the data's own time is left out as well."""
+    rows, grid = some_weights(), grid_of(sde)
+    model = model_of(RandomNetwork(), sde)
+    last = torch.cat([grid, torch.zeros_like(grid[:1])])
+    longer = NonStationary((*rows, (0.0,) * STEPS + (1.0,)), (True,) * STEPS + (False,), denoise=True)
+    options = {"shape": (4, 2), "seed": 6, "dtype": torch.float64}
+    one = sample(model, Solver("", eta, longer), last, **options).x
+    other = sample(model, Solver("", eta, NonStationary(rows)), grid, tweedie=True, **options).x
+    assert relative_error(one, other) < 1e-12
+
+
 def test_steps_to_the_data_and_from_no_data_at_all():
     """σ(0) = 0 takes all noise out; a path with α(1) = 0 begins with noise alone."""
     for sde in (VPSDE(), Flow(), VESDE()):
