@@ -109,7 +109,7 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
 
     η = 0 is the flow; any other η gets the table that was made for η = 1. With η = 1 and 10 to 24 evaluations the
-    plan is one of a few for 10, 14 and 20, which are better than what spends the rest.
+    plan is one for 10, 14 or 20, which is better than what spends the rest, and adds noise in its outer steps only.
 
     Raises:
         ArgumentError: if ``nfe`` is not a whole number of at least 2, or ``eta`` is negative.
