@@ -63,7 +63,7 @@ _SDE: tuple[tuple[int, Method, float, float, float], ...] = (
 )
 
 
-_LAST_OF_FEW = 25  # evaluations from which the rows above are as good
+_LAST_OF_FEW = 25  # evaluations from which the rows above are about as good as the steps for 20
 
 
 @cache
@@ -81,10 +81,11 @@ def _few_steps() -> dict[int, tuple[NonStationary, Tensor]]:
 
 def _few(sde: SDE, nfe: int) -> tuple[NonStationary, Tensor] | None:
     """The steps for at most ``nfe`` evaluations and their times; None if there are none, or λ does not reach them."""
-    known = [count for count in _few_steps() if count <= nfe < _LAST_OF_FEW]
+    found = _few_steps()
+    known = [count for count in found if count <= nfe < _LAST_OF_FEW]
     if not known:
         return None
-    steps, knots = _few_steps()[max(known)]
+    steps, knots = found[max(known)]
     if not (sde.half_log_snr(1.0) < knots[0] and knots[-1] < sde.half_log_snr(0.0)):
         return None
     times = sde.inverse_half_log_snr(knots)
@@ -117,12 +118,12 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     if not is_count(nfe, least=2):
         raise ArgumentError("nfe", nfe, "a step and the denoising at the end take two evaluations", "Pass nfe >= 2.")
     check_eta(eta)
-    rows = _FLOW if eta == 0 else _SDE
-    _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
     name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
     sde = model.sde
     if eta == 1 and (few := _few(sde, nfe)) is not None:
         return Plan(Solver(name, eta, few[0]), few[1], False)
+    rows = _FLOW if eta == 0 else _SDE
+    _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
     integrator = method(model.sigma_data if model.prediction == "edm" else 1.0)
     end = sde.inverse_half_log_snr(min(last, sde.half_log_snr(0.0).item())).item()
     return Plan(Solver(name, eta, integrator), sech(sde, nfe - 1, center=center, width=width, end=end), True)
