@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,20 @@ def make_accelerator(
         torch.cuda.set_device(device)
     _check_trackers(trackers)
     AcceleratorState._reset_state()  # its own precision; the group of processes stays
+    atexit.unregister(_dissolve)
+    atexit.register(_dissolve)
     return Accelerator(
         mixed_precision=PRECISIONS[options.precision],
         cpu=device.type == "cpu",
         log_with=sorted(trackers) or None,
         project_dir=directory,
     )
+
+
+def _dissolve() -> None:
+    """Part from the other processes before the interpreter ends: a group left to itself may abort its process then."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:

@@ -111,6 +111,24 @@ def test_the_command_is_the_same_on_two_processes(tmp_path):
     assert "${" not in (tmp_path / "two/config.yaml").read_text()
 
 
+def test_processes_part_before_they_end(tmp_path):
+    """A group still there when the interpreter goes aborts its process now and then, after the work was done."""
+    (tmp_path / "script.py").write_text(LAST_WORDS.format(tests=str(Path(__file__).parent)))
+    done = torchrun(2, str(tmp_path / "script.py"), str(tmp_path / "run"))
+    assert done.stdout.count("a group: True, at the end: False") == 2
+
+
+LAST_WORDS = """
+import atexit, sys, torch.distributed as group
+sys.path.insert(0, {tests!r})
+there = []
+atexit.register(lambda: sys.stdout.write(f"a group: {{there[0]}}, at the end: {{group.is_initialized()}}\\n"))  # after
+import runs
+runs.vectors(sys.argv[1], until=2)
+there.append(group.is_initialized())
+"""
+
+
 @pytest.mark.parametrize("limit", [16, 10])
 def test_a_batch_in_passes_is_the_batch(tmp_path, limit):
     """Accumulated gradients are the gradient, to round-off."""
