@@ -4,8 +4,8 @@
 
 1. A trivial network at 16×3×32×32 against a bare torch loop of the fewest operations that any
    implementation needs (two products and a sum; with noise, one draw, one product and one sum more).
-2. Multistep and several-stage steps against a bare loop of as many multiply-adds as their formulas have: without and
-   with the finite check, the coefficients of the grid included, and these coefficients alone.
+2. Multistep and several-stage steps against a bare loop of as many products and sums as their formulas have, and one
+   of fused multiply-adds: without and with the finite check, the coefficients of the grid included; these alone.
 3. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
 """
 
@@ -92,7 +92,7 @@ def trivial_network(steps: int, repeats: int) -> None:
 
 
 def more_solvers(steps: int, repeats: int) -> None:
-    """Microseconds per step of the other fixed-step rows, over as many fused multiply-adds as their formulas need."""
+    """Microseconds per step of the other fixed-step rows, over as many terms as their formulas need."""
 
     def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         return x
@@ -101,11 +101,18 @@ def more_solvers(steps: int, repeats: int) -> None:
     model = ScoreModel(network, VPSDE(), "x0")
     coefficients = (0.5 * torch.rand(steps)).unbind()
 
-    def bare(operations: int) -> None:
+    def plain(terms: int) -> None:
         state = x
         for c in coefficients:
             state = c * state
-            for _ in range(operations - 1):
+            for _ in range(terms - 1):
+                state = state + c * other
+
+    def fused(terms: int) -> None:
+        state = x
+        for c in coefficients:
+            state = c * state
+            for _ in range(terms - 1):
                 state = torch.addcmul(state, c, other)
 
     # terms: x, y and earlier values; the corrector's and the predictor's; stages of a one-step method
@@ -120,22 +127,24 @@ def more_solvers(steps: int, repeats: int) -> None:
     }
     tasks: dict[str, Callable[[], object]] = {}
     grid = grids.uniform(model.sde, steps)
-    for name, (solver, operations) in rows.items():
-        tasks[f"bare loop of {operations} operations for {name}"] = lambda k=operations: bare(k)  # type: ignore[misc]
+    for name, (solver, terms) in rows.items():
+        tasks[f"{name}, plain"] = lambda k=terms: plain(k)  # type: ignore[misc]
+        tasks[f"{name}, fused"] = lambda k=terms: fused(k)  # type: ignore[misc]
         tasks[name] = lambda s=solver: sample(model, s, grid, x_start=x, check_finite=False)  # type: ignore[misc]
         tasks[f"{name}, finite check"] = lambda s=solver: sample(model, s, grid, x_start=x)  # type: ignore[misc]
         equation = ReverseEquation(model, solver.eta)
         tasks[f"{name}, coefficients"] = lambda s=solver, e=equation: s.integrator.prepare(e, grid)  # type: ignore[misc]
     medians = interleaved(tasks, repeats)
     print(f"more solvers, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
-    for name, (_, operations) in rows.items():
-        floor = medians[f"bare loop of {operations} operations for {name}"]
-        alone, checked, coefficients = (medians[name + what] for what in ("", ", finite check", ", coefficients"))
-        print(
-            f"  {name:<16} {1e6 * alone / steps:8.1f} µs/step   {alone / floor:5.2f} × bare loop of {operations}: "
-            f"{1e6 * floor / steps:.1f};   finite check {checked / floor:5.2f} ×;   "
-            f"coefficients {1e6 * coefficients / steps:.1f} µs"
-        )
+    print(
+        f"  {'':<16} {'terms':>5} {'µs/step':>8} {'× plain':>8} {'checked':>8} {'× fused':>8} {'checked':>8} grid, µs"
+    )
+    for name, (_, terms) in rows.items():
+        what = ("", ", finite check", ", plain", ", fused", ", coefficients")
+        alone, checked, by_parts, fused_seconds, coefficients = (medians[name + part] for part in what)
+        ratios = (alone / by_parts, checked / by_parts, alone / fused_seconds, checked / fused_seconds)
+        shown = " ".join(f"{ratio:8.2f}" for ratio in ratios)
+        print(f"  {name:<16} {terms:>5} {1e6 * alone / steps:8.1f} {shown} {1e6 * coefficients / steps:8.1f}")
 
 
 def mnist_network(batch: int, steps: int, repeats: int) -> None:

@@ -174,13 +174,13 @@ class ScoreModel(nn.Module):
             x = x.to(self._parameter[0].dtype)
         times = time.expand(x_t.shape[0])
         y = self.network(x, times) if condition is None else self.network(x, times, condition=condition)
-        wanted = tuple(x_t.shape)
+        wanted: tuple[int, ...] = x_t.shape
         if self.learned_variance:
             wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if x_t.ndim > 1 else (len(x_t), 2)
         if y.shape != wanted:
             remedy = "A score network answers in the shape of x."
             if self.learned_variance:
-                remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
+                remedy = f"With learned_variance it answers in shape {tuple(wanted)}: give it out_channels."
             problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
             raise ArgumentError("network", self.network, problem, remedy)
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)

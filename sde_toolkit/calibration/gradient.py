@@ -150,10 +150,10 @@ def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, gri
 def with_ones(plan: Plan) -> Plan:
     """The same plan with factors of 1, where it can have factors."""
     integrator = plan.solver.integrator
-    places = tunable_columns(integrator, 0)
-    if places is None:
+    count = tunable_columns(integrator)
+    if count is None:
         return plan
-    ones = ((1.0,) * len(places),) * (len(plan.grid) - 1)
+    ones = ((1.0,) * count,) * (len(plan.grid) - 1)
     return replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, ones)))
 
 

@@ -79,13 +79,13 @@ def pattern_search(
 def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int | None = None) -> Iterator[Plan]:
     """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
     integrator = plan.solver.integrator
-    places = tunable_columns(integrator, len(problem.descent.equation.inputs(plan.grid[:1])))
-    if places is None or problem.eta > 0:
+    count = tunable_columns(integrator)
+    if count is None or problem.eta > 0:
         return
     n = len(chosen) if n is None else min(n, len(chosen))
     targets = _states_at(problem, chosen, plan.grid, n)
     for ridge in RIDGES:
-        rows = _fit(problem, chosen, plan, places, targets, ridge)
+        rows = _fit(problem, chosen, plan, count, targets, ridge)
         if rows is not None:
             yield replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, rows)))
 
@@ -115,11 +115,11 @@ def _path_from(problem: Problem, x: Tensor, times: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fit(
-    problem: Problem, chosen: NoiseSet, plan: Plan, places: list[int], targets: Tensor, ridge: float
+    problem: Problem, chosen: NoiseSet, plan: Plan, count: int, targets: Tensor, ridge: float
 ) -> tuple[tuple[float, ...], ...] | None:
     """Factors of every step, the run so far being the tuned one."""
     integrator = plan.solver.integrator
-    free = list(range(_linear(integrator, len(places))))
+    free = list(range(_linear(integrator, count)))
     x, n = targets[0], targets.shape[1]
     state = None
     found = []
@@ -129,10 +129,10 @@ def _fit(
         equation = _remembering(problem, memory)
 
         def stepped(factors: Tensor, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
-            every = torch.ones_like(row).index_copy(0, torch.tensor(places), factors)
-            return integrator.step(equation, x, (row * every).to(x).unbind(), state, _no_noise)  # noqa: B023
+            tuned = row * torch.cat([row.new_ones(len(row) - count), factors])
+            return integrator.step(equation, x, tuned.to(x).unbind(), state, _no_noise)  # noqa: B023
 
-        ones = torch.ones(len(places), dtype=torch.float64)
+        ones = torch.ones(count, dtype=torch.float64)
         base = stepped(ones)[0]
         without = []
         for c in free:

@@ -108,14 +108,16 @@ class AffineStep(Integrator):
         """(A, B, K) for the steps from the times t to the times s, float64."""
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        t, s = grid[:-1], grid[1:]
-        return self.table(equation, grid, *equation.inputs(t), *self.coefficients(equation, t, s))
+        """Columns: inputs; K if η > 0; A, B."""
+        A, B, K = self.coefficients(equation, grid[:-1], grid[1:])
+        noise = (K,) if equation.eta > 0 else ()
+        return self.table(equation, grid, *equation.inputs(grid[:-1]), *noise, A, B)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        inputs, (A, B, K) = row[:-3], row[-3:]
-        y = equation.output(x, inputs)
+        head, (A, B) = row[:-2], row[-2:]
+        y = equation.output(x, head[:-1] if equation.eta > 0 else head)
         x = (A * x).addcmul_(B, y)  # one pass and one tensor less than A * x + B * y
-        return (x.addcmul_(K, noise()) if equation.eta > 0 else x), None
+        return (x.addcmul_(head[-1], noise()) if equation.eta > 0 else x), None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from sde_toolkit.integrators.base import Integrator, Row, combine
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
 from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
 from sde_toolkit.noise import Noise
+from sde_toolkit.score_model import ScoreModel
 
 __all__ = ["Corrected", "Multistep"]
 
@@ -72,11 +73,12 @@ class Multistep(Integrator):
         return f"Multistep(order={self.order}, frozen={self.frozen}, coordinate={name}{rule})"
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: inputs, m, n, A, B, κ, w_1 ... w_{p−1}."""
+        """Columns: inputs; m, n if F has to be computed; κ if η > 0; A, B, w_1 ... w_{p−1}."""
         m, n, A, B, kappa, weights = self.columns(equation, grid)
         taken = sum(weights) if weights else torch.zeros_like(A)
         A, B = A - taken * m, B - taken * n
-        return self.table(equation, grid, *equation.inputs(grid[:-1]), m, n, A, B, kappa, *weights)
+        view = (m, n) if self.views(equation.model) else ()
+        return self.table(equation, grid, *_head(equation, grid, view, kappa), A, B, *weights)
 
     def columns(self, equation: ReverseEquation, grid: Tensor) -> tuple[Any, ...]:
         """m, n, then A, B, κ of the first-order step and the weights of the differences."""
@@ -92,17 +94,19 @@ class Multistep(Integrator):
             weights = difference_weights(sde, eta, self.frozen, self.coordinate, self.two_point, lambda_t, s, nodes)
         return m, n, A, B, kappa, weights
 
+    def views(self, model: ScoreModel) -> bool:
+        """Whether F has to be computed from x and y, for the steps to come."""
+        return self.order > 1 and not self.frozen.is_output_of(model)
+
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        split = len(row) - self.order + 1
-        inputs, (m, n, A, B, kappa), weights = row[: split - 5], row[split - 5 : split], row[split:]
-        y = equation.output(x, inputs)
-        past: tuple[Tensor, ...] = ()
-        if self.order > 1:  # F_0, for the steps to come
-            now = y if self.frozen.is_output_of(equation.model) else combine((m, n), (x, y))
-            past = (now,) * (self.order - 1) if state is None else state
-            state = (now, *past[:-1])
-        x = combine((A, B, *weights), (x, y, *past))
-        return (x.addcmul_(kappa, noise()) if equation.eta > 0 else x), state
+        split = len(row) - self.order - 1
+        head, weights = row[:split], row[split:]
+        y, now = _evaluate(equation, x, head, self.views(equation.model))
+        past = (now,) * (self.order - 1) if state is None else state
+        x = combine(weights, (x, y, *past))
+        if equation.eta > 0:
+            x.addcmul_(head[-1], noise())
+        return x, (now, *past)[: self.order - 1]
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Corrected(Integrator):
         return self.predictor.weak_order
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: inputs, m, n, carry, A, B, κ; p weights to predict with; p + 1 to correct the step before."""
+        """Columns: inputs; m, n, κ as above; carry, A, B; p to predict with; p + 1 to correct the step before."""
         own, sde, t, s = self.predictor, equation.sde, grid[:-1], grid[1:]
         m, n, A, B, kappa, weights = own.columns(equation, grid)
         lambda_t = sde.half_log_snr(t)
@@ -147,24 +151,39 @@ class Corrected(Integrator):
         carry = own.frozen.carry(sde, equation.eta, t, s)
         carry[0] = 0.0  # nothing has been corrected yet
         predictions = [-sum(weights) if weights else torch.zeros_like(A), *weights]
+        view = () if own.frozen.is_output_of(equation.model) else (m, n)
         return self.table(
-            equation, grid, *equation.inputs(t), m, n, carry, A - carry, B, kappa, *predictions, *corrections
+            equation, grid, *_head(equation, grid, view, kappa), carry, A - carry, B, *predictions, *corrections
         )
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor.order
-        split = len(row) - 2 * p - 1
-        inputs, (m, n, carry, A, B, kappa) = row[: split - 6], row[split - 6 : split]
-        predictions, corrections = row[split : split + p], row[split + p :]
-        y = equation.output(x, inputs)
-        now = y if self.predictor.frozen.is_output_of(equation.model) else combine((m, n), (x, y))
+        split = len(row) - 2 * p - 4
+        head, (carry, A, B), weights = row[:split], row[split : split + 3], row[split + 3 :]
+        predictions, corrections = weights[:p], weights[p:]
+        y, now = _evaluate(equation, x, head, not self.predictor.frozen.is_output_of(equation.model))
         base, past = (x, (now,) * p) if state is None else state
         corrected = _add(base, corrections, (now, *past))
         base = combine((A, B, carry), (x, y, corrected))
         if equation.eta > 0:
-            base.addcmul_(kappa, noise())
+            base.addcmul_(head[-1], noise())
         past = (now, *past[:-1])
         return _add(base, predictions, past), (base, past)
+
+
+def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kappa: Tensor) -> list[Tensor]:
+    """The columns before the weights. Each costs time in every step: there is none that a step does not use."""
+    return [*equation.inputs(grid[:-1]), *view, *([kappa] if equation.eta > 0 else [])]
+
+
+def _evaluate(equation: ReverseEquation, x: Tensor, head: Row, views: bool) -> tuple[Tensor, Tensor]:
+    """The output y, and F = m x + n y; y again where ``head`` has no m and n."""
+    inputs = head[:-1] if equation.eta > 0 else head
+    if not views:
+        y = equation.output(x, inputs)
+        return y, y
+    y = equation.output(x, inputs[:-2])
+    return y, combine(inputs[-2:], (x, y))
 
 
 def _earlier(values: Tensor, j: int) -> Tensor:

@@ -26,17 +26,17 @@ from sde_toolkit.noise import Noise
 __all__ = ["Tuned", "tunable_columns"]
 
 
-def tunable_columns(integrator: Integrator, inputs: int) -> list[int] | None:
-    """Places of the coefficients in a row that begins with ``inputs`` network inputs; None where nothing can be tuned.
+def tunable_columns(integrator: Integrator) -> int | None:
+    """How many coefficients, the last ones of every row, can be tuned; None where none can.
 
-    All but m, n and κ.
+    Before them are the network's inputs, m, n and κ.
     """
-    if isinstance(integrator, AffineStep):  # inputs, A, B, K
-        return [inputs, inputs + 1]
-    if isinstance(integrator, Multistep):  # inputs, m, n, A, B, κ, weights
-        return [inputs + 2, inputs + 3, *range(inputs + 5, inputs + 4 + integrator.order)]
-    if isinstance(integrator, Corrected):  # inputs, m, n, carry, A, B, κ, p weights, p + 1 weights
-        return [*range(inputs + 2, inputs + 5), *range(inputs + 6, inputs + 7 + 2 * integrator.predictor.order)]
+    if isinstance(integrator, AffineStep):
+        return 2  # A, B
+    if isinstance(integrator, Multistep):
+        return 1 + integrator.order  # A, B, weights
+    if isinstance(integrator, Corrected):
+        return 4 + 2 * integrator.predictor.order  # carry, A, B, p weights, p + 1 weights
     return None
 
 
@@ -60,13 +60,13 @@ class Tuned(Integrator):
     evals_per_step: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        places = tunable_columns(self.integrator, 0)
-        if places is None:
+        count = tunable_columns(self.integrator)
+        if count is None:
             remedy = "Tune a Multistep, a Corrected or an Exponential."
             raise ArgumentError("integrator", self.integrator, "it has no coefficients that can be tuned", remedy)
         rows = tuple(tuple(row) for row in self.factors)
-        if not rows or not all(len(row) == len(places) and all(map(is_number, row)) for row in rows):
-            problem = f"{self.integrator} has {len(places)} coefficients in every step"
+        if not rows or not all(len(row) == count and all(map(is_number, row)) for row in rows):
+            problem = f"{self.integrator} has {count} coefficients in every step"
             raise ArgumentError("factors", self.factors, problem, "Pass rows of as many finite numbers.")
         object.__setattr__(self, "factors", tuple(tuple(float(f) for f in row) for row in rows))
 
@@ -87,9 +87,8 @@ class Tuned(Integrator):
     def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Tensor:
         """The table for factors that are a tensor, differentiable in both."""
         table = self.integrator.prepare(equation, grid)
-        places = tunable_columns(self.integrator, len(equation.inputs(grid[:1]))) or []
-        every = torch.ones_like(table).index_copy(1, torch.tensor(places, device=table.device), factors)
-        return table * every
+        ones = table.new_ones(len(table), table.shape[1] - factors.shape[1])
+        return table * torch.cat([ones, factors], dim=1)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         return self.integrator.step(equation, x, row, state, noise)
