@@ -1,14 +1,23 @@
-"""How the weights of ``auto`` with η = 1 at 10, 14 and 20 evaluations were found: Adam through the sampler.
+r"""How the weights of ``auto`` with η = 1 at 10, 14 and 20 evaluations were found: Adam through the sampler.
 
     python benchmarks/fit_few_steps.py --nfe 10 --noisy 110000011 --minutes 24 --seed 5 --out ten.json
     python benchmarks/fit_few_steps.py --start ten.json --rate 1e-3 --times 3 --minutes 8 --seed 7 --out ten.json
+    for step in "--start ten.json --seed 32 --minutes 14" \
+                "--start plane.json --noisy 100000011 --seed 33 --minutes 11" \
+                "--start plane.json --rate 2e-3 --seed 41 --minutes 12"
+    do python benchmarks/fit_few_steps.py --sobol --dimensions 2 2 2 2 2 2 --out plane.json $step; done
+    python benchmarks/fit_few_steps.py --start ten.json --sobol --dimensions 4 8 8 16 64 --times 2 --rate 1.5e-3 \
+        --minutes 13 --seed 51 --out ten.json
     python benchmarks/fit_few_steps.py --nfe 14 --noisy 1110000001111 --minutes 17 --seed 2 --out fourteen.json
     python benchmarks/fit_few_steps.py --nfe 20 --noisy 1111110000000011111 --minutes 28 --out twenty.json
 
-Every iteration draws five new mixtures, in 2, 2, 8, 16 and 64 dimensions, and lowers the sliced Wasserstein distance
-to their exact quantiles and the logarithm of the variance within their modes. Half of the mixtures have ten modes with
-means from N(0, I) and standard deviation 0.2, the others 4 to 30 modes of 0.08 to 0.35, some on rings. The problems on
-which solvers are compared (peers/problems.py) are not among them. The result is a row of sde_toolkit/few_steps.json.
+plane.json is the row for at most three dimensions, ten.json the one for more.
+
+Every iteration draws new mixtures, by default in 2, 2, 8, 16 and 64 dimensions, and lowers the sliced Wasserstein
+distance to their exact quantiles and the logarithm of the variance within their modes. Half of the mixtures have ten
+modes with means from N(0, I) and standard deviation 0.2, the others 4 to 30 modes of 0.08 to 0.35, some on rings. The
+problems on which solvers are compared (peers/problems.py) are not among them. The result is a row of
+sde_toolkit/few_steps.json.
 
 In y = x/α and r = σ/α a scheme is y_{i+1} = Σ_{j≤i} b_ij D(y_j, r_j) + r_{i+1} e_{i+1}, with e renewed in noisy steps
 (``sde_toolkit.integrators.nonstationary``): no SDE is in it but through r at t = 1.
@@ -22,6 +31,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +41,10 @@ from torch import Tensor, nn
 
 from sde_toolkit import VPSDE, grids
 
-SAMPLES = {2: 32768, 8: 12288, 16: 6144, 64: 2048}
+DIMENSIONS = (2, 2, 8, 16, 64)
+SAMPLES = {2: 32768, 4: 16384, 8: 12288, 16: 6144, 64: 2048}
 # The sliced distance between two exact sets of a million numbers, about: what an error is measured by.
-FLOOR = {2: 0.0155, 8: 0.0145, 16: 0.0155, 64: 0.022}
+FLOOR = {2: 0.0155, 4: 0.015, 8: 0.0145, 16: 0.0155, 64: 0.022}
 HIGHEST = VPSDE().half_log_snr(1.0).item()
 LINES = 12
 
@@ -96,10 +107,10 @@ class Scheme(nn.Module):
     def weights(self) -> list[Tensor]:
         return [torch.cat([row, 1 - row.sum(0, keepdim=True)]) for row in self.older]
 
-    def forward(self, mixture: Mixture, n: int, generator: torch.Generator) -> Tensor:
-        """n samples: a mean of denoised estimates."""
+    def forward(self, mixture: Mixture, draws: Iterator[Tensor]) -> Tensor:
+        """As many samples as every draw has: a mean of denoised estimates."""
         r = torch.exp(-self.half_log_snr())
-        e = torch.randn(n, mixture.dimension, generator=generator)
+        e = next(draws)
         y, found, renewed = r[0] * e, [], 0
         for i, row in enumerate(self.weights()):
             found.append(mixture.denoise(y, r[i]))
@@ -109,7 +120,7 @@ class Scheme(nn.Module):
                 break
             if self.noisy[i]:
                 rho = r[i + 1] / r[renewed]
-                e = rho * e + torch.sqrt(1 - rho**2) * torch.randn(e.shape, generator=generator)
+                e = rho * e + torch.sqrt(1 - rho**2) * next(draws)
                 renewed = i + 1
             y = sum((b * x_0 for b, x_0 in zip(row, found, strict=True)), r[i + 1] * e)
         return sum((b * x_0 for b, x_0 in zip(row, found, strict=True)), torch.zeros(()))
@@ -138,15 +149,38 @@ def beginning(nfe: int, noisy: list[bool]) -> Scheme:
         row[i - 1] -= (1 - rho) * ahead
         rows.append(row)
     rows.append(torch.eye(nfe)[-1])
-    return Scheme(knots.tolist(), [row.tolist() for row in rows[1:]], [*noisy, False])
+    return Scheme(knots.tolist(), [row.tolist() for row in rows[1:]], noisy)
+
+
+@dataclass(frozen=True)
+class How:
+    """What to fit on: one mixture for each of the ``dimensions``, ``times`` as many samples as usual of each.
+
+    ``sobol``: draws that fill space evenly, with which half as many samples tell a smaller error from chance.
+    """
+
+    dimensions: tuple[int, ...] = DIMENSIONS
+    times: int = 1
+    sobol: bool = False
+
+    def samples(self, dimension: int) -> int:
+        return self.times * SAMPLES[dimension] // (2 if self.sobol else 1)
+
+    def draws(self, n: int, dimension: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """``count`` draws of n normal vectors."""
+        if not self.sobol:
+            return (torch.randn(n, dimension, generator=generator) for _ in range(count))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        points = torch.quasirandom.SobolEngine(count * dimension, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+        return iter(torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).float().split(dimension, 1))
 
 
 def losses(
-    scheme: Scheme, rng: random.Random, generator: torch.Generator, times: int
+    scheme: Scheme, rng: random.Random, generator: torch.Generator, how: How
 ) -> Iterator[tuple[int, Tensor, float]]:
     """Dimension, what is minimised, and the squared distance above that of exact samples, in squared floors."""
-    for dimension in (2, 2, 8, 16, 64):
-        mixture, n = fresh(dimension, rng, generator), times * SAMPLES[dimension]
+    for dimension in how.dimensions:
+        mixture, n = fresh(dimension, rng, generator), how.samples(dimension)
         lines = nn.functional.normalize(torch.randn(dimension, LINES, generator=generator), dim=0)
         wanted = mixture.quantiles(lines, n)
 
@@ -156,24 +190,24 @@ def losses(
         with torch.no_grad():
             exact = mixture.draw(n, generator)
             floor, spread = squared(exact), mixture.within(exact)
-        x = scheme(mixture, n, generator)
+        x = scheme(mixture, how.draws(n, dimension, 1 + sum(scheme.noisy), generator))
         distance, scale = squared(x), FLOOR[dimension] ** 2
         variance = torch.log(mixture.within(x) / spread) / 0.1
-        loss = torch.log(distance / scale + 3) + 0.2 * torch.log1p(variance**2)
+        loss = torch.log(distance / scale + (0.5 if how.sobol else 3)) + 0.2 * torch.log1p(variance**2)
         yield dimension, loss, (distance.item() - floor.item()) / scale
 
 
-def fit(scheme: Scheme, minutes: float, rate: float, seed: int, times: int) -> Scheme:
+def fit(scheme: Scheme, how: How, minutes: float, rate: float, seed: int) -> Scheme:
     """The running average of Adam's iterates, the rate falling as a cosine over the minutes."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(scheme.parameters(), lr=rate, betas=(0.9, 0.995))
     average = torch.optim.swa_utils.AveragedModel(scheme, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.98))
-    began, iteration, seen = time.monotonic(), 0, dict.fromkeys(SAMPLES, math.nan)
+    began, iteration, seen = time.monotonic(), 0, dict.fromkeys(how.dimensions, math.nan)
     while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
         for group in adam.param_groups:
             group["lr"] = rate * min(1, (iteration + 1) / 20) * (0.51 + 0.49 * math.cos(math.pi * share))
         adam.zero_grad()
-        for dimension, loss, excess in losses(scheme, rng, generator, times):
+        for dimension, loss, excess in losses(scheme, rng, generator, how):
             loss.backward()
             before = seen[dimension]
             seen[dimension] = excess if math.isnan(before) else 0.97 * before + 0.03 * excess
@@ -189,20 +223,27 @@ def fit(scheme: Scheme, minutes: float, rate: float, seed: int, times: int) -> S
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nfe", type=int, default=10)
-    parser.add_argument("--noisy", default="110000111", help="one digit for each step but the last")
-    parser.add_argument("--start", type=Path, default=None, help="a result to go on from, instead of --noisy")
+    parser.add_argument("--noisy", default=None, help="one digit for each step but the last, such as 110000111")
+    parser.add_argument("--start", type=Path, default=None, help="a result to go on from; --noisy changes its noise")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--times", type=int, default=1, help="as many samples of every mixture")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help=f"of {list(SAMPLES)}, repeatedly")
+    parser.add_argument("--sobol", action="store_true", help="draws that fill space evenly")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    scheme = beginning(arguments.nfe, [digit == "1" for digit in arguments.noisy])
+    noisy = None if arguments.noisy is None else [*(digit == "1" for digit in arguments.noisy), False]
     if arguments.start is not None:
         row = json.loads(arguments.start.read_text())
-        scheme = Scheme([HIGHEST, *row["half_log_snr"]], row["weights"], row["noisy"])
-    found = fit(scheme, arguments.minutes, arguments.rate, arguments.seed, arguments.times)
+        scheme = Scheme([HIGHEST, *row["half_log_snr"]], row["weights"], noisy or row["noisy"])
+    elif noisy is not None:
+        scheme = beginning(arguments.nfe, noisy)
+    else:
+        parser.error("one of --noisy and --start is needed")
+    how = How(tuple(arguments.dimensions), arguments.times, arguments.sobol)
+    found = fit(scheme, how, arguments.minutes, arguments.rate, arguments.seed)
     arguments.out.write_text(json.dumps(found.row()))
 
 

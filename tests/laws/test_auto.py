@@ -1,8 +1,10 @@
 """``auto`` fits every SDE and every budget, costs what it says, and beats the solvers of the same cost."""
 
+import numpy as np
 import pytest
 import torch
 from catalogue import SDES, doubles, name, relative_error
+from torch import nn
 
 from sde_toolkit import (
     EDMSDE,
@@ -11,6 +13,7 @@ from sde_toolkit import (
     CosineVPSDE,
     FlowMatching,
     GaussianMixture,
+    ScoreModel,
     TorchDiffEq,
     auto,
     ddim,
@@ -33,8 +36,9 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def mixture(sde):
+def mixture(sde, dimensions=2):
     means = doubles(-1.0, 0.5, 1.5, 1.0, 0.0, -2.0).reshape(3, 2)
+    means = nn.functional.pad(means, (0, dimensions - 2))
     return GaussianMixture(means, sde, std=doubles(0.3, 0.6, 0.2), weights=doubles(1.0, 2.0, 1.0))
 
 
@@ -91,26 +95,29 @@ def test_a_budget_is_never_exceeded_and_more_is_never_less(sde):
     assert spent == sorted(spent)
 
 
+in_few_and_in_more_dimensions = pytest.mark.parametrize(("nfe", "dimensions"), [(10, 2), (10, 5), (14, 2), (20, 2)])
+
+
 @pytest.mark.parametrize("sde", FEW, ids=name)
-@pytest.mark.parametrize("nfe", [10, 14, 20])
-def test_gaussian_data_keep_their_spread_on_the_sde(sde, nfe):
+@in_few_and_in_more_dimensions
+def test_gaussian_data_keep_their_spread_on_the_sde(sde, nfe, dimensions):
     """Of unit variance and of a tenth of it, though the steps were fitted on mixtures: to a twentieth."""
     n = 20_000
-    model = gaussian(doubles(1.0, -0.5, 0.0), sde, std=doubles(1.0, 0.3, 0.5))
+    means, stds = doubles(1.0, -0.5, 0.0, 2.0, 0.0)[:dimensions], doubles(1.0, 0.3, 0.5, 0.3, 1.0)[:dimensions]
+    model = gaussian(means, sde, std=stds)
     plan = auto(model, nfe, 1.0)
-    x = sample(model, plan.solver, plan.grid, tweedie=plan.tweedie, shape=(n, 3), generator=seeded(1)).x.double()
-    noise = (2 / n) ** 0.5
-    assert torch.allclose(x.std(0) / doubles(1.0, 0.3, 0.5), torch.ones(3, dtype=x.dtype), atol=0.05 + 3 * noise)
-    assert torch.allclose(x.mean(0), doubles(1.0, -0.5, 0.0), atol=0.02 + 4 / n**0.5)
+    x = sample(model, plan.solver, plan.grid, tweedie=plan.tweedie, shape=(n, dimensions), generator=seeded(1)).x
+    x, noise = x.double(), (2 / n) ** 0.5
+    assert torch.allclose(x.std(0) / stds, torch.ones_like(stds), atol=0.05 + 3 * noise)
+    assert torch.allclose(x.mean(0), means, atol=0.02 + 4 / n**0.5)
 
 
 @pytest.mark.parametrize("sde", FEW, ids=name)
-@pytest.mark.parametrize("nfe", [10, 14, 20])
-def test_its_samples_are_closer_to_the_data_than_those_of_the_usual_stochastic_solvers(sde, nfe):
+@in_few_and_in_more_dimensions
+def test_its_samples_are_closer_to_the_data_than_those_of_the_usual_stochastic_solvers(sde, nfe, dimensions):
     """By Wasserstein distances of projections, or as close as exact samples; the others on the better of two grids."""
-    n, model = 20_000, mixture(sde)
-    angles = torch.pi * torch.arange(8) / 8
-    lines = torch.stack([angles.cos(), angles.sin()]).double()
+    n, model = 20_000, mixture(sde, dimensions)
+    lines = nn.functional.normalize(torch.randn(dimensions, 8, generator=seeded(5), dtype=torch.float64), dim=0)
     exact = model.draw(n, generator=seeded(2)).double()
 
     def to_exact(x):
@@ -118,7 +125,7 @@ def test_its_samples_are_closer_to_the_data_than_those_of_the_usual_stochastic_s
         return gaps.square().mean().sqrt().item()
 
     def distance(solver, grid, tweedie):
-        return to_exact(sample(model, solver, grid, tweedie=tweedie, shape=(n, 2), generator=seeded(3)).x)
+        return to_exact(sample(model, solver, grid, tweedie=tweedie, shape=(n, dimensions), generator=seeded(3)).x)
 
     last = sde.inverse_half_log_snr(4.0).item()
     first = 1.0 if sde.alpha(1.0) > 0 else sde.inverse_half_log_snr(-5.0).item()
@@ -130,6 +137,33 @@ def test_its_samples_are_closer_to_the_data_than_those_of_the_usual_stochastic_s
     plan = auto(model, nfe, 1.0)
     floor = to_exact(model.draw(n, generator=seeded(4)))
     assert distance(plan.solver, plan.grid, plan.tweedie) < max(min(others), 1.5 * floor)
+
+
+def test_steps_that_are_for_few_dimensions_are_better_there():
+    """On mixtures of the kind they were found on, though on none of these: the mean squared distance to the quantiles
+    of projections, from starts that fill the plane evenly, so that chance does not decide."""
+    points = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(2**16, dtype=torch.float64)
+    x_start, levels = torch.special.ndtri(points).float(), (torch.arange(2**16) + 0.5) / 2**16
+    squares = {2: 0.0, 5: 0.0}
+    for seed in range(101, 107):
+        means = torch.randn(10, 2, generator=seeded(seed), dtype=torch.float64)
+        model = GaussianMixture(means, VPSDE(), std=0.2)
+        for dimensions in squares:
+            plan = auto(mixture(VPSDE(), dimensions), 10, 1.0)
+            x = sample(model, plan.solver, plan.grid, x_start=x_start, generator=seeded(4)).x.double()
+            for line in doubles(1, 0, 0, 1, 0.6, 0.8, 0.6, -0.8).reshape(4, 2):
+                at = torch.linspace(-5, 5, 5001, dtype=torch.float64)
+                shares = torch.special.ndtr((at[:, None] - means @ line) / 0.2).mean(1)
+                wanted = torch.from_numpy(np.interp(levels, shares, at))
+                squares[dimensions] += ((x @ line).sort().values - wanted).square().mean().item()
+    assert squares[2] < 0.8 * squares[5]
+
+
+def test_without_an_event_shape_the_steps_are_those_for_any_number_of_dimensions():
+    whole = mixture(VPSDE())
+    shapeless = ScoreModel(whole.network, VPSDE(), "v", time_input=whole.time_input)
+    steps = [auto(model, 10, 1.0).solver.integrator for model in (shapeless, mixture(VPSDE(), 5), whole)]
+    assert steps[0] == steps[1] != steps[2]
 
 
 @pytest.mark.parametrize("nfe", [5, 20])
