@@ -9,6 +9,8 @@ r"""How the weights of ``auto`` with η = 1 at 10, 14 and 20 evaluations were fo
     python benchmarks/fit_few_steps.py --start ten.json --sobol --dimensions 4 8 8 16 64 --times 2 --rate 1.5e-3 \
         --minutes 13 --seed 51 --out ten.json
     python benchmarks/fit_few_steps.py --nfe 14 --noisy 1110000001111 --minutes 17 --seed 2 --out fourteen.json
+    python benchmarks/fit_few_steps.py --start fourteen.json --sobol --rate 2e-3 \
+        --minutes 15 --seed 61 --out fourteen.json
     python benchmarks/fit_few_steps.py --nfe 20 --noisy 1111110000000011111 --minutes 28 --out twenty.json
 
 plane.json is the row for at most three dimensions, ten.json the one for more.
