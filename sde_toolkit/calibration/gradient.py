@@ -23,7 +23,7 @@ from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.integrators.tuned import Tuned, tunable_columns
+from sde_toolkit.integrators.tuned import Tuned, tunable_count
 
 __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 
@@ -150,7 +150,7 @@ def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, gri
 def with_ones(plan: Plan) -> Plan:
     """The same plan with factors of 1, where it can have factors."""
     integrator = plan.solver.integrator
-    count = tunable_columns(integrator)
+    count = tunable_count(integrator)
     if count is None:
         return plan
     ones = ((1.0,) * count,) * (len(plan.grid) - 1)

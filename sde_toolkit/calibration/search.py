@@ -22,7 +22,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Corrected, Integrator
-from sde_toolkit.integrators.tuned import Tuned, tunable_columns
+from sde_toolkit.integrators.tuned import Tuned, tunable_count
 
 __all__ = ["fitted_weights", "pattern_search", "score"]
 
@@ -79,7 +79,7 @@ def pattern_search(
 def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int | None = None) -> Iterator[Plan]:
     """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
     integrator = plan.solver.integrator
-    count = tunable_columns(integrator)
+    count = tunable_count(integrator)
     if count is None or problem.eta > 0:
         return
     n = len(chosen) if n is None else min(n, len(chosen))

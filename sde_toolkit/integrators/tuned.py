@@ -23,10 +23,10 @@ from sde_toolkit.integrators.base import AffineStep, Integrator, Row
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.noise import Noise
 
-__all__ = ["Tuned", "tunable_columns"]
+__all__ = ["Tuned", "tunable_count"]
 
 
-def tunable_columns(integrator: Integrator) -> int | None:
+def tunable_count(integrator: Integrator) -> int | None:
     """How many coefficients, the last ones of every row, can be tuned; None where none can.
 
     Before them are the network's inputs, m, n and κ.
@@ -60,7 +60,7 @@ class Tuned(Integrator):
     evals_per_step: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        count = tunable_columns(self.integrator)
+        count = tunable_count(self.integrator)
         if count is None:
             remedy = "Tune a Multistep, a Corrected or an Exponential."
             raise ArgumentError("integrator", self.integrator, "it has no coefficients that can be tuned", remedy)
