@@ -33,8 +33,7 @@ def run(config: DictConfig) -> None:
         raise MissingDependencyError("accelerate", "sde-toolkit train", "train", error) from None
     set_threads(config.threads)
     device = choose_device(config.device)
-    processes = PartialState(cpu=device.type == "cpu")  # those that a launcher started; one, if none did
-    main = processes.is_main_process
+    main = PartialState(cpu=device.type == "cpu").is_main_process  # of those that a launcher started
     directory = Path(HydraConfig.get().runtime.output_dir)
     dataset: Dataset = instantiate(config.data)
     if config.transform is not None:
@@ -74,7 +73,6 @@ def run(config: DictConfig) -> None:
         print(f"use it: ScoreModel.from_pretrained({str(directory)!r})")
         if (directory / "best").exists():
             print(f"the best one: {str(directory / 'best')!r}")
-    processes.destroy_process_group()
 
 
 PARTS = ("loss", "times", "augmentation")
