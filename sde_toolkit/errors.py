@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DefinitionError",
+    "FolderInUseError",
     "GridError",
     "MaxEvaluationsError",
     "MissingDependencyError",
@@ -49,6 +50,10 @@ class DefinitionError(SDEToolkitError, TypeError):
 
 class GridError(ArgumentError):
     """A time grid that is not a strictly monotone sequence of times inside the SDE's domain."""
+
+
+class FolderInUseError(ArgumentError):
+    """A folder in which another process works: :func:`sde_toolkit.claims.claimed`."""
 
 
 class DataError(ArgumentError):

@@ -12,7 +12,7 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"errors", "broadcasting", "checking"},
+    {"errors", "broadcasting", "checking", "claims"},
     {"sde"},
     {"prediction"},
     {"transforms", "time_inputs", "networks", "checkpoint"},
