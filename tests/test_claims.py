@@ -67,7 +67,7 @@ def test_never_two_at_once_though_the_lock_file_comes_and_goes(tmp_path):
 
     def work():
         start.wait()
-        for _ in range(150):
+        while len(taken) < 150:
             try:
                 with claimed(tmp_path, "working"):
                     inside.append(1)
@@ -84,7 +84,6 @@ def test_never_two_at_once_though_the_lock_file_comes_and_goes(tmp_path):
     for thread in threads:
         thread.join()
     assert max(most) == 1
-    assert len(taken) >= 150  # some got it
 
 
 def test_nothing_is_left_and_nothing_is_touched(tmp_path):
