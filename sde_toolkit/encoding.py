@@ -29,6 +29,7 @@ from sde_toolkit.arguments import (
 )
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.loop import Step, solve
@@ -95,6 +96,7 @@ def encode(
     """
     began = time.perf_counter()
     check_parts(model, solver)
+    check_evaluation_mode(model)
     check_deterministic(solver, "encoding")
     grid = check_grid(grid)
     check_tensor("x", x)

@@ -26,6 +26,7 @@ from sde_toolkit.auto import auto
 from sde_toolkit.brownian import BrownianPath
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.loop import Step, solve
@@ -86,7 +87,8 @@ def sample(
     """Solve the reverse equation of ``model`` from ``grid[0]`` down to ``grid[-1]``.
 
     Args:
-        model: any score model. It is evaluated as it is: call ``model.eval()`` yourself.
+        model: any score model, in evaluation mode: dropout and BatchNorm in training mode are refused
+            (:mod:`sde_toolkit.evaluation_mode`).
         solver: an equation × integrator pair, such as ``ddim()``; or ``"auto"``, the best known pair and grid for
             ``nfe`` evaluations, the last of them the Tweedie step (:func:`sde_toolkit.auto`).
         grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None with "auto".
@@ -121,6 +123,7 @@ def sample(
         solver, grid, tweedie = _best_known(model, grid, nfe, tweedie)
         nfe = None
     check_parts(model, solver)
+    check_evaluation_mode(model)
     if nfe is not None:
         problem, remedy = "a solver of your own takes the steps of its grid", 'Leave it out, or use solver="auto".'
         raise ArgumentError("nfe", nfe, problem, remedy)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import NonFiniteError
+from sde_toolkit.evaluation_mode import watch_random_numbers
 from sde_toolkit.score_model import Inputs, ScoreModel
 
 __all__ = ["FiniteWatch", "Meter"]
@@ -25,9 +26,10 @@ class Meter:
 
     def __init__(self, model: ScoreModel, device: torch.device) -> None:
         self.model = model
-        self.on_cuda = device.type == "cuda"
+        self.device = device
         self.calls = 0
         self._most_calls = 0
+        self._watched = False
         self._elapsed = 0.0
         self._events: list[tuple[Any, Any]] = []
 
@@ -45,7 +47,10 @@ class Meter:
         """``model.output``, or another way to ``call`` the network once."""
         call = call or self.model.output
         self.calls += 1
-        if self.on_cuda:
+        if not self._watched:
+            self._watched = True
+            call = self._watching(call)
+        if self.device.type == "cuda":
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
             y = call(x_t, inputs, condition)
@@ -56,6 +61,13 @@ class Meter:
         y = call(x_t, inputs, condition)
         self._elapsed += time.perf_counter() - start
         return y
+
+    def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            with watch_random_numbers(self.device, self.model.network):
+                return call(*arguments)
+
+        return watched
 
     def seconds(self) -> float:
         if self._events:

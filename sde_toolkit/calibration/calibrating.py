@@ -30,6 +30,7 @@ from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Plan, default_solvers
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation_mode import watch_random_numbers
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
@@ -65,7 +66,7 @@ def calibrate(
     """Find the grid, and the weights if that pays, with the smallest endpoint error within ``nfe`` evaluations.
 
     Args:
-        model: any score model, evaluated as it is (call ``model.eval()`` yourself), on its own device.
+        model: any score model in evaluation mode, on its own device.
         solver: what to calibrate; of several the best. By default multistep methods of order 2 and 3 in noise, data
             and EDM prediction, with and without UniPC's corrector. With η > 0 the distance of the distributions is
             minimised instead of the distance to the flow's endpoint.
@@ -228,7 +229,8 @@ def _cost(problem: Problem) -> float:
     x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
     equation = problem.descent.equation
     inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
-    equation.output(x, inputs)
+    with watch_random_numbers(x.device, problem.model.network):
+        equation.output(x, inputs)
     took = []
     for _ in range(3):
         begin = time.perf_counter()

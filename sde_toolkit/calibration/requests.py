@@ -12,6 +12,7 @@ from torch import Tensor
 from sde_toolkit.calibration.distributions import BLOCKS
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
@@ -36,6 +37,7 @@ def check_request(
     """
     if not isinstance(model, ScoreModel):
         raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
+    check_evaluation_mode(model)
     if not is_count(nfe, least=2):
         raise ArgumentError("nfe", nfe, "a budget is a whole number of evaluations, at least 2", "10 is a good start.")
     if n is not None and not is_count(n, least=4):

@@ -19,11 +19,12 @@ from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint
 from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.evaluation.judging import Judge
 from sde_toolkit.evaluation.metrics import rmse
-from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_evaluating, check_request, plan_all
+from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.sharing import Part, Parts, cut, do_parts
 from sde_toolkit.evaluation.store import Arrays, PartStore
 from sde_toolkit.evaluation.team import Team
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.loop import rows_of
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling import sample
@@ -121,7 +122,7 @@ def compare_in_team(
     """
     began = time.perf_counter()
     event_shape = check_request(model, solvers, budgets, n)
-    check_evaluating(model)
+    check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)
     check_condition(condition, n)
     runs = plan_all(model, solvers, budgets, grids or {"uniform": grid_builders.uniform})

@@ -21,10 +21,11 @@ from sde_toolkit.arguments import check_batches, check_condition, check_model
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
-from sde_toolkit.evaluation.planning import Run, check_evaluating
+from sde_toolkit.evaluation.planning import Run
 from sde_toolkit.evaluation.sharing import Part, cut, do_parts
 from sde_toolkit.evaluation.store import Arrays, PartStore
 from sde_toolkit.evaluation.team import Team
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.loop import rows_of
 from sde_toolkit.noise import check_stream
 from sde_toolkit.progress import progress_bar
@@ -90,7 +91,7 @@ def draw_samples(
         raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
     if not is_count(n):
         raise ArgumentError("n", n, "not a whole number of at least 1", "64 is usual.")
-    check_evaluating(model)
+    check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)
     check_condition(condition, n)
     check_stream(seed, first_index)

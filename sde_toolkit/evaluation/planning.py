@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
 from sde_toolkit.auto import Plan
@@ -22,7 +22,6 @@ __all__ = [
     "GridBuilder",
     "Planner",
     "Run",
-    "check_evaluating",
     "check_request",
     "plan_all",
     "plan_run",
@@ -155,16 +154,3 @@ def check_request(
     if not is_count(n, least=2):
         raise ArgumentError("n", n, "at least two samples are needed", "512 is the default.")
     return model.event_shape
-
-
-def check_evaluating(model: ScoreModel) -> None:
-    """A model whose answers depend on nothing but its inputs: no dropout, no statistics over the batch.
-
-    Raises:
-        ArgumentError: if it is in training mode where that makes a difference.
-    """
-    for name, module in model.named_modules():
-        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        if module.training and (dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            problem = f"it is in training mode, where {name} ({type(module).__name__}) mixes chance or batch into it"
-            raise ArgumentError("model", type(model).__name__, problem, "Call model.eval() first.")

@@ -11,12 +11,13 @@ from torch import Tensor
 from sde_toolkit.arguments import check_batches, check_condition, check_shape, device_of
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.likelihood.decoders import Decoder, LevelMap
 from sde_toolkit.likelihood.denoising import Denoising
 from sde_toolkit.likelihood.levels import check_levels
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal
-from sde_toolkit.likelihood.requests import check_evaluation_mode, into_model_space
+from sde_toolkit.likelihood.requests import into_model_space
 from sde_toolkit.noise import check_stream
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.watching import Meter

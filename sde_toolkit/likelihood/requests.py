@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_toolkit.arguments import (
     check_batches,
@@ -19,6 +19,7 @@ from sde_toolkit.arguments import (
 )
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import DenseIntegrator
 from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson
@@ -31,7 +32,6 @@ from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
 __all__ = [
-    "check_evaluation_mode",
     "check_request",
     "choose_detail",
     "choose_divergence",
@@ -41,8 +41,6 @@ __all__ = [
 
 _EXACT_UP_TO = 64  # dimensions
 _SMOOTH, _GREY_LEVEL = 0.22, 1 / 400  # finest structure in units of σ_d: of few dimensions, of images
-_DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_OF_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def choose_divergence(
@@ -149,20 +147,6 @@ def check_request(
     if differentiable and divergence.mode not in (None, reverse):
         problem = "gradients go through reverse mode"
         raise ArgumentError("differentiable", mode_name(divergence.mode), problem, "Leave mode out.")
-
-
-def check_evaluation_mode(model: ScoreModel) -> None:
-    """Refuse layers that draw random numbers, or that let a sample see its batch.
-
-    Raises:
-        ArgumentError: naming the layer.
-    """
-    for name, layer in model.named_modules():
-        random = isinstance(layer, _DROPPING) and layer.training and layer.p > 0
-        if random or (isinstance(layer, _OF_BATCHES) and (layer.training or not layer.track_running_stats)):
-            problem = "dropout makes the field random" if random else "it normalises with the samples of the batch"
-            problem += ", and a sample has no likelihood of its own"
-            raise ArgumentError(f"model.{name}", type(layer).__name__, problem, "Call model.eval() before.")
 
 
 def into_model_space(model: ScoreModel, x: Tensor, space: str, dtype: torch.dtype) -> tuple[Tensor, float]:

@@ -12,7 +12,8 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"errors", "broadcasting", "checking", "claims"},
+    {"errors", "broadcasting", "checking", "claims", "inspection"},
+    {"evaluation_mode"},
     {"sde"},
     {"prediction"},
     {"transforms", "time_inputs", "networks", "checkpoint"},

@@ -16,9 +16,9 @@ from sde_toolkit.arguments import check_condition, check_model, check_shape, dev
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.jobs import Job, Rehearsal, Worker, plan_jobs, rehearse
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest, fingerprint
-from sde_toolkit.evaluation.planning import check_evaluating
 from sde_toolkit.evaluation.store import Arrays, PartStore
 from sde_toolkit.evaluation.team import Team
+from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 
@@ -114,7 +114,7 @@ def evaluate_likelihood(
     check_shape(model, "data", tuple(x.shape), None)
     _check_levels(x, request)
     check_condition(request.condition, len(x))
-    check_evaluating(model)
+    check_evaluation_mode(model)
     team = team or Team()
     place = torch.device(device) if device is not None else device_of(model, None)
     model = model.to(place)
