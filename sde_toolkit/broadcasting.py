@@ -5,11 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["expand_to", "map_rows"]
+__all__ = ["as_floating", "check_same_shape", "expand_to", "map_rows"]
+
+
+def as_floating(x: Tensor, name: str = "x") -> Tensor:
+    """``x`` itself if it holds floating-point (or complex) numbers; integers and booleans in torch's default dtype.
+
+    Coefficients are computed in the dtype of the data: in that of integers, 0.28 would become 0.
+
+    Raises:
+        ArgumentError: unless ``x`` is a tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise ArgumentError(name, x, "not a tensor", "Pass a tensor (B, *event).")
+    return x if x.is_floating_point() or x.is_complex() else x.to(torch.get_default_dtype())
+
+
+def check_same_shape(name: str, value: Tensor, of: str, x: Tensor) -> None:
+    """Refuse ``value`` unless it has the shape of ``x``: what merely broadcasts would mix the samples.
+
+    Raises:
+        ArgumentError: naming both shapes.
+    """
+    if value.shape != x.shape:
+        problem = f"{of} has shape {tuple(x.shape)}"
+        raise ArgumentError(name, tuple(value.shape), problem, f"Give {name} the shape of {of}.")
 
 
 def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:

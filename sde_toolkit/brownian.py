@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.noise import Noise, check_stream
+from sde_toolkit.noise import Noise, check_noise_dtype, check_stream
 from sde_toolkit.sde import SDE
 
 __all__ = ["BrownianPath", "Clock", "ExponentialClock", "time_clock"]
@@ -117,6 +117,7 @@ class BrownianPath:
         Raises:
             ArgumentError, GridError: as :meth:`values`.
         """
+        check_noise_dtype(dtype)
         tree = _Tree(self, sde, grid, shape, seed, first_index)
 
         def noise_of(step: int) -> Noise:

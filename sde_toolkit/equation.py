@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Combination, Kind
@@ -95,6 +95,7 @@ class ReverseEquation:
 
     def drift(self, x_t: Tensor, t: Time) -> Tensor:
         """The drift at (x_t, t), one network evaluation. Shapes: x_t (B, *event), t scalar or (B,)."""
+        x_t = as_floating(x_t, "x_t")
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         inputs = tuple(c.to(x_t.dtype) for c in self.inputs(t64))
         p, q = (expand_to(c.to(x_t.dtype), x_t) for c in self.drift_coefficients(t64))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from sde_toolkit.broadcasting import as_floating
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE, Time
@@ -180,6 +181,7 @@ class GaussianMixture(ScoreModel):
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,)."""
+        x = as_floating(x)
         time = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
         return self.network.log_prob(x, time)
 

@@ -17,7 +17,15 @@ from torch import Tensor
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Noise", "Purpose", "check_stream", "per_sample_noise", "sample_streams", "shared_noise"]
+__all__ = [
+    "Noise",
+    "Purpose",
+    "check_noise_dtype",
+    "check_stream",
+    "per_sample_noise",
+    "sample_streams",
+    "shared_noise",
+]
 
 
 class Purpose(IntEnum):
@@ -45,6 +53,16 @@ def check_stream(seed: int, first_index: int) -> None:
             raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
 
 
+def check_noise_dtype(dtype: torch.dtype) -> None:
+    """Refuse to round normal draws to whole numbers.
+
+    Raises:
+        ArgumentError: unless ``dtype`` is one of floating-point numbers.
+    """
+    if not dtype.is_floating_point:
+        raise ArgumentError("dtype", dtype, "noise is no whole number", "Pass torch.float32 or another float.")
+
+
 def sample_streams(seed: int, first_index: int, n: int, purpose: Purpose | None = None) -> list[np.random.Generator]:
     """The streams of the samples ``first_index``, ..., ``first_index + n − 1``; by default those of their sampling."""
     keys = [(first_index + i,) if purpose is None else (first_index + i, int(purpose)) for i in range(n)]
@@ -64,9 +82,10 @@ def per_sample_noise(
     Drawn in float32 and then cast, so that a float64 run sees the very noise of the float32 one.
 
     Raises:
-        ArgumentError: if ``seed`` or ``first_index`` is negative.
+        ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
     """
     check_stream(seed, first_index)
+    check_noise_dtype(dtype)
     streams = sample_streams(seed, first_index, shape[0])
 
     def draw() -> Tensor:
@@ -86,6 +105,7 @@ def shared_noise(
     device: torch.device | str = "cpu",
 ) -> Noise:
     """Draws for the whole batch from one generator, on the generator's device."""
+    check_noise_dtype(dtype)
 
     def draw() -> Tensor:
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)

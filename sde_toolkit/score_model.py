@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit import checkpoint
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
@@ -104,6 +104,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
         """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
+        x_t = as_floating(x_t, "x_t")
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
         inputs = tuple(c.to(x_t.dtype) for c in self.network_inputs(t64))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Readout
@@ -81,6 +81,7 @@ class DynamicThreshold:
             raise ArgumentError("max_value", self.max_value, "must be positive and finite", "Use 1 for [−1, 1].")
 
     def __call__(self, x_0: Tensor) -> Tensor:
+        x_0 = as_floating(x_0, "x_0")
         sizes = x_0.abs().reshape(len(x_0), -1)
         position = self.p * (sizes.shape[1] - 1)  # linear between order statistics
         k, fraction = math.floor(position), position - math.floor(position)

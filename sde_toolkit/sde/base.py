@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.broadcasting import as_floating, check_same_shape, expand_to
 from sde_toolkit.errors import ArgumentError, DefinitionError
 from sde_toolkit.sde.derive import derivative, integral, inverse_decreasing
 
@@ -196,7 +196,11 @@ class SDE:
         return self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """f(t) x, in the dtype of x. Shapes: x (B, *event), t scalar or (B,)."""
+        """f(t) x, in the dtype of x. Shapes: x (B, *event), t scalar or (B,).
+
+        Here and below integers are taken as floating-point numbers of torch's default dtype.
+        """
+        x = as_floating(x)
         return expand_to(self._factor(self.f, t, x), x) * x
 
     def diffusion(self, t: Time) -> Tensor:
@@ -205,38 +209,47 @@ class SDE:
 
     def sde(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """(drift(x, t), diffusion(t)), score_sde's way of asking for both."""
+        x = as_floating(x)
         return self.drift(x, t), self._factor(self.g, t, x)
 
     # Distributions.
 
     def marginal_prob(self, x_0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Mean α_t x_0 (shape of x_0) and standard deviation σ_t (shape of t) of x_t given x_0."""
+        x_0 = as_floating(x_0, "x_0")
         alpha_t = self._factor(self.alpha, t, x_0)
         return expand_to(alpha_t, x_0) * x_0, self._factor(self.sigma, t, x_0)
 
     def perturb(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
-        """x_t = α_t x_0 + σ_t noise: a draw of x_t given x_0 when ``noise`` is standard normal."""
+        """x_t = α_t x_0 + σ_t noise: a draw of x_t given x_0 when ``noise`` is standard normal.
+
+        Raises:
+            ArgumentError: if ``noise`` has another shape than ``x_0``, or ``t`` fits neither.
+        """
+        x_0, noise = as_floating(x_0, "x_0"), as_floating(noise, "noise")
+        check_same_shape("noise", noise, "x_0", x_0)
         mean, std = self.marginal_prob(x_0, t)
         return mean + expand_to(std, x_0) * noise
 
     def prior_sampling(
         self,
         shape: tuple[int, ...],
-        t: float = 1.0,
+        t: Time = 1.0,
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draw from the prior N(0, σ_t² I) that stands for p_t at the starting time ``t``."""
+        """Draw from the prior N(0, σ_t² I) that stands for p_t at the starting time ``t``, a number or (B,)."""
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        return self._factor(self.sigma, t, noise) * noise
+        return expand_to(self._factor(self.sigma, t, noise), noise) * noise
 
-    def prior_logp(self, z: Tensor, t: float = 1.0) -> Tensor:
-        """log density of N(0, σ_t² I) at z, in nats per sample. Shapes: (B, *event) to (B,)."""
+    def prior_logp(self, z: Tensor, t: Time = 1.0) -> Tensor:
+        """log density of N(0, σ_t² I) at z, in nats per sample. Shapes: z (B, *event), t scalar or (B,), to (B,)."""
+        z = as_floating(z, "z")
         sigma_t = self._factor(self.sigma, t, z)
         dimension = math.prod(z.shape[1:])
-        squares = (z / sigma_t).square().reshape(z.shape[0], dimension).sum(-1)
+        squares = (z / expand_to(sigma_t, z)).square().reshape(z.shape[0], dimension).sum(-1)
         return -0.5 * squares - dimension * (torch.log(sigma_t) + 0.5 * math.log(2 * math.pi))
 
     @staticmethod

@@ -31,6 +31,7 @@ from sde_toolkit import (
     grids,
     probability_flow,
     sample,
+    slerp,
     time_inputs,
 )
 from sde_toolkit.errors import ArgumentError, DefinitionError, GridError, SDEToolkitError
@@ -227,7 +228,21 @@ def test_shapes_of_t_and_x_must_fit():
         refused(lambda t=t: sde.drift(x, t), tuple(t.shape), (4, 2))
         refused(lambda t=t: sde.marginal_prob(x, t), tuple(t.shape))
         refused(lambda t=t: sde.perturb(x, t, x), tuple(t.shape))
+        refused(lambda t=t: sde.prior_logp(x, t), tuple(t.shape))
+        refused(lambda t=t: sde.prior_sampling((4, 2), t), tuple(t.shape))
         refused(lambda t=t: model_of(RandomNetwork(), sde)(x, t), tuple(t.shape))
+
+
+@pytest.mark.parametrize(
+    ("data", "noise"), [((4,), (4, 1)), ((4, 2), (4, 1)), ((4, 2), (2,)), ((4, 2), (1, 2)), ((), (4,))]
+)
+def test_noise_has_the_shape_of_the_data(data, noise):
+    """What merely broadcasts would pair every sample with every noise."""
+    x_0, z, t = torch.zeros(data), torch.zeros(noise), torch.full(data[:1], 0.5)
+    refused(lambda: VPSDE().perturb(x_0, t, z), "noise=", noise, data)
+    if data:
+        refused(lambda: DenoisingScoreMatching()(model_of(RandomNetwork(), VPSDE()), x_0, t, z), "noise=", noise)
+        refused(lambda: slerp(x_0, z, 0.5), noise, data)
 
 
 @pytest.mark.parametrize("narrow", [lambda x: x[:, :1], lambda x: x[:1], lambda x: x.repeat(1, 2), lambda x: x[:, 0]])

@@ -214,6 +214,8 @@ def test_prior_is_the_normal_of_its_standard_deviation(sde, event):
         normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), sde.sigma(t))
         expected = normal.log_prob(z).reshape(n, -1).sum(1)
         torch.testing.assert_close(sde.prior_logp(z, t), expected, rtol=1e-12, atol=1e-9)
+        one_time_each = torch.full((n,), t, dtype=torch.float64)
+        torch.testing.assert_close(sde.prior_logp(z, one_time_each), expected, rtol=1e-12, atol=1e-9)
         standard = z / sde.sigma(t)
         assert abs(standard.std().item() - 1) < 5 / math.sqrt(2 * z.numel())
         assert abs(standard.mean().item()) < 5 / math.sqrt(z.numel())
