@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sde_toolkit.evaluation.quality import evaluate_samples, usual_metrics
 from sde_toolkit.evaluation.records import Quality, compare_records
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.score_model import ScoreModel
-from sde_toolkit.transforms import Transform
+from sde_toolkit.transforms import Transform, range_problems
 
 __all__ = ["run"]
 
@@ -47,6 +48,8 @@ def run(config: DictConfig) -> None:
         drawn = draw(config, place, keep=True)
         place.team.wait()
         samples = read_samples(place.directory / "samples.npz")
+    elif transform is not None:
+        _doubt_range(samples, source, transform)
     metrics = config.metrics
     if metrics == "auto":
         metrics = usual_metrics(tuple(samples.shape[1:]))
@@ -82,6 +85,18 @@ def run(config: DictConfig) -> None:
             drawn.store.clear()
         _print(quality, against, place.directory / "evaluation.json")
     place.team.leave()
+
+
+def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
+    """Warn of samples that are probably in another space than the real data: [0, 1] beside grey levels, for example.
+
+    Nothing is refused: samples may leave the range of the data, and bad ones do.
+    """
+    low, high = (getattr(transform, name, None) or 0.0 for name in ("low", "high"))
+    problem = next(filter(None, range_problems(transform, samples, slack=high - low)), "")
+    if problem:
+        found = f"they reach from {samples.min()} to {samples.max()}, and {problem}"
+        warnings.warn(f"samples={source}: {found}. Give samples in the space of the real data.", stacklevel=2)
 
 
 def _leave_alone(record: Path, directory: Path) -> None:
@@ -151,6 +166,8 @@ def _reference(
     dataset: Dataset | None = dataset_of(config, event_shape)
     if dataset is None:
         raise DataError("data", None, f"no data of shape {event_shape} ship with the package", "Choose data=....")
+    if model is not None:
+        dataset.check_range(model.transform)
     split = config.reference.split
     if split == "auto":
         split = "train" if len(dataset.train) >= len(dataset.test) else "test"

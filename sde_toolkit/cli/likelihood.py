@@ -30,6 +30,7 @@ from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import check_range
 
 __all__ = ["auto_divergence", "run"]
 
@@ -127,11 +128,14 @@ def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | No
     background = Background(
         f"{part} part of {dataset.name} ({dataset.source})", index, None if labels is None else labels[index]
     )
+    x = values[index]
+    remedy = "Choose the data that the model was trained on."
+    check_range(model.transform, x, dataset.transform, name=f"data={dataset.name}", remedy=remedy)
     reference = dataset.train if len(dataset.train) > 1 else values
     if not isinstance(reference, Tensor):  # read as needed, from files: a part of it says enough of its moments
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
         reference = reference[order[:_MOMENTS_OF]]
-    return values[index], _levels(config, dataset.levels), background, reference
+    return x, _levels(config, dataset.levels), background, reference
 
 
 def _any_level(config: DictConfig) -> bool:

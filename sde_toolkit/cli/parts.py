@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sde_toolkit.evaluation.planning import Candidate, GridBuilder
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE, VPSDE
+from sde_toolkit.transforms import range_problems
 
 __all__ = [
     "build_grids",
@@ -133,16 +135,28 @@ def real_data(
         which = f", classes {', '.join(map(str, asked.tolist()))}" if len(index) < len(values) else ""
     if len(index) < 4:
         raise DataError("data", dataset.name, f"fewer than 4 samples{which}", "Give more of them.")
-    spread = model.transform.forward(values[index[:1000]]).square().mean().sqrt().item()
-    if not 0.1 <= spread <= 10:
-        problem = f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
-        if given:
-            raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
+    problem = _unlike(dataset, model, values[index[:1000]])
+    if problem and not given:
         return None, f"{problem}; give the model's own data with data=..."
+    if problem:
+        raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
     if len(index) > n_real:
         order = torch.randperm(len(index), generator=torch.Generator().manual_seed(config.seed))
         index = index[order[:n_real]]
     return values[index], f"{part} part of {dataset.name} ({dataset.source}){which}"
+
+
+def _unlike(dataset: Dataset, model: ScoreModel, values: Tensor) -> str:
+    """Why these are not the data of the model, or nothing; a doubt is a warning where the data were given."""
+    outside, doubt = range_problems(model.transform, values, dataset.transform)
+    if outside:
+        return f"the {dataset.name} data reach from {values.min()} to {values.max()}, but {outside}"
+    spread = model.transform.forward(values).double().square().mean().sqrt().item()
+    if not 0.1 <= spread <= 10:
+        return f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
+    if doubt:
+        warnings.warn(f"data={dataset.name}: {doubt}. Choose the data that the model was trained on.", stacklevel=2)
+    return ""
 
 
 def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: int = 0) -> Tensor | None:

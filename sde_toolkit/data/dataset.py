@@ -16,7 +16,7 @@ from sde_toolkit.checking import is_count
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import Stream
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.transforms import Identity, Transform
+from sde_toolkit.transforms import Identity, Transform, check_range
 
 __all__ = ["Dataset", "split_indices"]
 
@@ -101,6 +101,24 @@ class Dataset:
             return self.stream.shard(0, 1).next_batch(int(n))[0]
         size = len(self.train)
         return self.train[torch.arange(min(int(n), size)) * size // max(1, min(int(n), size))]
+
+    def check_range(self, transform: Transform) -> None:
+        """Whether the values fit a model with this transform, by :func:`sde_toolkit.transforms.check_range`.
+
+        Tensors are looked at as a whole; of what is read from files, 256 samples are.
+
+        Raises:
+            DataError: for values outside the range that the transform names. A warning says what is doubtful.
+        """
+        remedy = "Give the data as the model was trained on, or the model the transform of the data."
+        for part in ("train", "test"):
+            values = getattr(self, part)
+            if part == "train" and (self.stream is not None or not isinstance(values, Tensor)):
+                values = self.sample(256)
+            elif not isinstance(values, Tensor):
+                values = values[torch.arange(min(256, len(values))) * len(values) // max(1, min(256, len(values)))]
+            name = f"dataset.{part} of {self.name!r}"
+            check_range(transform, values, self.transform, name=name, remedy=remedy)
 
 
 def split_indices(n: int, n_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling import sample
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import ddim
+from sde_toolkit.transforms import check_range
 
 __all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers"]
 
@@ -74,6 +75,8 @@ def compare_solvers(
     Raises:
         SDEToolkitError: before any evaluation, for whatever does not fit together.
     """
+    if judge is not None and isinstance(model, ScoreModel):
+        check_range(model.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
     found = compare_in_team(
         model,
         solvers,

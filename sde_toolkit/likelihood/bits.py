@@ -31,6 +31,7 @@ from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.noise import Purpose, check_stream, sample_streams
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.transforms import check_range
 
 __all__ = ["BitsPerDim", "bits_per_dim", "dequantise"]
 
@@ -130,6 +131,7 @@ def bits_per_dim(
     levels.check(x)
     check_shape(model, "x", tuple(x.shape), None)
     check_fits(levels, model.transform)
+    check_range(model.transform, x, remedy="Pass the data as the model was trained on, and their levels.")
     for name in ("space", "differentiable"):
         if name in options:
             problem = "bits are counted in data space, from integers"

@@ -20,6 +20,7 @@ from torch import Tensor
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
+from sde_toolkit.transforms import check_range
 
 __all__ = ["GaussianPrior", "Prior"]
 
@@ -49,6 +50,7 @@ class GaussianPrior:
         Raises:
             ArgumentError: for fewer than two samples, or for a full covariance from no more samples than dimensions.
         """
+        check_range(model.transform, data, name="data")
         y = model.transform.forward(data).to(torch.float64)
         N, D = len(y), math.prod(y.shape[1:])
         if N < 2 or (covariance == "full" and N <= D):
