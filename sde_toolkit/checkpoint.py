@@ -28,20 +28,24 @@ from sde_toolkit import networks, sde, time_inputs, transforms
 from sde_toolkit.errors import ArgumentError, CheckpointError, SDEToolkitError
 
 __all__ = [
+    "best_checkpoint",
     "checkpoint_folders",
     "embedded_models",
+    "is_best_mark",
     "load_description",
     "load_tensors",
     "load_weights",
     "locate",
     "save",
     "save_tensors",
+    "tensors_metadata",
 ]
 
 FORMAT = "sde_toolkit/1"
 DESCRIPTION = "model.yaml"
 WEIGHTS = ("ema", "raw")
 CHECKPOINTS = "checkpoints"  # of a training run: one folder for each step that was kept
+BEST = "best"  # of a training run: a file that names one of them
 
 _HOMES: dict[str, ModuleType] = {
     "network": networks,
@@ -93,8 +97,8 @@ def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping
     os.replace(partial, target)
 
 
-def save_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file, written beside its place and moved there.
+def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, written beside its place and moved there; ``metadata`` stands in its header.
 
     Raises:
         OSError: if it cannot be written.
@@ -104,7 +108,7 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
 
     partial = target.with_suffix(".partial")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -127,6 +131,22 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(file.parent, problem, "Copy the file again.") from None
 
 
+def tensors_metadata(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says besides its tensors.
+
+    Raises:
+        CheckpointError: if it is truncated or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as found:
+            return dict(found.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        problem = f"{file.name} is truncated or not a safetensors file ({error})"
+        raise CheckpointError(file.parent, problem, "Copy the file again.") from None
+
+
 def embedded_models() -> tuple[str, ...]:
     """Names of the models that ship with the package."""
     root = resources.files("sde_toolkit") / "pretrained"
@@ -143,12 +163,48 @@ def checkpoint_folders(directory: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def best_checkpoint(directory: str | Path) -> Path | None:
+    """The checkpoint that the file ``best`` of a training run names, None if there is none. (Older runs have a link.)"""
+    mark = Path(directory) / BEST
+    if mark.is_dir():
+        return mark.resolve()
+    name = _marked(mark)
+    folder = Path(directory) / CHECKPOINTS / str(name)
+    return folder if name is not None and (folder / DESCRIPTION).is_file() else None
+
+
+def is_best_mark(mark: Path) -> bool:
+    """Whether a file is what a training run says its best checkpoint in, or the link of an older run."""
+    if mark.is_symlink():
+        return re.fullmatch(rf"(.*[/\\])?{CHECKPOINTS}[/\\]step-\d+[/\\]?", os.readlink(mark)) is not None
+    return _marked(mark) is not None
+
+
+def _marked(mark: Path) -> str | None:
+    """The name of a checkpoint in a file that holds ``checkpoints/step-...`` and nothing else."""
+    if not mark.is_file():
+        return None
+    with mark.open("rb") as file:
+        text = file.read(200).decode("utf-8", "replace")
+    found = re.fullmatch(rf"{CHECKPOINTS}/(step-\d+)\s*", text)
+    return found[1] if found else None
+
+
 def locate(path: str | Path) -> Path:
     """The folder of a checkpoint: a path on disk, or the name of a model that ships with the package.
 
-    The folder of a training run stands for its last checkpoint.
+    The folder of a training run stands for its last checkpoint, ``best`` in it for that with the lowest held-out loss.
+
+    Raises:
+        CheckpointError: if there is no such folder.
     """
     place = Path(path)
+    if place.name == BEST and _marked(place) is not None:
+        best = best_checkpoint(place.parent)
+        if best is None:
+            problem = f"it names {CHECKPOINTS}/{_marked(place)}, which is not there"
+            raise CheckpointError(path, problem, f"Restore that folder, or pass {str(place.parent)!r}.")
+        return best
     if place.is_dir():
         of_run = [] if (place / DESCRIPTION).is_file() else checkpoint_folders(place)
         return of_run[-1][1] if of_run else place

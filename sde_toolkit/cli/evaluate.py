@@ -146,7 +146,7 @@ def _is_checkpoint(path: Path) -> bool:
     from sde_toolkit import checkpoint
     from sde_toolkit.errors import CheckpointError
 
-    if not path.is_dir() or (path / "samples.npz").is_file():
+    if not (path.is_dir() or checkpoint.is_best_mark(path)) or (path / "samples.npz").is_file():
         return False
     try:
         return (checkpoint.locate(path) / checkpoint.DESCRIPTION).is_file()

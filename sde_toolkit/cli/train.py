@@ -71,7 +71,7 @@ def run(config: DictConfig) -> None:
         OmegaConf.save(config, directory / "config.yaml", resolve=True)
         print(f"last checkpoint: {checkpoint.locate(directory)}")
         print(f"use it: ScoreModel.from_pretrained({str(directory)!r})")
-        if (directory / "best").exists():
+        if checkpoint.best_checkpoint(directory) is not None:
             print(f"the best one: {str(directory / 'best')!r}")
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from sde_toolkit.data.reading import read_numpy
+from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.fingerprints import differences, digest
 
@@ -137,7 +138,7 @@ def atomic_file(file: Path) -> Iterator[IO[bytes]]:
         with partial.open("wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            to_disk(stream.fileno())
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ A resumed run removes the rows beyond its checkpoint and writes them again, the 
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.evaluation.store import write_atomically
 from sde_toolkit.losses import lambda_histogram
+from sde_toolkit.training.folder import LOGS
 from sde_toolkit.training.saving import writing
 
 __all__ = ["LAMBDAS", "LOG", "Logbook", "Tally", "lambda_edges"]
 
-LOG, LAMBDAS = "training.csv", "lambda.csv"
-COLUMNS = (
-    "step",
-    "images",
-    "seconds",
-    "learning_rate",
-    "loss",
-    "gradient_norm",
-    "skipped",
-    "images_per_second",
-    "held_out_loss",
-)
-LAMBDA_COLUMNS = ("step", "part", "low", "high", "count", "loss")
+LOG, LAMBDAS = LOGS
+COLUMNS = LOGS[LOG]
 
 
 class Tally:
@@ -103,8 +94,8 @@ class Logbook:
         self.accelerator = accelerator
         if accelerator.is_main_process:
             with writing(directory):
-                _truncate(directory / LOG, COLUMNS, step)
-                _truncate(directory / LAMBDAS, LAMBDA_COLUMNS, step)
+                for name, columns in LOGS.items():
+                    _truncate(directory / name, columns, step)
 
     def row(self, values: Mapping[str, float | int | None]) -> None:
         """One row of training.csv, and the same to the trackers."""
@@ -174,7 +165,6 @@ def _truncate(path: Path, columns: tuple[str, ...], step: int) -> None:
     if path.exists() and step:
         with path.open(newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(columns) and row[0].isdigit()]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *(row for row in rows if int(row[0]) <= step)])
-    os.replace(partial, path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *(row for row in rows if int(row[0]) <= step)])
+    write_atomically(path, text.getvalue().encode())

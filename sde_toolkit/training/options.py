@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
@@ -77,7 +78,9 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # numpy's numbers and YAML's lists as Python's own, which a checkpoint can hold
+        for field in fields(
+            self
+        ):  # numbers of numpy and torch, and YAML's lists, as Python's own, which a checkpoint can hold
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
             self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
@@ -111,7 +114,7 @@ class TrainingOptions:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return _plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
 
 
 def _in_unit(value: Any) -> bool:

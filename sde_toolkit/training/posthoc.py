@@ -5,7 +5,6 @@ output/averages/sigma_rel-0.05/step-000000500.safetensors        one file for ea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,27 +15,18 @@ from sde_toolkit import checkpoint
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.averages import gamma_of, posthoc_weights
-from sde_toolkit.training.saving import AVERAGES, writing
+from sde_toolkit.training.folder import AVERAGES, snapshots
+from sde_toolkit.training.saving import writing
 
-__all__ = ["posthoc_average", "save_snapshot", "snapshots"]
+__all__ = ["posthoc_average", "save_snapshot"]
 
 
-def save_snapshot(directory: Path, sigma_rel: float, step: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the average of width ``sigma_rel`` at ``step``."""
+def save_snapshot(directory: Path, run: str, sigma_rel: float, step: int, weights: Mapping[str, Tensor]) -> None:
+    """Keep the average of width ``sigma_rel`` at ``step`` of a run, whose digest it bears."""
     folder = directory / AVERAGES / f"sigma_rel-{sigma_rel:g}"
     with writing(directory):
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tensors(folder / f"step-{step:09d}.safetensors", weights)
-
-
-def snapshots(directory: str | Path) -> list[tuple[float, int, Path]]:
-    """(σ_rel, step, file) of every snapshot of a run, in order of steps."""
-    found = []
-    for file in (Path(directory) / AVERAGES).glob("sigma_rel-*/step-*.safetensors"):
-        width, step = re.match(r"sigma_rel-(.+)", file.parent.name), re.match(r"step-(\d+)$", file.stem)
-        if width and step:
-            found.append((float(width[1]), int(step[1]), file))
-    return sorted(found, key=lambda row: row[1:])
+        checkpoint.save_tensors(folder / f"step-{step:09d}.safetensors", weights, {"run": run})
 
 
 def posthoc_average(directory: str | Path, sigma_rel: float, step: int | None = None) -> ScoreModel:

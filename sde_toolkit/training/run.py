@@ -171,7 +171,7 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, directory: Path, record: dict[str, Any], best: bool) -> None:
-        """Write a checkpoint, let ``best`` point to it if it is, and remove those that are not kept."""
+        """Write a checkpoint, let ``best`` name it if it is, and remove those that are not kept."""
         weights = {"raw": full_weights(self.model), "ema": self.averaged(self.ema)}
         state = {
             "step": self.step,
@@ -192,12 +192,12 @@ class Run:
             prune(directory, self.options.keep)
         self.accelerator.wait_for_everyone()
 
-    def save_snapshots(self, directory: Path) -> None:
-        """Keep the power-function averages of this step."""
+    def save_snapshots(self, directory: Path, run: str) -> None:
+        """Keep the power-function averages of this step, under the digest of the run."""
         for width, average in self.powers.items():
             weights = self.averaged(average)
             if self.accelerator.is_main_process:
-                save_snapshot(directory, width, self.step, weights)
+                save_snapshot(directory, run, width, self.step, weights)
 
     def restore(self, folder: Path) -> None:
         """Take everything from a checkpoint."""

@@ -1,7 +1,7 @@
 """Checkpoints of a run: each whole or absent, the last few and the best kept, all loadable without unpickling code.
 
     output/checkpoints/step-000000500/    model.yaml  run.yaml  ema.safetensors  raw.safetensors  training.pt
-    output/best -> checkpoints/step-...   the one with the lowest held-out loss
+    output/best                           a file that names the one with the lowest held-out loss
 
 A checkpoint is written under another name, forced to the disk, and renamed as the last act; one that goes is renamed
 first. A kill at any instant leaves leftovers at most, and they are removed at the next start.
@@ -20,30 +20,14 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import checkpoint
-from sde_toolkit.checkpoint import CHECKPOINTS, checkpoint_folders
+from sde_toolkit.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
+from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import CheckpointError
 from sde_toolkit.evaluation.fingerprints import flat
+from sde_toolkit.evaluation.store import write_atomically
+from sde_toolkit.training.folder import PARTIAL, RUN, STATE
 
-__all__ = [
-    "BEST",
-    "RUN",
-    "check_run",
-    "load_state",
-    "mark_best",
-    "mend",
-    "prune",
-    "save_checkpoint",
-    "sole_owner",
-    "tidy",
-    "writing",
-]
-
-BEST = "best"
-RUN = "run.yaml"
-STATE = "training.pt"
-PARTIAL = ".partial-"
-LOCK = ".lock"
-AVERAGES = "averages"  # posthoc.py keeps snapshots there
+__all__ = ["check_run", "load_state", "mark_best", "mark_missed_best", "prune", "save_checkpoint", "writing"]
 
 
 def save_checkpoint(
@@ -73,25 +57,17 @@ def save_checkpoint(
         text = yaml.safe_dump(dict(run), sort_keys=False, default_flow_style=None, width=100)
         (partial / RUN).write_text(text, encoding="utf-8")
         for file_path in partial.iterdir():
-            _to_disk(file_path)
-        _to_disk(partial)
+            to_disk(file_path)
+        to_disk(partial)
         if target.exists():  # a run that was told to repeat this step
             _remove(target)
         os.replace(partial, target)
-        _to_disk(home)
+        to_disk(home)
     except (OSError, RuntimeError) as error:  # torch's writer turns a failed write into a RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         with writing(directory):
             raise OSError(f"{target.name}: {error}") from None
     return target
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:
@@ -100,34 +76,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextmanager
-def sole_owner(directory: Path) -> Iterator[None]:
-    """Hold the folder of a run, so that no second command trains in it at the same time.
-
-    Where the file system knows no locks, nothing is held. The system frees it when the process ends, however it ends.
-
-    Raises:
-        CheckpointError: if the folder cannot be made, or another process trains there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        fcntl = None  # type: ignore[assignment]
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / LOCK).open("w")
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                problem = "another process is training in this folder"
-                raise CheckpointError(directory, problem, "Wait for it, stop it, or choose another folder.") from None
-            except OSError:
-                pass
-        yield
 
 
 @contextmanager
@@ -150,42 +98,28 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def mark_best(directory: Path, folder: Path) -> None:
-    """Let ``best`` point to a checkpoint."""
-    link = directory / BEST
-    fresh = directory / f"{PARTIAL}{BEST}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder.relative_to(directory))
-    os.replace(fresh, link)
+    """Let ``best`` name a checkpoint. It is a file, since not every file system has links."""
+    with writing(directory):
+        write_atomically(directory / BEST, f"{CHECKPOINTS}/{folder.name}\n".encode())
 
 
-def mend(directory: Path, best_step: int) -> None:
-    """Let ``best`` point to the best step, if a kill came between its checkpoint and that, and start averages afresh.
-
-    Snapshots of a run that has no checkpoints any more belong to no run.
-    """
+def mark_missed_best(directory: Path, best_step: int) -> None:
+    """Let ``best`` name the best step, if a kill came between its checkpoint and that."""
     folders = dict(checkpoint_folders(directory))
-    if best_step in folders and (directory / BEST).resolve() != folders[best_step].resolve():
+    if best_step in folders and not _same(best_checkpoint(directory), folders[best_step]):
         mark_best(directory, folders[best_step])
-    if not folders:
-        shutil.rmtree(directory / AVERAGES, ignore_errors=True)
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove all checkpoints but the last ``keep`` and the best."""
-    best = (directory / BEST).resolve()
+    """Remove all checkpoints of the run but the last ``keep`` and the best."""
+    best = best_checkpoint(directory)
     for _, folder in checkpoint_folders(directory)[:-keep]:
-        if folder.resolve() != best:
+        if (folder / RUN).is_file() and not _same(best, folder):
             _remove(folder)
 
 
-def tidy(directory: Path) -> None:
-    """Remove what a kill may have left half done."""
-    for place in (directory, directory / CHECKPOINTS):
-        for leftover in place.glob(f"{PARTIAL}*"):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+def _same(one: Path | None, other: Path) -> bool:
+    return one is not None and one.resolve() == other.resolve()
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 
 from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.claims import claimed
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
 from sde_toolkit.losses import DenoisingScoreMatching, Uniform
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.training.folder import check_folder, run_digest, tidy
 from sde_toolkit.training.logbook import Logbook
 from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
 from sde_toolkit.training.run import Run
-from sde_toolkit.training.saving import check_run, mend, sole_owner, tidy
+from sde_toolkit.training.saving import check_run, mark_missed_best, writing
 from sde_toolkit.training.watchers import Scene, Watcher
 
 __all__ = ["train"]
@@ -71,8 +73,10 @@ def train(
 
     Raises:
         DataError: before the first step, if the data hold NaN or infinity or labels are missing.
-        CheckpointError: the folder holds another run (the first key that differs is named), another process trains in
-            it, the processes do not see the same folder, a checkpoint is damaged, or one cannot be written.
+        CheckpointError: the folder holds another run (the first key that differs is named) or something of that name
+            that is not of a run, the processes do not see the same folder, a checkpoint is damaged, or one cannot be
+            written.
+        FolderInUseError: another process works in the folder.
         NonFiniteError: after ``patience`` steps in a row without a finite gradient; none of them moved the weights.
     """
     options = options or TrainingOptions()
@@ -93,7 +97,9 @@ def train(
     accelerator = make_accelerator(options, device, trackers, directory)
     with ExitStack() as held:
         if accelerator.is_main_process:
-            held.enter_context(sole_owner(directory))
+            with writing(directory):
+                held.enter_context(claimed(directory, "training"))
+            check_folder(directory, run_digest(record, free))
             tidy(directory)
         accelerator.wait_for_everyone()
         last = newest_for_all(directory, accelerator)
@@ -103,9 +109,10 @@ def train(
             check_run(last, record, free)
             run.restore(last)
         if accelerator.is_main_process:
-            mend(directory, run.best[1])
+            mark_missed_best(directory, run.best[1])
         held.enter_context(torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []))
-        _Loop(run, directory, record, list(watchers)).until(options.steps if until is None else until, progress)
+        loop = _Loop(run, directory, record, run_digest(record, free), list(watchers))
+        loop.until(options.steps if until is None else until, progress)
         return run.result()
 
 
@@ -116,6 +123,7 @@ class _Loop:
     run: Run
     directory: Path
     record: dict[str, Any]
+    digest: str
     watchers: list[Watcher]
 
     def until(self, last: int, progress: bool) -> None:
@@ -140,7 +148,7 @@ class _Loop:
                 self._report(bar)
                 if self._due(-(-run.options.steps // run.options.snapshots), run.options.steps):
                     with self._beside():
-                        run.save_snapshots(self.directory)
+                        run.save_snapshots(self.directory, self.digest)
                 best = run.best[1] == run.step
                 if best or self._due(run.options.checkpoint_every or run.options.evaluate_every, last):
                     self._count_time()

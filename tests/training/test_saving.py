@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import yaml
 from runs import VECTORS, images, rows, vectors, weights
 
 from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel
-from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.checkpoint import best_checkpoint, checkpoint_folders
+from sde_toolkit.claims import claimed
 from sde_toolkit.data import checkerboard
-from sde_toolkit.errors import CheckpointError
+from sde_toolkit.errors import CheckpointError, FolderInUseError
 from sde_toolkit.training import train
-from sde_toolkit.training.saving import mark_best, prune, sole_owner
+from sde_toolkit.training.saving import mark_best, prune
 
 SHORT = dataclasses.replace(VECTORS, steps=20, evaluate_every=5, power_averages=())
 
@@ -99,18 +101,18 @@ def test_what_remains_after_removing_a_damaged_checkpoint_goes_on(tmp_path):
 
 def test_a_kill_between_a_checkpoint_and_its_mark_loses_no_best(tmp_path):
     vectors(tmp_path, options=SHORT, until=15)
-    was = (tmp_path / "best").resolve()
-    (tmp_path / "best").unlink()
-    (tmp_path / "best").symlink_to("checkpoints/step-000000005")
+    was = best_checkpoint(tmp_path)
+    assert was.name != "step-000000005"
+    (tmp_path / "best").write_text("checkpoints/step-000000005\n")
     vectors(tmp_path, options=SHORT, until=15)
-    assert (tmp_path / "best").resolve() == was
+    assert best_checkpoint(tmp_path) == was
 
 
 def test_the_best_is_saved_whenever_it_is_found(tmp_path):
     """Also where checkpoints are due at other steps than evaluations."""
     vectors(tmp_path, options=dataclasses.replace(SHORT, evaluate_every=6, checkpoint_every=20))
     held_out = {int(row["step"]): float(row["held_out_loss"]) for row in rows(tmp_path) if row["held_out_loss"]}
-    assert (tmp_path / "best").resolve().name == f"step-{min(held_out, key=held_out.get):09d}"
+    assert best_checkpoint(tmp_path).name == f"step-{min(held_out, key=held_out.get):09d}"
 
 
 def test_other_data_of_the_same_size_are_refused(tmp_path):
@@ -144,8 +146,10 @@ def test_a_network_of_ones_own_with_other_shapes_is_refused(tmp_path):
 def test_a_folder_in_which_another_trains_is_refused(tmp_path):
     vectors(tmp_path, options=SHORT, until=10)
     before = contents(tmp_path)
-    with sole_owner(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
-        vectors(tmp_path, options=SHORT)
+    with claimed(tmp_path, "training"), ThreadPoolExecutor(1) as another:
+        attempt = another.submit(vectors, tmp_path, options=SHORT)
+        with pytest.raises(FolderInUseError, match="another process works in it \\(training"):
+            attempt.result()
     assert contents(tmp_path) == before
     vectors(tmp_path, options=SHORT)
 
@@ -166,9 +170,21 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_numbers_of_numpy_are_options_too(tmp_path):
-    options = dataclasses.replace(SHORT, learning_rate=np.float64(1e-3), seed=np.int64(3), steps=np.int64(5))
-    vectors(tmp_path, options=options)
-    vectors(tmp_path, options=dataclasses.replace(SHORT, learning_rate=1e-3, seed=3, steps=5))
+    """They make the run that plain numbers make, and its checkpoints say the same."""
+    plain = {"learning_rate": 1e-3, "seed": 3, "steps": 5, "cosine_decay": True, "betas": (0.9, 0.99)}
+    kinds = {
+        "learning_rate": np.float64,
+        "seed": np.int64,
+        "steps": np.int32,
+        "cosine_decay": np.bool_,
+        "betas": np.array,
+    }
+    vectors(tmp_path / "plain", options=dataclasses.replace(SHORT, **plain))
+    given = {name: kinds[name](value) for name, value in plain.items()}
+    vectors(tmp_path / "numpy", options=dataclasses.replace(SHORT, **given))
+    one, two = (checkpoint_folders(tmp_path / name)[-1][1] for name in ("plain", "numpy"))
+    for file in ("run.yaml", "model.yaml", "raw.safetensors", "ema.safetensors"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
 def test_no_pickled_code_is_loaded(tmp_path):
@@ -192,10 +208,10 @@ def test_resume_false_refuses_a_folder_in_use(tmp_path):
 def test_the_last_and_the_best_are_kept(tmp_path):
     images(tmp_path, keep=2, checkpoint_every=2, evaluate_every=2)
     folders = checkpoint_folders(tmp_path)
-    best = (tmp_path / "best").resolve()
+    best = best_checkpoint(tmp_path)
     assert {20, 18} <= {step for step, _ in folders}
     assert len(folders) <= 3
-    assert best in {folder.resolve() for _, folder in folders}
+    assert best in {folder for _, folder in folders}
     held_out = {}
     import csv
 
