@@ -164,7 +164,7 @@ def checkpoint_folders(directory: str | Path) -> list[tuple[int, Path]]:
 
 
 def best_checkpoint(directory: str | Path) -> Path | None:
-    """The checkpoint that the file ``best`` of a training run names, None if there is none. (Older runs have a link.)"""
+    """The checkpoint that the file ``best`` of a run names, None if there is none. (Older runs have a link.)"""
     mark = Path(directory) / BEST
     if mark.is_dir():
         return mark.resolve()

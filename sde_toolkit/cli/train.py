@@ -52,6 +52,7 @@ def run(config: DictConfig) -> None:
         count = len(dataset.train) if dataset.stream is None else "a stream of"
         print(f"{dataset.name}: {count} training samples of shape {dataset.event_shape}")
         print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
+        print(f"the average of the weights (ema) is worth using from step {options.average_from} on")
         if before:
             print(f"going on from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
         else:

@@ -1,6 +1,7 @@
 """Moving averages of the weights: exponential (torch's own update), and of power functions (Karras et al. 2024).
 
-    exponential        w̄ ← β w̄ + (1 − β) w
+    exponential        w̄ ← β_n w̄ + (1 − β_n) w,   β_n = min(β, (1 + n)/(10 + n)) after n updates: warmed up, so that the
+                       first weights are soon forgotten (score_sde, TensorFlow)
     power function     w̄_t ∝ ∫₀ᵗ s^γ w_s ds,   so β_t = (1 − 1/t)^(γ+1)     ("Analyzing and Improving the Training
                                                                              Dynamics of Diffusion Models", eq. 4 to 6)
 
@@ -10,27 +11,46 @@ other width, at any time, is made afterwards: :func:`posthoc_weights`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["WeightAverage", "exponential", "gamma_of", "posthoc_weights", "power_function"]
+__all__ = ["WeightAverage", "exponential", "gamma_of", "posthoc_weights", "power_function", "worth_using_from"]
 
 Update = Callable[[list[Tensor], list[Tensor], int], None]
 """(averages, weights, how many came before): moves the averages in place."""
 
 
-def exponential(decay: float) -> Update:
-    """w̄ ← β w̄ + (1 − β) w, as in :mod:`torch.optim.swa_utils`."""
-    update = get_ema_multi_avg_fn(decay)
-    return lambda averages, weights, count: update(averages, weights, count)
+def exponential(decay: float, warm_up: bool = True) -> Update:
+    """w̄ ← β_n w̄ + (1 − β_n) w; without warm-up β_n = β, as in :mod:`torch.optim.swa_utils`."""
+
+    def update(averages: list[Tensor], weights: list[Tensor], count: int) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - decay_after(count, decay, warm_up))
+
+    return update
+
+
+def decay_after(count: int, decay: float, warm_up: bool) -> float:
+    """β_n of the update that comes after n = ``count`` others."""
+    return min(decay, (1 + count) / (10 + count)) if warm_up else decay
+
+
+def worth_using_from(decay: float, warm_up: bool) -> int:
+    """After how many updates the weights of the first have less than a hundredth of an exponential average."""
+    share, count = 1.0, 1
+    while share >= 0.01:
+        now = decay_after(count, decay, warm_up)
+        if now == decay:  # from here on the same at every update
+            return count + math.floor(math.log(0.01 / share) / math.log(decay)) + 1 if decay else count + 1
+        share, count = share * now, count + 1
+    return count
 
 
 def power_function(sigma_rel: float) -> Update:

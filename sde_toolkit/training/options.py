@@ -10,6 +10,7 @@ import torch
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.training.averages import worth_using_from
 
 __all__ = ["PRECISIONS", "TrainingOptions"]
 
@@ -29,7 +30,9 @@ class TrainingOptions:
         cosine_decay: let the learning rate fall to zero over the run by half a cosine; else it stays.
         betas, epsilon, weight_decay: of AdamW.
         max_gradient_norm: gradients are scaled down to this norm.
-        ema_decay: per step, of the exponential moving average.
+        ema_decay: per step, of the exponential moving average. The larger, the more steps it covers.
+        ema_warmup: begin with a shorter average, of decay (1 + n)/(10 + n) after n steps as long as that is smaller:
+            without, the average holds the first weights for some 5/(1 − ema_decay) steps (:attr:`average_from`).
         power_averages: relative widths σ_rel of power-function averages (Karras et al. 2024), for example (0.05, 0.1);
             snapshots of them are kept, from which an average of any length is made afterwards.
         snapshots: how many snapshots of each of these the run leaves, at equal distances.
@@ -61,6 +64,7 @@ class TrainingOptions:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     ema_decay: float = 0.999
+    ema_warmup: bool = True
     power_averages: tuple[float, ...] = ()
     snapshots: int = 16
     t_min: float | None = None
@@ -92,7 +96,7 @@ class TrainingOptions:
         for name in ("learning_rate", "max_gradient_norm", "epsilon"):
             value = getattr(self, name)
             self._require(name, is_number(value) and value > 0, "must be positive and finite")
-        for name in ("low_discrepancy", "cosine_decay", "compile"):
+        for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "compile"):
             self._require(name, isinstance(getattr(self, name), bool), "must be true or false")
         for name in ("ema_decay", "label_dropout"):
             self._require(name, _in_unit(getattr(self, name)), "must lie in [0, 1)")
@@ -105,6 +109,11 @@ class TrainingOptions:
         names = {f"{width:g}" for width in self.power_averages}
         self._require("power_averages", len(names) == len(self.power_averages), "no width may come twice")
         self._require("precision", self.precision in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}")
+
+    @property
+    def average_from(self) -> int:
+        """The step from which the exponential average is worth using: the first weights are under a hundredth of it."""
+        return worth_using_from(self.ema_decay, self.ema_warmup)
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:

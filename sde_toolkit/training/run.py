@@ -76,7 +76,7 @@ class Run:
         self.adam: torch.optim.Optimizer = self.optimizer.optimizer
         self.schedule = LambdaLR(self.adam, lambda step: learning_rate_factor(step, options))
         weights = self._weights()  # sharded ones are new objects
-        self.ema = WeightAverage(weights, exponential(options.ema_decay))
+        self.ema = WeightAverage(weights, exponential(options.ema_decay, options.ema_warmup))
         self.powers = {width: WeightAverage(weights, power_function(width)) for width in options.power_averages}
         at_noise, at_data = (float(self.model.sde.half_log_snr(t)) for t in (1.0, objective.t_min))
         self.tally = Tally(lambda_edges(at_noise, at_data), accelerator.device)

@@ -144,6 +144,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     return found
 
 
+_BEFORE = {"options.ema_warmup": False}  # in runs of before there was the option
+
+
 def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     """Refuse to go on with what differs from what the checkpoint was made with; ``free`` keys may change.
 
@@ -156,7 +159,7 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
         made_with = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(folder, f"{RUN} cannot be read ({type(error).__name__})", "Restore the file.") from None
-    then, now = dict(flat(made_with)), dict(flat(run))
+    then, now = {**_BEFORE, **dict(flat(made_with))}, dict(flat(run))
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def train(
     check_augmentation(model, augmentation)
     if until is not None and not 0 < until <= options.steps:
         raise ArgumentError("until", until, f"the run has {options.steps} steps", "Give a step of the run.")
+    _warn_of_first_weights(options)
     directory = Path(directory)
     t_min = model.sde.likelihood_end if options.t_min is None else options.t_min
     objective = Objective(model, loss or DenoisingScoreMatching(), times or Uniform(), t_min, augmentation)
@@ -114,6 +116,16 @@ def train(
         loop = _Loop(run, directory, record, run_digest(record, free), list(watchers))
         loop.until(options.steps if until is None else until, progress)
         return run.result()
+
+
+def _warn_of_first_weights(options: TrainingOptions) -> None:
+    if not options.ema_warmup and options.steps < options.average_from:
+        warnings.warn(
+            f"with ema_decay={options.ema_decay} and no warm-up the average, which is judged and returned, still holds "
+            f"much of the first weights after steps={options.steps}: it is worth using from step "
+            f"{options.average_from} on. Set ema_warmup=True, or a smaller ema_decay.",
+            stacklevel=3,
+        )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Moving averages are the integrals that define them, and an average made afterwards is the one tracked all along."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sde_toolkit import MLP, VPSDE, ScoreModel
 from sde_toolkit.data import checkerboard
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.training import TrainingOptions, WeightAverage, exponential, posthoc_average, power_function, train
-from sde_toolkit.training.averages import gamma_of, posthoc_weights
+from sde_toolkit.training.averages import gamma_of, posthoc_weights, worth_using_from
 
 
 def track(values, update):
@@ -27,23 +28,67 @@ def track(values, update):
     return average.values[0].item()
 
 
+def profile(n, update):
+    """The share of each of n weights in their average."""
+    return np.array([track(np.eye(n)[k], update) for k in range(n)])
+
+
 def test_exponential_average_is_its_sum():
-    values, decay = np.random.default_rng(0).normal(size=50), 0.9
-    weights = np.array([decay**49] + [(1 - decay) * decay ** (49 - k) for k in range(1, 50)])
-    assert track(values, exponential(decay)) == pytest.approx(weights @ values, rel=1e-12)
+    decay = 0.9
+    wanted = np.array([decay**49] + [(1 - decay) * decay ** (49 - k) for k in range(1, 50)])
+    np.testing.assert_allclose(profile(50, exponential(decay, warm_up=False)), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
+def test_a_warmed_up_average_has_shares_that_rise_as_a_power(n):
+    """Below its decay: the share of weight k among n is in proportion to (k + 8)! / k!, and the first one's alone is
+    more, as if it had stood for those before it."""
+    shares = profile(n, exponential(1 - 1e-9))
+    rising = np.array([math.perm(k + 8, 8) for k in range(1, n + 1)], float)
+    np.testing.assert_allclose(shares[1:] / shares[-1], rising[1:] / rising[-1], rtol=1e-9)
+    assert shares.sum() == pytest.approx(1, rel=1e-12)
+    assert shares[0] == pytest.approx(math.factorial(10) / math.perm(n + 9, 9), rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_from_the_step_that_is_said_the_first_weights_are_under_a_hundredth(decay, warm_up):
+    said = worth_using_from(decay, warm_up)
+
+    def first(n):
+        return track([1.0] + [0.0] * (n - 1), exponential(decay, warm_up))
+
+    assert first(said) < 0.01 <= first(said - 1)
+    assert TrainingOptions(ema_decay=decay, ema_warmup=warm_up).average_from == said
+    assert not warm_up or said <= 10
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999])
+def test_after_its_warm_up_an_average_is_the_exponential_one(decay):
+    """The last shares fall by the decay, once (1 + n)/(10 + n) has reached it."""
+    reached = math.ceil((10 * decay - 1) / (1 - decay))
+    averages = [
+        track([0.0] * k + [1.0] + [0.0] * (reached + 5 - k), exponential(decay)) for k in range(reached, reached + 5)
+    ]
+    np.testing.assert_allclose(np.array(averages[:-1]) / averages[1:], decay, rtol=1e-9)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.1, 0.2])
-def test_power_average_tends_to_its_integral(sigma_rel):
-    """Of a smooth path w(s): ∫ s^γ w ds / ∫ s^γ ds, with the γ whose profile has that relative width."""
-    n = 20_000
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 60])
+def test_the_shares_of_a_power_average_are_the_integrals_of_its_profile(sigma_rel, n):
+    """Weight k of n has ∫ s^γ ds over [(k − 1)/n, k/n], of ∫ s^γ ds over [0, 1]: exactly, for every n."""
+    gamma = gamma_of(sigma_rel)
+    whole = quad(lambda s: s**gamma, 0, 1)[0]
+    wanted = [quad(lambda s: s**gamma, k / n, (k + 1) / n)[0] / whole for k in range(n)]
+    np.testing.assert_allclose(profile(n, power_function(sigma_rel)), wanted, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.1, 0.2])
+def test_the_profile_of_a_power_average_has_the_width_that_was_asked_for(sigma_rel):
     gamma = gamma_of(sigma_rel)
     moments = [quad(lambda s, k=k: s ** (gamma + k), 0, 1)[0] for k in range(3)]
     mean, square = moments[1] / moments[0], moments[2] / moments[0]
     assert (square - mean**2) ** 0.5 == pytest.approx(sigma_rel, rel=1e-6)
-    wanted = quad(lambda s: s**gamma * np.cos(5 * s), 0, 1)[0] / moments[0]
-    path = np.cos(5 * np.arange(1, n + 1) / n)
-    assert track(path, power_function(sigma_rel)) == pytest.approx(wanted, abs=30 / n)
 
 
 def test_in_place_gives_back_every_bit():
@@ -89,19 +134,22 @@ def test_coefficients_of_a_snapshot_itself_are_one_and_zero():
 
 
 def test_the_averages_of_a_run_are_those_of_its_weights(tmp_path):
-    """Computed once more from the raw weights of every step."""
-    options = dataclasses.replace(VECTORS, steps=12, evaluate_every=1, keep=12, snapshots=1, ema_decay=0.8)
+    """Summed from the raw weights of every step with the shares of the laws above, every tensor of them."""
+    options = dataclasses.replace(VECTORS, steps=12, evaluate_every=1, keep=12, snapshots=1, ema_decay=0.5)
     vectors(tmp_path, options=options)
-    name = "network.leave.weight"
-    parameter = torch.zeros_like(weights(tmp_path, "raw")[name])
-    averages = [WeightAverage([parameter], update) for update in (exponential(0.8), power_function(0.1))]
-    for step in range(1, 13):
-        parameter.copy_(weights(tmp_path, "raw", step)[name])
-        for average in averages:
-            average.update()
-    assert torch.equal(averages[0].values[0], weights(tmp_path, "ema")[name])
+    raw = [weights(tmp_path, "raw", step) for step in range(1, 13)]
+    gamma = gamma_of(0.1)
+    power = [(k / 12) ** (gamma + 1) - ((k - 1) / 12) ** (gamma + 1) for k in range(1, 13)]
+    warm, ema = [min(0.5, (1 + n) / (10 + n)) for n in range(1, 12)], [1.0]
+    for decay in warm:
+        ema = [decay * share for share in ema] + [1 - decay]
     snapshot = load_file(tmp_path / "averages/sigma_rel-0.1/step-000000012.safetensors")
-    assert torch.equal(averages[1].values[0], snapshot[name])
+    for shares, found in ((ema, weights(tmp_path, "ema")), (power, snapshot)):
+        assert found.keys() == raw[0].keys()
+        for name, value in found.items():
+            wanted = sum(share * each[name].double() for share, each in zip(shares, raw, strict=True))
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-7)
+            assert value.equal(raw[-1][name]) == (not value.is_floating_point() or raw[0][name].equal(raw[-1][name]))
 
 
 def test_posthoc_average_of_a_run_is_a_model(tmp_path):

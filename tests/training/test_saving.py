@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +44,29 @@ def test_a_contradicting_option_is_named_with_both_values(tmp_path, change, said
     with pytest.raises(CheckpointError, match=said):
         vectors(tmp_path, options=dataclasses.replace(SHORT, **change))
     assert contents(tmp_path) == before
+
+
+def test_a_run_of_before_the_warm_up_of_its_average_goes_on_without_and_only_so(tmp_path):
+    bare = dataclasses.replace(SHORT, ema_warmup=False, ema_decay=0.5)
+    vectors(tmp_path, options=bare, until=10)
+    file = tmp_path / "checkpoints/step-000000010/run.yaml"
+    file.write_text(file.read_text().replace("  ema_warmup: false\n", ""))
+    assert "ema_warmup" not in file.read_text()
+    with pytest.raises(CheckpointError, match=r"options\.ema_warmup=False, now options\.ema_warmup=True"):
+        vectors(tmp_path, options=dataclasses.replace(bare, ema_warmup=True))
+    vectors(tmp_path, options=bare)
+    vectors(tmp_path / "whole", options=bare)
+    one, two = weights(tmp_path, "ema"), weights(tmp_path / "whole", "ema")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_average_that_stays_at_the_first_weights_is_said_before_the_first_step(tmp_path):
+    long = dataclasses.replace(SHORT, ema_decay=0.999)
+    with pytest.warns(UserWarning, match="worth using from step 4604 on"):
+        vectors(tmp_path / "a", options=dataclasses.replace(long, ema_warmup=False), until=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vectors(tmp_path / "b", options=long, until=1)
 
 
 def test_what_decides_nothing_about_the_weights_may_change(tmp_path):
