@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +14,27 @@ from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import Affine
 
-__all__ = ["affine_of", "array", "whole_numbers"]
+__all__ = ["affine_of", "are_levels", "array", "whole_numbers"]
 
 
 def array(
     path: str | Path,
     key: str | None = None,
     test_fraction: float = 0.1,
-    shift: float | str = "auto",
-    scale: float | str = "auto",
+    shift: Any = "auto",
+    scale: Any = "auto",
     levels: int | None = None,
     seed: int = 0,
+    per: str = "auto",
 ) -> Dataset:
     """Samples (N, *event_shape) from a file; event shapes of any rank, () included.
 
     ``key`` names the array of an ``.npz`` that holds several. ``test_fraction`` of the samples, drawn with
-    ``seed``, is the test part. ``shift`` and ``scale`` of the recommended transform (x − shift) · scale
-    default to the mean and 1/std over all elements of the train part; ``notes`` states them.
+    ``seed``, is the test part. ``shift`` and ``scale`` of the recommended transform (x − shift) · scale default to the
+    mean and 1/std of the train part; ``notes`` states them. Numbers and arrays of them are taken as well.
+    ``per`` says what has a mean and std of its own: "column" of a table of samples (D,), "channel" of samples (C, ...),
+    "element", or "all" for one number each. "auto" is "column" for a table, where one scale would lose the small
+    columns; it is "all" for images and signals, for ``levels`` and uint8, and where shift or scale is given.
     ``levels``: say so if the values are whole numbers 0..levels−1.
     """
     values = _checked(_chosen(path, key), str(path))
@@ -39,7 +44,7 @@ def array(
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
     if levels is not None and not whole_numbers(values, levels):
         raise DataError("levels", levels, f"the values are not whole numbers 0..{levels - 1}", "Give levels=None.")
-    transform, how = affine_of(values[train], shift, scale, str(path))
+    transform, how = affine_of(values[train], shift, scale, str(path), per=per, whole=are_levels(values, levels))
     return Dataset(
         name=Path(path).stem,
         train=torch.from_numpy(values[train]),
@@ -79,28 +84,72 @@ def _checked(values: np.ndarray, path: str) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="))
 
 
+def are_levels(values: np.ndarray, levels: int | None) -> bool:
+    """Whether these are grey levels or the like, which have one scale: bits per dimension count one width for all."""
+    return levels is not None or values.dtype.kind == "b" or values.dtype == np.uint8
+
+
 def whole_numbers(values: np.ndarray, levels: int) -> bool:
     """Whether all are 0, 1, …, levels − 1."""
     return bool(values.min() >= 0 and values.max() <= levels - 1 and (np.floor(values) == values).all())
 
 
 def affine_of(
-    train: np.ndarray, shift: float | str, scale: float | str, path: str, of: str = "train"
+    train: np.ndarray, shift: Any, scale: Any, path: str, of: str = "train", per: str = "auto", whole: bool = False
 ) -> tuple[Affine, str]:
-    """(x − shift) · scale as given, else from mean and standard deviation, and in words how."""
+    """(x − shift) · scale as given, else from mean and standard deviation, and in words how.
+
+    ``per``: what has a shift and scale of its own, see :func:`array`; "auto" is "column" for samples (D,), unless they
+    are ``whole`` levels or one of the two is given. A column, channel or element that is constant keeps its place: it
+    is scaled by its size, and by 1 if it is 0.
+    """
     for name, given in (("shift", shift), ("scale", scale)):
         if isinstance(given, str) and given != "auto":
             raise ArgumentError(name, given, "not a number", f'Give {name} as a float, or as "auto".')
+    per = _groups(per, train, whole or not (isinstance(shift, str) and isinstance(scale, str)))
+    axes = {"all": None, "element": (0,), "column": (0,)}.get(per, tuple(i for i in range(train.ndim) if i != 1))
     chosen: list[str] = []
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        mean = np.asarray(train.mean(axes, dtype=np.float64, keepdims=axes is not None))
+        std = np.asarray(train.std(axes, dtype=np.float64, keepdims=axes is not None))
     if isinstance(shift, str):
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-            shift = float(train.mean(dtype=np.float64))
-        chosen.append(f"shift = mean of {of} = {shift:.6g}")
+        shift = mean if axes is None else mean[0]
+        chosen.append(f"shift = mean of {of} = {_in_words(shift, per)}")
     if isinstance(scale, str):
-        with np.errstate(over="ignore", invalid="ignore"):
-            std = float(train.std(dtype=np.float64))
-        if not 0.0 < std < math.inf:
-            raise DataError("path", path, f"the train part has standard deviation {std}", "Give scale as a float.")
-        scale = 1.0 / std
-        chosen.append(f"scale = 1/std of {of} = {scale:.6g}")
-    return Affine(shift, scale), "transform: " + ("; ".join(chosen) or "as given")
+        constant = train.min(axes, keepdims=True) == train.max(axes, keepdims=True)
+        if not (np.isfinite(std).all() and np.isfinite(1.0 / std[std > 0]).all()) or constant.all():
+            found = f"standard deviation {0.0 if constant.all() else std.max()}"
+            raise DataError("path", path, f"the train part has {found}", "Give scale as a float.")
+        size = np.where(mean == 0, 1.0, np.abs(mean))
+        scale = 1.0 / np.where(constant.reshape(std.shape), size, std)
+        scale = scale if axes is None else scale[0]
+        chosen.append(f"scale = 1/std of {of} = {_in_words(scale, per)}")
+        if constant.any():
+            chosen.append(f"{int(constant.sum())} of them constant, and scaled by 1/|value|")
+    affine = Affine(shift, scale)
+    affine.log_abs_det(train.shape[1:])  # refuses arrays that do not fit the samples
+    return affine, "transform: " + ("; ".join(chosen) or "as given")
+
+
+def _groups(per: str, train: np.ndarray, as_one: bool) -> str:
+    """What ``per`` means for these samples.
+
+    Raises:
+        ArgumentError: for a name that is none, and for one that the samples do not have.
+    """
+    names = ("auto", "all", "column", "channel", "element")
+    if per not in names:
+        raise ArgumentError("per", per, "there is no such choice", f"Choose one of {', '.join(names)}.")
+    if per == "auto":
+        return "column" if train.ndim == 2 and not as_one else "all"
+    least = {"column": 2, "channel": 3, "element": 2}.get(per, 1)
+    if train.ndim < least or (per == "column" and train.ndim > 2):
+        problem = f"the samples have shape {train.shape[1:]}"
+        raise ArgumentError("per", per, problem, "Columns are those of samples (D,), channels those of (C, ...).")
+    return per
+
+
+def _in_words(values: Any, per: str) -> str:
+    if per == "all":
+        return f"{float(values):.6g}"
+    return f"{values.min():.6g} to {values.max():.6g}, one for each {per}"

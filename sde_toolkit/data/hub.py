@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sde_toolkit.data.arrays import affine_of
+from sde_toolkit.data.arrays import affine_of, are_levels
 from sde_toolkit.data.columns import HuggingFaceRows, HuggingFaceShards, column_labels
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.folders import check_fraction
@@ -116,7 +117,7 @@ def hugging_face_stream(
     x, labels = first_samples(test, 0 if test_split is None else test_samples)
     if shards.column.layout is None:
         values = first_samples(shards, 10_000)[0]
-        transform, how = affine_of(values.numpy(), "auto", "auto", path, f"the first {len(values):,} rows")
+        transform, how = _affine(values, path, f"the first {len(values):,} rows")
     else:
         transform, how = eight_bit(), "transform to [-1, 1]"
     return Dataset(
@@ -183,5 +184,10 @@ def _transform(train: Source, images: bool, path: str) -> tuple[Transform, str]:
     if not len(train):
         return Identity(), "no transform"
     m = min(len(train), 10_000)
-    values = train[torch.arange(m) * len(train) // m].numpy()
-    return affine_of(values, "auto", "auto", path, "train" if m == len(train) else f"{m:,} rows of train")
+    values = train[torch.arange(m) * len(train) // m]
+    return _affine(values, path, "train" if m == len(train) else f"{m:,} rows of train")
+
+
+def _affine(values: Tensor, path: str, of: str) -> tuple[Transform, str]:
+    rows = values.numpy()
+    return affine_of(rows, "auto", "auto", path, of, whole=are_levels(rows, None))

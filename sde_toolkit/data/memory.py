@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.checking import is_count
-from sde_toolkit.data.arrays import affine_of, whole_numbers
+from sde_toolkit.data.arrays import affine_of, are_levels, whole_numbers
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.data.folders import check_fraction
@@ -72,17 +73,19 @@ def memory_map(
     path: str | Path,
     labels_path: str | Path | None = None,
     test_fraction: float = 0.1,
-    shift: float | str = "auto",
-    scale: float | str = "auto",
+    shift: Any = "auto",
+    scale: Any = "auto",
     levels: int | None = None,
     sample: int = 10_000,
     seed: int = 0,
+    per: str = "auto",
 ) -> Dataset:
     """Samples (N, *event_shape) from an ``.npy`` file that need not fit in memory.
 
     ``labels_path``: an ``.npy`` of N whole numbers from 0. ``test_fraction`` of the samples, drawn with ``seed``, is
     the test part. The transform (x − shift) · scale is, unless given, that of 8-bit images for uint8 (levels 256);
-    otherwise mean and 1/std over ``sample`` random rows of the train part (fewer where they would take 256 MB).
+    otherwise mean and 1/std over ``sample`` random rows of the train part (fewer where they would take 256 MB), of each
+    column where samples are (D,), of all elements otherwise; ``per`` chooses, as in :func:`sde_toolkit.data.array`.
     ``levels``: say so if the values are whole numbers 0..levels−1; it is checked on the same rows.
 
     Raises:
@@ -96,7 +99,8 @@ def memory_map(
     labels = None if labels_path is None else _labels(labels_path, n)
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
     transform: Transform
-    if rows.dtype == torch.uint8 and shift == scale == "auto" and levels in (None, 256):
+    automatic = isinstance(shift, str) and isinstance(scale, str) and shift == scale == "auto"
+    if rows.dtype == torch.uint8 and automatic and levels in (None, 256):
         transform, levels, how = eight_bit(), 256, "transform to [-1, 1]"
     else:
         per_row = 8 * math.prod(rows.shape[1:])
@@ -104,7 +108,7 @@ def memory_map(
         chosen = np.sort(train[np.random.RandomState(seed).permutation(len(train))[:m]])
         values = rows[chosen].numpy()
         of = "train" if m == len(train) else f"{m:,} random rows of train (seed {seed})"
-        transform, how = affine_of(values, shift, scale, str(path), of)
+        transform, how = affine_of(values, shift, scale, str(path), of, per, are_levels(values, levels))
         if levels is not None and not whole_numbers(values, levels):
             problem = f"the values are not whole numbers 0..{levels - 1}"
             raise DataError("levels", levels, problem, "Give levels=None.")

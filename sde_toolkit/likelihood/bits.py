@@ -139,7 +139,8 @@ def bits_per_dim(
     event = tuple(x.shape[1:])
     log_abs_det = model.transform.log_abs_det(event)
     D = math.prod(event)
-    options.setdefault("detail", levels.width * math.exp(log_abs_det / D) / math.sqrt(12))
+    scale = getattr(model.transform, "finest_scale", math.exp(log_abs_det / D))
+    options.setdefault("detail", levels.width * scale / math.sqrt(12))
     runs = []
     for k, noisy in enumerate(dequantise(x, levels, draws, generator=generator, seed=seed, first_index=first_index)):
         y = model.transform.forward(noisy)

@@ -46,7 +46,7 @@ def test_data_of_another_space_are_refused_or_warned_of(command, grey_model, nam
 def test_data_that_were_chosen_by_their_shape_are_warned_of_too(command, grey_model):
     words = words_of("compare", "digits")
     with pytest.warns(UserWarning, match="small part of the range"):
-        status, out, err = command(*(word for word in words if not word.startswith("data=")))
+        status, _, err = command(*(word for word in words if not word.startswith("data=")))
     assert status == 0, err
 
 

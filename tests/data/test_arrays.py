@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_toolkit.data import array
+from sde_toolkit.data import array, memory_map
 from sde_toolkit.errors import ArgumentError, DataError
 
 
@@ -57,13 +57,66 @@ def test_the_global_random_state_is_left_alone(save):
 
 
 def test_auto_standardises_the_train_part_as_a_whole_and_says_so(save):
-    data = array(save(np.random.default_rng(0).normal(30.0, 4.0, (500, 3))))
+    data = array(save(np.random.default_rng(0).normal(30.0, 4.0, (500, 3))), per="all")
     y = data.transform.forward(data.train)
     assert y.mean().item() == pytest.approx(0.0, abs=1e-9)
     assert y.std(correction=0).item() == pytest.approx(1.0, abs=1e-9)
     assert f"{data.transform.shift:.6g}" in data.notes
     assert f"{data.transform.scale:.6g}" in data.notes
     assert data.train.mean().item() == pytest.approx(30.0, abs=1.0)  # the data themselves are raw
+
+
+TABLE = np.array([1000.0, 1e-3, 5.0, 0.0]) + np.array([300.0, 3e-4, 0.0, 0.0]) * np.random.default_rng(0).normal(
+    size=(500, 4)
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("builder", [array, memory_map], ids=["array", "memory_map"])
+def test_each_column_of_a_table_has_its_own_mean_and_spread(save, builder, dtype):
+    data = builder(save(TABLE.astype(dtype)))
+    x = data.train[:]
+    y = data.transform.forward(x.double())
+    digits = 1e-9 if dtype == np.float64 else 1e-6
+    torch.testing.assert_close(y.mean(0), torch.zeros(4).double(), rtol=0, atol=digits)
+    torch.testing.assert_close(y[:, :2].std(0, correction=0), torch.ones(2).double(), rtol=digits, atol=0)
+    assert not y[:, 2:].any()  # constant columns stay where they are
+    assert torch.equal(data.transform.inverse(torch.zeros(1, 4))[0, 2:], torch.tensor([5.0, 0.0]))
+    assert "each column" in data.notes
+    assert "2 of them constant" in data.notes
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 4, 4)])
+def test_the_choice_of_what_has_a_spread_of_its_own(save, shape):
+    spreads = np.random.default_rng(0).uniform(1.0, 100.0, shape)
+    path = save(50.0 + spreads * np.random.default_rng(1).normal(size=(300, *shape)))
+    axes = {"all": (0, *range(1, len(shape) + 1)), "channel": (0, *range(2, len(shape) + 1)), "element": (0,)}
+    for per, over in axes.items():
+        data = array(path, per=per)
+        y = data.transform.forward(data.train)
+        std = y.var(over, correction=0).sqrt()
+        torch.testing.assert_close(y.mean(over), torch.zeros_like(std), rtol=0, atol=1e-9)
+        torch.testing.assert_close(std, torch.ones_like(std), rtol=1e-9, atol=0)
+    assert array(path).transform == array(path, per="all").transform
+    for per in ("column", "row", None):
+        with pytest.raises(ArgumentError, match="per"):
+            array(path, per=per)
+
+
+def test_levels_have_one_scale(save):
+    """Their width is one number; rare pixels at the border of flat images would be blown up."""
+    values = np.random.default_rng(0).integers(0, 17, (40, 4))
+    values[:, 0] //= 8
+    for data in (array(save(values), levels=17), array(save(values.astype(np.uint8)))):
+        assert isinstance(data.transform.scale, float)
+    assert len(array(save(values)).transform.scale) == 4
+
+
+def test_arrays_of_numbers_as_given(save):
+    data = array(save(TABLE), shift=[1000, 0, 0, 0], scale=np.array([1.0, 2.0, 3.0, 4.0]))
+    assert data.transform.forward(torch.ones(1, 4)).tolist() == [[-999.0, 2.0, 3.0, 4.0]]
+    with pytest.raises(ArgumentError, match="shape"):
+        array(save(TABLE), scale=[1.0, 2.0])
 
 
 def test_shift_and_scale_as_given(save):

@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from sde_toolkit import MLP, VPSDE, ScoreModel
+from sde_toolkit import MLP, VPSDE, Affine, ScoreModel
 from sde_toolkit.errors import ArgumentError, CheckpointError, SDEToolkitError
 
 
@@ -45,6 +45,17 @@ def rewrite(folder, **changes):
 def test_the_whole_checkpoint_loads(folder):
     loaded = ScoreModel.from_pretrained(folder)
     assert (loaded.sde, loaded.prediction, loaded.training) == (VPSDE(), "v", False)
+
+
+def test_a_transform_of_arrays_comes_back_digit_by_digit_as_plain_numbers(tmp_path):
+    """Also the largest that is allowed, in a file that a person can read."""
+    transform = Affine(1e3 * torch.randn(3, 4, 4).double(), torch.rand(3, 1, 1) + 1e-9, low=-9.0, high=1e5)
+    largest = Affine(torch.randn(2, 64, 128), torch.rand(1))
+    for given in (Affine([1000.0, 1e-3], [1 / 300, 1 / 3e-4]), transform, largest):
+        ScoreModel(MLP(width=8, depth=1), VPSDE(), "v", transform=given).save_pretrained(tmp_path / "model")
+        assert ScoreModel.from_pretrained(tmp_path / "model").transform == given
+        stored = yaml.safe_load((tmp_path / "model" / "model.yaml").read_text())["transform"]
+        assert torch.equal(torch.tensor(stored["shift"]), torch.tensor(given.shift))
 
 
 def test_truncated_weights(folder):

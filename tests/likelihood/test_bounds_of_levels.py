@@ -84,6 +84,22 @@ def test_scaling_model_and_path_together_changes_no_draw():
     assert torch.allclose(found[1], found[3], rtol=1e-8)
 
 
+def test_levels_of_columns_with_scales_of_their_own_are_independent_columns():
+    """Two columns of integers with their own scales: log P is the sum of what each has."""
+    scales, sde = [0.5, -0.2], VPSDE()
+    x = torch.cartesian_prod(LEVELS.values, LEVELS.values)
+    both = GaussianMixture(
+        Affine([1.0, 1.0], scales).forward(x), sde, std=0.0, weights=(LOG_P.unsqueeze(1) + LOG_P).exp().flatten()
+    )
+    both.transform = Affine([1.0, 1.0], scales)
+    options = {"levels": LEVELS, "end": sde.inverse_half_log_snr(doubles(math.log(8 / 0.2))).item(), **F64}
+    rows, back = copies(list(range(25)), 12)
+    together = variational_bound(both, x[rows[:, 0].long()], draws=300, **options)
+    value, error = pooled(together, back)
+    assert bool(((value - (LOG_P.unsqueeze(1) + LOG_P).flatten()).abs() < 4.5 * error + 2e-2).all())
+    assert LevelMap(LEVELS, both.transform).spacing(x[:1]) == pytest.approx(0.2)  # the least of them
+
+
 def test_a_density_follows_the_change_of_variables():
     model = gaussian([0.0, 0.0], VPSDE(), std=0.5)
     plain = gaussian([0.0, 0.0], VPSDE(), std=0.5)
