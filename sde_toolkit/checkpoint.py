@@ -7,144 +7,111 @@ hold its weights. Nothing in it is ever unpickled, and no code is loaded by name
     prediction: edm
     ...
 
-A part of your own (a network, an SDE) is noted by its name and has to be passed when the model is loaded.
+A part of your own (a network, an SDE) is noted as such, ``{own class: MyNetwork}``, and has to be passed when the
+model is loaded. The tensors of a compiled or parallel network are written under the names that they have in the network
+inside.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_toolkit import networks, sde, time_inputs, transforms
-from sde_toolkit.errors import ArgumentError, CheckpointError, SDEToolkitError
+from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.networks.inside import own_names
+from sde_toolkit.plain_files import yaml_text
+from sde_toolkit.rebuilding import DESCRIPTION, FORMAT, check_fit, read_description, rebuild
+from sde_toolkit.tensor_files import (
+    check_tensors,
+    layouts,
+    layouts_of,
+    load_tensors,
+    match,
+    save_tensors,
+    tensors_metadata,
+)
 
 __all__ = [
+    "DESCRIPTION",
     "best_checkpoint",
+    "check_plain",
+    "check_writable",
+    "checked_tensors",
     "checkpoint_folders",
     "embedded_models",
     "is_best_mark",
-    "load_description",
+    "load_model",
     "load_tensors",
     "load_weights",
     "locate",
     "save",
     "save_tensors",
+    "state_of",
     "tensors_metadata",
 ]
 
-FORMAT = "sde_toolkit/1"
-DESCRIPTION = "model.yaml"
 WEIGHTS = ("ema", "raw")
 CHECKPOINTS = "checkpoints"  # of a training run: one folder for each step that was kept
 BEST = "best"  # of a training run: a file that names one of them
 
-_HOMES: dict[str, ModuleType] = {
-    "network": networks,
-    "sde": sde,
-    "time_input": time_inputs,
-    "transform": transforms,
-}
+
+def check_writable(description: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Refuse what :func:`save` could not write. Training calls this before its first step.
+
+    Raises:
+        ArgumentError: naming the argument or the tensor.
+    """
+    check_plain("description", description)
+    check_tensors(weights)
 
 
-def describe(part: Any) -> dict[str, Any]:
-    """The class and the constructor arguments of a network, SDE, time input or transform, as plain data."""
-    if dataclasses.is_dataclass(part):
-        arguments = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-    else:
-        arguments = dict(getattr(part, "hyperparameters", {}))
-    return {"class": _name(part), **{k: _plain(v) for k, v in arguments.items()}}
+def check_plain(name: str, content: Mapping[str, Any]) -> str:
+    """Plain data as the text of a YAML file that reads back equal.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    try:
+        return yaml_text(content)
+    except ValueError as error:
+        remedy = "Use numbers, texts, and lists and dictionaries of them."
+        raise ArgumentError(name, content, f"it cannot be written as YAML ({error})", remedy) from None
 
 
-def _name(part: Any) -> str:
-    return str(getattr(part, "__qualname__", type(part).__qualname__))  # a function has a name of its own
-
-
-def _plain(value: Any) -> Any:
-    """An argument as plain data: a part of a part is described in its turn, a function is noted by its name."""
-    if isinstance(value, tuple):
-        return list(value)
-    if dataclasses.is_dataclass(value):
-        return describe(value)
-    return _name(value) if callable(value) else value
+def state_of(module: torch.nn.Module) -> dict[str, Any]:
+    """The state dict, its tensors named as in the networks inside compiled and parallel ones."""
+    state = module.state_dict()
+    names = own_names(module, state)
+    return {names[name]: value for name, value in state.items()}
 
 
 def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write ``model.yaml`` and one safetensors file for each named set of weights (``ema``, ``raw``).
 
     Every file is written beside its place and then moved there, so that a kill leaves the old one whole.
-    """
-    import yaml
 
-    for name in weights:
+    Raises:
+        ArgumentError: for what cannot be written, before the folder is touched.
+    """
+    for name, tensors in weights.items():
         _check_weights_name(name)
+        check_tensors(tensors)
+    text = check_plain("description", {"format": FORMAT, **description})
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, tensors in weights.items():
         save_tensors(directory / f"{name}.safetensors", tensors)
     target = directory / DESCRIPTION
     partial = target.with_suffix(".partial")
-    text = yaml.safe_dump({"format": FORMAT, **description}, sort_keys=False, default_flow_style=None, width=100)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, target)
-
-
-def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, written beside its place and moved there; ``metadata`` stands in its header.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    partial = target.with_suffix(".partial")
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{target.name}: {error}") from None
-
-
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds.
-
-    Raises:
-        CheckpointError: if it is truncated or something else.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        problem = f"{file.name} is truncated or not a safetensors file ({error})"
-        raise CheckpointError(file.parent, problem, "Copy the file again.") from None
-
-
-def tensors_metadata(file: Path) -> dict[str, str]:
-    """What the header of a safetensors file says besides its tensors.
-
-    Raises:
-        CheckpointError: if it is truncated or something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as found:
-            return dict(found.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        problem = f"{file.name} is truncated or not a safetensors file ({error})"
-        raise CheckpointError(file.parent, problem, "Copy the file again.") from None
 
 
 def embedded_models() -> tuple[str, ...]:
@@ -220,76 +187,40 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(path, "no such folder", f"Pass a checkpoint folder, or an embedded model: {names}.")
 
 
-def load_description(directory: Path, **own: Any) -> dict[str, Any]:
+def load_model(directory: Path, weights: str, **own: Any) -> dict[str, Any]:
     """The arguments of a score model, rebuilt from ``model.yaml``; ``own`` replaces parts of it by objects.
 
+    The network has random weights yet: :func:`load_weights`.
+
     Raises:
-        CheckpointError: missing, unreadable, foreign or incomplete description, or a part of the user's own
-            that was not passed.
+        CheckpointError: missing, unreadable, foreign or incomplete description, a part of the user's own
+            that was not passed, or a network that the weights do not fit.
     """
-    import yaml
-
-    file = directory / DESCRIPTION
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(directory, f"it has no {DESCRIPTION}", "Is this the right folder?") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = f"{DESCRIPTION} cannot be read ({type(error).__name__})"
-        raise CheckpointError(directory, problem, "Restore the file.") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        saw = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise CheckpointError(
-            directory,
-            f"{DESCRIPTION} has format {saw!r}, not {FORMAT!r}",
-            "It was not written by this package.",
-        )
-    wanted = ("network", "sde", "prediction", "time_input", "sigma_data", "transform", "event_shape")
-    missing = [key for key in wanted if key not in found]
-    if missing:
-        raise CheckpointError(directory, f"{DESCRIPTION} lacks {', '.join(missing)}", "Restore the file.")
-    rebuilt = {key: found[key] for key in wanted}
-    rebuilt["learned_variance"] = found.get("learned_variance", False)
-    for key in _HOMES:
-        rebuilt[key] = own[key] if own.get(key) is not None else _build(directory, key, found[key])
-    return rebuilt
-
-
-def _build(directory: Path, key: str, description: Any) -> Any:
-    """Construct one part from its class name, looked up among the public names of its home only."""
-    home = _HOMES[key]
-    arguments = dict(description) if isinstance(description, dict) else {}
-    name = arguments.pop("class", None)
-    arguments = {k: _build(directory, key, v) if _is_part(v) else v for k, v in arguments.items()}
-    if name not in home.__all__:
-        raise CheckpointError(
-            directory,
-            f"its {key} is {name!r}, which is not a class of sde_toolkit",
-            f"Pass your own: ScoreModel.from_pretrained(path, {key}=...).",
-        )
-    try:
-        return getattr(home, name)(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-    except (TypeError, SDEToolkitError) as error:
-        problem = f"its {key} cannot be rebuilt: {error}"
-        raise CheckpointError(directory, problem, f"Check {key} in {DESCRIPTION}.") from None
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and "class" in value
+    description = read_description(directory)
+    file = _weights_file(directory, weights)
+    return rebuild(directory, description, file.name, layouts(file), own)
 
 
 def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None:
     """Load ``<weights>.safetensors`` into ``module``; every tensor must fit and be finite.
 
+    The numbers may have another floating precision in the file: they are rounded to that of the module. Integers are no
+    floats, and complex numbers no real ones.
+
     Raises:
         CheckpointError: missing or truncated file, tensors that do not fit, NaN or infinity.
     """
-    tensors = checked_tensors(directory, weights)
+    file = _weights_file(directory, weights)
+    state = module.state_dict()
+    chosen, problems = match(layouts_of(state), layouts(file))
+    check_fit(directory, file.name, problems)
+    tensors = load_tensors(file)
+    fitting = {name: tensors[there].to(state[name].dtype) for name, there in chosen.items()}
+    _check_finite(file, fitting)
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(fitting)
     except RuntimeError as error:
-        problem = f"{weights}.safetensors does not fit the network: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(directory, problem, f"Is {DESCRIPTION} the one it was saved with?") from None
+        check_fit(directory, file.name, [" ".join(str(error).split())[:300]])
 
 
 def checked_tensors(directory: Path, weights: str) -> dict[str, Tensor]:
@@ -298,20 +229,26 @@ def checked_tensors(directory: Path, weights: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: missing or truncated file, NaN or infinity.
     """
-    _check_weights_name(weights)
-    file = directory / f"{weights}.safetensors"
-    if not file.is_file():
-        there = ", ".join(name for name in WEIGHTS if (directory / f"{name}.safetensors").is_file()) or "none"
-        raise CheckpointError(directory, f"it has no {file.name}", f"Weights that are there: {there}.")
+    file = _weights_file(directory, weights)
     tensors = load_tensors(file)
+    _check_finite(file, tensors)
+    return tensors
+
+
+def _check_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                directory,
-                f"{file.name} holds NaN or infinity in {name!r}",
-                "The training diverged; use an earlier one.",
-            )
-    return tensors
+            problem = f"{file.name} holds NaN or infinity in {name!r}"
+            raise CheckpointError(file.parent, problem, "The training diverged; use an earlier one.")
+
+
+def _weights_file(directory: Path, weights: str) -> Path:
+    _check_weights_name(weights)
+    file = directory / f"{weights}.safetensors"
+    if not file.exists():
+        there = ", ".join(name for name in WEIGHTS if (directory / f"{name}.safetensors").is_file()) or "none"
+        raise CheckpointError(directory, f"it has no {file.name}", f"Weights that are there: {there}.")
+    return file
 
 
 def _check_weights_name(name: str) -> None:

@@ -6,7 +6,12 @@ code that knows nothing of this package still catches them in the usual way.
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from typing import Any
+
+from sde_toolkit.showing import shown
 
 __all__ = [
     "ArgumentError",
@@ -23,13 +28,26 @@ __all__ = [
 
 
 class SDEToolkitError(Exception):
-    """Base class of every error raised on purpose by this package."""
+    """Base class of every error raised on purpose by this package.
+
+    It can be pickled and copied with its message and attributes, so that one process can raise it for another. An
+    attribute that cannot be pickled, or is very large, arrives as the text by which it is shown.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raised_anew, (type(self), self.args, {name: _packed(v) for name, v in vars(self).items()})
+
+    def __copy__(self) -> SDEToolkitError:
+        return _made_anew(type(self), self.args, vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SDEToolkitError:
+        return _made_anew(type(self), self.args, {name: _deep(v, memo) for name, v in vars(self).items()})
 
 
 class ArgumentError(SDEToolkitError, ValueError):
     """An argument that cannot be used: ``argument=value: problem. remedy``.
 
-    With one argument it is the whole message: so it is pickled, and raised anew by one process for another.
+    With one argument it is the whole message.
     """
 
     def __init__(self, argument: str, value: Any = None, problem: str | None = None, remedy: str = "") -> None:
@@ -38,10 +56,7 @@ class ArgumentError(SDEToolkitError, ValueError):
         if problem is None:
             super().__init__(argument)
             return
-        shown = repr(value)
-        if len(shown) > 120:
-            shown = shown[:117] + "..."
-        super().__init__(f"{argument}={shown}: {problem.rstrip('.')}. {remedy}")
+        super().__init__(f"{argument}={shown(value)}: {problem.rstrip('.')}. {remedy}")
 
 
 class DefinitionError(SDEToolkitError, TypeError):
@@ -123,3 +138,58 @@ def _is_installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+_LARGEST = 2**20  # bytes of an attribute that travels with an error
+
+
+class _Limited(io.BytesIO):
+    """Bytes up to a limit: so that no gigabytes are pickled before it is known that they are too many."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + len(content) > _LARGEST:
+            raise OverflowError
+        return super().write(content)
+
+
+def _packed(value: Any) -> tuple[bytes | None, str]:
+    """A value as bytes, None where it cannot be pickled; and as the text that stands for it then."""
+    text = shown(value)
+    if getattr(value, "nbytes", 0) > _LARGEST:
+        return None, text
+    stream = _Limited()
+    try:
+        pickle.Pickler(stream).dump(value)
+    except Exception:  # whatever a value's own pickling raises
+        return None, text
+    return stream.getvalue(), text
+
+
+def _raised_anew(
+    kind: type[SDEToolkitError], args: tuple[Any, ...], packed: dict[str, tuple[bytes | None, str]]
+) -> SDEToolkitError:
+    return _made_anew(kind, args, {name: _unpacked(*value) for name, value in packed.items()})
+
+
+def _unpacked(content: bytes | None, text: str) -> Any:
+    if content is None:
+        return text
+    try:
+        return pickle.loads(content)
+    except Exception:  # a class that this process cannot find
+        return text
+
+
+def _made_anew(kind: type[SDEToolkitError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SDEToolkitError:
+    """An error without its constructor, which wants other arguments than the message."""
+    error = kind.__new__(kind, *args)
+    super(SDEToolkitError, error).__init__(*args)
+    vars(error).update(attributes)
+    return error
+
+
+def _deep(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # what cannot be copied is shared
+        return value

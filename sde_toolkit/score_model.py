@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from sde_toolkit import checkpoint
 from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.descriptions import describe
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.networks.inside import hyperparameters_of, inner_network
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
 from sde_toolkit.sde import SDE, Time, check_sde
 from sde_toolkit.time_inputs import NoiseLevel, ScaledTime
@@ -100,7 +102,7 @@ class ScoreModel(nn.Module):
         self.transform = transform or Identity()
         parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
         self._parameter = [p for p in parameters if p.is_floating_point()][:1]  # it tells the network's dtype
-        self.event_shape = None if event_shape is None else tuple(event_shape)
+        self.event_shape = None if event_shape is None else tuple(map(int, event_shape))
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
         """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
@@ -114,9 +116,10 @@ class ScoreModel(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """K of a class-conditional network of this package, K itself being the label of "no class"; else None."""
-        if isinstance(self.network, ScoreModel):
-            return self.network.num_classes
-        classes: int | None = getattr(self.network, "hyperparameters", {}).get("num_classes")
+        inside = inner_network(self.network)
+        if isinstance(inside, ScoreModel):
+            return inside.num_classes
+        classes: int | None = hyperparameters_of(self.network).get("num_classes")
         return classes
 
     def network_inputs(self, t: Tensor) -> Inputs:
@@ -198,19 +201,34 @@ class ScoreModel(nn.Module):
         """Everything but the weights, as plain data: what ``model.yaml`` holds."""
         learned = {"learned_variance": True} if self.learned_variance else {}
         return {
-            "sde": checkpoint.describe(self.sde),
-            "network": checkpoint.describe(self.network),
+            "sde": describe("sde", self.sde),
+            "network": describe("network", self.network),
             "prediction": self.prediction,
-            "time_input": checkpoint.describe(self.time_input),
+            "time_input": describe("time_input", self.time_input),
             "sigma_data": self.sigma_data,
-            "transform": checkpoint.describe(self.transform),
+            "transform": describe("transform", self.transform),
             "event_shape": None if self.event_shape is None else list(self.event_shape),
             **learned,
         }
 
+    def check_savable(self) -> None:
+        """Refuse a model that cannot be written to a checkpoint. Training calls this before its first step.
+
+        Raises:
+            ArgumentError: naming the argument of a part, or the tensor, that cannot be written.
+        """
+        checkpoint.check_writable(self.description(), checkpoint.state_of(self))
+
     def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
-        """Write the model into a folder that :meth:`from_pretrained` reads; ``weights`` names what these are."""
-        checkpoint.save(directory, self.description(), {weights: self.state_dict()})
+        """Write the model into a folder that :meth:`from_pretrained` reads; ``weights`` names what these are.
+
+        Numbers of numpy and torch among the arguments of its parts are written as plain numbers. Of a compiled or
+        parallel network the one inside is written.
+
+        Raises:
+            ArgumentError: for what cannot be written, before the folder is touched.
+        """
+        checkpoint.save(directory, self.description(), {weights: checkpoint.state_of(self)})
 
     @classmethod
     def from_pretrained(
@@ -226,15 +244,15 @@ class ScoreModel(nn.Module):
         """Rebuild a model, in evaluation mode, from a checkpoint folder or an embedded name such as ``"mnist"``.
 
         ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the
-        description, and are needed for parts that are not classes of this package.
+        description, and are needed for parts that are not classes of this package. Weights in another floating
+        precision than the network's are rounded to it; other kinds of numbers are refused.
 
         Raises:
             CheckpointError: if the folder is missing, truncated, foreign, or does not fit.
         """
         directory = checkpoint.locate(path)
-        parts = checkpoint.load_description(
-            directory, network=network, sde=sde, time_input=time_input, transform=transform
-        )
+        own = {"network": network, "sde": sde, "time_input": time_input, "transform": transform}
+        parts = checkpoint.load_model(directory, weights, **own)
         model = cls(**parts)
         checkpoint.load_weights(directory, model, weights)
         return model.eval()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checking import as_python, is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
@@ -23,6 +23,9 @@ class ScaledTime:
 
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         return self.scale * t
 
@@ -34,7 +37,8 @@ class DiscreteIndex:
     N: int = 1000
 
     def __post_init__(self) -> None:
-        if not is_count(self.N):
+        object.__setattr__(self, "N", as_python(self.N))
+        if not (is_count(self.N) and is_number(self.N)):
             raise ArgumentError("N", self.N, "a discrete network has at least one step", "DDPM's has 1000.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
@@ -50,5 +54,15 @@ class NoiseLevel:
 
     scale: float = 0.25
 
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         return -self.scale * sde.half_log_snr(t)
+
+
+def _keep_number(part: ScaledTime | NoiseLevel) -> None:
+    """``scale`` as a plain number, which it has to be."""
+    object.__setattr__(part, "scale", as_python(part.scale))
+    if not is_number(part.scale):
+        raise ArgumentError("scale", part.scale, "not a finite number", "Pass 1, 999 or 1000, for example.")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checking import as_python, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 
@@ -36,6 +36,11 @@ class DiscreteVPSDE(SDE):
     betas: tuple[float, ...] = field(default=_DDPM_BETAS, repr=False)
 
     def __post_init__(self) -> None:
+        try:
+            betas = tuple(map(as_python, as_python(self.betas)))
+        except TypeError:
+            raise ArgumentError("betas", self.betas, "no sequence of numbers", "Pass β_1, ..., β_N.") from None
+        object.__setattr__(self, "betas", betas)
         if not self.betas:
             raise ArgumentError("betas", self.betas, "the schedule is empty", "Pass β_1, ..., β_N.")
         last = len(self.betas) - 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.networks import Condition
+from sde_toolkit.networks.inside import hyperparameters_of
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
@@ -66,8 +67,9 @@ def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> 
         ArgumentError: for networks of this package that were built for another width of labels.
     """
     width = 0 if augmentation is None else augmentation.width
-    takes = getattr(model.network, "hyperparameters", {}).get("augmentation_width")
-    if width and hasattr(model.network, "hyperparameters") and takes != width:
+    known = hyperparameters_of(model.network)
+    takes = known.get("augmentation_width")
+    if width and known and takes != width:
         problem = f"it labels what it did with {width} numbers, the network takes {takes or 'none'}"
         raise ArgumentError(
             "augmentation", augmentation, problem, f"Build the network with augmentation_width={width}."

@@ -21,10 +21,14 @@ from torch import Tensor
 
 from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
+from sde_toolkit.descriptions import CLASS, OWN
 from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import CheckpointError
 from sde_toolkit.evaluation.fingerprints import flat
 from sde_toolkit.evaluation.store import write_atomically
+from sde_toolkit.plain_files import UnreadableFileError, read_yaml
+from sde_toolkit.showing import shown
+from sde_toolkit.tensor_files import check_regular
 from sde_toolkit.training.folder import PARTIAL, RUN, STATE
 
 __all__ = ["check_run", "load_state", "mark_best", "mark_missed_best", "prune", "save_checkpoint", "writing"]
@@ -43,8 +47,6 @@ def save_checkpoint(
     Raises:
         CheckpointError: if it cannot be written (disk full, no permission); those that exist stay as they are.
     """
-    import yaml
-
     home = directory / CHECKPOINTS
     target = home / f"step-{step:09d}"
     partial = home / f"{PARTIAL}{target.name}"
@@ -54,8 +56,7 @@ def save_checkpoint(
         checkpoint.save(partial, description, weights)
         with (partial / STATE).open("wb") as file:
             torch.save(dict(state), file)
-        text = yaml.safe_dump(dict(run), sort_keys=False, default_flow_style=None, width=100)
-        (partial / RUN).write_text(text, encoding="utf-8")
+        (partial / RUN).write_text(checkpoint.check_plain("run", run), encoding="utf-8")
         for file_path in partial.iterdir():
             to_disk(file_path)
         to_disk(partial)
@@ -130,6 +131,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """
     file = folder / STATE
     remedy = f"Remove {folder.name} to go on from the checkpoint before it."
+    check_regular(file)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -153,17 +155,21 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     Raises:
         CheckpointError: naming the first key that differs, and both values.
     """
-    import yaml
-
     try:
-        made_with = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(folder, f"{RUN} cannot be read ({type(error).__name__})", "Restore the file.") from None
+        made_with = read_yaml(folder / RUN)
+    except FileNotFoundError:
+        raise CheckpointError(folder, f"it has no {RUN}", "Restore the file.") from None
+    except UnreadableFileError as error:
+        raise CheckpointError(folder, str(error), "Restore the file.") from None
     then, now = {**_BEFORE, **dict(flat(made_with))}, dict(flat(run))
+    for key in [key for key in now if key.endswith(f".{OWN}") and key not in then]:
+        bare = key.removesuffix(OWN) + CLASS  # how earlier versions noted a part of one's own
+        if bare in then:
+            then[key] = then.pop(bare)
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(
                 folder,
-                f"it was made with {key}={then.get(key)!r}, now {key}={now.get(key)!r}",
+                f"it was made with {key}={shown(then.get(key))}, now {key}={shown(now.get(key))}",
                 "Give the same value to go on, or train in another folder (initial=... starts from these weights).",
             )

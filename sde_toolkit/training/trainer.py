@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.checkpoint import check_plain, checkpoint_folders
 from sde_toolkit.claims import claimed
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
@@ -89,7 +89,9 @@ def train(
     directory = Path(directory)
     t_min = model.sde.likelihood_end if options.t_min is None else options.t_min
     objective = Objective(model, loss or DenoisingScoreMatching(), times or Uniform(), t_min, augmentation)
+    model.check_savable()  # what no checkpoint can hold is found before the first step
     record = describe_run(objective, dataset, options)
+    check_plain("run", record)
     found = checkpoint_folders(directory)
     if found and not resume:
         raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")

@@ -16,7 +16,7 @@ ORDER = [
     {"evaluation_mode"},
     {"sde"},
     {"prediction"},
-    {"transforms", "time_inputs", "networks", "checkpoint"},
+    {"transforms", "time_inputs", "networks", "descriptions", "tensor_files", "rebuilding", "checkpoint"},
     {"score_model"},
     {"exact", "wrapping"},
     {"rescheduled", "thresholding"},

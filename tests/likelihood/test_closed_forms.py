@@ -1,7 +1,5 @@
 """log_likelihood is the log density of Gaussians and of mixtures, for every SDE, down to t = 0, in any coordinates."""
 
-import math
-
 import pytest
 import torch
 from densities import (

@@ -1,0 +1,169 @@
+"""Files of plain data, YAML and JSON, whoever wrote them: read with bounded work, or refused with the reason.
+
+Only regular files are opened: a pipe or a device could keep the reader waiting for ever. A file has a largest size, its
+data a largest depth and a largest number of values. Aliases of YAML count as often as they are spelled out, so that a
+few lines cannot stand for a million lists.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["UnreadableFileError", "read_bytes", "read_json", "read_yaml", "yaml_text"]
+
+_BYTES = 32 * 2**20
+_VALUES = 1_000_000
+_DEPTH = 64
+_DIGITS = 4000  # of a number: longer ones take a time that grows as the square of their length
+
+
+class UnreadableFileError(Exception):
+    """Why a file is not read, as a clause: "it is not a regular file". Callers turn it into an error of their own."""
+
+
+def read_bytes(file: Path, most: int = _BYTES) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableFileError: for a pipe, a device, a folder; a file that is too large or may not be read.
+    """
+    if not file.exists():
+        raise FileNotFoundError(file)
+    if not file.is_file():
+        raise UnreadableFileError(f"{file.name} is not a regular file")
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableFileError(f"{file.name} cannot be read ({type(error).__name__})") from None
+    if len(content) > most:
+        raise UnreadableFileError(f"{file.name} is larger than {most} bytes")
+    return content
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableFileError: if it is no JSON, or nested too deep.
+    """
+    content = read_bytes(file)
+    try:
+        found = json.loads(content.decode("utf-8"))
+        _check_depth(found, file)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFileError(f"{file.name} cannot be read ({type(error).__name__})") from None
+    return found
+
+
+def _check_depth(found: Any, file: Path) -> None:
+    level = [found]
+    for _ in range(_DEPTH):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return
+    raise UnreadableFileError(f"{file.name} is nested more than {_DEPTH} deep")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds: plain data alone, no tag makes an object.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableFileError: if it is no YAML of plain data, nested too deep, or larger than it looks.
+    """
+    content = read_bytes(file)
+    try:
+        return _parsed(content.decode("utf-8"), file.name)
+    except UnreadableFileError:
+        raise
+    except Exception as error:  # YAML's constructors let many kinds through: ValueError, KeyError, AttributeError, ...
+        raise UnreadableFileError(f"{file.name} cannot be read ({type(error).__name__})") from None
+
+
+def _parsed(text: str, name: str) -> Any:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    _check_events(yaml.parse(text, Loader=loader), name)
+    return yaml.load(text, Loader=loader)
+
+
+def _check_events(events: Iterator[Any], name: str) -> None:
+    """Count the values as if every alias were spelled out, before any of them is built."""
+    import yaml
+
+    sizes: dict[str, int] = {}  # of what an anchor stands for, once it is complete
+    open_ones: list[tuple[str | None, int]] = []  # anchor, and how many values there were before
+    count = 0
+    event: Any
+    for event in events:  # of the parser, which builds nothing
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise UnreadableFileError(f"{name} has an alias that stands for nothing yet")
+            count += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+            if len(event.value) > _DIGITS and re.fullmatch(r"[0-9a-fA-Fxob:._+-]*", event.value):
+                raise UnreadableFileError(f"{name} has a number of {len(event.value)} digits")
+        elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            open_ones.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, before = open_ones.pop()
+            if anchor:
+                sizes[anchor] = count - before
+        if len(open_ones) > _DEPTH:
+            raise UnreadableFileError(f"{name} is nested more than {_DEPTH} deep")
+        if count > _VALUES:
+            raise UnreadableFileError(f"{name} stands for more than {_VALUES} values")
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Plain data as YAML, in the order of its keys.
+
+    Raises:
+        ValueError: if what is read back would be something else.
+    """
+    import yaml
+
+    dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+    class Spelled(dumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    try:
+        text = str(yaml.dump(dict(content), Dumper=Spelled, sort_keys=False, default_flow_style=None, width=100))
+        back = _parsed(text, "the text")
+    except (yaml.YAMLError, RecursionError, UnreadableFileError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+    if not _same(back, dict(content)):
+        raise ValueError("YAML would change it")
+    return text
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal as data, NaN being equal to NaN."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (a != a and b != b)

@@ -1,0 +1,211 @@
+"""Named tensors in a safetensors file: written whole; compared by shape with what they are for, and then read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.networks.inside import without_wrappers
+
+__all__ = [
+    "Layout",
+    "check_regular",
+    "check_tensors",
+    "layouts",
+    "layouts_of",
+    "load_tensors",
+    "match",
+    "save_tensors",
+    "tensors_metadata",
+]
+
+_AGAIN = "Copy the file again."
+
+
+class Layout(NamedTuple):
+    """The shape of a tensor, and the kind of its numbers: ``float``, ``complex``, ``bool``, or an integer type."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def numel(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+
+def layouts_of(tensors: Mapping[str, Any]) -> dict[str, Layout]:
+    """Of the tensors of a state dict."""
+    return {k: Layout(tuple(v.shape), _kind(v.dtype)) for k, v in tensors.items() if isinstance(v, Tensor)}
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "float"
+    return "complex" if dtype.is_complex else str(dtype).removeprefix("torch.")
+
+
+def layouts(file: Path) -> dict[str, Layout]:
+    """Of the tensors in a file. Its header is read, and nothing else.
+
+    Raises:
+        CheckpointError: if it is truncated, or no safetensors file.
+    """
+    from safetensors import safe_open
+
+    check_regular(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            return {k: Layout(tuple(v.get_shape()), _kind_in_file(v.get_dtype())) for k, v in slices.items()}
+    except Exception as error:  # SafetensorError, OSError, and whatever a foreign header brings about
+        raise _unreadable(file, error) from None
+
+
+def _kind_in_file(name: str) -> str:
+    """F32 and BF16 are floats, I64 is int64, U8 is uint8."""
+    if name == "BOOL":
+        return "bool"
+    for letters, kind in (("F", "float"), ("BF", "float"), ("C", "complex"), ("I", "int"), ("U", "uint")):
+        if name.startswith(letters) and name.removeprefix(letters)[:1].isdigit():
+            return kind if kind in ("float", "complex") else f"{kind}{name.removeprefix(letters)}"
+    return name
+
+
+def tensors_metadata(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says besides its tensors.
+
+    Raises:
+        CheckpointError: if it is truncated or something else.
+    """
+    from safetensors import safe_open
+
+    check_regular(file)
+    try:
+        with safe_open(file, framework="pt") as found:
+            return dict(found.metadata() or {})
+    except Exception as error:
+        raise _unreadable(file, error) from None
+
+
+def check_regular(file: Path) -> None:
+    """Refuse a pipe or a device, which could keep the reader waiting for ever.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    if file.exists() and not file.is_file():
+        raise CheckpointError(file.parent, f"{file.name} is not a regular file", _AGAIN)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        CheckpointError: if it is truncated or something else.
+    """
+    from safetensors.torch import load_file
+
+    check_regular(file)
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # SafetensorError, OSError, MemoryError, an unknown dtype
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return CheckpointError(file.parent, f"{file.name} is truncated or not a safetensors file ({said})", _AGAIN)
+
+
+def match(expected: Mapping[str, Layout], found: Mapping[str, Layout]) -> tuple[dict[str, str], list[str]]:
+    """For each expected tensor the name of the one that is it, and what does not fit, as texts.
+
+    A name is met exactly, or without the parts that compiled and parallel networks add to it on either side.
+    Another floating precision fits; another kind of numbers does not.
+    """
+    bare: dict[str, list[str]] = {}
+    for name in found:
+        bare.setdefault(without_wrappers(name), []).append(name)
+    chosen, problems = {}, []
+    for name, layout in expected.items():
+        candidates = [name] if name in found else bare.get(without_wrappers(name), [])
+        if len(candidates) != 1:
+            problems.append(f"{name!r} is missing")
+            continue
+        chosen[name] = candidates[0]
+        there = found[candidates[0]]
+        if there != layout:
+            here, wanted = (f"{kind} {list(shape)}" for shape, kind in (there, layout))
+            problems.append(f"{name!r} is {here} in the file, not {wanted}")
+    used = set(chosen.values())
+    problems += [f"{name!r} belongs to nothing" for name in found if name not in used]
+    return chosen, problems
+
+
+def check_tensors(tensors: Mapping[str, Any]) -> None:
+    """Refuse what no safetensors file can hold.
+
+    Raises:
+        ArgumentError: naming the tensor.
+    """
+    from safetensors.torch import save
+
+    remedy = "Keep numbers in parameters and buffers, and call the network once before it is saved."
+    writable: set[torch.dtype] = set()
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ArgumentError(name, value, "the network's state has something that is no tensor", remedy)
+        if torch.nn.parameter.is_lazy(value) or value.is_meta:
+            raise ArgumentError(name, type(value).__name__, "this tensor of the network has no values yet", remedy)
+        if value.layout != torch.strided:
+            raise ArgumentError(name, str(value.layout), "sparse tensors cannot be written", remedy)
+        if value.dtype not in writable:
+            try:
+                save({"x": torch.zeros(1, dtype=torch.uint8).expand(16).contiguous().view(value.dtype)})
+            except Exception:
+                raise ArgumentError(name, value.dtype, "numbers of this kind cannot be written", remedy) from None
+            writable.add(value.dtype)
+
+
+def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """One safetensors file, written beside its place and moved there; ``metadata`` stands in its header.
+
+    Tensors that share memory are written each.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = target.with_suffix(".partial")
+    try:
+        save_file(_apart(tensors), partial, metadata)
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{target.name}: {error}") from None
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, no two in the same memory."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        if math.prod(value.shape) and place in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        found[name] = value
+    return found
