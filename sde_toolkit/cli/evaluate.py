@@ -212,7 +212,7 @@ def _record_of(config: DictConfig, drawn: Drawn | None, place: Place) -> Any:
         return None
     try:
         return {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k not in ("config", "machine")}
-    except ValueError:
+    except (OSError, ValueError, AttributeError, RecursionError):  # damaged, or something else of that name
         return None
 
 

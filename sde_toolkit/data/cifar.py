@@ -5,17 +5,17 @@ The binary version is six files of records: one byte of label, then 3·32·32 by
 
 from __future__ import annotations
 
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.data.archives import body, members, opened_tar
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.data.folders import image_folder
-from sde_toolkit.data.hub import hugging_face
+from sde_toolkit.data.hub import hugging_face, parquet_columns
+from sde_toolkit.data.opening import open_regular, or_data_error
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError
 from sde_toolkit.transforms import eight_bit
@@ -29,6 +29,7 @@ _WANTED = (
     "y_train, x_test, y_test, a folder with train/CLASS/*.png and test/CLASS/*.png, or one with train-*.parquet and "
     "test-*.parquet."
 )
+_BATCH_BYTES = 60_000 * 3073  # all images in one file
 _Part = tuple[np.ndarray, np.ndarray]
 
 
@@ -68,8 +69,8 @@ def _from_binary(files: dict[str, bytes], shown: str) -> tuple[_Part, _Part]:
         rows = []
         for name in names:
             content = files[name]
-            if not content or len(content) % 3073:
-                problem = f"{name} has {len(content)} bytes, no multiple of 3073"
+            if not content or len(content) % 3073 or len(content) > _BATCH_BYTES:
+                problem = f"{name} has {len(content)} bytes, no multiple of 3073 (10,000 of them as a rule)"
                 raise DataError("path", shown, problem, "Fetch it again.")
             rows.append(np.frombuffer(content, np.uint8).reshape(-1, 3073))
         joined = np.concatenate(rows)
@@ -80,15 +81,11 @@ def _from_binary(files: dict[str, bytes], shown: str) -> tuple[_Part, _Part]:
 
 def _from_tar(path: Path) -> tuple[_Part, _Part]:
     files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                content = archive.extractfile(member) if name in (*_TRAIN, "test_batch.bin") else None
-                if content is not None:
-                    files[name] = content.read()
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError("path", str(path), f"cannot be read ({type(error).__name__}: {error})", _WANTED) from error
+    with opened_tar(path, _WANTED) as archive:
+        for member in members(archive):
+            name = member.name.rsplit("/", 1)[-1]
+            if name in (*_TRAIN, "test_batch.bin"):
+                files[name] = body(archive, member, _BATCH_BYTES)
     missing = [name for name in (*_TRAIN, "test_batch.bin") if name not in files]
     if missing:
         raise DataError("path", str(path), f"the archive lacks {', '.join(missing)}", _WANTED)
@@ -114,19 +111,15 @@ def _from_npz(path: Path) -> tuple[_Part, _Part]:
 
 
 def _from_parquet(place: Path) -> Dataset:
-    import datasets
-
     files = sorted(place.glob("**/*.parquet"))
-    columns = datasets.Dataset.from_parquet(str(files[0])).column_names
+    columns = parquet_columns(files[0])
     image, label = (next((c for c in names if c in columns), names[0]) for names in (("img", "image"), ("label",)))
     return hugging_face(str(place), test_split="test", image_column=image, label_column=label, channels=3)
 
 
 def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError("path", str(file), f"cannot be read ({error})", _WANTED) from error
+    with open_regular(file) as stream, or_data_error("path", str(file), "cannot be read", _WANTED):
+        return stream.read(_BATCH_BYTES + 1)
 
 
 def _in_memory(data: Dataset, path: str) -> Dataset:

@@ -6,7 +6,8 @@ arrays of one shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.decoding import Layout, agreed_layout, checked_size, decode, read_header
+from sde_toolkit.data.opening import or_data_error
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import Sample
 from sde_toolkit.errors import DataError
@@ -41,6 +43,8 @@ class _Column:
             self.dtype = torch.uint8
             return
         self._type = _number_type(features[name])
+        if self._type is None:  # said before a row is read: a list of pictures would be decoded by that
+            raise self._no_numbers(name)
         number, row = next(rows, (0, None))
         if row is None:
             raise DataError("path", shown, "it has no rows", "Give another split.")
@@ -62,33 +66,41 @@ class _Column:
             values = np.asarray(value)
             if values.dtype == object:
                 values = np.stack([np.asarray(part) for part in value])
-            values = values.astype(self._type or object)
+            values = values.astype(self._type)
         except (ValueError, TypeError):
             values = np.empty(0, object)
         if values.dtype.kind not in "fiub":
-            problem = "its values are neither images nor numbers in an array"
-            raise DataError("image_column", f"{self.name}, row {row} of {self.shown}", problem, "Name another column.")
+            raise self._no_numbers(f"{self.name}, row {row} of {self.shown}")
         return torch.from_numpy(np.array(values))
+
+    def _no_numbers(self, which: str) -> DataError:
+        problem = "its values are neither images nor numbers in an array"
+        return DataError("image_column", which, problem, "Name another column.")
 
 
 class HuggingFaceRows(Source):
     """A column of a ``datasets.Dataset``; its arrow files stay mapped on disk."""
 
     def __init__(self, rows: Any, column: str, size: Any = None, channels: int | None = None, shown: str = "") -> None:
-        raw = _undecoded(rows, column)
+        _require(rows.features, column, "image_column", shown)
+        with _reading(shown):
+            raw = _undecoded(rows, column)
         looked_at = sorted({round(i * (len(raw) - 1) / max(1, _LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
         some = ((i, raw[i]) for i in looked_at) if len(raw) else iter(())
-        self.column = _Column(some, raw.features, column, size, channels, shown)
+        with _reading(shown):
+            self.column = _Column(some, raw.features, column, size, channels, shown)
         super().__init__(len(raw), self.column.event_shape, self.column.dtype)
         self.rows = raw
 
     def read(self, index: int) -> Tensor:
         """One row."""
-        return self.column.tensor(self.rows[index][self.column.name], index)
+        with _reading(self.column.shown):
+            return self.column.tensor(self.rows[index][self.column.name], index)
 
     def read_many(self, indices: list[int]) -> Tensor:
         """Rows fetched together."""
-        values = self.rows[indices][self.column.name]
+        with _reading(self.column.shown):
+            values = self.rows[indices][self.column.name]
         return torch.stack([self.column.tensor(value, i) for value, i in zip(values, indices, strict=True)])
 
     def describe(self, index: int) -> str:
@@ -108,15 +120,19 @@ class HuggingFaceShards:
         channels: int | None = None,
         shown: str = "",
     ) -> None:
-        features = rows.features or rows._resolve_features().features
+        with _reading(shown):
+            features = rows.features or rows._resolve_features().features
         _require(features, column, "image_column", shown)
         if label_column is not None:
             _require(features, label_column, "label_column", shown)
         self.needed = [column] if label_column is None else [column, label_column]
-        self.rows = _undecoded(rows, column, features)
+        if label_column is not None:
+            _check_label_column(features, label_column, shown)
+        self.rows = _undecoded(rows, column, features, self.needed[1:])
         self.label_column, self.labelled = label_column, label_column is not None
         some = enumerate(islice(self.rows, _LOOKED_AT))
-        self.column = _Column(some, features, column, size, channels, shown)
+        with _reading(shown):
+            self.column = _Column(some, features, column, size, channels, shown)
         self.event_shape, self.dtype = self.column.event_shape, self.column.dtype
 
     def __len__(self) -> int:
@@ -128,7 +144,8 @@ class HuggingFaceShards:
         part = self.rows.shard(len(self), shard)
         batches = (part.skip(start) if start else part).iter(_FETCHED)  # `iter(part)` splits it among torch's workers
         rows = ({name: batch[name][i] for name in self.needed} for batch in batches for i in range(_rows(batch)))
-        yield from enumerate(rows, start)
+        with _reading(self.column.shown):
+            yield from enumerate(rows, start)
 
     def decode(self, record: tuple[int, Any]) -> Sample:
         """The sample, and its label."""
@@ -139,15 +156,25 @@ class HuggingFaceShards:
         return x, int(_checked_labels([row[self.label_column]], self.label_column, self.column.shown)[0])
 
 
+def _reading(shown: str) -> AbstractContextManager[None]:
+    """Rows of damaged files raise whatever their reader does."""
+    return or_data_error("path", shown, "its rows cannot be read", "Fetch the files again.")
+
+
 def _is_image(feature: Any) -> bool:
     return type(feature).__name__ == "Image"
 
 
-def _undecoded(rows: Any, column: str, features: Any = None) -> Any:
-    """Images are left encoded; numbers come as numpy arrays, or as lists where those would lose digits."""
+def _undecoded(rows: Any, column: str, features: Any = None, also: Sequence[str] = ()) -> Any:
+    """Images are left encoded; numbers come as numpy arrays, or as lists where those would lose digits.
+
+    Only the column and those in ``also`` are left, since ``datasets`` would decode pictures in the others, whatever
+    they are inside.
+    """
     import datasets
 
     features = features or rows.features
+    rows = rows.select_columns([column, *also])
     if column in features and _is_image(features[column]):
         return rows.with_format(None).cast_column(column, datasets.Image(decode=False))
     double = column in features and _number_type(features[column]) == np.float64
@@ -188,10 +215,23 @@ def column_labels(rows: Any, column: str | None, path: str) -> Tensor | None:
     if column is None:
         return None
     _require(rows.features, column, "label_column", path)
+    _check_label_column(rows.features, column, path)
     values: list[Any] = []
-    for batch in rows.select_columns([column]).with_format(None).iter(batch_size=10_000):
-        values += batch[column]
+    with _reading(path):
+        for batch in rows.select_columns([column]).with_format(None).iter(batch_size=10_000):
+            values += batch[column]
     return _checked_labels(values, column, path)
+
+
+def _check_label_column(features: Any, column: str, shown: str) -> None:
+    """Refuse labels that are no numbers before one is read."""
+    if _is_image(features[column]) or _number_type(features[column]) is None:
+        raise _no_labels(column, shown)
+
+
+def _no_labels(column: str, shown: str) -> DataError:
+    problem = f"labels of {shown} are not whole numbers from 0 (null and -1 mean: none given)"
+    return DataError("label_column", column, problem, "Name another column, or label_column=None.")
 
 
 def _checked_labels(values: list[Any], column: str, shown: str) -> Tensor:
@@ -200,6 +240,5 @@ def _checked_labels(values: list[Any], column: str, shown: str) -> Tensor:
     except ValueError:
         labels = np.asarray([None])
     if labels.dtype.kind not in "iub" or labels.ndim != 1 or (labels.size and labels.min() < 0):
-        problem = f"labels of {shown} are not whole numbers from 0 (null and -1 mean: none given)"
-        raise DataError("label_column", column, problem, "Name another column, or label_column=None.")
+        raise _no_labels(column, shown)
     return torch.from_numpy(labels.astype(np.int64))

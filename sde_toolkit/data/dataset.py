@@ -111,6 +111,7 @@ class Dataset:
             DataError: for values outside the range that the transform names. A warning says what is doubtful.
         """
         remedy = "Give the data as the model was trained on, or the model the transform of the data."
+        recommended: Transform | None = self.transform
         for part in ("train", "test"):
             values = getattr(self, part)
             if part == "train" and (self.stream is not None or not isinstance(values, Tensor)):
@@ -118,7 +119,8 @@ class Dataset:
             elif not isinstance(values, Tensor):
                 values = values[torch.arange(min(256, len(values))) * len(values) // max(1, min(256, len(values)))]
             name = f"dataset.{part} of {self.name!r}"
-            check_range(transform, values, self.transform, name=name, remedy=remedy)
+            check_range(transform, values, recommended, name=name, remedy=remedy)
+            recommended = None if len(values) else recommended  # one warning of it is enough
 
 
 def split_indices(n: int, n_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

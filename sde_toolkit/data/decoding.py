@@ -9,8 +9,10 @@ converted without a colour profile. Cameras' orientation tags are not applied; o
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,13 +22,37 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checking import is_count
+from sde_toolkit.data.opening import ending, open_regular, or_data_error
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 
-__all__ = ["SUFFIXES", "Header", "Layout", "agreed_layout", "checked_size", "decode", "ending", "read_header"]
+__all__ = [
+    "MOST_BYTES",
+    "SUFFIXES",
+    "Header",
+    "Layout",
+    "agreed_layout",
+    "checked_size",
+    "decode",
+    "ending",
+    "opened_image",
+    "read_header",
+]
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 )
+_RASTER = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+)  # their formats, as Pillow names them
+MOST_BYTES = 2**28  # of an image file that is read into memory
 _GREY, _COLOUR = {"1", "L"}, {"RGB", "P", "YCbCr", "HSV", "LAB", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -57,7 +83,7 @@ class Layout:
 
 def read_header(image: Path | bytes, shown: str) -> Header:
     """Size and mode, without decoding the pixels."""
-    with _opened(image, shown) as picture:
+    with opened_image(image, shown) as picture:
         mode = "PA" if picture.mode == "P" and "transparency" in picture.info else picture.mode
         return Header(picture.width, picture.height, mode)
 
@@ -69,20 +95,23 @@ def decode(image: Path | bytes, shown: str, layout: Layout) -> Tensor:
     Lanczos filter (3 lobes, widened when shrinking, so that nothing aliases). An image of the right size is left as
     it is.
     """
-    with _opened(image, shown) as picture:
-        try:
-            picture.load()
-            ready = picture.convert(_MODES[layout.channels]) if picture.mode != _MODES[layout.channels] else picture
-            if layout.resize:
-                ready = _fitted(ready, layout.width, layout.height)
-            pixels = np.array(ready, dtype=np.uint8)
-        except Exception as error:  # decoders of damaged files raise what they like
-            raise _unreadable(shown, error) from error
-    if pixels.shape[:2] != (layout.height, layout.width):
-        found, wanted = f"{pixels.shape[1]}x{pixels.shape[0]}", f"{layout.width}x{layout.height}"
-        raise DataError("image", ending(shown), f"it is {found}, the others {wanted}", "Give size=, or remove it.")
+    with opened_image(image, shown) as picture:
+        if not layout.resize:
+            _check_size(picture.size, layout, shown)  # before its pixels take memory
+        picture.load()
+        ready = picture.convert(_MODES[layout.channels]) if picture.mode != _MODES[layout.channels] else picture
+        if layout.resize:
+            ready = _fitted(ready, layout.width, layout.height)
+        pixels = np.array(ready, dtype=np.uint8)
+    _check_size((pixels.shape[1], pixels.shape[0]), layout, shown)
     values = torch.from_numpy(pixels).reshape(layout.height, layout.width, layout.channels)
     return values.permute(2, 0, 1).contiguous()
+
+
+def _check_size(size: tuple[int, int], layout: Layout, shown: str) -> None:
+    if size != (layout.width, layout.height):
+        found, wanted = f"{size[0]}x{size[1]}", f"{layout.width}x{layout.height}"
+        raise DataError("image", ending(shown), f"it is {found}, the others {wanted}", "Give size=, or remove it.")
 
 
 def checked_size(size: Any) -> tuple[int, int] | None:
@@ -130,11 +159,6 @@ def agreed_layout(
     return Layout(height, width, channels or _channels(first[1]), size is not None)
 
 
-def ending(name: str) -> str:
-    """The last 100 characters: messages cut long values short, and of a path its end matters."""
-    return name if len(name) <= 100 else "..." + name[-97:]
-
-
 def _channels(header: Header) -> int:
     """1 or 3; −1 where a conversion must be asked for, 0 where none is offered."""
     if header.mode in _GREY:
@@ -144,16 +168,30 @@ def _channels(header: Header) -> int:
     return -1 if header.mode in _ALPHA or header.mode == "CMYK" else 0
 
 
-def _opened(image: Path | bytes, shown: str) -> Any:
+@contextmanager
+def opened_image(image: Path | bytes, shown: str) -> Iterator[Any]:
+    """A picture of Pillow; whatever is wrong with it inside the block is a `DataError`.
+
+    Only decoders of raster formats are asked, whatever the name says: Pillow hands PostScript to Ghostscript, a program
+    that runs programs.
+    """
     pillow = _pillow()
-    try:
-        return pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-    except PermissionError as error:
-        raise DataError("image", ending(shown), "it may not be read", "Check its permissions.") from error
-    except FileNotFoundError as error:
-        raise DataError("image", ending(shown), "it is no longer there", "Build the data set again.") from error
-    except Exception as error:  # decoders of damaged files raise what they like
-        raise _unreadable(shown, error) from error
+    wrong = or_data_error("image", shown, "not a readable image", "Fetch it again, or remove it.")
+    gone = ("it is no longer there", "Build the data set again.")
+    with (
+        io.BytesIO(image) if isinstance(image, bytes) else open_regular(image, "image", gone) as stream,
+        wrong,
+        pillow.open(stream, formats=_formats()) as picture,
+    ):
+        yield picture
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `SUFFIXES` that this Pillow knows."""
+    pillow = _pillow()
+    pillow.init()
+    return tuple(name for name in _RASTER if name in pillow.OPEN)
 
 
 def _fitted(picture: Any, width: int, height: int) -> Any:
@@ -163,11 +201,6 @@ def _fitted(picture: Any, width: int, height: int) -> Any:
     across, down = (picture.width - scale * width) / 2, (picture.height - scale * height) / 2
     box = (round(across), round(down), round(across + scale * width), round(down + scale * height))
     return picture.crop(box).resize((width, height), _pillow().Resampling.LANCZOS)
-
-
-def _unreadable(shown: str, error: Exception) -> DataError:
-    problem = f"not a readable image ({type(error).__name__}: {error})"
-    return DataError("image", ending(shown), problem, "Fetch it again, or remove it.")
 
 
 def _pillow() -> ModuleType:

@@ -5,6 +5,7 @@ Nothing is downloaded for a path on this machine. Streaming reads a data set on 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,13 @@ from sde_toolkit.data.arrays import affine_of, are_levels
 from sde_toolkit.data.columns import HuggingFaceRows, HuggingFaceShards, column_labels
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.folders import check_fraction
+from sde_toolkit.data.opening import or_data_error
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import ShuffledStream, first_samples
 from sde_toolkit.errors import DataError, MissingDependencyError
 from sde_toolkit.transforms import Identity, Transform, eight_bit
 
-__all__ = ["hugging_face", "hugging_face_stream"]
+__all__ = ["hugging_face", "hugging_face_stream", "parquet_columns"]
 
 
 def hugging_face(
@@ -136,10 +138,7 @@ def hugging_face_stream(
 
 
 def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependencyError("datasets", "Hugging Face data sets", "data", error) from error
+    datasets, safely = _datasets(), _no_scripts()
     place = Path(path).absolute()  # readable after a change of folder
     saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
@@ -151,12 +150,46 @@ def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool)
                 return loaded
             return {key: part.to_iterable_dataset(num_shards=_files(part)) for key, part in loaded.items()}
         return datasets.load_dataset(
-            str(place) if place.exists() else str(path), name, streaming=streaming, cache_dir=cache_dir
+            str(place) if place.exists() else str(path), name, streaming=streaming, cache_dir=cache_dir, **safely
         )
     except Exception as error:  # missing, damaged, unreachable, ambiguous: of many types, ours to name
         problem = f"cannot be loaded ({type(error).__name__}: {str(error)[:300]})"
         remedy = "Give a folder of save_to_disk, a folder of parquet files, or a name on the hub (and `name`)."
         raise DataError("path", str(path), problem, remedy) from error
+
+
+def _no_scripts() -> dict[str, bool]:
+    """Arguments that keep ``datasets`` from running a script that lies beside the data; it has none from version 4 on.
+
+    Raises:
+        MissingDependencyError: for a version that runs them whatever it is told.
+    """
+    datasets = _datasets()
+    if int(datasets.__version__.split(".")[0]) >= 4:
+        return {}
+    if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:
+        return {"trust_remote_code": False}
+    error = ImportError(f"version {datasets.__version__} runs scripts that lie beside the data")
+    raise MissingDependencyError("datasets", "Hugging Face data sets", "data", error)
+
+
+def parquet_columns(file: Path) -> list[str]:
+    """The names of the columns of a parquet file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    datasets = _datasets()
+    with or_data_error("path", str(file), "cannot be read", "Fetch it again."):
+        return list(datasets.Dataset.from_parquet(str(file)).column_names)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError("datasets", "Hugging Face data sets", "data", error) from error
+    return datasets
 
 
 def _files(part: Any) -> int:

@@ -10,49 +10,37 @@ import gzip
 import io
 import math
 import mmap
+import os
 import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from sde_toolkit.data.opening import inflated_limit, open_regular, or_data_error
 from sde_toolkit.errors import DataError
 
 __all__ = ["announce", "map_numpy", "packaged_npz", "read_idx", "read_numpy"]
 
-# What numpy, zipfile and gzip raise on damaged files (TokenError and SyntaxError: a garbled .npy header).
-_DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_UNREADABLE = "not a readable .npy or .npz file of plain numbers"
+_REMEDY = "If it is truncated, fetch it again; if it holds objects or pickles, save it anew with numpy.save as numbers."
+_LARGEST_IDX = 2**32  # bytes
 
 
 def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
-    """The arrays of a file: ``{key: array}`` of an ``.npz``, ``{None: array}`` of an ``.npy``."""
-    file = Path(path)
-    if not file.is_file():
+    """The arrays of a file: ``{key: array}`` of an ``.npz``, ``{None: array}`` of an ``.npy``.
+
+    The header of each array is read first, and refused if it promises more than the file can hold.
+
+    Raises:
+        DataError: for whatever is missing, damaged, too large or no array of numbers.
+    """
+    if not Path(path).is_file():
         raise DataError("path", str(path), "there is no such file", "Give the path of an .npy or .npz file.")
-    try:
-        stream = file.open("rb")
-    except OSError as error:
-        raise DataError("path", str(path), f"cannot be opened ({error})", "Check its permissions.") from error
-    with stream:
+    with open_regular(path) as stream:
         return _load(stream, str(path))
 
 
@@ -64,16 +52,13 @@ def map_numpy(path: str | Path) -> np.ndarray:
     file = Path(path)
     if not file.is_file():
         raise DataError("path", str(path), "there is no such file", "Give the path of an .npy file.")
-    try:
-        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-    except PermissionError as error:
-        raise DataError("path", str(path), "it may not be read", "Check its permissions.") from error
-    except _DAMAGED as error:
-        raise _unreadable(str(path), error) from error
-    if not isinstance(mapped, np.ndarray):
-        mapped.close()
-        problem = "an .npz (or other zip) file cannot be mapped into memory"
-        raise DataError("path", str(path), problem, "Save the array with numpy.save, or use array().")
+    with open_regular(path) as stream, or_data_error("path", str(path), _UNREADABLE, _REMEDY):
+        if zipfile.is_zipfile(stream):
+            problem = "an .npz (or other zip) file cannot be mapped into memory"
+            raise DataError("path", str(path), problem, "Save the array with numpy.save, or use array().")
+        stream.seek(0)
+        _check_header(stream, os.fstat(stream.fileno()).st_size)
+        mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     if isinstance(mapped.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
         mapped.base.madvise(mmap.MADV_RANDOM)
     return mapped
@@ -109,63 +94,94 @@ def packaged_npz(name: str) -> dict[str | None, np.ndarray]:
     return _load(io.BytesIO(content), name)
 
 
-def _load(stream: IO[bytes], shown: str) -> dict[str | None, np.ndarray]:
-    try:
-        loaded = np.load(stream, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {None: loaded}
-        with loaded:
-            members = {key: loaded[key] for key in loaded.files}
-    except _DAMAGED as error:
-        raise _unreadable(shown, error) from error
-    arrays: dict[str | None, np.ndarray] = {
-        key: value for key, value in members.items() if isinstance(value, np.ndarray)
-    }
-    if not arrays:  # any other zip file, a .pt of torch for one: its members are bytes to numpy
+def _load(stream: BinaryIO, shown: str) -> dict[str | None, np.ndarray]:
+    with or_data_error("path", shown, _UNREADABLE, _REMEDY):
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        if stream.read(2) == b"PK":
+            arrays = _members(stream, size)
+        else:
+            stream.seek(0)
+            _check_header(stream, size)
+            stream.seek(0)
+            arrays = {None: np.lib.format.read_array(stream, allow_pickle=False)}
+    if not arrays:  # any other zip file, a .pt of torch for one
         raise DataError("path", shown, "it holds no numpy arrays", "Save the data with numpy.save or savez.")
     return arrays
 
 
-def _unreadable(shown: str, error: BaseException) -> DataError:
-    return DataError(
-        "path",
-        shown,
-        f"not a readable .npy or .npz file of plain numbers ({type(error).__name__}: {error})",
-        "If it is truncated, fetch it again; if it holds objects or pickles, save it anew with "
-        "numpy.save as a numeric array.",
-    )
+def _members(stream: BinaryIO, size: int) -> dict[str | None, np.ndarray]:
+    """The arrays of a zip file, those of its members that begin like one."""
+    arrays: dict[str | None, np.ndarray] = {}
+    left = inflated_limit(size)
+    with zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                    continue
+            left -= info.file_size
+            if left < 0:
+                raise ValueError(f"{inflated_limit(size):,} bytes and more, out of a file of {size:,}")
+            with archive.open(info) as member:
+                _check_header(member, info.file_size)
+            with archive.open(info) as member:
+                key = info.filename.removesuffix(".npy")
+                arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
+    return arrays
+
+
+def _check_header(stream: IO[bytes], size: int) -> None:
+    """Refuse an array that is larger than what is left of ``size`` bytes, before memory is taken for it.
+
+    Raises:
+        ValueError: if there is less than the header says, or no header.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"version {version} of the format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, and those are pickled")
+    if any(n < 0 for n in shape) or stream.tell() + math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{size:,} bytes for an array {dtype} of shape {shape}")
 
 
 def read_idx(path: str | Path, ndim: int) -> np.ndarray:
-    """A uint8 array with ``ndim`` axes from an IDX file, plain or gzipped (told apart by content)."""
-    file = Path(path)
-    again = "Fetch the file again."
-    try:
-        content = file.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except FileNotFoundError as error:
-        raise DataError("path", str(path), "there is no such file", "Give the path of an IDX file.") from error
-    except _DAMAGED as error:
-        raise DataError("path", str(path), f"cannot be read ({type(error).__name__}: {error})", again) from error
+    """A uint8 array with ``ndim`` axes from an IDX file, plain or gzipped (told apart by content).
+
+    Raises:
+        DataError: for whatever is missing, damaged, or longer or shorter than its header says.
+    """
+    again, shown = "Fetch the file again.", str(path)
     header = 4 + 4 * ndim
-    magic = bytes((0, 0, 8, ndim))
-    if content[:4] != magic:
-        raise DataError(
-            "path",
-            str(path),
-            f"not an IDX file of unsigned bytes with {ndim} axes: it begins with {content[:4].hex()!r} and "
-            f"should begin with {magic.hex()!r}",
-            "Check that images and labels are not exchanged; otherwise fetch the file again.",
+    with open_regular(path) as file, or_data_error("path", shown, "cannot be read", again):
+        size = os.fstat(file.fileno()).st_size
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream: Any = gzip.GzipFile(fileobj=file) if zipped else file
+        start = stream.read(header)
+        _check_magic(start, ndim, shown)
+        shape = struct.unpack(f">{ndim}I", start[4:header])
+        most = min(_LARGEST_IDX, inflated_limit(size) if zipped else size)
+        if math.prod(shape) > most:
+            raise DataError("path", shown, f"truncated: {size} bytes for an array of shape {shape}", again)
+        content = stream.read(math.prod(shape) + 1)
+        if len(content) != math.prod(shape):
+            problem = f"truncated or too long: {len(content)} bytes or more for an array of shape {shape}"
+            raise DataError("path", shown, problem, again)
+        return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
+
+
+def _check_magic(start: bytes, ndim: int, shown: str) -> None:
+    header, magic = 4 + 4 * ndim, bytes((0, 0, 8, ndim))
+    if start[:4] != magic:
+        problem = (
+            f"not an IDX file of unsigned bytes with {ndim} axes: it begins with {start[:4].hex()!r} and should begin "
+            f"with {magic.hex()!r}"
         )
-    if len(content) < header:
-        raise DataError("path", str(path), f"truncated: {len(content)} bytes, the header has {header}", again)
-    shape = struct.unpack(f">{ndim}I", content[4:header])
-    if len(content) != header + math.prod(shape):
-        raise DataError(
-            "path",
-            str(path),
-            f"truncated or too long: {len(content) - header} bytes for an array of shape {shape}",
-            again,
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+        remedy = "Check that images and labels are not exchanged; otherwise fetch the file again."
+        raise DataError("path", shown, problem, remedy)
+    if len(start) < header:
+        problem = f"truncated: {len(start)} bytes, the header has {header}"
+        raise DataError("path", shown, problem, "Fetch the file again.")

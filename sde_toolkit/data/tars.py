@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import glob
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from sde_toolkit.data.archives import body, members, opened_tar
 from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.data.decoding import SUFFIXES, agreed_layout, checked_size, decode, ending, read_header
+from sde_toolkit.data.decoding import MOST_BYTES, SUFFIXES, agreed_layout, checked_size, decode, ending, read_header
 from sde_toolkit.data.stream import Sample, ShuffledStream, first_samples
 from sde_toolkit.errors import DataError
 from sde_toolkit.transforms import eight_bit
 
 __all__ = ["TarShards", "webdataset"]
 
+_LABEL_BYTES, _DIGITS = 1024, 18  # a label is a whole number of 64 bits, as text
 _LOOKED_AT = 64  # records whose headers decide how all are read
 
 
@@ -60,14 +62,8 @@ class TarShards:
     def records(self, shard: int, start: int) -> Iterator[_Record]:
         """Undecoded samples of one file, from number ``start`` on."""
         path = self.files[shard]
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                yield from _grouped(archive, path, start)
-        except PermissionError as error:
-            raise DataError("path", ending(path), "it may not be read", "Check its permissions.") from error
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            problem = f"not a readable tar file ({type(error).__name__}: {error})"
-            raise DataError("path", ending(path), problem, "If it is truncated, fetch it again.") from error
+        with opened_tar(path) as archive:
+            yield from _grouped(archive, path, start)
 
     def decode(self, record: _Record) -> Sample:
         """uint8 (C, H, W), and the label."""
@@ -75,7 +71,7 @@ class TarShards:
         if not self.labelled:
             return image, None
         text = b"" if record.label is None else record.label.strip()
-        if not text.isdigit():
+        if not (text.isdigit() and len(text) <= _DIGITS):
             problem = "it has no label: no .cls member with a whole number beside it"
             raise DataError("labels", ending(record.name), problem, "Give labels=False, or add labels.")
         return image, int(text)
@@ -133,23 +129,16 @@ def _files(path: str | Path | Sequence[str]) -> list[str]:
 
 def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Record]:
     """Runs of members with one key; bodies are read from record ``start`` on."""
-    number, key, image, label = -1, None, None, None
-    name = ""
-    if archive.firstmember is None:  # type: ignore[attr-defined]  # empty, where Python 3.10 would seek to byte -1
-        _check_end(archive)
-        return
-    while True:
-        member = archive.next()
-        archive.members = []  # type: ignore[attr-defined]  # it would remember every member of a large file
-        if member is not None and not member.isfile():
-            continue
+    number, key, name, counted = -1, None, "", False
+    image: bytes | None = None
+    label: bytes | None = None
+    for member in chain(members(archive), [None]):
         stem, _, ending = ("", "", "") if member is None else _split(member.name)
         if key is not None and (member is None or stem != key):
             if image is not None and number >= start:
                 yield _Record(name, image, label)
             image = label = None
         if member is None:
-            _check_end(archive)
             return
         kind = "." + ending.rsplit(".", 1)[-1].lower()
         if stem != key:
@@ -157,29 +146,12 @@ def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Recor
         if kind in SUFFIXES and not counted:
             counted, number = True, number + 1
             name = f"{path}:{member.name}"
-            image = _body(archive, member) if number >= start else None
+            image = body(archive, member, MOST_BYTES) if number >= start else None
         elif kind == ".cls":
-            label = _body(archive, member)
-
-
-def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end of the file; the end is a block of zeros."""
-    file: Any = archive.fileobj
-    file.seek(archive.offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise tarfile.ReadError(f"damaged or cut short at byte {archive.offset}")
+            label = body(archive, member, _LABEL_BYTES)
 
 
 def _split(name: str) -> tuple[str, str, str]:
     folder, slash, base = name.rpartition("/")
     stem, dot, ending = base.partition(".")
     return folder + slash + stem, dot, ending
-
-
-def _body(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    content = b"" if file is None else file.read()
-    if len(content) != member.size:
-        raise tarfile.ReadError(f"member {member.name} is cut short")
-    return content

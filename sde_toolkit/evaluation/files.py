@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.decoding import SUFFIXES
+from sde_toolkit.data.decoding import SUFFIXES, opened_image
 from sde_toolkit.data.reading import read_numpy
-from sde_toolkit.errors import DataError, MissingDependencyError
+from sde_toolkit.errors import DataError
 
 __all__ = ["read_samples"]
 
@@ -48,24 +48,14 @@ def _images(folder: Path) -> Tensor:
     if not files:
         problem = "there is no samples.npz and no image in it"
         raise DataError("samples", str(folder), problem, f"Images are {', '.join(sorted(SUFFIXES))}.")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError("pillow", "reading images", "data", error) from None
     found: list[np.ndarray] = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    problem = f"its pixels are {image.mode!r}, more than 8 bits each"
-                    raise DataError("samples", str(file), problem, "Save such samples as .npy.")
-                grey = image.mode in ("L", "1")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
-        except DataError:
-            raise
-        except (OSError, ValueError) as error:
-            problem = f"not a readable image ({type(error).__name__})"
-            raise DataError("samples", str(file), problem, "Take it out of the folder.") from None
+        with opened_image(file, str(file)) as image:
+            if image.mode[0] in "IF":
+                problem = f"its pixels are {image.mode!r}, more than 8 bits each"
+                raise DataError("samples", str(file), problem, "Save such samples as .npy.")
+            grey = image.mode in ("L", "1")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
         pixels = pixels[None] if grey else np.moveaxis(pixels, 2, 0)
         if found and pixels.shape != found[0].shape:
             problem = f"an image of shape {pixels.shape} among images of {found[0].shape}, as {files[0].name} is"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit.data.opening import open_regular
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.fingerprints import differences
 from sde_toolkit.evaluation.store import write_atomically
@@ -54,8 +55,11 @@ class Quality:
             DataError: for a file that is missing, unreadable, or of another kind.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            with open_regular(path, "record") as file:
+                content = json.loads(file.read().decode("utf-8"))
+        except DataError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             problem = f"cannot be read ({type(error).__name__})"
             raise DataError("record", str(path), problem, "Give the evaluation.json of an evaluation.") from None
         found = content.get("format") if isinstance(content, dict) else None

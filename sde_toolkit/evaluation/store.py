@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from sde_toolkit.data.opening import open_regular
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, DataError
@@ -63,9 +64,10 @@ class PartStore:
 
     def _read_request(self, file: Path) -> dict[str, Any]:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            with open_regular(file) as stream:
+                content = json.loads(stream.read().decode("utf-8"))
             return {"fingerprint": dict(content["fingerprint"]), "decided": dict(content["decided"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a DataError is a ValueError
             problem = "it holds parts, but no readable request.json that says of what"
             raise ArgumentError(self.name, str(self.directory), problem, "Name another folder.") from None
 

@@ -1,6 +1,7 @@
 """Hugging Face data sets, all made here: by row, streamed, and what is wrong with them; CIFAR-10 in all its forms."""
 
 import io
+import os
 import pickle
 import tarfile
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sde_toolkit.data import ParallelStream, cifar10, hugging_face, hugging_face_stream
-from sde_toolkit.errors import DataError
+from sde_toolkit.errors import DataError, MissingDependencyError
 
 datasets.disable_progress_bars()
 
@@ -284,8 +285,67 @@ def test_damaged_cifar10(tmp_path):
     with pytest.raises(DataError, match=r"data_batch_2\.bin"):
         cifar10(folder)
     (tmp_path / "bad.tar.gz").write_bytes(b"x" * 100)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="not a readable tar file"):
         cifar10(tmp_path / "bad.tar.gz")
     np.savez(tmp_path / "bad.npz", x_train=np.zeros(3))
     with pytest.raises(DataError, match="lacks y_train"):
         cifar10(tmp_path / "bad.npz")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(any) print\n%%EOF\n"
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """Whether Ghostscript was: a stand-in for it comes first in the PATH."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f'#!/bin/sh\ntouch "{tmp_path}/called"\n')
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return (tmp_path / "called").exists
+
+
+@pytest.mark.parametrize("column", ["image", "other", "listed"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_program_is_started_for_a_picture_in_any_column(tmp_path, called, column, streaming):
+    """PostScript under the name of an image is no image, and columns that nobody asked for are not looked at."""
+    png = io.BytesIO()
+    Image.fromarray(image(0)).save(png, "PNG")
+    good, bad = {"bytes": png.getvalue(), "path": "a.png"}, {"bytes": POSTSCRIPT, "path": "b.png"}
+    content = {name: [bad if name == column else good] * 4 for name in ("image", "other")}
+    content |= {"listed": [[bad]] * 4, "label": [0, 1, 0, 1]}
+    kinds = {"image": datasets.Image(), "other": datasets.Image(), "label": datasets.Value("int64")}
+    kinds["listed"] = datasets.Sequence(datasets.Image())
+    # written with the types of the bytes, then declared to be pictures
+    datasets.Dataset.from_dict(content).cast(datasets.Features(kinds)).save_to_disk(tmp_path / "set")
+    load = hugging_face_stream if streaming else hugging_face
+    options = {"image_column": "listed" if column == "listed" else "image"}
+    if column == "other":
+        data = load(str(tmp_path / "set"), **options)
+        x = data.stream.shard(0, 1).next_batch(2)[0] if streaming else data.train[:]
+        assert x.shape[1:] == (3, 4, 6)
+    else:
+        with pytest.raises(DataError):
+            load(str(tmp_path / "set"), **options)
+    with pytest.raises(DataError):
+        load(str(tmp_path / "set"), label_column="other" if column == "other" else "listed")
+    assert not called()
+
+
+def test_scripts_beside_the_data_are_not_run(monkeypatch, tmp_path):
+    """Versions before 4 are told not to; those that cannot be told are refused."""
+    seen = []
+
+    def of_version_3(path, name=None, streaming=False, cache_dir=None, trust_remote_code=None):
+        seen.append(trust_remote_code)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(datasets, "load_dataset", of_version_3)
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(DataError):
+        hugging_face(str(tmp_path))
+    assert seen == [False]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name=None, streaming=False, cache_dir=None: seen)
+    monkeypatch.setattr(datasets, "__version__", "2.10.0")
+    with pytest.raises(MissingDependencyError, match="scripts"):
+        hugging_face(str(tmp_path))

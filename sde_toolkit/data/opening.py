@@ -1,0 +1,116 @@
+"""Opening files of others: regular files only, and no more bytes out of them than they can honestly hold.
+
+A named pipe would be waited for without end, and a device has no end; a compressed file of kilobytes can stand for
+terabytes. What is refused here is a `DataError` that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from sde_toolkit.errors import DataError, SDEToolkitError
+
+__all__ = ["Bounded", "inflated_limit", "open_regular", "or_data_error"]
+
+_AT_LEAST = 2**30  # bytes that any compressed file may hold
+_RATIO = 64  # of inflated to stored bytes, beyond that; data that compress better can be stored as they are
+
+
+def open_regular(
+    path: str | Path, argument: str = "path", missing: tuple[str, str] = ("there is no such file", "Check the path.")
+) -> BinaryIO:
+    """A file opened for reading; pipes, devices and folders are refused, and not waited for.
+
+    ``missing``: what is said of a file that is not there, and the remedy.
+
+    Raises:
+        DataError: if it is missing, may not be read, or is no regular file.
+    """
+    shown = str(path)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError as error:
+        raise DataError(argument, ending(shown), *missing) from error
+    except PermissionError as error:
+        raise DataError(argument, ending(shown), "it may not be read", "Check its permissions.") from error
+    except (OSError, ValueError) as error:
+        problem = f"it cannot be opened ({type(error).__name__}: {error})"
+        raise DataError(argument, ending(shown), problem, "Give the path of a file.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        problem = "it is no regular file (a folder, a pipe or a device)"
+        raise DataError(argument, ending(shown), problem, "Give the path of a file, or remove it.")
+    return os.fdopen(descriptor, "rb")
+
+
+def ending(name: str) -> str:
+    """The last 100 characters: messages cut long values short, and of a path its end matters."""
+    return name if len(name) <= 100 else "..." + name[-97:]
+
+
+def inflated_limit(stored: int) -> int:
+    """The most bytes that a compressed file of this size may hold: 1 GiB, or 64 times its size."""
+    return max(_AT_LEAST, _RATIO * stored)
+
+
+class Bounded(io.RawIOBase):
+    """A readable, seekable stream that ends in an error at ``limit`` bytes, and hands out at most ``piece`` at once.
+
+    Raises:
+        ValueError: on reading beyond.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int, piece: int = 2**28) -> None:
+        self._stream, self._limit, self._piece = stream, limit, piece
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most ``size`` bytes."""
+        if size < 0 or size > self._piece:
+            raise ValueError(f"{size:,} bytes are asked for at once")
+        content = self._stream.read(size)
+        self._check(self._stream.tell())
+        return content
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As of the stream inside; what has to be inflated on the way counts."""
+        if whence == 0:
+            self._check(offset)
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place in the stream."""
+        return self._stream.tell()
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def _check(self, place: int) -> None:
+        if not 0 <= place <= self._limit:
+            raise ValueError(f"more than {self._limit:,} bytes, out of a much smaller file")
+
+
+@contextmanager
+def or_data_error(argument: str, shown: str, problem: str, remedy: str) -> Iterator[None]:
+    """Whatever a reader of a damaged file raises, as a `DataError`; the package's own errors pass.
+
+    Decoders raise what they like: KeyError, RecursionError, OverflowError, struct.error, MemoryError and their own.
+    """
+    try:
+        yield
+    except SDEToolkitError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(argument, ending(shown), f"{problem} ({type(error).__name__}: {reason})", remedy) from error
