@@ -160,12 +160,13 @@ def _marked(mark: Path) -> str | None:
 def locate(path: str | Path) -> Path:
     """The folder of a checkpoint: a path on disk, or the name of a model that ships with the package.
 
-    The folder of a training run stands for its last checkpoint, ``best`` in it for that with the lowest held-out loss.
+    The folder of a training run stands for its last checkpoint, ``best`` in it for that with the lowest held-out loss. A
+    folder without a checkpoint does not hide a model of the package that has its name.
 
     Raises:
         CheckpointError: if there is no such folder.
     """
-    place = Path(path)
+    place, embedded = Path(path), str(path) in embedded_models()
     if place.name == BEST and _marked(place) is not None:
         best = best_checkpoint(place.parent)
         if best is None:
@@ -174,8 +175,9 @@ def locate(path: str | Path) -> Path:
         return best
     if place.is_dir():
         of_run = [] if (place / DESCRIPTION).is_file() else checkpoint_folders(place)
-        return of_run[-1][1] if of_run else place
-    if str(path) in embedded_models():
+        if of_run or (place / DESCRIPTION).is_file() or not embedded:
+            return of_run[-1][1] if of_run else place
+    if embedded:
         return Path(str(resources.files("sde_toolkit") / "pretrained" / str(path)))
     names = ", ".join(embedded_models()) or "none"
     if place.is_file():

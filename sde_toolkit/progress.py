@@ -6,7 +6,7 @@ from typing import Any
 
 from sde_toolkit.errors import MissingDependencyError
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "require_progress"]
 
 
 class _Silent:
@@ -27,8 +27,20 @@ def progress_bar(total: int | None, description: str, *, enabled: bool) -> Any:
     """
     if not enabled:
         return _Silent()
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingDependencyError("tqdm", "a progress bar", "cli", error) from None
+    require_progress(enabled)
+    from tqdm import tqdm
+
     return tqdm(total=total, desc=description, dynamic_ncols=True)
+
+
+def require_progress(enabled: bool) -> None:
+    """Find out before the work that tqdm is missing, if it is wanted.
+
+    Raises:
+        MissingDependencyError: if it is not there.
+    """
+    if enabled:
+        try:
+            import tqdm  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError("tqdm", "a progress bar", "cli", error) from None

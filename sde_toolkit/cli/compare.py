@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,31 @@ from torch import Tensor
 
 from sde_toolkit.auto import Plan
 from sde_toolkit.calibration import load_calibration
+from sde_toolkit.checking import is_count
+from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import (
+    MOST_EVALUATIONS,
     build_grids,
     build_solvers,
+    check_room,
     choose_labels,
     load_model,
     model_name,
+    number_of_evaluations,
     real_data,
     whole_number,
 )
-from sde_toolkit.cli.setup import command_words, join
+from sde_toolkit.cli.setup import Place, command_words, join, switch
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
+from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import findings, text_table
 from sde_toolkit.evaluation.judging import Features, Judge, classifier_features, exact_features, flat_features
-from sde_toolkit.evaluation.planning import Candidate, check_request, plan_all
+from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.progress import require_progress
 from sde_toolkit.score_model import ScoreModel
 
 __all__ = ["run"]
@@ -37,52 +45,99 @@ def run(config: DictConfig) -> None:
     """Check everything, compare, write the report, print the table."""
     require_report_packages()
     place = join(config)
+    request = _prepare(config, place)
+    with place.holding("compare", _files(request)):
+        comparison = _compare(config, place, request)
+    if comparison is not None:
+        _print(comparison, request.judge, request.source, place.directory / "report.html")
+    place.team.leave()
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is compared, and how, checked: nothing about it can be refused any more."""
+
+    model: ScoreModel
+    weights: str | None
+    solvers: dict[str, Candidate]
+    budgets: list[int]
+    grids: dict[str, GridBuilder]
+    runs: list[Run]
+    labels: Tensor | None
+    judge: Judge | None
+    source: str
+    n: int
+    seed: int
+    endpoint_n: int
+    endpoint_steps: int
+    batch_size: int | None
+    progress: bool
+
+
+def _prepare(config: DictConfig, place: Place) -> _Request:
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
     n_real = whole_number(config, "n_real", 4)
     endpoint_n = whole_number(config, "exact_flow.n", 0)
-    endpoint_steps = whole_number(config, "exact_flow.steps", 1)
+    endpoint_steps = number_of_evaluations(config, "exact_flow.steps")
     batch_size = None if config.batch_size is None else whole_number(config, "batch_size", 1)
+    progress = switch(config, "progress")
+    require_progress(progress)
     budgets = _budgets(config.budgets)
     solvers, grids = build_solvers(config), build_grids(config)
     model, weights = load_model(config)
     solvers |= _calibrated(config, model)
-    check_request(model, solvers, budgets, n)
-    plan_all(model, solvers, budgets, grids)
+    event_shape = check_request(model, solvers, budgets, n)
+    runs = plan_all(model, solvers, budgets, grids)
+    check_room("n", n, event_shape, len(runs))
     labels = choose_labels(config, model, n)
     real, source = real_data(config, model, n_real, n, labels)
     features = None if real is None else _features(config.features, model, real)
-    name = model_name(config)
     judge = None
+    if place.main and real is not None and features is not None:
+        judge = Judge(real, n, features, source=source, seed=seed)
+    endpoint_n = n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n
+    return _Request(
+        model, weights, solvers, budgets, grids, runs, labels, judge, source, n, seed, endpoint_n, endpoint_steps,
+        batch_size, progress,
+    )  # fmt: skip
+
+
+def _files(request: _Request) -> list[str]:
+    """The names of what is written."""
+    pictures = figure_names([run.grid_name for run in request.runs], {run.budget for run in request.runs})
+    return ["report.html", "results.json", "results.csv", CONFIG, *(f"{name}.png" for name in pictures)]
+
+
+def _compare(config: DictConfig, place: Place, request: _Request) -> Comparison | None:
+    """The comparison, its report written; None in all processes but the main one."""
+    name, model = model_name(config), request.model
     if place.main:
-        if real is not None and features is not None:
-            judge = Judge(real, n, features, source=source, seed=seed)
-        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
-        print(f"{name}: {_size(model)} on {model.sde}, {n} samples per row, seed {seed}")
+        print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, seed {request.seed}")
     comparison = compare_in_team(
         model.to(place.device),
-        solvers,
-        budgets,
+        request.solvers,
+        request.budgets,
         place.team,
         place.directory,
-        grids=grids,
-        n=n,
-        seed=seed,
-        judge=judge,
-        without_judge=source,
-        endpoint_n=n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
-        endpoint_steps=endpoint_steps,
-        batch_size=batch_size,
+        grids=request.grids,
+        n=request.n,
+        seed=request.seed,
+        judge=request.judge,
+        without_judge=request.source,
+        endpoint_n=request.endpoint_n,
+        endpoint_steps=request.endpoint_steps,
+        batch_size=request.batch_size,
         device=place.device,
-        condition=None if labels is None else labels.to(place.device),
-        progress=bool(config.progress),
+        condition=None if request.labels is None else request.labels.to(place.device),
+        progress=request.progress,
     )
     if comparison is not None:
-        record = provenance(model, name, weights, seed=seed, command=command_words())
+        record = provenance(model, name, request.weights, seed=request.seed, command=command_words())
         record["config"] = OmegaConf.to_container(config, resolve=True)
-        page = write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
+        write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
+        save_config(config, place.directory)  # at the end, so that it is always that of the report
         comparison.forget_parts()
-        _print(comparison, judge, source, page)
-    place.team.leave()
+    return comparison
 
 
 def _print(comparison: Comparison, judge: Judge | None, source: str, page: Path) -> None:
@@ -99,7 +154,8 @@ def _print(comparison: Comparison, judge: Judge | None, source: str, page: Path)
 def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
     """``calibrations=[FILE,...]``: what ``sde-toolkit calibrate`` wrote, by the name of its folder or file."""
     found: dict[str, Candidate] = {}
-    for given in config.calibrations or []:
+    given_files = config.calibrations
+    for given in [given_files] if isinstance(given_files, str) else given_files or []:
         path = Path(str(given))
         calibration = load_calibration(path)
         calibration.check(model)
@@ -109,8 +165,12 @@ def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
 
 
 def _budgets(given: Any) -> list[int]:
-    """``budgets=10`` and ``budgets=[5,10]`` as a list; what is in it, the comparison checks."""
-    return list(given) if isinstance(given, ListConfig) else [given]
+    """``budgets=10`` and ``budgets=[5,10]`` as a list; what else is in it, the comparison checks."""
+    budgets = list(given) if isinstance(given, ListConfig) else [given]
+    if any(is_count(budget) and budget > MOST_EVALUATIONS for budget in budgets):
+        problem = f"at most {MOST_EVALUATIONS} evaluations per sample can be planned"
+        raise ArgumentError("budgets", budgets, problem, "Use [5,10,20], for example.")
+    return budgets
 
 
 def _features(name: str, model: ScoreModel, real: Tensor) -> Features:

@@ -14,18 +14,20 @@ from torch import Tensor
 
 from sde_toolkit.checking import is_count
 from sde_toolkit.checkpoint import embedded_models
-from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, load_model, whole_number
-from sde_toolkit.cli.sample import draw
-from sde_toolkit.cli.setup import Place, command_words, instantiate, join
+from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, whole_number
+from sde_toolkit.cli.sample import FILES, Request, draw, prepare
+from sde_toolkit.cli.setup import Place, command_words, instantiate, join, switch
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.drawing import Drawn
 from sde_toolkit.evaluation.extractors import as_extractor
 from sde_toolkit.evaluation.features import Reference
-from sde_toolkit.evaluation.files import read_samples
-from sde_toolkit.evaluation.quality import evaluate_samples, usual_metrics
+from sde_toolkit.evaluation.files import has_samples, read_samples
+from sde_toolkit.evaluation.quality import check_evaluation, evaluate_samples, usual_metrics
 from sde_toolkit.evaluation.records import Quality, compare_records
 from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.progress import require_progress
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.transforms import Transform, range_problems
 
@@ -40,49 +42,42 @@ def run(config: DictConfig) -> None:
     against = None if config.against is None else Quality.load(str(config.against))
     if against is not None and place.main:
         _leave_alone(Path(str(config.against)), place.directory)
-    samples, source, model = _given(config)
-    shape = () if samples is None else tuple(samples.shape[1:])
-    reference, levels, transform = _reference(config, shape if model is None else model.event_shape or (), model)
-    drawn = None
-    if samples is None:
-        drawn = draw(config, place, keep=True)
-        place.team.wait()
-        samples = read_samples(place.directory / "samples.npz")
-    elif transform is not None:
-        _doubt_range(samples, source, transform)
-    metrics = config.metrics
-    if metrics == "auto":
-        metrics = usual_metrics(tuple(samples.shape[1:]))
-    quality = evaluate_samples(
-        samples,
-        reference,
-        as_extractor(instantiate(config.extractor), tuple(samples.shape[1:]), transform),
-        metrics=list(metrics) if isinstance(metrics, ListConfig | tuple) else [metrics],
-        levels=levels,
-        kid_subsets=whole_number(config, "kid.subsets", 1),
-        kid_subset_size=whole_number(config, "kid.subset_size", 2),
-        neighbours=whole_number(config, "neighbours", 1),
-        seed=whole_number(config, "seed", 0),
-        batch_size=whole_number(config, "batch_size", 1),
-        source=source,
-        against=against,
-        device=place.device,
-        team=place.team,
-        directory=place.directory / "features",
-        progress=bool(config.progress),
-    )
+    settings = _settings(config)
+    given, source = _given(config)
+    if isinstance(given, Tensor):
+        model, size = None, tuple(given.shape)
+    else:
+        model, size = given.model, (given.n, *(given.model.event_shape or ()))
+    reference, levels, transform = _reference(config, size[1:], model)
+    extractor = as_extractor(instantiate(config.extractor), size[1:], transform)
+    metrics = usual_metrics(size[1:]) if config.metrics == "auto" else config.metrics
+    metrics = list(metrics) if isinstance(metrics, ListConfig | tuple) else [metrics]
+    check_evaluation(size, reference, metrics, levels=levels, **settings)
+    if isinstance(given, Tensor) and transform is not None:
+        _doubt_range(given, source, transform)
+    with place.holding("evaluate", ["evaluation.json", *((CONFIG,) if model is None else FILES)]):
+        drawn = None
+        if not isinstance(given, Tensor):
+            drawn = draw(config, place, given, keep=True)
+            place.team.wait()
+            given = read_samples(place.directory / "samples.npz")
+        quality = evaluate_samples(
+            given,
+            reference,
+            extractor,
+            metrics=metrics,
+            levels=levels,
+            **settings,
+            source=source,
+            against=against,
+            device=place.device,
+            team=place.team,
+            directory=place.directory / "features",
+            progress=switch(config, "progress"),
+        )
+        if quality is not None:
+            _write(config, place, quality, drawn)
     if quality is not None:
-        about = {
-            **quality.about,
-            "command": " ".join(command_words()),
-            "samples_record": _record_of(config, drawn, place),
-        }
-        about["config"] = OmegaConf.to_container(config, resolve=True)
-        quality = replace(quality, about=about)
-        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
-        quality.save(place.directory / "evaluation.json")
-        if drawn is not None and drawn.store is not None:
-            drawn.store.clear()
         _print(quality, against, place.directory / "evaluation.json")
     place.team.leave()
 
@@ -99,6 +94,31 @@ def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
         warnings.warn(f"samples={source}: {found}. Give samples in the space of the real data.", stacklevel=2)
 
 
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """The whole numbers of an evaluation, checked; progress too, and that what shows it is there."""
+    require_progress(switch(config, "progress"))
+    return {
+        "kid_subsets": whole_number(config, "kid.subsets", 1),
+        "kid_subset_size": whole_number(config, "kid.subset_size", 2),
+        "neighbours": whole_number(config, "neighbours", 1),
+        "seed": whole_number(config, "seed", 0),
+        "batch_size": whole_number(config, "batch_size", 1),
+    }
+
+
+def _write(config: DictConfig, place: Place, quality: Quality, drawn: Drawn | None) -> None:
+    about = {
+        **quality.about,
+        "command": " ".join(command_words()),
+        "samples_record": _record_of(config, drawn, place),
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+    replace(quality, about=about).save(place.directory / "evaluation.json")
+    save_config(config, place.directory)
+    if drawn is not None and drawn.store is not None:
+        drawn.store.clear()
+
+
 def _leave_alone(record: Path, directory: Path) -> None:
     """The record that is compared with may not be the one that is about to be written."""
     if record.resolve() == (directory / "evaluation.json").resolve():
@@ -106,20 +126,31 @@ def _leave_alone(record: Path, directory: Path) -> None:
         raise ArgumentError("against", str(record), problem, "Name another output.")
 
 
-def _given(config: DictConfig) -> tuple[Tensor | None, str, ScoreModel | None]:
-    """The samples in data space and where they are from; None and the model, if they have to be drawn."""
+def _given(config: DictConfig) -> tuple[Tensor | Request, str]:
+    """The samples in data space, or what draws them; and where they are from."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     if not isinstance(given, str) or not given:
         raise ArgumentError("samples", given, "not a path or a name", "Give a file, a folder, or a checkpoint.")
     path = Path(given)
-    model_there = given == MIXTURE or (given in embedded_models() and not path.exists()) or _is_checkpoint(path)
-    if not model_there:
+    if not _is_model(given):
+        if not path.exists():
+            problem = "there is no such file or folder, and no model of that name"
+            raise ArgumentError("samples", given, problem, "Give a file, a folder, or a checkpoint.")
         samples = read_samples(path, config.key)
-        return samples if config.n is None else samples[: whole_number(config, "n", 2)], given, None
+        return samples if config.n is None else samples[: whole_number(config, "n", 2)], given
     if config.n is None:
         raise ArgumentError("n", None, f"{given} is a model, to draw samples from", "Say how many, such as n=10000.")
+    whole_number(config, "n", 2)
     config.model = {"path": given}
-    return None, f"drawn from {given}", load_model(config)[0]
+    return prepare(config), f"drawn from {given}"
+
+
+def _is_model(given: str) -> bool:
+    """Whether a name or a path is that of a model: where samples lie in a folder of that name, they are meant."""
+    path = Path(given)
+    if given in (MIXTURE, *embedded_models()):
+        return not has_samples(path)
+    return _is_checkpoint(path)
 
 
 def _classes(config: DictConfig, model: ScoreModel | None) -> list[int] | None:

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -19,7 +20,7 @@ from sde_toolkit.cli.parts import (
     model_name,
     whole_number,
 )
-from sde_toolkit.cli.setup import command_words, instantiate, join
+from sde_toolkit.cli.setup import command_words, instantiate, join, switch
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.likelihood import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.likelihood.report import require_likelihood_packages
@@ -28,6 +29,7 @@ from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
+from sde_toolkit.progress import require_progress
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
@@ -37,38 +39,44 @@ __all__ = ["auto_divergence", "run"]
 _FULL_COVARIANCE_UP_TO = 4096  # dimensions
 _MOMENTS_OF = 10_000  # samples of a data set that is not in memory
 
-OmegaConf.register_new_resolver("first_of", lambda *given: next(v for v in given if v is not None), replace=True)
+_FILES = (
+    "report.html", "report.md", "samples.csv", "results.json", CONFIG,
+    "histogram.png", "extremes.png", "end_times.png",
+)  # fmt: skip
 
 
 def run(config: DictConfig) -> None:
     """Check everything, evaluate what is missing, write the report, print the table."""
     require_likelihood_packages()
     _check_resume(config)
-    place = join(config)
+    progress = switch(config, "progress")
+    require_progress(progress)
+    place = join(config, "output" if config.resume is None else "resume")
     model, weights = load_model(config)
     x, levels, background, reference = _samples(config, model)
     labels = _labels(model, background)
     request, background = _request(config, model, levels, background, reference, x, labels)
     name = model_name(config)
-    if place.main:
-        print(f"{name}: {background.source}, {len(x)} samples of shape {tuple(x.shape[1:])}, seed {request.seed}")
-    evaluation = evaluate_likelihood(
-        model,
-        x,
-        request,
-        place.directory,
-        team=place.team,
-        device=place.device,
-        progress=bool(config.progress),
-        name="output" if config.resume is None else "resume",
-    )
-    if evaluation is not None:
-        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
-        record = provenance(model, name, weights, seed=request.seed, command=command_words())
-        record["config"] = OmegaConf.to_container(config, resolve=True)
-        page = write_likelihood_report(
-            evaluation, background, place.directory, record, title=f"Likelihood: {Path(name).name}"
+    with place.holding("likelihood", _FILES):
+        if place.main:
+            print(f"{name}: {background.source}, {len(x)} samples of shape {tuple(x.shape[1:])}, seed {request.seed}")
+        evaluation = evaluate_likelihood(
+            model,
+            x,
+            request,
+            place.directory,
+            team=place.team,
+            device=place.device,
+            progress=progress,
+            name=place.name,
         )
+        if evaluation is not None:
+            record = provenance(model, name, weights, seed=request.seed, command=command_words())
+            record["config"] = OmegaConf.to_container(config, resolve=True)
+            title = f"Likelihood: {Path(name).name}"
+            page = write_likelihood_report(evaluation, background, place.directory, record, title=title)
+            save_config(config, place.directory)
+    if evaluation is not None:
         print(f"\n{text_table(evaluation, background)}\n")
         for sentence in findings(evaluation, background):
             print(sentence)

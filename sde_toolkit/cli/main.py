@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit.cli.stopping import stopping_with_a_message
+from sde_toolkit.cli.words import quote_paths
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
 
 __all__ = ["main"]
@@ -26,6 +29,9 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; everything after its name goes to Hydra."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows ? instead
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return
@@ -33,16 +39,46 @@ def main(arguments: list[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"sde-toolkit: there is no command {command!r}\n\n{_usage()}", file=sys.stderr)
         raise SystemExit(2)
+    with stopping_with_a_message():
+        _run(command, overrides)
+
+
+def _run(command: str, overrides: list[str]) -> None:
     try:
         import hydra
     except ImportError as error:
         raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli", error))) from None
+    overrides = sorted(
+        quote_paths(overrides), key=lambda word: word not in ("-m", "--multirun")
+    )  # argparse: flags first
     task = import_module(f"sde_toolkit.cli.{command}").run
-    overrides.sort(key=lambda word: word not in ("-m", "--multirun"))  # argparse wants the flag before the overrides
     sys.argv = [f"sde-toolkit {command}", *overrides]
     decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
     _check_launcher(overrides)
-    decorate(_reporting_errors(task, command))()
+    with _as_they_are():
+        decorate(_reporting_errors(task, command))()
+
+
+@contextmanager
+def _as_they_are() -> Iterator[None]:
+    """Exceptions as they were raised, where Hydra would print them in its own way; its own become messages."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        _complain(f"error: {error}{cause}")
+    except OSError as error:  # of a folder that Hydra makes itself
+        _complain(f"error: {error}")
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def config_directory() -> Path:
@@ -92,8 +128,18 @@ def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[An
             _complain(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...")
         except (SDEToolkitError, OSError) as error:
             _complain(f"error: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            why = " ".join(str(error).split())[:160] or "MemoryError"
+            _complain(f"error: there is not enough memory ({why}). Ask for fewer samples, or a smaller batch_size.")
 
     return run
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's error, or torch's of a CPU or a GPU."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _complain(text: str) -> None:

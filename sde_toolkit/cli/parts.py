@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sde_toolkit import grids
 from sde_toolkit.checking import is_count
-from sde_toolkit.checkpoint import embedded_models
+from sde_toolkit.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
@@ -27,12 +28,14 @@ from sde_toolkit.transforms import range_problems
 __all__ = [
     "build_grids",
     "build_solvers",
+    "check_room",
     "choose_labels",
     "dataset_of",
     "discrete_grid",
     "find_dataset",
     "load_model",
     "model_name",
+    "number_of_evaluations",
     "real_data",
     "ring_mixture",
     "whole_number",
@@ -64,6 +67,8 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
     """
     name = model_name(config)
     if name == MIXTURE:
+        if (Path(name) / DESCRIPTION).is_file() or checkpoint_folders(name):
+            print(f"model={name} is the exact mixture; the model in the folder of that name is model=./{name}")
         return ring_mixture(), None
     if name not in embedded_models() and not Path(name).exists():
         raise CheckpointError(name, "no such folder", f"Pass a checkpoint folder, or one of {_names()}.")
@@ -101,12 +106,38 @@ def discrete_grid(sde: SDE, steps: int, *, N: int = 1000) -> Tensor:
     return grids.discrete(N, steps)
 
 
-def whole_number(config: DictConfig, name: str, least: int) -> int:
-    """The whole number at ``name`` (``group.key``) of the configuration, at least ``least``."""
+def whole_number(config: DictConfig, name: str, least: int, most: int = 2**63 - 1) -> int:
+    """The whole number at ``name`` (``group.key``) of the configuration, from ``least`` to ``most``."""
     value = OmegaConf.select(config, name)
-    if not is_count(value, least):
-        raise ArgumentError(name, value, f"not a whole number of at least {least}", f"Give {name}={max(least, 1)}.")
+    if not is_count(value, least) or value > most:
+        upper = f" and at most {most}" if is_count(value, least) else ""
+        problem = f"not a whole number of at least {least}{upper}"
+        raise ArgumentError(name, value, problem, f"Give {name}={min(max(least, 1), most)}.")
     return value
+
+
+def number_of_evaluations(config: DictConfig, name: str = "nfe", least: int = 1) -> int:
+    """A number of network evaluations; so many that their grid would fill the memory are refused."""
+    return whole_number(config, name, least, MOST_EVALUATIONS)
+
+
+MOST_EVALUATIONS = 1_000_000
+
+
+def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -> None:
+    """Refuse more samples than the memory of the machine holds, ``sets`` times over.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    wanted = 8 * n * sets * max(1, math.prod(event_shape))  # bytes, in model space and in data space
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        there = 1 << 40
+    if wanted > there:
+        problem = f"the samples take {wanted / 1e9:.3g} GB, and the machine has {there / 1e9:.3g}"
+        raise ArgumentError(name, n, problem, "Ask for fewer; first_index=... continues a set in another folder.")
 
 
 def real_data(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,32 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit.auto import Plan
-from sde_toolkit.cli.parts import build_grids, build_solvers, choose_labels, load_model, model_name, whole_number
-from sde_toolkit.cli.setup import Place, command_words, join
+from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.parts import (
+    build_grids,
+    build_solvers,
+    check_room,
+    choose_labels,
+    load_model,
+    model_name,
+    number_of_evaluations,
+    whole_number,
+)
+from sde_toolkit.cli.setup import Place, command_words, join, switch
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.planning import Run, plan_run, run_of
 from sde_toolkit.evaluation.provenance import provenance
-from sde_toolkit.evaluation.report import save_figure
-from sde_toolkit.evaluation.sheets import contact_sheet
+from sde_toolkit.evaluation.report import png_of
+from sde_toolkit.evaluation.sheets import contact_sheet, require_pictures
 from sde_toolkit.evaluation.store import atomic_file, write_atomically
+from sde_toolkit.progress import require_progress
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["draw", "plan", "run"]
+__all__ = ["FILES", "Request", "draw", "plan", "prepare", "run"]
+
+FILES = ("samples.npz", "samples.png", "samples.json", CONFIG)
 
 _DRAWN_AT_MOST = 1024  # images or signals on the picture; points are all shown
 
@@ -32,7 +46,9 @@ _DRAWN_AT_MOST = 1024  # images or signals on the picture; points are all shown
 def run(config: DictConfig) -> None:
     """Draw the samples and write ``samples.npz``, ``samples.png`` and ``samples.json``."""
     place = join(config)
-    drawn = draw(config, place)
+    request = prepare(config)
+    with place.holding("sample", FILES):
+        drawn = draw(config, place, request)
     if drawn is not None:
         print(f"{len(drawn.x)} samples of shape {tuple(drawn.x.shape[1:])}: {drawn.nfe} evaluations each, ", end="")
         print(f"{drawn.seconds:.1f} s" + f", {drawn.processes} processes" * (drawn.processes > 1))
@@ -40,35 +56,63 @@ def run(config: DictConfig) -> None:
     place.team.leave()
 
 
-def draw(config: DictConfig, place: Place, keep: bool = False) -> Drawn | None:
-    """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the parts."""
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Samples to be drawn, checked: nothing about them can be refused any more."""
+
+    model: ScoreModel
+    weights: str | None
+    planned: Run
+    n: int
+    seed: int
+    first_index: int
+    batch_size: int | None
+    labels: Tensor | None
+    progress: bool
+
+
+def prepare(config: DictConfig) -> Request:
+    """Check everything that can be checked before the first evaluation.
+
+    Raises:
+        SDEToolkitError: naming the setting, or the package that is missing.
+    """
     n, seed = whole_number(config, "n", 1), whole_number(config, "seed", 0)
     first_index = whole_number(config, "first_index", 0)
     batch_size = None if config.batch_size is None else whole_number(config, "batch_size", 1)
+    progress = switch(config, "progress")
+    require_progress(progress)
     model, weights = load_model(config)
     planned = plan(config, model)
+    shape = model.event_shape or ()
+    check_room("n", n, shape)
+    require_pictures(shape)
     labels = choose_labels(config, model, n, first_index)
-    if place.main:
-        OmegaConf.save(config, place.directory / "config.yaml", resolve=True)
+    return Request(model, weights, planned, n, seed, first_index, batch_size, labels, progress)
+
+
+def draw(config: DictConfig, place: Place, request: Request, keep: bool = False) -> Drawn | None:
+    """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the parts."""
+    model, planned, labels, seed = request.model, request.planned, request.labels, request.seed
     drawn = draw_samples(
         model.to(place.device),
         planned,
-        n,
+        request.n,
         seed=seed,
-        first_index=first_index,
-        batch_size=batch_size,
+        first_index=request.first_index,
+        batch_size=request.batch_size,
         condition=None if labels is None else labels.to(place.device),
         team=place.team,
         directory=place.directory,
         device=place.device,
-        progress=bool(config.progress),
+        progress=request.progress,
     )
     if drawn is None:
         return None
-    record = provenance(model, model_name(config), weights, seed=seed, command=command_words())
+    record = provenance(model, model_name(config), request.weights, seed=seed, command=command_words())
     record |= {
-        "n": n,
-        "first_index": first_index,
+        "n": request.n,
+        "first_index": request.first_index,
         "labels": None if labels is None else labels.unique().tolist(),
         "solver": {"name": planned.name, "eta": planned.solver.eta, "integrator": repr(planned.solver.integrator)},
         "grid": {"name": planned.grid_name, "times": planned.grid.tolist()},
@@ -81,6 +125,7 @@ def draw(config: DictConfig, place: Place, keep: bool = False) -> Drawn | None:
         "config": OmegaConf.to_container(config, resolve=True),
     }
     _write(place.directory, drawn, model, planned, labels, record)
+    save_config(config, place.directory)  # at the end, so that it is always that of the samples
     if drawn.store is not None and not keep:
         drawn.store.clear()
     return drawn
@@ -88,9 +133,10 @@ def draw(config: DictConfig, place: Place, keep: bool = False) -> Drawn | None:
 
 def plan(config: DictConfig, model: ScoreModel) -> Run:
     """The one solver on the one grid that draws samples, at ``nfe`` evaluations."""
-    nfe = whole_number(config, "nfe", 1)
+    nfe = number_of_evaluations(config)
     if model.event_shape is None:
-        raise ArgumentError("model", model_name(config), "it has no event_shape", "Save it with event_shape=...")
+        problem = "it does not say which shape its samples have (event_shape in model.yaml)"
+        raise ArgumentError("model", model_name(config), problem, "Add event_shape: [1, 28, 28], for example, there.")
     solvers, grids = build_solvers(config), build_grids(config)
     for what, chosen in (("solver", solvers), ("grid", grids)):
         if len(chosen) != 1:
@@ -108,11 +154,11 @@ def _write(
     data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
     figure = contact_sheet(data if data.ndim < 3 else data[:_DRAWN_AT_MOST])
     if figure is not None:
-        save_figure(figure, directory / "samples.png")
+        write_atomically(directory / "samples.png", png_of(figure))
     arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     with atomic_file(directory / "samples.npz") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    write_atomically(directory / "samples.json", f"{text}\n".encode())
+    write_atomically(directory / "samples.json", f"{text}\n".encode("utf-8", "backslashreplace"))

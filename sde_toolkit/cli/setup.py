@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.checking import is_count
+from sde_toolkit.cli.building import instantiate
+from sde_toolkit.cli.folders import holding, output_folder
+from sde_toolkit.cli.words import folder_name
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.team import Team
 
-__all__ = ["Place", "choose_device", "command_words", "instantiate", "join", "set_threads"]
+__all__ = ["Place", "choose_device", "command_words", "instantiate", "join", "set_threads", "switch"]
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,23 +32,32 @@ class Place:
     directory: Path
     device: torch.device
     team: Team
+    name: str = "output"
 
     @property
     def main(self) -> bool:
         """Whether this process writes the results and prints."""
         return self.team.main
 
+    @contextmanager
+    def holding(self, command: str, files: Sequence[str]) -> Iterator[None]:
+        """Work in the folder, which the main process claims for all: see :func:`sde_toolkit.cli.folders.holding`."""
+        with holding(self.directory, command, files, main=self.main, name=self.name):
+            yield
 
-def join(config: DictConfig) -> Place:
+
+def join(config: DictConfig, name: str = "output") -> Place:
     """Threads, device and folder as the configuration says, and the other processes if a launcher started some.
 
     All processes work in the folder of the main one, whatever each of them makes of a folder's name with a time in it.
+    ``name``: of the setting that names the folder. The folder is not made yet.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
+    directory = output_folder(config, name)
     team = Team.join(device.type)
-    directory = Path(team.agree(str(Path(HydraConfig.get().runtime.output_dir).absolute())))
-    return Place(directory, team.place(device, config.device), team)
+    directory = Path(team.agree(str(directory)))
+    return Place(directory, team.place(device, config.device), team, name)
 
 
 def command_words() -> list[str]:
@@ -50,45 +65,45 @@ def command_words() -> list[str]:
     return [*sys.argv[0].split(), *sys.argv[1:]]
 
 
-def instantiate(config: Any, **arguments: Any) -> Any:
-    """Hydra's instantiate, with the error of the called class instead of Hydra's wrapping of it.
+def switch(config: DictConfig, name: str) -> bool:
+    """A setting that is true or false; YAML's other words for them are texts to Hydra, and refused.
 
     Raises:
-        SDEToolkitError: whatever the class itself raised; ArgumentError for arguments it does not have.
+        ArgumentError: for anything else.
     """
-    try:
-        return hydra.utils.instantiate(config, _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, SDEToolkitError):
-                raise cause from None
-            cause = cause.__cause__
-        target = config.get("_target_", "the configuration")
-        problem = str(error.__cause__ or error).splitlines()[0]
-        raise ArgumentError(str(target), dict(config), problem, "Check the keys of this group.") from None
+    value = OmegaConf.select(config, name)
+    if not isinstance(value, bool):
+        raise ArgumentError(name, value, "neither true nor false", f"Give {name}=true or {name}=false.")
+    return value
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: Any) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        ArgumentError: for a device that torch does not know or that is not there.
+        ArgumentError: for a device that torch does not know, that is not there, or that cannot compute.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = str(error).splitlines()[0]
+        torch.zeros(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArgumentError("device", name, problem, "Use auto, cpu, cuda or cuda:N.") from None
     return device
 
 
-def set_threads(threads: int | None) -> None:
-    """CPU threads of torch's kernels; None leaves its choice."""
-    if threads is not None:
-        if threads < 1:
-            raise ArgumentError("threads", threads, "at least one thread is needed", "Use null for all cores.")
-        torch.set_num_threads(threads)
+def set_threads(threads: Any) -> None:
+    """CPU threads of torch's kernels; None leaves its choice.
+
+    Raises:
+        ArgumentError: for what is no number of threads, or more than the machine could use.
+    """
+    if threads is None:
+        return
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not is_count(threads) or threads > most:
+        problem = f"not a number of threads from 1 to {most}"
+        raise ArgumentError("threads", threads, problem, "Use threads=null for all cores.")
+    torch.set_num_threads(threads)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from sde_toolkit.evaluation.comparison import Comparison, Row
 from sde_toolkit.evaluation.metrics import Estimate
+from sde_toolkit.evaluation.naming import file_names, literal
 from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure, sample_rows
 
-__all__ = ["draw_all"]
+__all__ = ["draw_all", "figure_names"]
 
 # Okabe and Ito's palette, readable with any colour vision; blue for the first, and so on
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
@@ -101,7 +102,7 @@ def _time(comparison: Comparison) -> Any:
     rows = [row for row in comparison.rows if not row.failure]
     figure = new_figure(6.6, 0.6 + 0.24 * len(rows))
     axes = figure.subplots()
-    names = [f"{comparison.label(row)}, {row.nfe}" for row in rows]
+    names = [f"{literal(comparison.label(row))}, {row.nfe}" for row in rows]
     network = [row.network_seconds for row in rows]
     axes.barh(names, network, color="#93c5fd", height=0.72, label="network")
     rest = [row.seconds - row.network_seconds for row in rows]
@@ -131,10 +132,11 @@ def _sheets(comparison: Comparison) -> dict[str, tuple[str, Any]]:
     if comparison.judge is not None:
         order = torch.Generator().manual_seed(comparison.seed)
         real = comparison.judge.real[torch.randperm(len(comparison.judge.real), generator=order)[: comparison.n]]
-    for grid in dict.fromkeys(row.grid for row in comparison.rows):
+    safe = file_names(row.grid for row in comparison.rows)
+    for grid in safe:
         for budget in dict.fromkeys(row.budget for row in comparison.rows if row.grid == grid):
             rows = [
-                (f"{row.solver} ({row.nfe})", x)
+                (f"{literal(row.solver)} ({row.nfe})", x)
                 for row, x in zip(comparison.rows, comparison.samples, strict=True)
                 if (row.grid, row.budget) == (grid, budget)
             ]
@@ -144,9 +146,19 @@ def _sheets(comparison: Comparison) -> dict[str, tuple[str, Any]]:
             if figure is not None:
                 of = "adaptive solvers" if budget is None else f"{budget} network evaluations"
                 on = f", grid {grid}" if comparison.several_grids and budget is not None else ""
-                name = "samples_adaptive" if budget is None else f"samples_{grid}_{budget}"
-                figures[name] = (f"Samples: {of}{on}. Evaluations used in brackets.", figure)
+                figures[_sheet_name(safe[grid], budget)] = (f"Samples: {of}{on}. Evaluations used in brackets.", figure)
     return figures
+
+
+def _sheet_name(grid: str, budget: int | None) -> str:
+    """The name of the picture of samples for a grid, by its name for files, and a budget (None: adaptive solvers)."""
+    return "samples_adaptive" if budget is None else f"samples_{grid}_{budget}"
+
+
+def figure_names(grids: Iterable[str], budgets: Iterable[int | None]) -> list[str]:
+    """All that :func:`draw_all` may draw of a comparison on these grids at these budgets."""
+    safe, found = file_names(grids), list(budgets)
+    return ["error", "distances", "time", *(_sheet_name(safe[grid], budget) for grid in safe for budget in found)]
 
 
 def _curves(comparison: Comparison, axes: Any, measure: Callable[[Row], Estimate | None]) -> None:
@@ -162,7 +174,7 @@ def _curves(comparison: Comparison, axes: Any, measure: Callable[[Row], Estimate
             [nfe for nfe, _ in points],
             [e.value for _, e in points],
             yerr=[e.error for _, e in points],
-            label=row_label,
+            label=literal(row_label),
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             linestyle=DASHES[j % len(DASHES)],

@@ -12,7 +12,15 @@ from sde_toolkit.data.decoding import SUFFIXES, opened_image
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError
 
-__all__ = ["read_samples"]
+__all__ = ["has_samples", "read_samples"]
+
+
+def has_samples(path: str | Path) -> bool:
+    """Whether a path is a file, or a folder with ``samples.npz`` or images in it."""
+    place = Path(path)
+    if not place.is_dir():
+        return place.is_file()
+    return (place / "samples.npz").is_file() or any(file.suffix.lower() in SUFFIXES for file in place.iterdir())
 
 
 def read_samples(path: str | Path, key: str | None = None) -> Tensor:

@@ -34,6 +34,7 @@ __all__ = [
     "kernel_sums",
     "precision_recall",
     "rational_quadratic",
+    "require_transport",
     "rmse",
     "share",
     "sliced_wasserstein",
@@ -76,10 +77,9 @@ def sliced_wasserstein(
         DataError: for arrays that cannot be compared.
         MissingDependencyError: without POT.
     """
-    try:
-        import ot
-    except ImportError as error:
-        raise MissingDependencyError("POT", "the sliced Wasserstein distance", "cli", error) from None
+    require_transport()
+    import ot
+
     x, y = _two_sets(x, y)
     if projections < 1:
         raise ArgumentError("projections", projections, "at least one direction is needed", "128 is usual.")
@@ -92,6 +92,18 @@ def sliced_wasserstein(
         lambda b: distance(x, b), y, blocks
     )
     return Estimate(distance(x, y), math.sqrt(variance))
+
+
+def require_transport() -> None:
+    """Find out before the work that the package for optimal transport is missing.
+
+    Raises:
+        MissingDependencyError: without POT.
+    """
+    try:
+        import ot  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("POT", "the sliced Wasserstein distance", "cli", error) from None
 
 
 def cubic(a: Array, b: Array) -> Array:

@@ -29,11 +29,11 @@ from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation.extractors import Extractor, check_levels, failing_package
 from sde_toolkit.evaluation.features import Reference, extract_features
 from sde_toolkit.evaluation.judging import Features, Judge, Plausible
-from sde_toolkit.evaluation.metrics import Estimate, cubic, precision_recall
+from sde_toolkit.evaluation.metrics import Estimate, cubic, precision_recall, require_transport
 from sde_toolkit.evaluation.records import Quality, check_alike
 from sde_toolkit.evaluation.team import Team
 
-__all__ = ["METRICS", "evaluate_samples", "usual_metrics"]
+__all__ = ["METRICS", "check_evaluation", "evaluate_samples", "usual_metrics"]
 
 METRICS = ("fid", "kid", "precision_recall", "distance")
 _CONFIDENCE = 0.9  # of a plausible digit, as in solver reports
@@ -87,9 +87,22 @@ def evaluate_samples(
     """
     began, team = time.perf_counter(), team or Team()
     reference = reference if isinstance(reference, Reference) else Reference(reference)
-    _check(samples, reference, metrics, neighbours, kid_subsets, kid_subset_size, seed)
-    check_levels(levels)
-    check_batches(batch_size, torch.float32)
+    if not isinstance(samples, Tensor) or samples.ndim == 0:
+        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise DataError("samples", shape, "at least two samples are needed", "Pass a tensor (n, *event).")
+    check_evaluation(
+        tuple(samples.shape),
+        reference,
+        metrics,
+        levels=levels,
+        kid_subsets=kid_subsets,
+        kid_subset_size=kid_subset_size,
+        neighbours=neighbours,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    if samples.is_floating_point() and not bool(samples.isfinite().all()):
+        raise DataError("samples", tuple(samples.shape), "they hold NaN or infinity", "Look for where they diverged.")
     n, N = len(samples), len(reference)
     size = min(kid_subset_size, n, N)
     settings: dict[str, dict[str, Any]] = {
@@ -167,41 +180,59 @@ def evaluate_samples(
     return Quality({name: _finite(value) for name, value in values.items()}, errors, floors, conditions, about)
 
 
-def _check(
-    samples: Tensor, reference: Reference, metrics: Sequence[str], neighbours: int, subsets: int, size: int, seed: int
+def check_evaluation(
+    shape: tuple[int, ...],
+    reference: Reference,
+    metrics: Sequence[str],
+    *,
+    levels: int | None,
+    kid_subsets: int,
+    kid_subset_size: int,
+    neighbours: int,
+    seed: int,
+    batch_size: int,
 ) -> None:
-    if not isinstance(samples, Tensor) or samples.ndim == 0 or len(samples) < 2:
-        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise DataError("samples", shape, "at least two samples are needed", "Pass a tensor (n, *event).")
-    if samples.is_floating_point() and not bool(samples.isfinite().all()):
-        raise DataError("samples", tuple(samples.shape), "they hold NaN or infinity", "Look for where they diverged.")
+    """Everything about an evaluation of samples of this shape (n, *event) that can be refused before they are there.
+
+    Raises:
+        ArgumentError, DataError: naming what does not fit.
+        MissingDependencyError: for a package that a metric needs.
+    """
+    if shape[0] < 2:
+        raise DataError("samples", shape, "at least two samples are needed", "Give more of them.")
     if len(reference) < 2:
         raise DataError("reference", len(reference), "at least two real samples are needed", "Give more.")
-    shapes = (tuple(samples.shape[1:]), tuple(reference.rows(0, 1).shape[1:]))
+    shapes = (shape[1:], tuple(reference.rows(0, 1).shape[1:]))
     if shapes[0] != shapes[1]:
         raise DataError(
             "samples", shapes[0], f"the reference has events of shape {shapes[1]}", "Compare like with like."
         )
-    if not metrics or isinstance(metrics, str) or set(metrics) - set(METRICS) or len(set(metrics)) < len(metrics):
+    known = not isinstance(metrics, str) and all(name in METRICS for name in metrics)
+    if not known or not metrics or len(set(metrics)) < len(metrics):
         problem = f"metrics are some of {', '.join(METRICS)}"
         raise ArgumentError("metrics", metrics, problem, "Use [fid,kid,precision_recall].")
     least = {
         "neighbours": (neighbours, 1),
-        "kid_subsets": (subsets, 1),
-        "kid_subset_size": (size, 2),
+        "kid_subsets": (kid_subsets, 1),
+        "kid_subset_size": (kid_subset_size, 2),
         "seed": (seed, 0),
     }
     for name, (value, low) in least.items():
         if not is_count(value, low):
             raise ArgumentError(name, value, f"not a whole number of at least {low}", f"Use {name}={max(low, 3)}.")
-    if "precision_recall" in metrics and min(len(samples), len(reference)) <= neighbours:
-        problem = f"a point has no {neighbours} neighbours among {min(len(samples), len(reference))} samples"
+    if "precision_recall" in metrics and min(shape[0], len(reference)) <= neighbours:
+        problem = f"a point has no {neighbours} neighbours among {min(shape[0], len(reference))} samples"
         raise ArgumentError("neighbours", neighbours, problem, "Give more samples, or leave precision_recall out.")
-    if "distance" in metrics and len(reference) < 2 * len(samples):
+    if "distance" in metrics and len(reference) < 2 * shape[0]:
         problem = (
             f"the distance compares n samples with 2n real ones and more, and there are {len(reference)} real ones"
         )
         raise DataError("reference", len(reference), problem, f"Evaluate at most {len(reference) // 2} samples.")
+    check_levels(levels)
+    check_batches(batch_size, torch.float32)
+    _torchmetrics(metrics)
+    if "distance" in metrics:
+        require_transport()
 
 
 class _Same(nn.Module):

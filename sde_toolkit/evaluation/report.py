@@ -12,12 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.errors import ArgumentError, MissingDependencyError
 from sde_toolkit.evaluation.comparison import Comparison
 from sde_toolkit.evaluation.figures import draw_all
 from sde_toolkit.evaluation.findings import cells, columns, findings, floor_cells
+from sde_toolkit.evaluation.store import write_all
 
-__all__ = ["require_report_packages", "save_figure", "summary", "write_report"]
+__all__ = ["as_bytes", "png_of", "require_report_packages", "summary", "write_report"]
 
 
 def require_report_packages() -> None:
@@ -34,34 +35,56 @@ def require_report_packages() -> None:
 
 
 def write_report(
-    comparison: Comparison, directory: str | Path, provenance: Mapping[str, Any], *, title: str = "Solver comparison"
+    comparison: Comparison,
+    directory: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    title: str = "Solver comparison",
 ) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv`` and one PNG per figure; returns the page's path.
 
-    ``provenance``: plain data, from :func:`sde_toolkit.evaluation.provenance.provenance`, with whatever else
-    shall be on record.
+    Everything is composed before the first file is written, and the files appear together.
+
+    Args:
+        provenance: plain data, from :func:`sde_toolkit.evaluation.provenance.provenance`, with whatever else shall be
+            on record; None: the report says nothing of the model and of the machine.
+
+    Raises:
+        ArgumentError: for what is no comparison, or a provenance that JSON cannot hold.
+        OSError: naming the file that cannot be written; none is replaced then.
     """
     require_report_packages()
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if not isinstance(comparison, Comparison):
+        raise ArgumentError("comparison", comparison, "not a comparison", "Pass what compare_solvers returned.")
+    about = _plain(dict(provenance or {}))
+    try:
+        json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("provenance", provenance, f"not plain data ({error})", "Use numbers and texts.") from None
+    content = summary(comparison, about)
+    files: dict[str, bytes] = {}
     figures = []
     for name, (caption, figure) in draw_all(comparison).items():
-        png = save_figure(figure, directory / f"{name}.png")
-        figures.append({"name": name, "caption": caption, "data": base64.b64encode(png).decode()})
-    content = summary(comparison, provenance)
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-    (directory / "results.json").write_text(text + "\n", encoding="utf-8")
-    _write_csv(comparison, directory / "results.csv")
-    page = directory / "report.html"
-    page.write_text(_page(comparison, figures, content, title), encoding="utf-8")
-    return page
+        files[f"{name}.png"] = png_of(figure)
+        figures.append({"name": name, "caption": caption, "data": base64.b64encode(files[f"{name}.png"]).decode()})
+    files["results.json"] = as_bytes(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    files["results.csv"] = as_bytes(_csv(comparison))
+    files["report.html"] = as_bytes(_page(comparison, figures, content, title))
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_all(directory, files)
+    return directory / "report.html"
 
 
-def save_figure(figure: Any, path: Path) -> bytes:
-    """Write a figure as PNG and return the same bytes."""
+def as_bytes(text: str) -> bytes:
+    """UTF-8; what a file name or an argument had that is no letter of any alphabet is spelled out."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    path.write_bytes(buffer.getvalue())
     return buffer.getvalue()
 
 
@@ -123,12 +146,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_csv(comparison: Comparison, path: Path) -> None:
+def _csv(comparison: Comparison) -> str:
     records = comparison.records()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, fieldnames=list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
 
 
 def _page(comparison: Comparison, figures: list[dict[str, str]], content: Mapping[str, Any], title: str) -> str:
@@ -143,6 +167,8 @@ def _page(comparison: Comparison, figures: list[dict[str, str]], content: Mappin
         before = here
     return environment.from_string(source).render(
         title=title,
+        facts=_facts(content),
+        command=content["provenance"].get("command"),
         headline=content["findings"][0],
         more=content["findings"][1:],
         columns=columns(comparison),
@@ -155,3 +181,19 @@ def _page(comparison: Comparison, figures: list[dict[str, str]], content: Mappin
         failures=[row for row in comparison.rows if row.failure],
         provenance=json.dumps(_plain(content["provenance"]), indent=2, ensure_ascii=False),
     )
+
+
+def _facts(content: Mapping[str, Any]) -> list[str]:
+    """One line: what was compared, on what, and what is known of when and where."""
+    about = content["provenance"]
+    model, machine = (part if isinstance(part, dict) else {} for part in (about.get("model"), about.get("machine")))
+    threads = machine.get("cpu_threads")
+    found = [
+        model.get("name"),
+        f"{content['samples_per_row']} samples per row",
+        f"seed {content['seed']}",
+        content["device"] + (f", {threads} CPU threads" if threads else ""),
+        f"{content['seconds']:.0f} s in all",
+        about.get("date"),
+    ]
+    return [str(fact) for fact in found if fact]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import MissingDependencyError
 
-__all__ = ["contact_sheet", "new_figure", "picture_kind", "sample_rows"]
+__all__ = ["contact_sheet", "new_figure", "picture_kind", "require_pictures", "sample_rows"]
 
 INK, FAINT = "#1f2937", "#9ca3af"
 
@@ -34,14 +34,27 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "figures", "cli", error) from None
+    require_pictures()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def require_pictures(event_shape: tuple[int, ...] | None = None) -> None:
+    """Find out before the work that the pictures of events of this shape (None: of any) cannot be drawn.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
+    if event_shape is None or picture_kind(event_shape) != "none":
+        try:
+            import matplotlib.backends.backend_agg
+            import matplotlib.figure  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError("matplotlib", "figures", "cli", error) from None
 
 
 def sample_rows(rows: Sequence[tuple[str, Tensor]], real: Tensor | None = None, *, columns: int = 16) -> Any | None:

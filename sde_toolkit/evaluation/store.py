@@ -9,9 +9,11 @@ damaged part is computed anew. A folder with finished parts of another request i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,10 @@ from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.fingerprints import differences, digest
 
-__all__ = ["Arrays", "PartStore", "atomic_file", "write_atomically"]
+__all__ = ["Arrays", "PartStore", "atomic_file", "write_all", "write_atomically"]
 
 Arrays = dict[str, np.ndarray]
+_PART = re.compile(r"\d{5,}\.npz|\.\d{5,}\.npz\.\d+\.partial")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class PartStore:
             ArgumentError: if the folder holds parts of another request, naming what differs.
         """
         file = self.directory / "request.json"
+        if os.path.lexists(file) or any((self.directory / "parts").glob("*.npz")):
+            self._read_request(file)
         if any((self.directory / "parts").glob("*.npz")):
             there = self._read_request(file)
             found = differences(there["fingerprint"], self.fingerprint)
@@ -67,8 +72,8 @@ class PartStore:
             with open_regular(file) as stream:
                 content = json.loads(stream.read().decode("utf-8"))
             return {"fingerprint": dict(content["fingerprint"]), "decided": dict(content["decided"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a DataError is a ValueError
-            problem = "it holds parts, but no readable request.json that says of what"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            problem = "there is no readable request.json of a run in it: it is missing, damaged, or somebody else's"
             raise ArgumentError(self.name, str(self.directory), problem, "Name another folder.") from None
 
     def read(self, number: int, first: int, last: int, say: Callable[[str], None]) -> Arrays | None:
@@ -112,15 +117,15 @@ class PartStore:
         write_atomically(file, buffer.getvalue())
 
     def clear(self) -> None:
-        """Take the parts away, once what they were for has been written."""
-        for file in (self.directory / "parts").glob("*.npz"):
-            file.unlink()
-        for left in (self.directory / "parts").glob(".*.partial"):  # of a process that was killed
-            left.unlink()
-        (self.directory / "parts").rmdir()
-        (self.directory / "request.json").unlink()
-        if not any(self.directory.iterdir()):
-            self.directory.rmdir()
+        """Take the parts away, once what they were for has been written; nothing else."""
+        parts = self.directory / "parts"
+        for file in parts.iterdir() if parts.is_dir() else ():
+            if _PART.fullmatch(file.name):  # also what a killed process left half written
+                file.unlink()
+        (self.directory / "request.json").unlink(missing_ok=True)
+        for folder in (parts, self.directory):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing else is in it
 
     def _file(self, number: int) -> Path:
         return self.directory / "parts" / f"{number:05d}.npz"
@@ -128,19 +133,61 @@ class PartStore:
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write a file so that nobody ever sees half of it."""
-    with atomic_file(file) as stream:
-        stream.write(content)
+    write_all(file.parent, {file.name: content})
+
+
+def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the files of one report by their names: all are whole on the disk before the first one is seen.
+
+    Raises:
+        OSError: naming the file that could not be written; those that were there before stay as they are.
+    """
+    files = [directory / name for name in contents]
+    try:
+        for file, content in zip(files, contents.values(), strict=True):
+            with _naming(file), _beside(file).open("wb") as stream:
+                _write(stream, content)
+        for file in files:
+            with _naming(file):
+                os.replace(_beside(file), file)
+    finally:
+        for file in files:
+            _beside(file).unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a file through, which is there, whole, when the block ends, and is not if the block fails."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    """A stream to write a file through, which is there, whole, when the block ends, and is not if the block fails.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    partial = _beside(file)
     try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            to_disk(stream.fileno())
-        os.replace(partial, file)
+        with _naming(file):
+            with partial.open("wb") as stream:
+                yield stream
+                _write(stream, b"")
+            os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    """And force it to the disk."""
+    stream.write(content)
+    stream.flush()
+    to_disk(stream.fileno())
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors of writing name the file: the system says of a full disk not which file was written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from None

@@ -205,7 +205,7 @@ def test_processes_measure_what_one_measures(command, tmp_path):
     ("words", "said"),
     [
         (["samples=nowhere.npz"], "nowhere.npz"),
-        (["samples=3"], "samples=3"),
+        (["samples=3"], "samples='3'"),
         (["metrics=[fid,beauty]"], "metrics"),
         (["reference.split=valid"], "train, test"),
         (["reference.n=1"], "reference.n=1"),

@@ -127,8 +127,12 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(drawing, "sample", killed)
-        with pytest.raises(KeyboardInterrupt):
-            command(*words, "output=again")
+        status, _, err = command(*words, "output=again")
+    assert status == 130
+    assert (
+        err.strip()
+        == f"stopped. What was finished is kept in {tmp_path / 'again'}: the same command goes on from there."
+    )
     assert not (tmp_path / "again/samples.npz").exists()
     parts = tmp_path / "again/parts"
     assert sorted(p.name for p in parts.iterdir()) == ["00000.npz", "00001.npz"]

@@ -25,8 +25,8 @@ from sde_toolkit.evaluation.likelihood.summary import (
     spread,
     unit,
 )
-from sde_toolkit.evaluation.report import _plain, save_figure
-from sde_toolkit.evaluation.store import write_atomically
+from sde_toolkit.evaluation.report import _plain, as_bytes, png_of
+from sde_toolkit.evaluation.store import write_all
 
 __all__ = ["require_likelihood_packages", "write_likelihood_report"]
 
@@ -54,16 +54,14 @@ def write_likelihood_report(
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``samples.csv``, ``results.json`` and the PNGs; returns the page's path."""
     require_likelihood_packages()
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
     figures = []
     for name, (caption, figure) in draw_all(evaluation, background).items():
-        png = save_figure(figure, directory / f"{name}.png")
-        figures.append({"name": name, "caption": caption, "data": base64.b64encode(png).decode()})
+        files[f"{name}.png"] = png_of(figure)
+        figures.append({"name": name, "caption": caption, "data": base64.b64encode(files[f"{name}.png"]).decode()})
     content = _plain(_content(evaluation, background, provenance))
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(directory / "results.json", text.encode("utf-8"))
-    write_atomically(directory / "samples.csv", _csv(records(evaluation, background)).encode("utf-8"))
+    files["results.json"] = as_bytes(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    files["samples.csv"] = as_bytes(_csv(records(evaluation, background)))
     header = [unit(evaluation) if name == "value" else name for name, _ in COLUMNS]
     parts = {
         "title": title,
@@ -76,10 +74,12 @@ def write_likelihood_report(
         "content": content,
         "provenance": json.dumps(content["provenance"], indent=2, ensure_ascii=False),
     }
-    write_atomically(directory / "report.md", _render("likelihood.md.j2", parts, escape=False).encode("utf-8"))
-    page = directory / "report.html"
-    write_atomically(page, _render("likelihood.html.j2", parts, escape=True).encode("utf-8"))
-    return page
+    files["report.md"] = as_bytes(_render("likelihood.md.j2", parts, escape=False))
+    files["report.html"] = as_bytes(_render("likelihood.html.j2", parts, escape=True))
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_all(directory, files)
+    return directory / "report.html"
 
 
 def _content(evaluation: Evaluation, background: Background, provenance: Mapping[str, Any]) -> dict[str, Any]:

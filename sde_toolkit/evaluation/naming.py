@@ -1,0 +1,34 @@
+"""Names that people give, as parts of file names and of pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["file_names", "literal"]
+
+_RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)  # by Windows
+_LONGEST = 60
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """For each name something that every file system takes, different for different names, whatever is in them.
+
+    Letters, digits, ``.``, ``-`` and ``_`` stay; two that would be the same get a number.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name in found:
+            continue
+        safe = re.sub(r"(?a)[^\w.-]+", "_", name)[:_LONGEST].strip("._") or "unnamed"
+        safe = f"{safe}_" if _RESERVED.fullmatch(safe) else safe
+        taken = {other.lower() for other in found.values()}  # of file systems, some tell no capitals
+        numbered = (f"{safe}-{k}" for k in range(2, len(found) + 3))
+        found[name] = safe if safe.lower() not in taken else next(n for n in numbered if n.lower() not in taken)
+    return found
+
+
+def literal(name: str) -> str:
+    """A name as a label of matplotlib, where $ begins a formula and a leading underscore hides the label."""
+    shown = name.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
+    return f"\u200b{shown}" if shown.startswith("_") else shown
