@@ -160,8 +160,8 @@ def _marked(mark: Path) -> str | None:
 def locate(path: str | Path) -> Path:
     """The folder of a checkpoint: a path on disk, or the name of a model that ships with the package.
 
-    The folder of a training run stands for its last checkpoint, ``best`` in it for that with the lowest held-out loss. A
-    folder without a checkpoint does not hide a model of the package that has its name.
+    The folder of a training run stands for its last checkpoint, ``best`` in it for that with the lowest held-out loss.
+    A folder without a checkpoint does not hide a model of the package that has its name.
 
     Raises:
         CheckpointError: if there is no such folder.
