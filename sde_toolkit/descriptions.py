@@ -67,7 +67,9 @@ def _name(role: str, part: Any) -> dict[str, Any]:
     if isinstance(part, (FunctionType, BuiltinFunctionType, type)):  # a function has a name of its own
         return {OWN_FUNCTION: part.__qualname__}
     kind = type(part)
-    return {CLASS: kind.__qualname__} if published(role, kind.__qualname__) is kind else {OWN: kind.__qualname__}
+    by_name = role in HOMES  # such a part is looked up by its name when it is loaded
+    ours = published(role, kind.__qualname__) is kind if by_name else kind.__module__.startswith("sde_toolkit.")
+    return {CLASS if ours else OWN: kind.__qualname__}
 
 
 def published(role: str, name: Any) -> type | None:
@@ -77,14 +79,14 @@ def published(role: str, name: Any) -> type | None:
     return found if isinstance(found, type) and found.__module__.startswith("sde_toolkit.") else None
 
 
-def plain_data(value: Any, where: str = "value", role: str = "network", depth: int = 0) -> Any:
+def plain_data(value: Any, where: str = "value", role: str = "", depth: int = 0) -> Any:
     """A value as plain data. Tuples and arrays become lists; scalars of numpy and torch, numbers.
 
     Args:
         value: numbers, texts, None, arrays and tensors of real numbers; lists, tuples, dictionaries and dataclasses of
             all these. Functions and modules are noted by name.
         where: what it is called in an error.
-        role: of the part that it belongs to.
+        role: of the part that it belongs to, if it is one that a checkpoint rebuilds.
         depth: how deep inside the part it lies.
 
     Raises:

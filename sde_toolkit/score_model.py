@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sde_toolkit import checkpoint
 from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_count, is_number
-from sde_toolkit.descriptions import describe
+from sde_toolkit.descriptions import OWN, describe
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.inside import hyperparameters_of, inner_network
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
@@ -202,7 +202,7 @@ class ScoreModel(nn.Module):
         learned = {"learned_variance": True} if self.learned_variance else {}
         return {
             "sde": describe("sde", self.sde),
-            "network": describe("network", self.network),
+            "network": self._describe_network(),
             "prediction": self.prediction,
             "time_input": describe("time_input", self.time_input),
             "sigma_data": self.sigma_data,
@@ -210,6 +210,12 @@ class ScoreModel(nn.Module):
             "event_shape": None if self.event_shape is None else list(self.event_shape),
             **learned,
         }
+
+    def _describe_network(self) -> dict[str, Any]:
+        inside = inner_network(self.network)
+        if isinstance(inside, ScoreModel):
+            return {OWN: type(inside).__qualname__, **inside.description()}
+        return describe("network", inside)
 
     def check_savable(self) -> None:
         """Refuse a model that cannot be written to a checkpoint. Training calls this before its first step.
@@ -228,6 +234,7 @@ class ScoreModel(nn.Module):
         Raises:
             ArgumentError: for what cannot be written, before the folder is touched.
         """
+        self.check_savable()
         checkpoint.save(directory, self.description(), {weights: checkpoint.state_of(self)})
 
     @classmethod

@@ -116,5 +116,8 @@ class Thresholded(Wrapper):
     def readout(self, t: Tensor) -> Readout:
         return Readout(self.sde, "x0", t, self.sigma_data)
 
+    def settings(self) -> dict[str, Any]:
+        return {"rule": self.rule}
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sde_toolkit.descriptions import plain_data
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Kind
 from sde_toolkit.score_model import ScoreModel
@@ -37,7 +38,15 @@ class Wrapper(ScoreModel):
         self.train(model.training)
 
     def description(self) -> dict[str, Any]:
-        """There is none: a checkpoint holds the model inside.
+        """What it is, for the record of a result: the wrapper, and the model inside."""
+        return {"wrapper": type(self).__qualname__, **plain_data(self.settings()), **super().description()}
+
+    def settings(self) -> dict[str, Any]:
+        """What the wrapper was given besides the model, by name."""
+        return {}
+
+    def check_savable(self) -> None:
+        """A checkpoint holds the model inside.
 
         Raises:
             ArgumentError: always.

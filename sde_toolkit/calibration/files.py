@@ -15,10 +15,13 @@ from typing import Any
 import torch
 
 from sde_toolkit import integrators
-from sde_toolkit.errors import CheckpointError, SDEToolkitError
+from sde_toolkit.checkpoint import state_of
+from sde_toolkit.descriptions import plain_data
+from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
+from sde_toolkit.showing import shown
 from sde_toolkit.solvers import Solver
 
 __all__ = ["build_solver", "describe_solver", "model_digest", "sde_fingerprint"]
@@ -27,19 +30,34 @@ _TIMES = tuple(i / 16 for i in range(1, 16))
 
 
 def describe_solver(solver: Solver) -> dict[str, Any]:
-    """Name, η and integrator as plain data."""
-    return {"name": solver.name, "eta": solver.eta, "integrator": _plain(solver.integrator)}
+    """Name, η and integrator as plain data.
+
+    Raises:
+        ArgumentError: for an integrator that :func:`build_solver` would not find again, whatever it is called.
+    """
+    eta = plain_data(solver.eta, "solver.eta")
+    return {"name": str(solver.name), "eta": eta, "integrator": _plain(solver.integrator, "solver.integrator")}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        _check_published(value, type(value), where)
+        names = [f.name for f in dataclasses.fields(value) if f.init]
+        fields = {name: _plain(getattr(value, name), f"{where}.{name}") for name in names}
         return {"class": type(value).__qualname__, **fields}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if callable(value):
-        return {"function": getattr(value, "__qualname__", repr(value))}
-    return value
+        _check_published(value, value, where)
+        return {"function": value.__qualname__}
+    return plain_data(value, where)
+
+
+def _check_published(value: Any, part: Any, where: str) -> None:
+    name = getattr(part, "__qualname__", None)
+    if part is not Tuned and (name not in integrators.__all__ or getattr(integrators, name) is not part):
+        problem = "it is not published by sde_toolkit.integrators, and no file can name it"
+        raise ArgumentError(where, value, problem, "Keep the calibration in memory, or use one of this package.")
 
 
 def build_solver(place: Any, found: Any) -> Solver:
@@ -50,10 +68,11 @@ def build_solver(place: Any, found: Any) -> Solver:
     """
     try:
         return Solver(str(found["name"]), found["eta"], _build(place, found["integrator"]))
-    except (KeyError, TypeError, SDEToolkitError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(place, f"its solver cannot be rebuilt: {error}", "Restore the file.") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # of our own constructors, for arguments that nobody but a file would give
+        said = f"{type(error).__name__}: {error}"[:300]
+        raise CheckpointError(place, f"its solver cannot be rebuilt: {said}", "Restore the file.") from None
 
 
 def _build(place: Any, value: Any) -> Any:
@@ -72,7 +91,7 @@ def _published(place: Any, name: Any, kind: Any) -> Any:
         return Tuned
     found = getattr(integrators, name) if name in integrators.__all__ else None
     if found is None or not kind(found):
-        problem = f"its solver has a part {name!r}, which sde_toolkit.integrators does not publish"
+        problem = f"its solver has a part {shown(name)}, which sde_toolkit.integrators does not publish"
         raise CheckpointError(place, problem, "Calibrate again, with an integrator of this package.")
     return found
 
@@ -84,9 +103,11 @@ def sde_fingerprint(sde: SDE) -> dict[str, Any]:
 
 
 def model_digest(model: ScoreModel) -> str:
-    """SHA-256 of all parameters and buffers, with their names."""
+    """SHA-256 of all parameters and buffers, with their names; the same for a compiled network."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state_of(model).items()):
+        if not isinstance(tensor, torch.Tensor):  # a module's own notes
+            continue
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from sde_toolkit.calibration.files import build_solver, describe_solver, model_digest, sde_fingerprint
 from sde_toolkit.calibration.problem import Measured
+from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.grids import check_grid
+from sde_toolkit.plain_files import UnreadableFileError, read_json
 from sde_toolkit.sampling import Sample, sample
 from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sde import VPSDE
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Calibration", "load_calibration"]
@@ -89,7 +92,6 @@ class Calibration:
             "reason": self.reason,
             "record": dict(self.record),
         }
-        build_solver(path, content["solver"])  # what cannot be loaded is not written
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
@@ -104,11 +106,11 @@ def load_calibration(path: str | Path) -> Calibration:
         CheckpointError: if the file is missing, foreign, damaged, or names parts that this package does not publish.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path))
     except FileNotFoundError:
         raise CheckpointError(path, "no such file", "Write one with calibrate(...).save(path).") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(path, f"it cannot be read ({type(error).__name__})", "Restore the file.") from None
+    except UnreadableFileError as error:
+        raise CheckpointError(path, str(error), "Restore the file.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise CheckpointError(path, f"it is not of the format {FORMAT!r}", "It was not written by this package.")
     try:
@@ -116,15 +118,47 @@ def load_calibration(path: str | Path) -> Calibration:
         return Calibration(
             solver=build_solver(path, found["solver"]),
             grid=grid,
-            tweedie=bool(found["tweedie"]),
-            nfe=int(found["nfe"]),
-            before=Measured(**found["before"]),
-            after=Measured(**found["after"]),
-            improved=bool(found["improved"]),
+            tweedie=_flag(found, "tweedie"),
+            nfe=_count(found, "nfe"),
+            before=_measured(found, "before"),
+            after=_measured(found, "after"),
+            improved=_flag(found, "improved"),
             reason=str(found["reason"]),
-            record=found["record"],
+            record=_record(found),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(path, f"it is damaged: {error}", "Restore the file.") from None
+        said = f"{type(error).__name__}: {error}"[:300]
+        raise CheckpointError(path, f"it is damaged ({said})", "Restore the file.") from None
+
+
+def _flag(found: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(found[name], bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return bool(found[name])
+
+
+def _count(found: Mapping[str, Any], name: str) -> int:
+    if not (is_count(found[name]) and is_number(found[name])):
+        raise ValueError(f"{name} is no count")
+    return int(found[name])
+
+
+def _measured(found: Mapping[str, Any], name: str) -> Measured:
+    value, error = (found[name][key] for key in ("value", "error"))
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (value, error)):
+        raise ValueError(f"{name} is no measured number")
+    return Measured(float(value), float(error))
+
+
+def _record(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`Calibration.check` looks at is there."""
+    record = found["record"]
+    made_for, times = record["sde"], len(sde_fingerprint(VPSDE())["alpha"])
+    for curve in (made_for["alpha"], made_for["sigma"]):
+        if not (isinstance(curve, list) and len(curve) == times and all(map(is_number, curve))):
+            raise ValueError("its record does not say for which SDE it was made")
+    if not (isinstance(made_for["name"], str) and isinstance(record["model"]["sha256"], str)):
+        raise ValueError("its record does not say for which model it was made")
+    return dict(record)

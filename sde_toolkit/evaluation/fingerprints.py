@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.checkpoint import state_of
+from sde_toolkit.descriptions import CLASS, OWN
+from sde_toolkit.networks.inside import inner_network
 from sde_toolkit.score_model import ScoreModel
 
 __all__ = [
@@ -40,7 +43,10 @@ def model_fingerprint(model: ScoreModel) -> dict[str, Any]:
 
 def behaviour(model: ScoreModel, event_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[str]:
     """What a network answers that is no module, so that nobody can see its parameters; nothing for modules."""
-    if isinstance(model.network, torch.nn.Module):
+    inside: Any = model
+    while isinstance(inside, ScoreModel):
+        inside = inner_network(inside.network)
+    if isinstance(inside, torch.nn.Module):
         return []
     with torch.no_grad():
         return digits_of(model(trial(event_shape).to(dtype), 0.5).output)
@@ -57,10 +63,11 @@ def digits_of(answer: Tensor) -> list[str]:
 
 
 def weights_digest_of(module: torch.nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, by their names; the same wherever they lie."""
+    """SHA-256 of all parameters and buffers, by their names; the same wherever they lie, compiled or not."""
     weights = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        weights.update(f"{name} {tensor_digest(tensor)}\n".encode())
+    for name, value in sorted(state_of(module).items()):
+        said = tensor_digest(value) if isinstance(value, Tensor) else plain(value)
+        weights.update(f"{name} {said}\n".encode())
     return weights.hexdigest()
 
 
@@ -108,7 +115,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__qualname__, **fields}
+        mark = CLASS if type(value).__module__.startswith("sde_toolkit.") else OWN  # ours, or one that has its name
+        return {mark: type(value).__qualname__, **fields}
     if isinstance(value, functools.partial):
         return {"function": plain(value.func), "arguments": [plain(value.args), plain(value.keywords)]}
     return str(getattr(value, "__qualname__", value if isinstance(value, torch.dtype) else type(value).__qualname__))
@@ -116,5 +124,9 @@ def plain(value: Any) -> Any:
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of dtype, shape and values."""
-    array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+    values = tensor.detach().cpu()
+    values = (values.to_dense() if values.layout != torch.strided else values).contiguous()
+    kind = str(values.dtype).removeprefix("torch.")
+    content = values.reshape(-1).view(torch.uint8).numpy().tobytes()  # numpy does not know every dtype of torch
+    shape = tuple(values.shape) or (1,)  # as numpy says of a single number that it has made contiguous
+    return hashlib.sha256(f"{kind} {shape} ".encode() + content).hexdigest()

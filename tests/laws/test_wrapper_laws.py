@@ -407,8 +407,10 @@ def test_wrappers_share_parameters_mode_transform_and_shape_and_are_not_saved(wr
     assert list(map(id, wrapped.parameters())) == list(map(id, network.parameters()))
     assert not wrapped.training
     assert (wrapped.event_shape, wrapped.transform) == (model.event_shape, model.transform)
-    with pytest.raises(ArgumentError, match="not written"):
-        wrapped.save_pretrained(tmp_path / "model")
+    for act in (wrapped.check_savable, lambda: wrapped.save_pretrained(tmp_path / "model")):
+        with pytest.raises(ArgumentError, match="not written"):
+            act()
+    assert not (tmp_path / "model").exists()
     x_0, noise = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     loss = DenoisingScoreMatching("v")(wrapped, x_0, torch.full((5,), 0.4), noise).mean()
     loss.backward()  # it can be trained through
