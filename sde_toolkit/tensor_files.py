@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "layouts",
     "layouts_of",
     "load_tensors",
+    "load_torch_file",
     "match",
     "save_tensors",
     "tensors_metadata",
@@ -77,6 +79,28 @@ def _kind_in_file(name: str) -> str:
         if name.startswith(letters) and name.removeprefix(letters)[:1].isdigit():
             return kind if kind in ("float", "complex") else f"{kind}{name.removeprefix(letters)}"
     return name
+
+
+def load_torch_file(file: Path, remedy: str = _AGAIN) -> Any:
+    """What ``torch.save`` wrote, under ``weights_only``: tensors and plain data, no code. On the CPU.
+
+    Raises:
+        CheckpointError: if it is no such file, or would hold more than its own size when it is unpacked.
+    """
+    check_regular(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise ValueError("it is compressed, which torch.save does not do")
+        if sum(m.file_size for m in members) > file.stat().st_size:
+            raise ValueError("it holds more than its size")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch, pickle and zipfile raise what they like
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise CheckpointError(file.parent, f"{file.name} is damaged or foreign ({said})", remedy) from None
 
 
 def tensors_metadata(file: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from sde_toolkit.evaluation.files import has_samples, read_samples
 from sde_toolkit.evaluation.quality import check_evaluation, evaluate_samples, usual_metrics
 from sde_toolkit.evaluation.records import Quality, compare_records
 from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.plain_files import UnreadableFileError, read_json
 from sde_toolkit.progress import require_progress
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.transforms import Transform, range_problems
@@ -239,11 +239,9 @@ def _record_of(config: DictConfig, drawn: Drawn | None, place: Place) -> Any:
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     folder = place.directory if drawn is not None else Path(given) if Path(given).is_dir() else Path(given).parent
     file = folder / "samples.json"
-    if not file.is_file():
-        return None
     try:
-        return {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k not in ("config", "machine")}
-    except (OSError, ValueError, AttributeError, RecursionError):  # damaged, or something else of that name
+        return {k: v for k, v in read_json(file).items() if k not in ("config", "machine")}
+    except (OSError, UnreadableFileError, AttributeError):  # missing, damaged, or something else of that name
         return None
 
 

@@ -24,6 +24,7 @@ from sde_toolkit.claims import claimed
 from sde_toolkit.cli.stopping import Stopped
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.store import write_atomically
+from sde_toolkit.plain_files import UnreadableFileError, read_json
 
 __all__ = ["CONFIG", "OWN", "holding", "output_folder", "save_config"]
 
@@ -121,8 +122,8 @@ def _check_own(directory: Path, command: str, files: Sequence[str], name: str) -
 
 def _read(record: Path) -> dict[str, Any]:
     """What the record says; nothing where it is missing or something else."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(record.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, UnreadableFileError):
+        found = read_json(record)
         if isinstance(found, dict) and isinstance(found.get("command"), str) and isinstance(found.get("files"), list):
             return found
     return {}

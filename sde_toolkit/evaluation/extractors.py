@@ -147,6 +147,8 @@ def _inception_weights(url: str, given: str | Path | None) -> Path:
 def _check_weights(file: Path) -> None:
     """Refuse what is more than tensors, before anybody unpickles it."""
     try:
+        if not file.is_file():
+            raise OSError("no regular file")
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         problem = f"not a file of weights alone ({type(error).__name__})"

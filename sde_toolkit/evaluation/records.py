@@ -8,15 +8,17 @@ bias is of order 1/n). Two values say which of two models is better only if all 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.data.opening import open_regular
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.fingerprints import differences
 from sde_toolkit.evaluation.store import write_atomically
+from sde_toolkit.plain_files import UnreadableFileError, read_json
+from sde_toolkit.showing import shown
 
 __all__ = ["FORMAT", "Quality", "check_alike", "compare_records"]
 
@@ -55,22 +57,29 @@ class Quality:
             DataError: for a file that is missing, unreadable, or of another kind.
         """
         try:
-            with open_regular(path, "record") as file:
-                content = json.loads(file.read().decode("utf-8"))
-        except DataError:
-            raise
-        except (OSError, ValueError, RecursionError) as error:
-            problem = f"cannot be read ({type(error).__name__})"
+            content = read_json(Path(path))
+        except FileNotFoundError:
+            problem = "there is no such file"
             raise DataError("record", str(path), problem, "Give the evaluation.json of an evaluation.") from None
+        except UnreadableFileError as error:
+            raise DataError("record", str(path), str(error), "Give the evaluation.json of an evaluation.") from None
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
-            problem = f"its format is {found!r}, not {FORMAT!r}"
+            problem = f"its format is {shown(found)}, not {FORMAT!r}"
             raise DataError("record", str(path), problem, "Give the evaluation.json of an evaluation.")
         parts = {name: content.get(name) for name in _PARTS}
         missing = [name for name, part in parts.items() if not isinstance(part, dict)]
         if missing:
             raise DataError("record", str(path), f"it lacks {', '.join(missing)}", "Evaluate once more.")
+        numbers = [*parts["values"].values(), *parts["errors"].values()]
+        metrics = parts["conditions"].get("metrics", {})
+        if not isinstance(metrics, dict) or not all(_is_value(number) for number in numbers):
+            raise DataError("record", str(path), "its values are not numbers by metric", "Evaluate once more.")
         return cls(**parts)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max)
 
 
 def compare_records(a: Quality | str | Path, b: Quality | str | Path) -> dict[str, float]:

@@ -22,11 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from sde_toolkit.data.opening import open_regular
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.fingerprints import differences, digest
+from sde_toolkit.plain_files import UnreadableFileError, read_json
 
 __all__ = ["Arrays", "PartStore", "atomic_file", "write_all", "write_atomically"]
 
@@ -69,10 +69,9 @@ class PartStore:
 
     def _read_request(self, file: Path) -> dict[str, Any]:
         try:
-            with open_regular(file) as stream:
-                content = json.loads(stream.read().decode("utf-8"))
+            content = read_json(file)
             return {"fingerprint": dict(content["fingerprint"]), "decided": dict(content["decided"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, UnreadableFileError, ValueError, KeyError, TypeError):
             problem = "there is no readable request.json of a run in it: it is missing, damaged, or somebody else's"
             raise ArgumentError(self.name, str(self.directory), problem, "Name another folder.") from None
 

@@ -43,7 +43,7 @@ from sde_toolkit.training.processes import (
     load_full_weights,
     split_batch,
 )
-from sde_toolkit.training.saving import load_state, mark_best, prune, save_checkpoint
+from sde_toolkit.training.saving import load_state, mark_best, prune, restoring, save_checkpoint
 
 __all__ = ["Run", "learning_rate_factor"]
 
@@ -200,8 +200,15 @@ class Run:
                 save_snapshot(directory, run, width, self.step, weights)
 
     def restore(self, folder: Path) -> None:
-        """Take everything from a checkpoint."""
-        state = load_state(folder)
+        """Take everything from a checkpoint.
+
+        Raises:
+            CheckpointError: if it is damaged, or does not fit the run.
+        """
+        with restoring(folder):
+            self._take(folder, load_state(folder))
+
+    def _take(self, folder: Path, state: dict[str, Any]) -> None:
         for width, average in self.powers.items():
             load_full_weights(self.model, state["averages"][width])
             average.take(state["step"])

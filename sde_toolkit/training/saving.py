@@ -28,10 +28,19 @@ from sde_toolkit.evaluation.fingerprints import flat
 from sde_toolkit.evaluation.store import write_atomically
 from sde_toolkit.plain_files import UnreadableFileError, read_yaml
 from sde_toolkit.showing import shown
-from sde_toolkit.tensor_files import check_regular
+from sde_toolkit.tensor_files import load_torch_file
 from sde_toolkit.training.folder import PARTIAL, RUN, STATE
 
-__all__ = ["check_run", "load_state", "mark_best", "mark_missed_best", "prune", "save_checkpoint", "writing"]
+__all__ = [
+    "check_run",
+    "load_state",
+    "mark_best",
+    "mark_missed_best",
+    "prune",
+    "restoring",
+    "save_checkpoint",
+    "writing",
+]
 
 
 def save_checkpoint(
@@ -131,19 +140,32 @@ def load_state(folder: Path) -> dict[str, Any]:
     """
     file = folder / STATE
     remedy = f"Remove {folder.name} to go on from the checkpoint before it."
-    check_regular(file)
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = load_torch_file(file, remedy)
     except FileNotFoundError:
         raise CheckpointError(
             folder, f"it has no {STATE}", "It is a model, not a run: pass it as initial=... to start from its weights."
         ) from None
-    except Exception as error:
-        problem = f"{STATE} is damaged or foreign ({type(error).__name__})"
-        raise CheckpointError(folder, problem, remedy) from None
     if not isinstance(found, dict) or "step" not in found:
         raise CheckpointError(folder, f"{STATE} holds no training state", remedy)
     return found
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """A state that does not fit the run, as an error that names the checkpoint.
+
+    Raises:
+        CheckpointError: for whatever optimizers, schedules and streams raise then.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"{STATE} does not fit the run ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        remedy = f"Remove {folder.name} to go on from the checkpoint before it."
+        raise CheckpointError(folder, problem, remedy) from error
 
 
 _BEFORE = {"options.ema_warmup": False}  # in runs of before there was the option
