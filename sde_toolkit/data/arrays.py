@@ -103,9 +103,13 @@ def affine_of(
     are ``whole`` levels or one of the two is given. A column, channel or element that is constant keeps its place: it
     is scaled by its size, and by 1 if it is 0.
     """
-    for name, given in (("shift", shift), ("scale", scale)):
-        if isinstance(given, str) and given != "auto":
-            raise ArgumentError(name, given, "not a number", f'Give {name} as a float, or as "auto".')
+    for name, value in (("shift", shift), ("scale", scale)):
+        if isinstance(value, str) and value != "auto":
+            raise ArgumentError(name, value, "not a number", f'Give {name} as a float, or as "auto".')
+    if not (isinstance(shift, str) or isinstance(scale, str)):
+        given = Affine(shift, scale)
+        given.log_abs_det(train.shape[1:])  # refuses arrays that do not fit the samples
+        return given, "transform: as given"
     per = _groups(per, train, whole or not (isinstance(shift, str) and isinstance(scale, str)))
     axes = {"all": None, "element": (0,), "column": (0,)}.get(per, tuple(i for i in range(train.ndim) if i != 1))
     chosen: list[str] = []
@@ -127,8 +131,8 @@ def affine_of(
         if constant.any():
             chosen.append(f"{int(constant.sum())} of them constant, and scaled by 1/|value|")
     affine = Affine(shift, scale)
-    affine.log_abs_det(train.shape[1:])  # refuses arrays that do not fit the samples
-    return affine, "transform: " + ("; ".join(chosen) or "as given")
+    affine.log_abs_det(train.shape[1:])
+    return affine, f"transform: {'; '.join(chosen)}"
 
 
 def _groups(per: str, train: np.ndarray, as_one: bool) -> str:

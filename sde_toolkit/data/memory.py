@@ -27,6 +27,7 @@ from sde_toolkit.transforms import Transform, eight_bit
 
 __all__ = ["MappedRows", "memory_map"]
 
+_OF_SAMPLE = 1  # tells the rows of the sample from the split, which has the seed alone
 _SAMPLE_BYTES = 2**28  # of float64, the most that a sample for the transform may take
 
 
@@ -105,7 +106,9 @@ def memory_map(
     else:
         per_row = 8 * math.prod(rows.shape[1:])
         m = max(1, min(len(train), int(sample), _SAMPLE_BYTES // per_row))
-        chosen = np.sort(train[np.random.RandomState(seed).permutation(len(train))[:m]])
+        if levels is None and not isinstance(shift, str) and not isinstance(scale, str):
+            m = 0  # nothing is asked of them
+        chosen = np.sort(train[np.random.RandomState([seed, _OF_SAMPLE]).permutation(len(train))[:m]])
         values = rows[chosen].numpy()
         of = "train" if m == len(train) else f"{m:,} random rows of train (seed {seed})"
         transform, how = affine_of(values, shift, scale, str(path), of, per, are_levels(values, levels))

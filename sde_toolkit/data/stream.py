@@ -25,6 +25,9 @@ from sde_toolkit.errors import ArgumentError, DataError
 
 __all__ = ["Sample", "Shards", "ShuffledStream", "Stream", "first_samples"]
 
+_OF_DATA = 0xDA7A  # begins the keys of a stream's orders: the keys of samples' noise are (index,) or (index, purpose)
+_OF_SHARDS, _OF_BLOCKS = 0, 1
+
 Sample = tuple[Tensor, "int | None"]
 
 
@@ -201,7 +204,7 @@ class ShuffledStream:
                 if len(found) == self.buffer:
                     break
             if found:
-                order = self._stream(epoch, block, self.rank, self.size).permutation(len(found))
+                order = self._stream(_OF_BLOCKS, epoch, block, self.rank, self.size).permutation(len(found))
                 self._waiting = [found[i] for i in order]
                 self._after = (epoch, *after, block + 1)
                 return
@@ -220,14 +223,14 @@ class ShuffledStream:
     def _visited(self, epoch: int) -> list[tuple[int, int, int]]:
         """(shard, part, parts) that this process reads in an epoch: records ≡ part modulo parts."""
         n = len(self.shards)
-        order = self._stream(epoch).permutation(n).tolist()
+        order = self._stream(_OF_SHARDS, epoch).permutation(n).tolist()
         if self.size <= n:
             return [(shard, 0, 1) for shard in order[self.rank :: self.size]]
         mine = self.rank % n
         return [(order[mine], self.rank // n, len(range(mine, self.size, n)))]
 
     def _stream(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_OF_DATA, *key)))
 
 
 def _stacked(samples: Sequence[Sample], shards: Shards) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from sde_toolkit.data import Dataset, PerProcess, Source, array, image_folder, memory_map
 from sde_toolkit.data.decoding import Layout, decode
 from sde_toolkit.data.memory import MappedRows
-from sde_toolkit.errors import ArgumentError, DataError, SDEToolkitError
+from sde_toolkit.errors import ArgumentError, DataError
 
 
 class Rows(Source):
@@ -498,14 +498,19 @@ def test_truncated_and_changed_files(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # from numpy, which parses the header as Python
 @given(st.binary(min_size=1, max_size=4), st.integers(0, 127))
-def test_every_garbled_header_is_a_typed_error_or_readable(noise, place):
+@example(b" ", 127)  # in place of the line's end, which numpy does not need
+@example(b"2", 23)  # f8 becomes f2
+def test_a_garbled_header_is_mapped_as_numpy_reads_it_or_refused(noise, place):
     with tempfile.TemporaryDirectory() as folder:
         path = bad_file(Path(folder), np.arange(20.0))
         content = bytearray(path.read_bytes())
         content[place : place + len(noise)] = noise
         path.write_bytes(content)
-        with contextlib.suppress(SDEToolkitError):
-            memory_map(path, shift=0.0, scale=1.0).train[:]
+        try:
+            found = memory_map(path, shift=0.0, scale=1.0, test_fraction=0.0).train[:].numpy()
+        except DataError:
+            return
+        np.testing.assert_array_equal(found, np.load(path, allow_pickle=False))
 
 
 @pytest.mark.parametrize("labels", [np.zeros(7, int), np.zeros(8), -np.ones(8, int), np.zeros((8, 1), int)])

@@ -184,20 +184,46 @@ def test_dropout_acts_in_training_alone(stir):
     assert not torch.equal(net(x, time), net(x, time))
 
 
+@pytest.mark.parametrize("rate", [0.2, 0.6])
+def test_dropout_hides_the_share_that_was_asked_for_in_every_block(rate, stir):
+    """Before the last convolution of each residual block; what is left is scaled so that the mean stays."""
+    net, _ = small("ddpm", dropout=rate)
+    net = stir(net).train()
+    shares, seen = [], {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.register_forward_hook(lambda layer, given, out, name=name: seen.update({name: (given[0], out)}))
+    net(torch.randn(16, 3, 8, 8), torch.rand(16))
+    assert len(seen) == sum(hasattr(layer, "enter_norm") for layer in net.modules()) > 3
+    for given, out in seen.values():
+        kept = out != 0
+        torch.testing.assert_close(out[kept], given[kept] / (1 - rate))
+        shares.append((1 - kept.double().mean().item(), kept.numel()))
+    for share, count in shares:
+        assert abs(share - rate) < 5 * (rate * (1 - rate) / count) ** 0.5 + 1e-12
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_training_mode_changes_no_value(form, stir):
+def test_training_mode_changes_neither_values_nor_gradients(form, stir):
     """Without dropout: the norms that are computed again for the backward pass are the same norms."""
-    net, _ = small(form)
+    net, _ = small(form, dropout=0.0)
     net = stir(net).double()
-    x, time = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
-    gradients = []
+    time, found = torch.rand(2, dtype=torch.float64), []
+    start = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for train in (False, True):
         net.train(train)
         net.zero_grad()
-        net(x, time).square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+        x = start.clone().requires_grad_()
+        value = net(x, time)
+        value.square().sum().backward()
+        found.append([value.detach(), x.grad, *(p.grad for p in net.parameters())])
+    assert sum(bool(part.any()) for part in found[0]) > 0.9 * len(found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    push = torch.randn(start.shape, dtype=torch.float64)  # and the gradient is that of the value
+    with torch.no_grad():
+        ahead, behind = (net(start + step * push, time).square().sum() for step in (1e-5, -1e-5))
+    torch.testing.assert_close((push * found[1][1]).sum(), (ahead - behind) / 2e-5, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
