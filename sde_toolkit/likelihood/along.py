@@ -19,22 +19,24 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.divergence import Divergence
+from sde_toolkit.likelihood.ends import prior_cost, roughness, truncation
 from sde_toolkit.likelihood.jacobian import Field, Mode, check_differentiable, check_repeatable, fastest, reverse
 from sde_toolkit.likelihood.joint import JointEquation
 from sde_toolkit.likelihood.paths import Path, Upwards
 from sde_toolkit.likelihood.prior import Prior
-from sde_toolkit.likelihood.quadrature import Ladder
+from sde_toolkit.likelihood.quadrature import Ladder, Nodes
 from sde_toolkit.loop import rows_of
 from sde_toolkit.score_model import Inputs
 
 __all__ = ["Batch", "Work", "choose_mode"]
 
 _ELEMENTS_AT_ONCE, _ON_AN_ACCELERATOR = 2**14, 2**20  # of states whose divergence is evaluated together
+_CAUTION = 2.0  # times the difference of two solves: where a network is rough in time, both may err alike
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one batch gave; ``replicates`` (P, B), ``latent`` (B, *event), the others (B,)."""
+    """What one batch gave; ``replicates`` (P, B), ``latent`` (B, *event), ``roughness`` (Q, B), the others (B,)."""
 
     replicates: Tensor
     prior: Tensor
@@ -42,6 +44,7 @@ class Batch:
     quadrature_error: Tensor
     solver_error: Tensor | None
     truncation: Tensor
+    prior_cost: Tensor
     roughness: Tensor
     divergences: Tensor
     nfe: int
@@ -52,21 +55,33 @@ class Batch:
         """The tensors of all batches, one after another."""
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("prior", "latent", "quadrature_error", "truncation", "roughness", "divergences")
+            for name in ("prior", "latent", "quadrature_error", "truncation", "prior_cost", "divergences")
         }
         errors = [part.solver_error for part in parts if part.solver_error is not None]
-        replicates = torch.cat([part.replicates for part in parts], 1)
-        return cls(
-            replicates=replicates, solver_error=torch.cat(errors) if errors else None, nfe=0, statistics=None, **joined
-        )
+        for name in ("replicates", "roughness"):
+            joined[name] = torch.cat([getattr(part, name) for part in parts], 1)
+        return cls(solver_error=torch.cat(errors) if errors else None, nfe=0, statistics=None, **joined)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is known of all samples at ``nodes``: states (Q, B, *event), y at the first two, mean traces (Q, B)."""
+
+    nodes: Nodes
+    states: Tensor
+    outputs: Tensor
+    traces: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Everything that is the same for all batches; ``joint``: the log-density is part of the state."""
+    """Everything that is the same for all batches.
 
-    ladder: Ladder
-    flows: list[Upwards]
+    ``solves``: how the path is solved and where its divergence is wanted, once or, for Richardson, twice. ``joint``:
+    the log-density is part of the state.
+    """
+
+    solves: list[tuple[Upwards, Ladder]]
     divergence: Divergence
     mode: Mode
     prior: Prior | None
@@ -76,27 +91,30 @@ class Work:
     joint: bool = False
 
     def batch(self, equation: ReverseEquation, x: Tensor, first: int) -> Batch:
-        """The likelihood of x (B, *event), the samples from ``first`` on; Richardson's estimate from a second path."""
+        """The likelihood of x (B, *event), the samples from ``first`` on; Richardson's estimate from a second solve."""
         probes = self.divergence.directions(tuple(x.shape), self.seed, self.first_index + first).to(x)
         solve = self._together if self.joint else self._one_after_the_other
-        fine, *coarse = [solve(equation, flow, x, probes) for flow in self.flows]
+        fine, *coarse = [solve(equation, flow, ladder, x, probes) for flow, ladder in self.solves]
         if not coarse:
             return fine
         difference = (fine.prior + fine.replicates).mean(0) - (coarse[0].prior + coarse[0].replicates).mean(0)
         return replace(
             fine,
-            solver_error=difference.abs() / (2 ** (self.flows[0].solver.integrator.order or 1) - 1),
+            solver_error=_CAUTION * difference.abs(),
             divergences=fine.divergences + coarse[0].divergences,
             nfe=fine.nfe + coarse[0].nfe,
         )
 
-    def _one_after_the_other(self, equation: ReverseEquation, flow: Upwards, x: Tensor, probes: Tensor) -> Batch:
+    def _one_after_the_other(
+        self, equation: ReverseEquation, flow: Upwards, ladder: Ladder, x: Tensor, probes: Tensor
+    ) -> Batch:
         path = flow.solve(equation, x)
-        integral, error, divergences, output, trace = self._climb(equation, path.states, probes)
-        return self._answer(equation, flow, x, path, path.latent, integral, error, divergences, output, trace)
+        integral, error, divergences, outputs, traces = self._climb(equation, ladder, path.states, probes)
+        seen = Seen(ladder.rungs[0], path.states[ladder.places(0)], outputs, traces)
+        return self._answer(equation, flow, x, path, path.latent, integral, error, divergences, seen)
 
-    def _together(self, equation: ReverseEquation, flow: Upwards, x: Tensor, probes: Tensor) -> Batch:
-        """The path of state and log-density; the node at the data end apart."""
+    def _together(self, equation: ReverseEquation, flow: Upwards, ladder: Ladder, x: Tensor, probes: Tensor) -> Batch:
+        """The path of state and log-density; the nodes near the ends apart."""
 
         def at(now: ReverseEquation, rows: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
             bare = replace(equation, condition=now.condition["network"])
@@ -107,24 +125,30 @@ class Work:
         both = JointEquation(equation.model, 0.0, condition, event=event, replicates=replicates, traces=at)
         path = flow.solve(both, both.start(x))
         latent, integral = both.parts(path.latent)
-        output, trace = self._traces(equation, x.unsqueeze(0), [0], probes)
+        states = torch.stack([both.parts(z)[0] for z in path.states])
+        outputs, traces = self._traces(equation, ladder.finest, states, range(len(states)), probes)
         unknown = torch.full_like(integral[0], math.nan)
-        taken = path.evaluations(len(x)).to(x.device) + 1
-        return self._answer(equation, flow, x, path, latent, integral, unknown, taken, output, trace[:, 0])
+        taken = path.evaluations(len(x)).to(x.device) + len(states)
+        seen = Seen(ladder.finest, states, outputs, traces.mean(0))
+        return self._answer(equation, flow, x, path, latent, integral, unknown, taken, seen)
 
     def _answer(
         self, equation: ReverseEquation, flow: Upwards, x: Tensor, path: Path, latent: Tensor, integral: Tensor,
-        error: Tensor, divergences: Tensor, output: Tensor, trace: Tensor,
+        error: Tensor, divergences: Tensor, seen: Seen,
     ) -> Batch:  # fmt: skip
-        truncation, roughness = self._at_the_data(equation, x, output, trace.mean(0))
+        D, start, times = math.prod(x.shape[1:]), flow.times[-1], seen.nodes.times
+        rough = roughness(equation, times, seen.traces, D)
+        with torch.no_grad():
+            cost = prior_cost(equation, times, seen.states, seen.traces, latent, start)
         return Batch(
             replicates=integral,
-            prior=self._log_prior(equation, latent, flow.times[-1].item()),
+            prior=self._log_prior(equation, latent, start.item()),
             latent=latent,
             quadrature_error=error,
             solver_error=None,
-            truncation=truncation,
-            roughness=roughness,
+            truncation=truncation(equation, times, x, seen.outputs, rough[:2]),
+            prior_cost=cost,
+            roughness=rough,
             divergences=divergences,
             nfe=path.nfe,
             statistics=path.statistics,
@@ -141,9 +165,10 @@ class Work:
         return value
 
     def _climb(
-        self, equation: ReverseEquation, states: Tensor, probes: Tensor
+        self, equation: ReverseEquation, ladder: Ladder, states: Tensor, probes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The integral (P, B), its error and the nodes it took (B,), and output and trace at the data.
+        """The integral (P, B), its error and the nodes it took (B,), outputs at the first two nodes, and the traces
+        (q, B) at those of the first rung.
 
         From rung to rung of the rule, with the samples that need it.
         """
@@ -151,42 +176,43 @@ class Work:
         rows = torch.arange(B, device=states.device)
         traces = torch.zeros(self.divergence.replicates, Q, B, dtype=torch.float64, device=states.device)
         integral, error, taken = traces[:, 0], traces[0, 0], torch.zeros_like(rows)
-        output = states[0]
+        outputs = states[:2]
         places: list[int] = []
-        for k, nodes in enumerate(self.ladder.rungs):
-            known, places = set(places), self.ladder.places(k)
+        for k, nodes in enumerate(ladder.rungs):
+            known, places = set(places), ladder.places(k)
             new = [place for place in places if place not in known]
             whole = len(rows) == B
             found = self._traces(
                 equation if whole else _of_rows(equation, rows),
+                ladder.finest,
                 states[new] if whole else states[new][:, rows],
                 new,
                 probes if whole else probes[:, rows],
             )
-            output = found[0] if k == 0 else output
+            outputs = found[0] if k == 0 else outputs
             at = torch.tensor(new, device=rows.device)
             traces = traces.movedim(0, 2).index_put((at[:, None], rows), found[1].movedim(0, 2)).movedim(2, 0)
             seen = traces[:, places][:, :, rows]
             integral = integral.index_copy(1, rows, nodes.integrate(seen, D))
             estimate = nodes.error(seen.mean(0), D)
             error, taken = error.index_copy(0, rows, estimate), taken.index_fill(0, rows, len(places))
-            open_ = self.ladder.call_for_more(estimate, D, states.dtype)
+            open_ = ladder.call_for_more(estimate, D, states.dtype)
             if len(open_) == 0:
                 break
             rows = rows[open_] if _has_rows(equation.condition) else rows
-        return integral, error, taken, output, traces[:, 0]
+        return integral, error, taken, outputs, traces[:, ladder.places(0)].mean(0)
 
     def _traces(
-        self, equation: ReverseEquation, states: Tensor, places: Sequence[int], probes: Tensor
+        self, equation: ReverseEquation, nodes: Nodes, states: Tensor, places: Sequence[int], probes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """y (B, *event) at the first of the nodes, and tr ∂y/∂x (P, q, B) float64 at all; states (q, B, *event).
+        """y (2, B, *event) at the first two places, tr ∂y/∂x (P, q, B) float64 at all; states (q, B, *event).
 
         Of small batches several nodes go through the network together.
         """
         B = states.shape[1]
-        columns = [column[list(places)] for column in self.ladder.finest.inputs]
+        columns = [column[list(places)] for column in nodes.inputs]
         together = max(1, _rows_at_once(states[0]) // B) if _has_rows(equation.condition) else 1
-        traces, output = [], states[0]
+        traces, outputs = [], []
         for first in range(0, len(places), together):
             part = states[first : first + together]
             q = len(part)
@@ -200,9 +226,10 @@ class Work:
                 tuple(column.to(part.device, part.dtype) for column in inputs),
                 of_rows,
             )
-            output = y[:B] if first == 0 else output
+            if first < 2:
+                outputs.append(y.reshape(part.shape)[: 2 - first])
             traces.append(trace.reshape(len(trace), q, B))
-        return output, torch.cat(traces, 1).to(torch.float64)
+        return torch.cat(outputs), torch.cat(traces, 1).to(torch.float64)
 
     def _evaluate(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, probes: Tensor) -> tuple[Tensor, Tensor]:
         """y (R, *event) and tr ∂y/∂x (P, R) at the rows x; a part's graph goes with it."""
@@ -222,21 +249,6 @@ class Work:
             outputs.append(output)
             traces.append(self.divergence.traces(products, x[first:last], probes[:, first:last]))
         return torch.cat(outputs), torch.cat(traces, 1)
-
-    def _at_the_data(
-        self, equation: ReverseEquation, x: Tensor, output: Tensor, trace: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """½ (|ε̂|² − σ ∇·ε̂) − D log α − (1/α − 1) x·ε̂/σ, the effect of truncation, and σ ∇·ε̂/D, which is (σ/s)²
-        where the density changes on the scale s > σ.
-        """
-        end = self.ladder.finest.times[0]
-        m, n = equation.view("epsilon", end)
-        epsilon = (m.to(x) * x + n.to(x) * output).to(torch.float64).reshape(len(x), -1)
-        D, log_alpha, sigma = epsilon.shape[1], equation.sde.log_alpha(end), equation.sde.sigma(end)
-        smaller = torch.where(log_alpha == 0, 0.0, torch.expm1(-log_alpha) / sigma)  # α is 1 where σ vanishes
-        along = (epsilon * x.to(torch.float64).reshape(len(x), -1)).sum(1)
-        curvature = sigma * (m * D + n * trace)  # σ ∇·ε̂
-        return 0.5 * (epsilon.square().sum(1) - curvature) - D * log_alpha - smaller * along, curvature / D
 
 
 def _of_rows(equation: ReverseEquation, rows: Tensor) -> ReverseEquation:

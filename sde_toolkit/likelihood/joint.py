@@ -24,6 +24,8 @@ from sde_toolkit.score_model import Inputs
 
 __all__ = ["Joint", "JointEquation"]
 
+_LOOKED_AT = [0, 1, 2, 4, 7, 11, 15, 18, 20, 22, 24]  # of 25 nodes
+
 Traces = Callable[[ReverseEquation, Tensor, Inputs], tuple[Tensor, Tensor]]
 """(equation, x (B, *event), inputs) to the network's output and tr ∂y/∂x (replicates, B)."""
 
@@ -32,22 +34,24 @@ Traces = Callable[[ReverseEquation, Tensor, Inputs], tuple[Tensor, Tensor]]
 class Joint(Rule):
     """State and log-density together, for solvers with error control: the divergence drives the steps, too.
 
-    Only the divergence at the data end is evaluated apart, for what the result says of it.
+    Only at a few nodes, most of them near the ends, the divergence is evaluated apart: the result says what they tell.
     """
 
-    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Ladder:
-        """The one node at the data end, without weight."""
-        first = Quadrature(2).prepare(equation, end, start, detail).finest
-        none = torch.zeros(1, dtype=torch.float64)
+    def prepare(
+        self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
+    ) -> Ladder:
+        """Some nodes of the default rule, without weight."""
+        whole = Quadrature().prepare(equation, end, start, detail).finest
+        none = torch.zeros(len(_LOOKED_AT), dtype=torch.float64)
         return Ladder(
             (
                 Nodes(
-                    times=first.times[:1],
-                    inputs=tuple(column[:1] for column in first.inputs),
+                    times=whole.times[_LOOKED_AT],
+                    inputs=tuple(column[_LOOKED_AT] for column in whole.inputs),
                     of_dimension=none,
                     of_trace=none,
                     weights=none,
-                    coefficients=none[None],
+                    coefficients=none * none[:, None],
                     log_volume=0.0,
                     caution=0,
                 ),

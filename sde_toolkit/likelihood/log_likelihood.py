@@ -23,6 +23,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.along import Batch, Work, choose_mode
 from sde_toolkit.likelihood.divergence import Divergence, Exact
+from sde_toolkit.likelihood.ends import finest_scale
 from sde_toolkit.likelihood.jacobian import mode_name
 from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.paths import Upwards
@@ -47,6 +48,7 @@ __all__ = ["log_likelihood"]
 
 _ROWS_TIMED = 8  # on which the modes are compared
 _MUCH_FINER = 8  # than the grid was chosen for: a warning
+_ELSEWHERE = 0.8  # the scale of the nodes of the second solve: as many, at other times
 
 
 def log_likelihood(
@@ -122,16 +124,18 @@ def log_likelihood(
     device = torch.device(device) if device is not None else device_of(model, x)
     equation = ReverseEquation(model, 0.0, condition)
     with torch.set_grad_enabled(differentiable):
-        ladder = quadrature.prepare(equation, grid[-1].item(), grid[0].item(), detail)
+        start, last_time = grid[0].item(), grid[-1].item()
+        ladder = quadrature.prepare(equation, last_time, start, detail)
         nodes = ladder.finest
-        flows = [Upwards.prepare(equation, solver, grid, nodes.times)]
+        solves = [(Upwards.prepare(equation, solver, grid, nodes.times), ladder)]
         if richardson:
-            flows.append(flows[0].coarser(equation))
+            other = quadrature.prepare(equation, last_time, start, detail, _ELSEWHERE)
+            solves.append((Upwards.prepare(equation, solver, grid[::2], other.finest.times), other))
         few = y[:_ROWS_TIMED].to(device)
         middle = tuple(column[len(column) // 2].to(few.device, few.dtype) for column in nodes.inputs)
         mode, mode_seconds = choose_mode(divergence, equation, middle, few, differentiable)
         joint = isinstance(quadrature, Joint)
-        work = Work(ladder, flows, divergence, mode, prior, seed, first_index, differentiable, joint)
+        work = Work(solves, divergence, mode, prior, seed, first_index, differentiable, joint)
         size = len(y) if batch_size is None else batch_size
         bar = progress_bar(len(y), "log-likelihood", enabled=progress)
         parts = []
@@ -149,7 +153,8 @@ def log_likelihood(
         nats, integral = replicates.mean(0), whole.replicates.mean(0)
         exact = isinstance(divergence, Exact)
         error = torch.zeros_like(nats) if exact else standard_error(replicates)
-    finest = _finest(model, grid, whole.roughness)
+    tau = torch.exp(-model.sde.half_log_snr(ladder.rungs[0].times))
+    finest = finest_scale(tau, whole.roughness.detach().mean(1))
     if chosen_here and finest < detail / _MUCH_FINER:
         warnings.warn(
             f"at the data end the density changes on a scale of about {finest:.2g}, and the grid was chosen for "
@@ -168,7 +173,7 @@ def log_likelihood(
         solver_error=whole.solver_error,
         truncation=whole.truncation,
         finest=finest,
-        prior_kl=_prior_kl(model, y, grid).to(whole.prior.device),
+        prior_kl=whole.prior_cost,
         nfe=max(part.nfe for part in parts),
         divergence_nfe=int(whole.divergences.max()),
         divergences=whole.divergences,
@@ -183,16 +188,3 @@ def log_likelihood(
         space=space,
         seconds=time.perf_counter() - began,
     )
-
-
-def _prior_kl(model: ScoreModel, x: Tensor, grid: Tensor) -> Tensor:
-    """KL(N(α x, σ² I) ‖ N(0, σ² I)) at the first time, (n,) nats."""
-    snr = (model.sde.alpha(grid[0]) / model.sde.sigma(grid[0])) ** 2
-    return 0.5 * snr.to(x.device) * x.detach().to(torch.float64).square().reshape(len(x), -1).sum(1)
-
-
-def _finest(model: ScoreModel, grid: Tensor, roughness: Tensor) -> float:
-    """The scale s on which the density changes at the data end, from σ ∇·ε̂/D = (σ/s)², in model space."""
-    tau = torch.exp(-model.sde.half_log_snr(grid[-1])).item()
-    mean = roughness.detach().mean().item()
-    return tau / math.sqrt(mean) if mean > 0 and tau > 0 else math.inf

@@ -88,10 +88,6 @@ class Upwards:
         _check_silent(equation, solver, integrator.prepare(equation, times))
         return cls(solver, times, wanted, Interpolation.prepare(equation, times, wanted))
 
-    def coarser(self, equation: ReverseEquation) -> Upwards:
-        """The same on every second time."""
-        return Upwards.prepare(equation, self.solver, self.times[::2].flip(0), self.wanted)
-
     def solve(self, equation: ReverseEquation, x: Tensor) -> Path:
         """Carry x (B, *event), of the first time, up to the last."""
         integrator = self.solver.integrator

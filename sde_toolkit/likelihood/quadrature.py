@@ -43,8 +43,12 @@ class Rule(ABC):
     """How the divergence is integrated."""
 
     @abstractmethod
-    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Ladder:
+    def prepare(
+        self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
+    ) -> Ladder:
         """All that is known of the nodes between the times ``end`` < ``start`` before a path is.
+
+        ``stretch``: times the rule's own scale; as many nodes at other times, to compare with.
 
         Raises:
             GridError: where the network's output says nothing finite of F, for example at σ = 0 of an x_0 network.
@@ -70,8 +74,10 @@ class Quadrature(Rule):
             raise ArgumentError("nodes", self.nodes, "must be a whole number, at least 2", "25 is the default.")
         _check_scale(self.scale)
 
-    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Ladder:
-        scale = _scale(self.scale, equation, detail)
+    def prepare(
+        self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
+    ) -> Ladder:
+        scale = stretch * _scale(self.scale, equation, detail)
         return Ladder((Nodes.at(equation, (end, start), scale, _CAUTION_OF_GAUSS, *_radau(self.nodes)),))
 
 
@@ -99,8 +105,10 @@ class Refined(Rule):
             raise ArgumentError("most", self.most, problem, "Pass 257, for example.")
         _check_scale(self.scale)
 
-    def prepare(self, equation: ReverseEquation, end: float, start: float, detail: float) -> Ladder:
-        scale, intervals, rungs = _scale(self.scale, equation, detail), _OPENING, []
+    def prepare(
+        self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
+    ) -> Ladder:
+        scale, intervals, rungs = stretch * _scale(self.scale, equation, detail), _OPENING, []
         while intervals < self.most:
             rule = _clenshaw_curtis(intervals)
             rungs.append(Nodes.at(equation, (end, start), scale, _CAUTION_OF_CLENSHAW_CURTIS, *rule))

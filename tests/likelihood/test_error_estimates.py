@@ -1,4 +1,4 @@
-"""Every error that is reported is of the size of the true one: quadrature, solver, truncation, prior."""
+"""Errors that are reported are of the size of the true ones: quadrature, truncation, prior."""
 
 import itertools
 import math
@@ -17,21 +17,17 @@ from densities import (
     points,
     truth,
 )
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from sde_toolkit import (
     VESDE,
     VPSDE,
     Affine,
-    CosineVPSDE,
     FlowMatching,
     ScoreModel,
     SubVPSDE,
     gaussian,
-    grids,
-    heun,
     log_likelihood,
-    rk4,
 )
 from sde_toolkit.likelihood import GaussianPrior, Quadrature
 
@@ -58,30 +54,11 @@ def test_the_quadrature_error_bounds_the_true_one_for_most_samples_and_vanishes(
     assert reported[-1] < 1e-3 * reported[0]
 
 
-@pytest.mark.parametrize("sde", SMOOTH, ids=name)
-@pytest.mark.parametrize(
-    ("solver", "steps"), [(None, 60), (None, 120), (rk4(), 30), (heun(), 200)], ids=["60", "120", "rk4", "heun"]
-)
-def test_richardsons_estimate_is_of_the_size_of_the_true_error(sde, solver, steps):
-    model = mixture(sde)
-    x = points(model, 64)
-    how = {"quadrature": Quadrature(40), "prior": model.log_prob, "richardson": True, **F64}
-    if solver is None:
-        found = log_likelihood(model, x, nfe=steps, **how)
-    else:
-        start = 0.999 if sde.alpha(1.0) == 0 else 1.0
-        grid = grids.sech(sde, steps, start=start, end=1e-4)
-        found = log_likelihood(model, x, solver=solver, grid=grid, **how)
-    true = (found.nats - truth(model, x, found.end)).abs()
-    ratio = (found.solver_error / true).log().median().exp()
-    assert 0.2 < ratio < 5, ratio
-    assert 0.2 < found.solver_error.mean() / true.mean() < 5
-    assert found.nfe <= 1.5 * steps * (1 if solver is None else solver.integrator.evals_per_step) + 2
-
-
 def test_without_richardson_there_is_no_estimate():
     model = mixture(VPSDE())
-    assert log_likelihood(model, points(model, 2), nfe=8).solver_error is None
+    found = log_likelihood(model, points(model, 2), nfe=8)
+    assert found.solver_error is None
+    assert found.numerical_error is None
 
 
 @pytest.mark.parametrize("sde", PUBLIC_SDES, ids=name)
@@ -173,19 +150,6 @@ def test_the_priors_mismatch_is_what_the_likelihood_loses_on_average():
     lost = exact - own
     assert abs(lost.mean() - prior.mismatch()) < 4 * lost.std() / math.sqrt(len(x)) + 1e-3
     assert prior.mismatch() > 0.05
-
-
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE(), FlowMatching()], ids=name)
-def test_prior_kl_is_that_of_what_x_has_become_and_bounds_the_mismatch(sde):
-    x = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model = gaussian(torch.zeros(2, 2), sde, std=1.0)
-    for start in (1.0, 0.7):
-        grid = grids.sech(sde, 20, start=start, end=1e-4)
-        found = log_likelihood(model, x, solver=rk4() if start < 1 else None, grid=grid if start < 1 else None, **F64)
-        alpha, sigma = sde.alpha(start), sde.sigma(start)
-        each = kl_divergence(Normal(alpha * x, sigma), Normal(torch.zeros(()).double(), sigma))
-        torch.testing.assert_close(found.prior_kl, each.sum((1, 2)))
-    assert found.prior_kl.min() > 1e-4
 
 
 @pytest.mark.parametrize("std", [0.01, 0.1])
