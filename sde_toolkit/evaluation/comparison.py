@@ -12,14 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit import grids as grid_builders
 from sde_toolkit.arguments import check_batches, check_condition
-from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
+from sde_toolkit.checking import is_count
+from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
 from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.evaluation.judging import Judge
 from sde_toolkit.evaluation.metrics import rmse
-from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
+from sde_toolkit.evaluation.planning import (
+    Candidate,
+    GridBuilder,
+    Run,
+    check_request,
+    named_grids,
+    named_solvers,
+    plan_all,
+)
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.sharing import Part, Parts, cut, do_parts
 from sde_toolkit.evaluation.store import Arrays, PartStore
@@ -40,10 +48,10 @@ ENDPOINT, CHECK = -1, -2  # what parts do that belong to no row
 
 def compare_solvers(
     model: ScoreModel,
-    solvers: Mapping[str, Candidate],
+    solvers: Mapping[str, Candidate | str] | Sequence[Candidate | str] | Candidate | str,
     budgets: Sequence[int],
     *,
-    grids: Mapping[str, GridBuilder] | None = None,
+    grids: Mapping[str, GridBuilder] | Sequence[GridBuilder] | GridBuilder | None = None,
     n: int = 512,
     seed: int = 0,
     judge: Judge | None = None,
@@ -62,8 +70,9 @@ def compare_solvers(
 
     Args:
         model: in evaluation mode, without which dropout is refused, with an ``event_shape``, on ``device``.
-        solvers, grids: by the name that the rows shall bear. The grid is ``uniform`` by default. A planner such as
-            :func:`sde_toolkit.auto`, or a ready :class:`sde_toolkit.Plan`, brings its own grid.
+        solvers, grids: by the name that the rows shall bear; a list, or one alone, bears its own names. The grid is
+            ``uniform`` by default. A planner such as :func:`sde_toolkit.auto` (or "auto"), or a ready
+            :class:`sde_toolkit.Plan`, brings its own grid.
         budgets: network evaluations per sample.
         n: samples per row.
         judge: real data to compare with; ``without_judge`` is the reason there is none.
@@ -75,7 +84,9 @@ def compare_solvers(
     Raises:
         SDEToolkitError: before any evaluation, for whatever does not fit together.
     """
+    solvers, grids = named_solvers(solvers), named_grids(grids)
     if judge is not None and isinstance(model, ScoreModel):
+        _check_judge(model, judge, n)
         check_range(model.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
     found = compare_in_team(
         model,
@@ -96,6 +107,24 @@ def compare_solvers(
         progress=progress,
     )
     return cast(Comparison, found)  # a team of one is its own main process
+
+
+def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
+    """A judge of as many samples as there will be, of the model's shape.
+
+    Raises:
+        ArgumentError: for anything else, such as the real samples themselves.
+    """
+    if not isinstance(judge, Judge):
+        remedy = "Pass Judge(real, n, flat_features(model.transform, real)), from sde_toolkit.evaluation."
+        raise ArgumentError("judge", type(judge).__name__, "not a Judge", remedy)
+    shape = tuple(judge.real.shape[1:])
+    if model.event_shape is not None and shape != tuple(model.event_shape):
+        problem = f"it judges samples of shape {shape}, the model's have {tuple(model.event_shape)}"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Give it real data of the model's shape.")
+    if is_count(n) and judge.n > n:
+        problem = f"it judges {judge.n} samples, and n={n} are drawn"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Build it with the same n.")
 
 
 def compare_in_team(
@@ -128,7 +157,7 @@ def compare_in_team(
     check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)
     check_condition(condition, n)
-    runs = plan_all(model, solvers, budgets, grids or {"uniform": grid_builders.uniform})
+    runs = plan_all(model, solvers, budgets, named_grids(grids))
     deterministic = any(run.solver.eta == 0 for run in runs)
     ends = min(n, endpoint_n) if deterministic else 0
     work = _Work(model, runs, n, event_shape, seed, condition, batch_size, device, ends, endpoint_steps)

@@ -104,9 +104,11 @@ def _time(comparison: Comparison) -> Any:
     axes = figure.subplots()
     names = [f"{literal(comparison.label(row))}, {row.nfe}" for row in rows]
     network = [row.network_seconds for row in rows]
-    axes.barh(names, network, color="#93c5fd", height=0.72, label="network")
+    places = range(len(rows))
+    axes.set_yticks(places, names)
+    axes.barh(places, network, color="#93c5fd", height=0.72, label="network")
     rest = [row.seconds - row.network_seconds for row in rows]
-    axes.barh(names, rest, left=network, color="#1d4ed8", height=0.72, label="everything else")
+    axes.barh(places, rest, left=network, color="#1d4ed8", height=0.72, label="everything else")
     for i, row in enumerate(rows):
         axes.text(
             row.seconds,

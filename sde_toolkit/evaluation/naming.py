@@ -29,6 +29,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def literal(name: str) -> str:
-    """A name as a label of matplotlib, where $ begins a formula and a leading underscore hides the label."""
-    shown = name.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
+    """A name as a label of matplotlib, where $ begins a formula and a leading underscore hides it; not too long."""
+    short = name if len(name) <= 48 else f"{name[:32]}…{name[-15:]}"
+    shown = short.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
     return f"\u200b{shown}" if shown.startswith("_") else shown

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
-from sde_toolkit.auto import Plan
+from sde_toolkit.arguments import check_model
+from sde_toolkit.auto import Plan, auto
 from sde_toolkit.checking import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
@@ -23,6 +24,8 @@ __all__ = [
     "Planner",
     "Run",
     "check_request",
+    "named_grids",
+    "named_solvers",
     "plan_all",
     "plan_run",
     "run_of",
@@ -121,11 +124,70 @@ def plan_all(
         if isinstance(given, Plan):
             runs.append(run_of(model, name, given, "its own"))
         elif not isinstance(given, Solver):
-            runs += [run_of(model, name, given(model, budget), "its own") for budget in sorted(budgets)]
+            runs += [run_of(model, name, _planned(name, given, model, budget), "its own") for budget in sorted(budgets)]
     for name, solver in known.items():
         if name not in fixed:
             runs.append(plan_run(model, name, solver, "adaptive", grid_builders.uniform, 0))
     return runs
+
+
+def _planned(name: str, planner: Planner, model: ScoreModel, budget: int) -> Plan:
+    plan = planner(model, budget)
+    if not isinstance(plan, Plan):
+        problem = f"called with a model and a budget it returned {type(plan).__name__}, not a Plan"
+        raise ArgumentError(f"solvers[{name!r}]", planner, problem, "Give a solver, or a function that returns a Plan.")
+    return plan
+
+
+def named_solvers(solvers: Any) -> dict[str, Candidate]:
+    """Solvers by name: the keys of a mapping, otherwise the own names of one solver or several. "auto" is the planner.
+
+    Raises:
+        ArgumentError: for two of one name, and for what is no solver.
+    """
+    if isinstance(solvers, Mapping):
+        return {str(name): _candidate(name, given) for name, given in solvers.items()}
+    several = list(solvers) if isinstance(solvers, list | tuple | set | frozenset) else [solvers]
+    found: dict[str, Candidate] = {}
+    for given in several:
+        solver = _candidate(len(found), given)
+        name = str(getattr(solver, "name", None) or getattr(solver, "__name__", "plan"))
+        if name in found:
+            remedy = 'Name them yourself: {"coarse": ddim(), ...}.'
+            raise ArgumentError("solvers", several, f"two of them are called {name!r}", remedy)
+        found[name] = solver
+    return found
+
+
+def _candidate(name: Any, given: Any) -> Candidate:
+    if isinstance(given, str) and given == "auto":
+        return auto
+    if isinstance(given, type) or (not isinstance(given, Solver | Plan) and not callable(given)):
+        raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", "Use sde_toolkit.ddim(), for example.")
+    if getattr(given, "__module__", "") == Solver.__module__ and not isinstance(given, Solver):
+        problem = "the function that makes a solver, not a solver"
+        raise ArgumentError(f"solvers[{name!r}]", given, problem, f"Call it: {given.__name__}().")
+    return given
+
+
+def named_grids(grids: Any) -> dict[str, GridBuilder]:
+    """Grid builders by name: of a mapping its keys, of functions of a module their own names.
+
+    Raises:
+        ArgumentError: for what is no builder: a grid that is built already, above all.
+    """
+    if grids is None:
+        return {"uniform": grid_builders.uniform}
+    if not isinstance(grids, Mapping):
+        several = list(grids) if isinstance(grids, list | tuple) else [grids]
+        grids = {str(getattr(build, "__name__", k)): build for k, build in enumerate(several)}
+    for name, build in grids.items():
+        if not callable(build):
+            problem = "not a function of the SDE and a number of steps, which every budget needs"
+            raise ArgumentError(f"grids[{name!r}]", build, problem, 'Pass {"karras": grids.karras}, for example.')
+    if not grids:
+        raise ArgumentError("grids", grids, "there is no grid", 'Pass {"karras": grids.karras}, or None for uniform.')
+    return {str(name): build for name, build in grids.items()}
 
 
 def check_request(
@@ -136,13 +198,14 @@ def check_request(
     Raises:
         ArgumentError: naming the argument.
     """
+    check_model(model)
     if model.event_shape is None:
         raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
     if not solvers:
         raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
-    for name, solver in solvers.items():
-        if not isinstance(solver, (Solver, Plan)) and not callable(solver):
-            raise ArgumentError(f"solvers[{name!r}]", solver, "not a Solver", "Use sde_toolkit.ddim(), for example.")
+    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
+        problem = "not a list of numbers of network evaluations"
+        raise ArgumentError("budgets", budgets, problem, "Use [5, 10, 20], for example.")
     fixed = any(
         not isinstance(s, Plan) and (not isinstance(s, Solver) or s.integrator.evals_per_step is not None)
         for s in solvers.values()
