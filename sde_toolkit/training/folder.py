@@ -98,8 +98,9 @@ def _run_of(file: Path) -> str | None:
 
 
 def run_digest(record: Mapping[str, Any], free: Set[str]) -> str:
-    """A short name of a run: of all that decides its weights."""
-    return digest({key: value for key, value in flat(record) if key not in free})
+    """A short name of a run: of all that decides its weights, by name and setting."""
+    named = {key: value for key, value in record.items() if key != "behaviour"}  # that is the same to round-off only
+    return digest({key: value for key, value in flat(named) if key not in free})
 
 
 def snapshots(directory: str | Path) -> list[tuple[float, int, Path]]:

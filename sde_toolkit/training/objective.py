@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.arguments import check_model
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.networks import Condition
@@ -14,6 +15,7 @@ from sde_toolkit.networks.inside import hyperparameters_of
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
+from sde_toolkit.transforms import check_range
 
 __all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data"]
 
@@ -76,12 +78,27 @@ def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> 
         )
 
 
+_LOOKED_AT = 256  # samples whose range is looked at
+
+
 def check_data(model: ScoreModel, dataset: Dataset) -> None:
-    """Refuse data that this model cannot be trained on.
+    """Refuse data that this model cannot be trained on; warn of data that are probably of another range than it names.
 
     Raises:
-        DataError: no training samples; NaN or infinity; another event shape; labels missing or out of range.
+        ArgumentError: a model without parameters to train.
+        DataError: no ``Dataset``; no training samples; NaN or infinity; another event shape; values outside the range
+            of the model's transform; labels missing or out of range.
     """
+    if not isinstance(dataset, Dataset):
+        problem = f"{type(dataset).__name__} is not a Dataset of this package"
+        remedy = (
+            'Wrap the tensors: sde_toolkit.data.Dataset("mine", train=x, test=x_test); tensors are (N, *event_shape).'
+        )
+        raise DataError("dataset", dataset, problem, remedy)
+    check_model(model)
+    if not any(p.requires_grad for p in model.parameters()):
+        problem = "it has no parameters to train"
+        raise ArgumentError("model", type(model.network).__name__, problem, "Pass a network that is a torch.nn.Module.")
     if dataset.stream is None and len(dataset.train) == 0:
         raise DataError("dataset", dataset.name, "it has no training samples", "Use one that has.")
     if model.event_shape is not None and dataset.event_shape != model.event_shape:
@@ -90,6 +107,10 @@ def check_data(model: ScoreModel, dataset: Dataset) -> None:
     for name, values in (("train", dataset.train), ("test", dataset.test)):
         if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
             raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
+    remedy = "Build the model with the transform that fits these data, such as dataset.transform."
+    parts = (("train", dataset.sample(_LOOKED_AT), dataset.transform), ("test", dataset.test[:_LOOKED_AT], None))
+    for name, values, recommended in parts:
+        check_range(model.transform, values, recommended, name=f"dataset.{name}", remedy=remedy)
     classes = model.num_classes
     if not classes:
         return

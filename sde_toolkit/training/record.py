@@ -9,6 +9,7 @@ from sde_toolkit.data import Dataset
 from sde_toolkit.evaluation.fingerprints import digest, plain, tensor_digest
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.trial import held_numbers, try_parts
 
 __all__ = ["describe_run", "free_keys"]
 
@@ -31,7 +32,11 @@ def free_keys(dataset: Dataset, options: TrainingOptions) -> Set[str]:
 
 
 def describe_run(objective: Objective, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
-    """The options, the loss, the data (by some of their samples) and the model (by its description and shapes)."""
+    """The options, the loss, the data (by some of their samples) and the model (by its description and shapes).
+
+    Parts of the user's own are known by their class only: so what the parts do on a few values, and the numbers that
+    the loss holds, stand beside.
+    """
     model = objective.model
     parts = {
         "options": options,
@@ -41,6 +46,8 @@ def describe_run(objective: Objective, dataset: Dataset, options: TrainingOption
         "t_min": objective.t_min,
         "data": _describe_data(dataset),
         "model": model.description(),
+        "held": {"loss": held_numbers(objective.loss)},
+        "behaviour": try_parts(objective, dataset),
         "shapes": digest({name: list(value.shape) for name, value in model.state_dict().items()}),
     }
     return {name: plain(part) for name, part in parts.items()}

@@ -44,6 +44,7 @@ from sde_toolkit.training.processes import (
     split_batch,
 )
 from sde_toolkit.training.saving import load_state, mark_best, prune, restoring, save_checkpoint
+from sde_toolkit.training.trial import check_trial, try_network
 
 __all__ = ["Run", "learning_rate_factor"]
 
@@ -182,6 +183,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "averages": {width: self.averaged(average) for width, average in self.powers.items()},
+            "trial": self._trial(),
             "tally": self.tally.state(self.accelerator),
             "streams": None if self.stream is None else gather_objects(self.stream.state_dict(), self.accelerator),
         }
@@ -199,11 +201,15 @@ class Run:
             if self.accelerator.is_main_process:
                 save_snapshot(directory, run, width, self.step, weights)
 
+    def _trial(self) -> list[float] | None:
+        return try_network(self.model, self.dataset, self.accelerator.device)
+
     def restore(self, folder: Path) -> None:
         """Take everything from a checkpoint.
 
         Raises:
-            CheckpointError: if it is damaged, or does not fit the run.
+            CheckpointError: if it is damaged, does not fit the run, or a part computes something else than when it was
+                made.
         """
         with restoring(folder):
             self._take(folder, load_state(folder))
@@ -216,6 +222,7 @@ class Run:
             load_full_weights(self.model, checkpoint.checked_tensors(folder, name))
             if name == "ema":
                 self.ema.take(state["step"])
+        check_trial(folder, state.get("trial"), self._trial())
         load_full_optimizer(self.model, self.adam, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -9,6 +9,7 @@ first. A kill at any instant leaves leftovers at most, and they are removed at t
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
@@ -23,16 +24,19 @@ from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
 from sde_toolkit.descriptions import CLASS, OWN
 from sde_toolkit.disk import to_disk
-from sde_toolkit.errors import CheckpointError
+from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.evaluation.fingerprints import flat
 from sde_toolkit.evaluation.store import write_atomically
 from sde_toolkit.plain_files import UnreadableFileError, read_yaml
+from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.showing import shown
 from sde_toolkit.tensor_files import load_torch_file
 from sde_toolkit.training.folder import PARTIAL, RUN, STATE
+from sde_toolkit.training.trial import differing_part
 
 __all__ = [
     "check_run",
+    "check_savable",
     "load_state",
     "mark_best",
     "mark_missed_best",
@@ -86,6 +90,39 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def check_savable(model: ScoreModel, run: Mapping[str, Any], stream_state: Mapping[str, Any] | None) -> None:
+    """Refuse before the first step what no checkpoint could hold: it is written to memory, of weights one number each.
+
+    Raises:
+        ArgumentError: naming the part.
+    """
+    import yaml
+    from safetensors.torch import save
+
+    for name, part in {**model.description(), "run": run}.items():
+        try:
+            text = yaml.safe_dump(part)
+        except yaml.YAMLError as error:
+            problem = f"it cannot be written as plain data ({' '.join(str(error).split())[:200]})"
+            remedy = "Give it plain numbers, strings and lists as arguments."
+            raise ArgumentError(f"model.{name}", getattr(model, name, None), problem, remedy) from None
+        yaml.safe_load(text)
+    for name, tensor in model.state_dict().items():
+        try:
+            save({name: tensor.detach().flatten()[:1].cpu().contiguous()})
+        except Exception as error:  # safetensors has no class of error for what it does not know
+            problem = f"safetensors cannot hold it ({type(error).__name__}: {str(error)[:100]})"
+            raise ArgumentError(f"model.{name}", tensor.dtype, problem, "Use another dtype or layout.") from None
+    try:
+        memory = io.BytesIO()
+        torch.save(stream_state, memory)
+        torch.load(io.BytesIO(memory.getvalue()), weights_only=True)
+    except Exception as error:  # of pickle or torch, whatever it is that they cannot take
+        problem = f"its state_dict cannot be written and read back ({type(error).__name__})"
+        remedy = "Let state_dict return numbers, strings, lists and dicts only."
+        raise ArgumentError("dataset.stream", stream_state, problem, remedy) from None
 
 
 @contextmanager
@@ -177,17 +214,15 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     Raises:
         CheckpointError: naming the first key that differs, and both values.
     """
-    try:
-        made_with = read_yaml(folder / RUN)
-    except FileNotFoundError:
-        raise CheckpointError(folder, f"it has no {RUN}", "Restore the file.") from None
-    except UnreadableFileError as error:
-        raise CheckpointError(folder, str(error), "Restore the file.") from None
-    then, now = {**_BEFORE, **dict(flat(made_with))}, dict(flat(run))
+    made_with = _read_run(folder)
+    part = differing_part(made_with.get("behaviour"), run["behaviour"])
+    then, now = ({**_BEFORE, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
     for key in [key for key in now if key.endswith(f".{OWN}") and key not in then]:
         bare = key.removesuffix(OWN) + CLASS  # how earlier versions noted a part of one's own
         if bare in then:
             then[key] = then.pop(bare)
+    if "held" not in made_with:  # earlier versions did not say it
+        now = {key: value for key, value in now.items() if not key.startswith("held.")}
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(
@@ -195,3 +230,18 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
                 f"it was made with {key}={shown(then.get(key))}, now {key}={shown(now.get(key))}",
                 "Give the same value to go on, or train in another folder (initial=... starts from these weights).",
             )
+    if part is not None:
+        problem = f"its {part} has the same name and other numbers now: tried on a few values, it answers otherwise"
+        raise CheckpointError(folder, problem, "Give the same to go on, or train in another folder.")
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        found = read_yaml(folder / RUN)
+    except FileNotFoundError:
+        raise CheckpointError(folder, f"it has no {RUN}", "Restore the file.") from None
+    except UnreadableFileError as error:
+        raise CheckpointError(folder, str(error), "Restore the file.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(folder, f"{RUN} holds no description of a run", "Restore the file.")
+    return found

@@ -27,8 +27,8 @@ from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
 from sde_toolkit.training.run import Run
-from sde_toolkit.training.saving import check_run, mark_missed_best, writing
-from sde_toolkit.training.watchers import Scene, Watcher
+from sde_toolkit.training.saving import check_run, check_savable, mark_missed_best, writing
+from sde_toolkit.training.watchers import Scene, Watcher, check_watchers
 
 __all__ = ["train"]
 
@@ -82,6 +82,7 @@ def train(
     """
     options = options or TrainingOptions()
     check_data(model, dataset)
+    check_watchers(watchers, model)
     check_augmentation(model, augmentation)
     if until is not None and not 0 < until <= options.steps:
         raise ArgumentError("until", until, f"the run has {options.steps} steps", "Give a step of the run.")
@@ -96,6 +97,7 @@ def train(
     if found and not resume:
         raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
     free = free_keys(dataset, options)
+    check_savable(model, record, None if dataset.stream is None else dataset.stream.state_dict())
     if found:
         check_run(found[-1][1], record, free)
     accelerator = make_accelerator(options, device, trackers, directory)

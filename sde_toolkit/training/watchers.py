@@ -5,6 +5,7 @@ Add your own: any object with ``every`` and ``__call__(scene)``; on several proc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.logbook import Logbook
 
-__all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher"]
+__all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher", "check_watchers"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Scene:
 
 
 class Watcher(Protocol):
-    """Called every ``every`` steps, and at the last."""
+    """Called every ``every`` steps, and at the last.
+
+    One that has a method ``check(model)`` is asked before the first step whether it can do its work.
+    """
 
     @property
     def every(self) -> int: ...
@@ -54,6 +58,16 @@ class SampleSheet:
 
     def __post_init__(self) -> None:
         _check_counts(self, "every", "nfe", *(() if self.n is None else ("n",)))
+
+    def check(self, model: ScoreModel) -> None:
+        """Refuse to begin where there is nothing to draw with.
+
+        Raises:
+            MissingDependencyError: without matplotlib.
+        """
+        from sde_toolkit.evaluation.sheets import new_figure
+
+        new_figure(1, 1)
 
     def __call__(self, scene: Scene) -> None:
         """Sample with ``solver="auto"`` and draw."""
@@ -104,6 +118,21 @@ class Likelihood:
                 model, x, Levels(levels, 0, levels - 1), nfe=self.nfe, condition=condition, seed=self.seed
             )
             scene.log.scalars(scene.step, {"held_out_bits_per_dim": bits.mean})
+
+
+def check_watchers(watchers: Sequence[Watcher], model: ScoreModel) -> None:
+    """Refuse what is no watcher, or cannot do its work, before the first step.
+
+    Raises:
+        ArgumentError: naming it.
+    """
+    for i, watcher in enumerate(watchers):
+        if not (callable(watcher) and is_count(getattr(watcher, "every", None))):
+            problem = "not a watcher: it has to be callable, with a whole number of steps named every"
+            raise ArgumentError(f"watchers[{i}]", watcher, problem, "Use SampleSheet(), Likelihood() or your own.")
+        check = getattr(watcher, "check", None)
+        if check is not None:
+            check(model)
 
 
 def _check_counts(watcher: object, *names: str) -> None:

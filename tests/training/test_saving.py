@@ -65,7 +65,7 @@ def test_an_average_that_stays_at_the_first_weights_is_said_before_the_first_ste
     with pytest.warns(UserWarning, match="worth using from step 4604 on"):
         vectors(tmp_path / "a", options=dataclasses.replace(long, ema_warmup=False), until=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "worth using")
         vectors(tmp_path / "b", options=long, until=1)
 
 

@@ -1,0 +1,192 @@
+"""What tells parts of a run apart that have the same name and other numbers: what they do on a few values.
+
+Before a run goes on, its SDE, time input, transform, times and augmentation are tried on the same values as when it was
+begun (``run.yaml``), and the network on four samples with the checkpoint's weights. The loss is not called beside the
+steps, since it may count its calls: it is known by the numbers that it holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data import Augmentation, Dataset
+from sde_toolkit.errors import CheckpointError
+from sde_toolkit.evaluation.fingerprints import tensor_digest
+from sde_toolkit.inspection import modules_of
+from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.training.objective import Objective
+
+__all__ = ["check_trial", "differing_part", "held_numbers", "try_network", "try_parts"]
+
+_SHOWN = 16  # values of an answer that are compared, besides its mean square
+_SAMPLES = 4
+
+
+def try_parts(objective: Objective, dataset: Dataset) -> dict[str, list[float]]:
+    """What each part answers on a few values, by its name, without the parts that learn or cannot be asked so."""
+    model, augmentation, x = objective.model, objective.augmentation, dataset.sample(_SAMPLES)
+    sde, transform = model.sde, model.transform
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    u = torch.linspace(0, 0.9, 7, dtype=torch.float64)
+
+    def of_transform() -> list[Any]:
+        y = transform.forward(x)
+        return [y, transform.inverse(y), transform.log_abs_det(dataset.event_shape)]
+
+    questions: dict[str, tuple[Any, Callable[[], Sequence[Any]]]] = {
+        "sde": (sde, lambda: [part(at) for part in (sde.alpha, sde.sigma) for at in (0.0, t, 1.0)]),
+        "time_input": (model.time_input, lambda: [model.time_input(sde, t)]),
+        "transform": (transform, of_transform),
+        "times": (objective.times, lambda: list(objective.times(sde, u, objective.t_min))),
+    }
+    if augmentation is not None:
+        questions["augmentation"] = augmentation, lambda: _augmented(augmentation, transform.forward(x).float())
+    return {name: answer for name, (part, ask) in questions.items() if (answer := _answer(part, ask)) is not None}
+
+
+def _augmented(augmentation: Augmentation, x: Tensor) -> list[Tensor]:
+    uniform = torch.linspace(0.1, 0.9, len(x) * augmentation.draws.uniforms).reshape(len(x), -1)
+    normal = torch.linspace(-1, 1, len(x) * augmentation.draws.normals).reshape(len(x), -1)
+    return [part for part in augmentation(x, uniform, normal) if part is not None]
+
+
+@torch.no_grad()
+def _answer(part: Any, ask: Callable[[], Sequence[Any]]) -> list[float] | None:
+    if any(p.requires_grad for _, module in modules_of(part) for p in module.parameters()):
+        return None
+    try:
+        return [number for value in ask() for number in _numbers(value)]
+    except Exception:  # whatever a part of the user's own may raise on values that it was not made for
+        return None
+
+
+def _numbers(value: Any) -> list[float]:
+    """Some values of a tensor, evenly spread over it, and its mean square."""
+    flat = torch.as_tensor(value).detach().cpu().double().flatten()
+    if len(flat) <= _SHOWN:
+        return [float(number) for number in flat.tolist()]
+    chosen = torch.linspace(0, len(flat) - 1, _SHOWN).long()
+    return [*flat[chosen].tolist(), flat.square().mean().item()]
+
+
+def differing_part(then: Any, now: Mapping[str, Sequence[float]]) -> str | None:
+    """The first part that answered otherwise then than now, beyond round-off; None if there is none.
+
+    ``then``: as a file says it; nothing in files of earlier versions.
+    """
+    for name in sorted({*then} & {*now}) if isinstance(then, dict) else ():
+        if not _close(then[name], now[name], 1e-5, 1e-6):
+            return name
+    return None
+
+
+def _close(one: Sequence[float], other: Sequence[float], tolerance: float, of_largest: float) -> bool:
+    """Whether numbers agree, each to a share of itself or of the largest."""
+    try:
+        a, b = np.array(one, float), np.array(other, float)
+    except (TypeError, ValueError):  # of a file that holds something else
+        return False
+    if a.shape != b.shape:
+        return False
+    finite = np.abs(a[np.isfinite(a)])
+    least = of_largest * (finite.max() if len(finite) else 0.0)
+    return bool(np.allclose(a, b, rtol=tolerance, atol=least, equal_nan=True))
+
+
+@torch.no_grad()
+def try_network(model: ScoreModel, dataset: Dataset, device: torch.device) -> list[float] | None:
+    """What the network answers for four training samples, in evaluation mode. All processes have to call it.
+
+    None where that cannot be compared: it draws random numbers, or takes no such batch.
+    """
+    x = model.transform.forward(dataset.sample(_SAMPLES)).to(device, torch.float32)
+    t = torch.linspace(0.1, 0.9, len(x), dtype=torch.float64, device=device)
+    labels = torch.zeros(len(x), dtype=torch.long, device=device) if model.num_classes else None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _plainly(model):
+        found = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            try:
+                inputs = tuple(c.to(x.dtype) for c in model.network_inputs(t))
+                found.append(_numbers(model.output(x, inputs, labels)))
+            except Exception:  # of the user's own network, or of one whose parameters are shared out
+                return None
+    return found[0] if found[0] == found[1] else None
+
+
+@contextmanager
+def _plainly(model: ScoreModel) -> Iterator[None]:
+    """In evaluation mode, and not compiled: for four samples a network would be compiled once more."""
+    modes = [(module, module.training) for module in model.modules()]
+    network: Any = model.network
+    compiled = getattr(network, "_compiled_call_impl", None)
+    model.eval()
+    if compiled is not None:
+        network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        if compiled is not None:
+            network._compiled_call_impl = compiled
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_trial(folder: Any, then: Sequence[float] | None, now: Sequence[float] | None) -> None:
+    """Refuse to go on if the network answers otherwise, with the weights of the checkpoint, than when it was made.
+
+    Raises:
+        CheckpointError: if it does.
+    """
+    if then is not None and now is not None and not _close(then, now, 0.01, 0.01):
+        problem = "its network has the same name and other numbers now: with the same weights, it answers otherwise"
+        raise CheckpointError(folder, problem, "Give the same to go on, or train in another folder.")
+
+
+def held_numbers(part: Any, depth: int = 4) -> Any:
+    """The plain data that a function (closure, defaults) or an object (attributes) holds, as plain data.
+
+    Modules, and whatever is deeper than a few levels, by their class only.
+    """
+    if part is None or isinstance(part, (bool, int, str)):
+        return part
+    if isinstance(part, (float, np.generic)):
+        return repr(float(part)) if isinstance(part, (float, np.floating)) else part.item()
+    if isinstance(part, (Tensor, np.ndarray)):
+        return tensor_digest(torch.as_tensor(part))
+    name = str(getattr(part, "__qualname__", type(part).__qualname__))
+    if isinstance(part, torch.nn.Module) or depth == 0:
+        return name
+    if isinstance(part, (list, tuple)):
+        return [held_numbers(item, depth - 1) for item in part]
+    if isinstance(part, dict):
+        return {str(key): held_numbers(item, depth - 1) for key, item in part.items()}
+    return {"name": name, **{key: held_numbers(item, depth - 1) for key, item in _holdings(part).items()}}
+
+
+def _holdings(part: Any) -> dict[str, Any]:
+    if isinstance(part, functools.partial):
+        return {"function": part.func, "arguments": part.args, **part.keywords}
+    if inspect.ismethod(part):
+        return {"function": part.__func__, "self": part.__self__}
+    if inspect.isfunction(part):
+        closure = zip(part.__code__.co_freevars, part.__closure__ or (), strict=False)
+        cells = {name: cell.cell_contents for name, cell in closure if _filled(cell)}
+        return {**cells, "defaults": part.__defaults__, **(part.__kwdefaults__ or {})}
+    return dict(getattr(part, "__dict__", {}))
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
