@@ -22,13 +22,13 @@ from torch import Tensor
 
 from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
+from sde_toolkit.data import Stream
 from sde_toolkit.descriptions import CLASS, OWN
 from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.evaluation.fingerprints import flat
 from sde_toolkit.evaluation.store import write_atomically
 from sde_toolkit.plain_files import UnreadableFileError, read_yaml
-from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.showing import shown
 from sde_toolkit.tensor_files import load_torch_file
 from sde_toolkit.training.folder import PARTIAL, RUN, STATE
@@ -36,7 +36,7 @@ from sde_toolkit.training.trial import differing_part
 
 __all__ = [
     "check_run",
-    "check_savable",
+    "check_stream_state",
     "load_state",
     "mark_best",
     "mark_missed_best",
@@ -92,37 +92,22 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def check_savable(model: ScoreModel, run: Mapping[str, Any], stream_state: Mapping[str, Any] | None) -> None:
-    """Refuse before the first step what no checkpoint could hold: it is written to memory, of weights one number each.
+def check_stream_state(stream: Stream | None) -> None:
+    """Refuse before the first step a stream whose state no checkpoint could hold: it is written to memory and read back.
 
     Raises:
-        ArgumentError: naming the part.
+        ArgumentError: for a state of more than plain data.
     """
-    import yaml
-    from safetensors.torch import save
-
-    for name, part in {**model.description(), "run": run}.items():
-        try:
-            text = yaml.safe_dump(part)
-        except yaml.YAMLError as error:
-            problem = f"it cannot be written as plain data ({' '.join(str(error).split())[:200]})"
-            remedy = "Give it plain numbers, strings and lists as arguments."
-            raise ArgumentError(f"model.{name}", getattr(model, name, None), problem, remedy) from None
-        yaml.safe_load(text)
-    for name, tensor in model.state_dict().items():
-        try:
-            save({name: tensor.detach().flatten()[:1].cpu().contiguous()})
-        except Exception as error:  # safetensors has no class of error for what it does not know
-            problem = f"safetensors cannot hold it ({type(error).__name__}: {str(error)[:100]})"
-            raise ArgumentError(f"model.{name}", tensor.dtype, problem, "Use another dtype or layout.") from None
+    if stream is None:
+        return
+    state, memory = stream.state_dict(), io.BytesIO()
     try:
-        memory = io.BytesIO()
-        torch.save(stream_state, memory)
+        torch.save(state, memory)
         torch.load(io.BytesIO(memory.getvalue()), weights_only=True)
     except Exception as error:  # of pickle or torch, whatever it is that they cannot take
         problem = f"its state_dict cannot be written and read back ({type(error).__name__})"
         remedy = "Let state_dict return numbers, strings, lists and dicts only."
-        raise ArgumentError("dataset.stream", stream_state, problem, remedy) from None
+        raise ArgumentError("dataset.stream", state, problem, remedy) from None
 
 
 @contextmanager

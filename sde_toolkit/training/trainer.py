@@ -27,7 +27,7 @@ from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
 from sde_toolkit.training.run import Run
-from sde_toolkit.training.saving import check_run, check_savable, mark_missed_best, writing
+from sde_toolkit.training.saving import check_run, check_stream_state, mark_missed_best, writing
 from sde_toolkit.training.watchers import Scene, Watcher, check_watchers
 
 __all__ = ["train"]
@@ -93,11 +93,11 @@ def train(
     model.check_savable()  # what no checkpoint can hold is found before the first step
     record = describe_run(objective, dataset, options)
     check_plain("run", record)
+    check_stream_state(dataset.stream)
     found = checkpoint_folders(directory)
     if found and not resume:
         raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
     free = free_keys(dataset, options)
-    check_savable(model, record, None if dataset.stream is None else dataset.stream.state_dict())
     if found:
         check_run(found[-1][1], record, free)
     accelerator = make_accelerator(options, device, trackers, directory)

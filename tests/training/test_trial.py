@@ -278,9 +278,9 @@ class Forgetful(ShuffledStream):
 
 
 UNSAVABLE = {
-    "model.sde": {"sde": Odd(extra=object())},
-    "model.network": {"network": Numbers()},
-    "model.network.table": {"network": Sparse()},
+    "sde.extra": {"sde": Odd(extra=object())},
+    "network.size": {"network": Numbers()},
+    "network.table": {"network": Sparse()},
     "dataset.stream": {
         "data": Dataset("d", torch.zeros(0, 2), torch.zeros(9, 2), stream=Forgetful(Endless(), buffer=50)),
     },
