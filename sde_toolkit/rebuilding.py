@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from sde_toolkit.descriptions import CLASS, HOMES, OWN, OWN_FUNCTION, published
 from sde_toolkit.errors import CheckpointError, SDEToolkitError
@@ -120,11 +121,23 @@ def _network(directory: Path, description: Any, file: str, weights: Mapping[str,
     """The network, allocated only if the weights fit it."""
     construct = _part(directory, "network", description)
     with _at_most(len(weights), directory, file):
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             sketch = construct()
         if isinstance(sketch, nn.Module):
             _compare(directory, sketch, file, weights)
         return construct()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """No random numbers are drawn for tensors without memory: the first draw would import half of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:  # also where it asks for the CPU
+            return torch.empty(*args, dtype=kwargs.get("dtype"), device="meta")
+        return func(*args, **kwargs)
 
 
 def _compare(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, Layout]) -> None:

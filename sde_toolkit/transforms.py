@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,8 +118,8 @@ class Affine:
         if bool((scale == 0.0).any()):
             raise ArgumentError("scale", self.scale, "the map is not invertible", "Give scales other than 0.")
         try:
-            shape = torch.broadcast_shapes(shift.shape, scale.shape)
-        except RuntimeError:
+            shape = np.broadcast_shapes(shift.shape, scale.shape)  # torch's imports half of its compiler
+        except ValueError:
             problem = f"their shapes are {tuple(shift.shape)} and {tuple(scale.shape)}"
             raise ArgumentError("shift, scale", problem, "they do not fit", "Give one of each per column.") from None
         low, high = given = (self.low, self.high)
