@@ -9,6 +9,9 @@ weights of all evaluations in each step, and which steps add noise (:mod:`sde_to
 found by gradients through the sampler on random mixtures (``python benchmarks/fit_few_steps.py``). At 10 evaluations
 events of at most three dimensions have steps of their own: modes lie at distances of every size there, in many
 dimensions at much the same. benchmarks/README.md says how, and where the choice was constrained.
+
+The tables are for data of size σ_d = 1. For others every λ in them is moved by −log σ_d: data and noise of twice the
+size get the same times, and samples of twice the size.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def _corrected(order: int) -> Method:
     return lambda sigma_data: Corrected(Multistep(order, FrozenEDM(sigma_data)))
 
 
-# Budget from which the row holds, method, center and width of grids.sech, and the λ at which it ends.
+# Budget from which the row holds, method, center and width of grids.sech, and the λ at which it ends, at σ_d = 1.
 _FLOW: tuple[tuple[int, Method, float, float, float], ...] = (
     (1, _corrected(2), 0.0, 1.5, 1.6),
     (8, _edm(2), 0.75, 2.5, 2.75),
@@ -69,7 +72,7 @@ _LAST_OF_FEW = 25  # evaluations from which the rows above are about as good as 
 
 @dataclass(frozen=True, eq=False)
 class _Few:
-    """A row of ``few_steps.json``: the steps for ``nfe`` evaluations, and their λ after the first and before the last.
+    """A row of ``few_steps.json``: the steps for ``nfe`` evaluations, and their λ at σ_d = 1, without the two ends.
 
     ``most_dimensions``: of the events that they are for.
     """
@@ -101,9 +104,10 @@ def _few(model: ScoreModel, nfe: int) -> tuple[NonStationary, Tensor] | None:
     if not found:
         return None
     row = max(found, key=lambda row: (row.nfe, -row.most_dimensions))
-    if not (sde.half_log_snr(1.0) < row.knots[0] and row.knots[-1] < sde.half_log_snr(0.0)):
+    knots = row.knots - math.log(model.sigma_data)
+    if not (sde.half_log_snr(1.0) < knots[0] and knots[-1] < sde.half_log_snr(0.0)):
         return None
-    times = sde.inverse_half_log_snr(row.knots)
+    times = sde.inverse_half_log_snr(knots)
     return row.steps, torch.cat([times.new_ones(1), times, times.new_zeros(1)])
 
 
@@ -124,6 +128,8 @@ class Plan:
 def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
 
+    The grid is where the data take shape, which depends on their size: ``model.sigma_data`` should be √E[x_0²].
+
     η = 0 is the flow; any other η gets the table that was made for η = 1. With η = 1 and 10 to 24 evaluations the
     plan is one for 10, 14 or 20, which is better than what spends the rest, and adds noise in its outer steps only; for
     10 there are two, for an ``event_shape`` of at most three dimensions and for others (or none).
@@ -140,6 +146,7 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
         return Plan(Solver(name, eta, few[0]), few[1], False)
     rows = _FLOW if eta == 0 else _SDE
     _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
-    integrator = method(model.sigma_data if model.prediction == "edm" else 1.0)
-    end = sde.inverse_half_log_snr(min(last, sde.half_log_snr(0.0).item())).item()
-    return Plan(Solver(name, eta, integrator), sech(sde, nfe - 1, center=center, width=width, end=end), True)
+    size = model.sigma_data
+    end = sde.inverse_half_log_snr(min(last - math.log(size), sde.half_log_snr(0.0).item())).item()
+    grid = sech(sde, nfe - 1, center=center, width=width, sigma_data=size, end=end)
+    return Plan(Solver(name, eta, method(size)), grid, True)

@@ -7,6 +7,7 @@ integrators reach it exactly wherever σ(0) = 0, and methods that evaluate the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,19 +80,32 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: f
 
 
 def sech(
-    sde: SDE, steps: int, *, center: float = 0.75, width: float = 1.5, start: float = 1.0, end: float | None = None
+    sde: SDE,
+    steps: int,
+    *,
+    center: float = 0.75,
+    width: float = 1.5,
+    sigma_data: float = 1.0,
+    start: float = 1.0,
+    end: float | None = None,
 ) -> Tensor:
     """Knots of density sech((λ − center)/width) in λ: dense where the data's structure appears, sparse at both ends.
 
     Equal steps in gd((λ − center)/width), gd(v) = 2 atan(tanh(v/2)) being the Gudermannian. Finite where α or σ
     vanishes. ``width=2, center=0`` are equal steps of s in σ/(α + σ) = sin²(πs/2); ``width=1, center=0`` in atan(σ/α).
 
+    ``center`` is meant for data of size 1. For data of another size pass ``sigma_data=model.sigma_data``: the knots are
+    then those of data of size 1 under the noise σ/σ_d.
+
     Raises:
-        ArgumentError: if ``width`` is not positive, or ``center`` no number.
+        ArgumentError: if ``width`` or ``sigma_data`` is not positive, or ``center`` no number.
     """
     if not (is_number(width) and width > 0 and is_number(center)):
         problem = "the center is a half log-SNR, the width positive"
         raise ArgumentError("center, width", (center, width), problem, "0.75 and 1.5 are the defaults.")
+    if not (is_number(sigma_data) and sigma_data > 0):
+        raise ArgumentError("sigma_data", sigma_data, "must be positive and finite", "Pass model.sigma_data.")
+    center = center - math.log(sigma_data)
 
     def coordinate(t: Tensor) -> Tensor:
         return 2 * torch.atan(torch.tanh((sde.half_log_snr(t) - center) / (2 * width)))

@@ -130,10 +130,14 @@ def heun() -> Solver:
     return Solver("heun", 0.0, EDMHeun())
 
 
-def edm_stochastic(S_churn: float = 40.0, S_tmin: float = 0.05, S_tmax: float = 50.0, S_noise: float = 1.0) -> Solver:
+def edm_stochastic(
+    S_churn: float = 40.0, S_tmin: float | None = None, S_tmax: float | None = None, S_noise: float = 1.0
+) -> Solver:
     """EDM's stochastic sampler: Heun with churn (Karras et al. 2022, algorithm 2; the interval of table 5).
 
-    The paper's S_noise is 1.003 to 1.007 for networks that denoise too much; 1 keeps the marginals.
+    ``S_tmin``, ``S_tmax`` are noise levels σ/α; None is the paper's 0.05 and 50, which are for data of size 0.5: 0.1
+    and 100 times the model's ``sigma_data``. The paper's S_noise is 1.003 to 1.007 for networks that denoise too much;
+    1 keeps the marginals.
     """
     return Solver("edm_stochastic", 0.0, EDMHeun(S_churn, S_tmin, S_tmax, S_noise))
 
@@ -240,8 +244,11 @@ def pc(predictor: Integrator | None = None, corrector: Langevin | None = None) -
     return Solver("pc", 1.0, PredictorCorrector(predictor or ReverseDiffusion(), how))
 
 
-def adaptive_sde(rtol: float = 0.01, atol: float = 2 / 256) -> Solver:
-    """The reverse SDE with a step size for each sample (Jolicoeur-Martineau et al. 2021, algorithm 1)."""
+def adaptive_sde(rtol: float = 0.01, atol: float | None = None) -> Solver:
+    """The reverse SDE with a step size for each sample (Jolicoeur-Martineau et al. 2021, algorithm 1).
+
+    ``atol`` is in the units of x; None is 2/256 of the model's ``sigma_data``.
+    """
     return Solver("adaptive_sde", 1.0, AdaptiveSDE(rtol=rtol, atol=atol))
 
 

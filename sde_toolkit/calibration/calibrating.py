@@ -123,7 +123,7 @@ def calibrate(
     tell("reference", 0.0)
     fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
     own_error = problem.reference_error(fresh, 128 if cheap else 8)
-    candidates = solvers or default_solvers(_size(fit.target), nfe)
+    candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
     ranked = stages.scored(fit, candidates, starting)
     if not ranked:
         problem_said = "none of them can run on any grid that was tried"
@@ -204,9 +204,9 @@ def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after:
     return f"Better on fresh noise by {certain:.1f} standard errors of the paired difference of squares."
 
 
-def _size(target: Tensor) -> float:
-    """√E[x_0²] to two digits."""
-    return float(f"{max(target.square().mean().sqrt().item(), 1e-3):.2g}")
+def _size(target: Tensor, otherwise: float) -> float:
+    """√E[x_0²], or another size where all targets are zero."""
+    return target.double().square().mean().sqrt().item() or otherwise
 
 
 def _default_n(cheap: bool, D: int) -> int:

@@ -11,6 +11,7 @@ of its squares, which is large at levels where samples change modes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from sde_toolkit.equation import ReverseEquation
 __all__ = ["Likeness", "residuals", "sliced_squares"]
 
 BLOCKS = 8
-_LEVELS = (0.0, 1.0, 2.0, 3.0)  # λ
+_LEVELS = (0.0, 1.0, 2.0, 3.0)  # λ, for data of size 1
 
 
 def sliced_squares(x: Tensor, target: Tensor, directions: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
     low, high = sde.half_log_snr(1.0).item(), sde.half_log_snr(earliest).item()
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for value in (v for v in _LEVELS if low < v < high):
+    levels = [level - math.log(equation.model.sigma_data) for level in _LEVELS]
+    for value in (v for v in levels if low < v < high):
         t = sde.inverse_half_log_snr(torch.tensor(value, dtype=torch.float64))
         z = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         x_t = sde.alpha(t).to(x) * x + sde.sigma(t).to(x) * z

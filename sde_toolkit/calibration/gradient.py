@@ -67,13 +67,14 @@ def optimise(
     generator = torch.Generator().manual_seed(how.seed)
     size = min(how.batch, len(chosen))
     sizes: dict[int, float] = {}
-    began, share = time.monotonic(), 0.0
+    began = time.monotonic()
     budget = max(deadline - began, 1e-9)
     failures = 0
     for i in range(how.iterations):
-        share = max(i / how.iterations, (time.monotonic() - began) / budget)  # the rates end at 0 in time
-        if share >= 1 or failures > 3:
+        late = (time.monotonic() - began) / budget
+        if late >= 1 or failures > 3:
             break
+        share = max(i / how.iterations, late) if i else 0.0  # the rates end at 0 in time
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, 0.1 + 10 * share) * 0.5 * (1 + math.cos(math.pi * share))
         rows = torch.randperm(len(chosen), generator=generator)[:size].to(problem.device)

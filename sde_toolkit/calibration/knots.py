@@ -7,7 +7,7 @@ exponential multistep method from T_k to T_j, with T_i before it, misses X_j by
 
 and |e|² is a quadratic form in the Gram matrix of all X and Y. The N steps with the smallest sum of propagated errors
 
-    Σ growth_j |e_(i,k,j)|^q,        growth_j = α_j^(−q) (1 + τ_j²)^(−γ q/2),    τ = σ/α
+    Σ growth_j |e_(i,k,j)|^q,        growth_j = α_j^(−q) (1 + τ_j²)^(−γ q/2),    τ = σ/(α σ_d)
 
 and the error of the Tweedie step at the end follow by dynamic programming over pairs (previous knot, knot); how
 errors grow (γ) and add up (q) is unknown, and a few of each are tried. Related: Li et al. 2023 (AutoDiffusion),
@@ -141,7 +141,7 @@ def dynamic_grids(problem: Problem, chosen: NoiseSet, frozen: Frozen, steps: int
     seen = []
     for q in _POWERS:
         for gamma in _GROWTH:
-            growth = _growth(problem.model.sde, times, gamma)
+            growth = _growth(problem.model.sde, times, gamma, problem.model.sigma_data)
             first, step, last = (v.pow(q / 2) for v in (errors.first * growth, errors.step * growth, errors.last))
             try:
                 knots = best_knots(first, step, last, steps)
@@ -152,7 +152,7 @@ def dynamic_grids(problem: Problem, chosen: NoiseSet, frozen: Frozen, steps: int
                 yield f"dynamic programming, γ={gamma:g}, q={q:g}", check_grid(times[knots])
 
 
-def _growth(sde: SDE, times: Tensor, gamma: float) -> Tensor:
-    tau_squared = torch.exp(-2 * sde.half_log_snr(times))
+def _growth(sde: SDE, times: Tensor, gamma: float, sigma_data: float) -> Tensor:
+    tau_squared = torch.exp(-2 * sde.half_log_snr(times)) / sigma_data**2
     growth = sde.alpha(times) ** -2 * (1 + tau_squared) ** -gamma
     return torch.where(growth.isfinite(), growth, 0.0)  # α = 0 is the start only, where no step ends

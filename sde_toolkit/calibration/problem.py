@@ -65,8 +65,9 @@ class NoiseSet:
 
     @cached_property
     def size(self) -> Tensor:
-        """Mean square of what the noises should end as."""
-        return self.target.square().mean().to(torch.float64)
+        """Mean square of what the noises should end as; 1 if all of it is zero."""
+        size = self.target.square().mean().to(torch.float64)
+        return torch.where(size > 0, size, 1.0)
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class Problem:
         self.times = self.fine_times(self.fine_steps)
 
     def fine_times(self, steps: int) -> Tensor:
-        return fine_grid(self.model.sde, steps, start=self.start, end=self.earliest)
+        return fine_grid(self.model.sde, steps, start=self.start, end=self.earliest, sigma_data=self.model.sigma_data)
 
     @property
     def evaluations(self) -> int:
@@ -175,7 +176,7 @@ class Problem:
         directions: Tensor,
         lost: float = math.inf,
     ) -> Tensor:
-        """The objective on some samples, differentiable in ``grid`` and ``table``.
+        """The objective on some samples, over the data's mean square, differentiable in ``grid`` and ``table``.
 
         ``lost``: c over the data's root mean square; errors above c weigh less and less.
         """
@@ -188,8 +189,8 @@ class Problem:
             tweedie=tweedie,
             table=table,
         )
-        if chosen.likeness is None:
-            return softened(_squares(x, chosen.target[rows]), lost, chosen.size).mean()
+        if chosen.likeness is None:  # in units of the data's size, since Adam's ε has none
+            return softened(_squares(x, chosen.target[rows]), lost, chosen.size).mean() / chosen.size
         return chosen.likeness.loss(self.descent.equation, x, rows, directions, self.earliest)
 
 

@@ -1,12 +1,15 @@
 """The fine solve that a calibration is measured against, with its whole path.
 
 UniPC's corrector around a third-order exponential multistep method, on a grid that is dense both in t and in λ.
-Exact scores are followed to t → 0 (to λ = 11.5, where what is left is below 1e-10), networks to the SDE's
-``sampling_end``; a Tweedie step finishes, as it does after every calibrated grid.
+Exact scores are followed to t → 0 (to λ = 11.5 for data of size 1, where what is left is below 1e-10), networks to the
+SDE's ``sampling_end``; a Tweedie step finishes, as it does after every calibrated grid.
+
+Every λ here is for data of size σ_d = 1; for others it is moved by −log σ_d.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,23 +24,25 @@ from sde_toolkit.sde import SDE
 
 __all__ = ["Path", "fine_grid", "reference_end", "solve_finely"]
 
-_LAST = 11.5
+_LAST = 11.5  # λ, for data of size 1
 _FIRST = -7.0
 
 
 def reference_end(model: ScoreModel) -> float:
     """Where the flow is followed to: t → 0 for exact scores, the SDE's ``sampling_end`` for networks."""
-    sde = model.sde
+    sde, last = model.sde, _LAST - math.log(model.sigma_data)
     if not isinstance(model, GaussianMixture):
         return sde.sampling_end
-    if sde.half_log_snr(0.0).item() <= _LAST:
+    if sde.half_log_snr(0.0).item() <= last:
         return 0.0
-    return sde.inverse_half_log_snr(torch.tensor(_LAST, dtype=torch.float64)).item()
+    return sde.inverse_half_log_snr(torch.tensor(last, dtype=torch.float64)).item()
 
 
-def fine_grid(sde: SDE, steps: int, *, start: float = 1.0, end: float, in_time: float = 0.3) -> Tensor:
+def fine_grid(
+    sde: SDE, steps: int, *, start: float = 1.0, end: float, in_time: float = 0.3, sigma_data: float = 1.0
+) -> Tensor:
     """``steps`` + 1 times at equal steps of a mixture of t and λ; finite where λ is not."""
-    low = max(_FIRST, sde.half_log_snr(start).item())
+    low = max(_FIRST - math.log(sigma_data), sde.half_log_snr(start).item())
     high = sde.half_log_snr(end).item()
     dense_lambda = torch.linspace(low, high, 4001, dtype=torch.float64)[1:-1]
     dense = torch.cat([sde.inverse_half_log_snr(dense_lambda), torch.linspace(end, start, 2001, dtype=torch.float64)])

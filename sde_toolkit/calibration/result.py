@@ -26,7 +26,8 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["Calibration", "load_calibration"]
 
-FORMAT = "sde_toolkit/calibration/1"
+FORMAT = "sde_toolkit/calibration/2"
+_BEFORE = "sde_toolkit/calibration/1"  # the factors of networks of v meant something else
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,16 @@ class Calibration:
         os.replace(partial, target)
 
 
+def _has_factors_of_v(found: Mapping[str, Any]) -> bool:
+    def inside(*names: str) -> Any:
+        part: Any = found
+        for name in names:
+            part = part.get(name) if isinstance(part, Mapping) else None
+        return part
+
+    return bool(inside("record", "model", "prediction") == "v" and inside("solver", "integrator", "class") == "Tuned")
+
+
 def load_calibration(path: str | Path) -> Calibration:
     """Read what :meth:`Calibration.save` wrote. It is data alone: no code is run or looked up outside this package.
 
@@ -111,8 +122,11 @@ def load_calibration(path: str | Path) -> Calibration:
         raise CheckpointError(path, "no such file", "Write one with calibrate(...).save(path).") from None
     except UnreadableFileError as error:
         raise CheckpointError(path, str(error), "Restore the file.") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.get("format") not in (FORMAT, _BEFORE):
         raise CheckpointError(path, f"it is not of the format {FORMAT!r}", "It was not written by this package.")
+    if found["format"] == _BEFORE and _has_factors_of_v(found):
+        problem = "its weights are for a network of v and of an older format, in which they meant something else"
+        raise CheckpointError(path, problem, "Calibrate again.")
     try:
         grid = check_grid(torch.tensor([float.fromhex(t) for t in found["grid"]], dtype=torch.float64))
         return Calibration(

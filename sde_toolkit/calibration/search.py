@@ -22,7 +22,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Corrected, Integrator
-from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.integrators.tuned import Tuned, multiplied, tilt, tunable_count
 
 __all__ = ["fitted_weights", "pattern_search", "score"]
 
@@ -124,12 +124,13 @@ def _fit(
     state = None
     found = []
     table = integrator.prepare(problem.descent.equation, plan.grid)
-    for row, wanted in zip(table, targets[1:], strict=True):
+    tilts = tilt(problem.descent.equation, plan.grid)
+    for k, (row, wanted) in enumerate(zip(table, targets[1:], strict=True)):
         memory: list[Tensor] = []
         equation = _remembering(problem, memory)
 
-        def stepped(factors: Tensor, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
-            tuned = row * torch.cat([row.new_ones(len(row) - count), factors])
+        def stepped(factors: Tensor, k: int = k, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
+            tuned = multiplied(integrator, row[None], factors[None], tilts[k : k + 1])[0]
             return integrator.step(equation, x, tuned.to(x).unbind(), state, _no_noise)  # noqa: B023
 
         ones = torch.ones(count, dtype=torch.float64)
@@ -141,7 +142,7 @@ def _fit(
             without.append((base - stepped(factors)[0]).flatten())
         R, rest = torch.stack(without).double(), (wanted - base).flatten().double()
         normal = R @ R.T
-        normal += ridge * torch.diag(normal.diagonal()) + 1e-30 * torch.eye(len(free), dtype=torch.float64)
+        normal += ridge * torch.diag(normal.diagonal())
         change = torch.linalg.lstsq(normal.cpu(), (R @ rest).cpu().unsqueeze(1)).solution[:, 0]
         ones[free] += change
         if not bool(ones.isfinite().all()):

@@ -59,7 +59,13 @@ class Stages:
         def grids(solver: Solver) -> list[tuple[str, Tensor]]:
             if starting is not None:
                 return [("the given grid", starting)]
-            return usual_grids(sde, self.steps(solver), start=problem.start, earliest=problem.earliest)
+            return usual_grids(
+                sde,
+                self.steps(solver),
+                start=problem.start,
+                earliest=problem.earliest,
+                sigma_data=problem.model.sigma_data,
+            )
 
         known: dict[tuple[int, str], tuple[float, Plan]] = {}
 

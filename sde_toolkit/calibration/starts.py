@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -49,22 +50,29 @@ def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:
     return found
 
 
-_LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)
+_LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)  # for data of size 1
 
 Coordinate = Callable[[Tensor], Tensor]
 
 
-def usual_grids(sde: SDE, steps: int, *, start: float, earliest: float) -> list[tuple[str, Tensor]]:
+def usual_grids(
+    sde: SDE, steps: int, *, start: float, earliest: float, sigma_data: float = 1.0
+) -> list[tuple[str, Tensor]]:
     """``grids.sech``, uniform in t, √t, λ, (σ/α)^(1/ρ), mixed of t and λ; several ends, none before ``earliest``."""
     last = sde.half_log_snr(max(earliest, 0.0)).item()
-    lambdas = [value for value in _LAMBDA_ENDS if sde.half_log_snr(start).item() < value < last - 0.2]
+    usual = [value - math.log(sigma_data) for value in _LAMBDA_ENDS]
+    lambdas = [value for value in usual if sde.half_log_snr(start).item() < value < last - 0.2]
     ends = [sde.inverse_half_log_snr(torch.tensor(v, dtype=torch.float64)).item() for v in lambdas]
     if earliest <= sde.sampling_end and all(abs(end / sde.sampling_end - 1) > 0.1 for end in ends):
         ends.append(sde.sampling_end)
-    return [(f"{name} to t={end:.3g}", grid) for end in ends for name, grid in _of_one_end(sde, steps, start, end)]
+    return [
+        (f"{name} to t={end:.3g}", grid)
+        for end in ends
+        for name, grid in _of_one_end(sde, steps, start, end, sigma_data)
+    ]
 
 
-def _of_one_end(sde: SDE, steps: int, start: float, end: float) -> Iterator[tuple[str, Tensor]]:
+def _of_one_end(sde: SDE, steps: int, start: float, end: float, sigma_data: float) -> Iterator[tuple[str, Tensor]]:
     ends = torch.tensor([start, end], dtype=torch.float64)
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
@@ -74,21 +82,27 @@ def _of_one_end(sde: SDE, steps: int, start: float, end: float) -> Iterator[tupl
         times[0], times[-1] = start, end
         return times
 
+    def mixed(in_time: float) -> Tensor:
+        return fine_grid(sde, steps, start=start, end=end, in_time=in_time, sigma_data=sigma_data)
+
     made: list[tuple[str, Callable[[], Tensor]]] = [
         *(
-            (f"sech {c:g}, {w:g}", partial(sech, sde, steps, center=c, width=w, start=start, end=end))
+            (
+                f"sech {c:g}, {w:g}",
+                partial(sech, sde, steps, center=c, width=w, start=start, end=end, sigma_data=sigma_data),
+            )
             for c, w in ((0.75, 1.5), (1.5, 2.0), (0.0, 2.0))
         ),
         ("uniform", lambda: spaced(lambda t: t, lambda v: v)),
         ("quadratic", lambda: spaced(torch.sqrt, torch.square)),
-        ("mixed", lambda: fine_grid(sde, steps, start=start, end=end, in_time=0.3)),
+        ("mixed", lambda: mixed(in_time=0.3)),
     ]
     if bool(sde.half_log_snr(ends).isfinite().all()):
         made.append(("uniform in λ", lambda: spaced(sde.half_log_snr, sde.inverse_half_log_snr)))
         for rho in (3.0, 7.0):
             made.append((f"karras {rho:g}", lambda rho=rho: spaced(*_karras(sde, rho))))  # type: ignore[misc]
     else:
-        made.append(("λ", lambda: fine_grid(sde, steps, start=start, end=end, in_time=0.05)))
+        made.append(("λ", lambda: mixed(in_time=0.05)))
     for name, make in made:
         try:
             yield name, check_grid(make())

@@ -140,12 +140,12 @@ def _how(model: ScoreModel, steps: int, finer: bool) -> tuple[Solver, int, torch
     """Solver, intervals of its grid, and precision."""
     if isinstance(model, GaussianMixture):
         tolerance = 1e-10 if finer else 1e-9
-        integrator = TorchDiffEq(rtol=tolerance, atol=tolerance, max_nfe=100_000)
+        integrator = TorchDiffEq(rtol=tolerance, max_nfe=100_000)
         return probability_flow(integrator), 1, torch.float64
     return probability_flow(), 3 * steps if finer else steps, torch.float32
 
 
 def _method(model: ScoreModel, steps: int) -> str:
     if isinstance(model, GaussianMixture):
-        return "dopri5, float64, rtol = atol = 1e-9"
+        return "dopri5, float64, tolerance 1e-9"
     return f"Heun, {steps} steps on the quadratic grid"

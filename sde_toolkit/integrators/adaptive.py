@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.base import DenseIntegrator, Row
-from sde_toolkit.integrators.stepping import Statistics, check_tolerances, lambda_range
+from sde_toolkit.integrators.stepping import Statistics, absolute_tolerance, check_tolerances, lambda_range
 from sde_toolkit.noise import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
@@ -79,11 +79,14 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Adaptive(DenseIntegrator):
-    """Tolerances and the evaluation limit that both adaptive integrators share."""
+    """Tolerances and the evaluation limit that both adaptive integrators share.
+
+    ``atol`` is in the units of x; None is rtol · σ_d, σ_d being the model's ``sigma_data``.
+    """
 
     method: str = ""
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
     max_nfe: int = 10_000
 
     methods: ClassVar[tuple[str, ...]] = ()
@@ -109,8 +112,9 @@ class _Adaptive(DenseIntegrator):
 class TorchDiffEq(_Adaptive):
     """An adaptive method of torchdiffeq (Chen et al. 2018), by default Dormand-Prince 5(4).
 
-    The error norm is the largest root mean square of a sample, not that of the whole batch, and the last
-    step ends at the end of the interval instead of passing it. ``states`` refuses times between the first and
+    ``rtol``, ``atol``: tolerances of a step, ``atol`` in the units of x; None is rtol · σ_d, σ_d being the model's
+    ``sigma_data``. The error norm is the largest root mean square of a sample, not that of the whole batch, and the
+    last step ends at the end of the interval instead of passing it. ``states`` refuses times between the first and
     the last for dopri8, bosh3 and fehlberg2: there torchdiffeq interpolates less accurately than it steps.
     """
 
@@ -134,7 +138,7 @@ class TorchDiffEq(_Adaptive):
             x,
             lambdas,
             rtol=self.rtol,
-            atol=self.atol,
+            atol=absolute_tolerance(self, equation),
             method=self.method,
             options={"norm": _largest_sample_rms, "step_t": lambdas[-1:], "dtype": torch.float64},
         )
@@ -150,7 +154,8 @@ def _largest_sample_rms(x: Tensor) -> Tensor:
 class Scipy(_Adaptive):
     """An adaptive method of ``scipy.integrate.solve_ivp``, by default RK45, computed in float64.
 
-    scipy controls the root mean square over the whole batch; both tolerances are divided by √B, which
+    ``rtol``, ``atol``: tolerances of a step, ``atol`` in the units of x; None is rtol · σ_d, σ_d being the model's
+    ``sigma_data``. scipy controls the root mean square over the whole batch; both tolerances are divided by √B, which
     bounds that of each sample. In ``states``, DOP853 spends three more evaluations on every step inside which a time
     lies, the others none; LSODA, Radau and BDF do not tell how many steps they rejected.
 
@@ -180,7 +185,7 @@ class Scipy(_Adaptive):
             x.detach().double().cpu().numpy().ravel(),
             end,
             rtol=self.rtol * tighten,
-            atol=self.atol * tighten,
+            atol=absolute_tolerance(self, equation) * tighten,
         )
         path: list[np.ndarray] = []
         accepted = tried = 0

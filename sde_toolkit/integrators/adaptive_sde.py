@@ -38,6 +38,10 @@ from sde_toolkit.noise import Noise
 __all__ = ["AdaptiveSDE", "KnownPath"]
 
 
+GREY_LEVEL = 2 / 256
+"""The usual absolute tolerance, in units of the data's size."""
+
+
 class KnownPath:
     """The Brownian path of every sample from where it stands, as far as rejected steps have already seen it.
 
@@ -133,7 +137,8 @@ class _State:
 class AdaptiveSDE(Integrator):
     """Stochastic improved Euler in λ with a step size per sample (Jolicoeur-Martineau et al. 2021, algorithm 1).
 
-    ``rtol``, ``atol``: the paper's ε_rel and ε_abs; for images in [−1, 1] it uses 2/256 for ε_abs. ``safety`` and
+    ``rtol``, ``atol``: the paper's ε_rel and ε_abs, ``atol`` in the units of x; None is 2/256 · σ_d, σ_d being the
+    model's ``sigma_data`` (the paper uses 2/256 for images in [−1, 1]). ``safety`` and
     ``exponent``: θ and r. ``first_step``: the first step tried, as a fraction of the first interval.
     ``max_nfe``: evaluations that every sample may take, over the whole solve. The state carries
     :class:`Statistics`. Every attempt costs two evaluations and one draw, the j-th attempt of a sample its j-th
@@ -148,7 +153,7 @@ class AdaptiveSDE(Integrator):
     """
 
     rtol: float = 0.01
-    atol: float = 2 / 256
+    atol: float | None = None
     safety: float = 0.9
     exponent: float = 0.9
     first_step: float = 0.01
@@ -195,6 +200,7 @@ class AdaptiveSDE(Integrator):
         h, previous, draws = state.h, state.previous, state.draws
         ends = _State(h.clone(), torch.empty_like(x), draws, Statistics(accepted, rejected, used))
         arrived = torch.empty_like(x)
+        atol = GREY_LEVEL * equation.model.sigma_data if self.atol is None else self.atol
         while len(field.active):
             left = end - at
             last = h >= left
@@ -208,7 +214,7 @@ class AdaptiveSDE(Integrator):
             second = field(euler, there)
             other = torch.addcmul(torch.addcmul(x, length, second), expand_to(there.diffusion, x), dw)
             new = 0.5 * (euler + other)
-            delta = (self.rtol * torch.maximum(euler.abs(), previous.abs())).clamp(min=self.atol)
+            delta = (self.rtol * torch.maximum(euler.abs(), previous.abs())).clamp(min=atol)
             found = root_mean_square((euler - new) / delta).cpu().double()  # the one wait for the device
             if not bool(found.isfinite().all()):
                 field.blame([first, second], [here, there])

@@ -26,11 +26,15 @@ from sde_toolkit.integrators.linear_step import Form, Place, Trace, TracedStep
 __all__ = ["EDMHeun"]
 
 
+_USUAL = {"S_tmin": 0.1, "S_tmax": 100.0}  # in units of the data's size: Karras et al. 2022, table 5, at 0.5
+
+
 @dataclass(frozen=True)
 class EDMHeun(TracedStep):
     """EDM's second-order sampler; with ``S_churn=0`` Heun's method in (x/α, σ/α), and then without any draw.
 
-    ``S_tmin``, ``S_tmax`` are in units of τ = σ/α, EDM's σ. EDM's last Euler step to σ = 0 is ``tweedie=True`` of
+    ``S_tmin``, ``S_tmax`` are noise levels τ = σ/α, EDM's σ; None stands for 0.1 and 100 times the model's
+    ``sigma_data``, the paper's 0.05 and 50 for data of size 0.5. EDM's last Euler step to σ = 0 is ``tweedie=True`` of
     :func:`~sde_toolkit.sample`; a grid that itself ends at σ = 0 takes two exponential steps there.
 
     Raises:
@@ -38,8 +42,8 @@ class EDMHeun(TracedStep):
     """
 
     S_churn: float = 0.0
-    S_tmin: float = 0.0
-    S_tmax: float = math.inf
+    S_tmin: float | None = 0.0
+    S_tmax: float | None = math.inf
     S_noise: float = 1.0
 
     order: ClassVar[int | None] = 2
@@ -49,9 +53,15 @@ class EDMHeun(TracedStep):
     def __post_init__(self) -> None:
         for name in ("S_churn", "S_tmin", "S_tmax", "S_noise"):
             value: Any = getattr(self, name)
+            if name in _USUAL and value is None:
+                continue
             if not ((is_number(value) or (name == "S_tmax" and value == math.inf)) and value >= 0):
                 problem = "must be a number, and not negative"
                 raise ArgumentError(name, value, problem, "S_churn=0 is the deterministic sampler.")
+
+    def _level(self, name: str, sigma_data: float) -> float:
+        given: float | None = getattr(self, name)
+        return _USUAL[name] * sigma_data if given is None else given
 
     @property
     def begins_at_x(self) -> bool:  # type: ignore[override]
@@ -69,7 +79,8 @@ class EDMHeun(TracedStep):
             most = torch.exp(-trace.equation.sde.half_log_snr(torch.ones_like(tau)))
             gamma = min(self.S_churn / trace.grid_steps, math.sqrt(2) - 1)
             raised = torch.minimum(tau * (1 + gamma), most)
-            raised = torch.where((tau >= self.S_tmin) & (tau <= self.S_tmax), raised, tau)
+            low, high = (self._level(name, trace.equation.model.sigma_data) for name in ("S_tmin", "S_tmax"))
+            raised = torch.where((tau >= low) & (tau <= high), raised, tau)
             x = x + self.S_noise * torch.sqrt((raised**2 - tau**2).clamp(min=0.0)) * trace.draw()
             begin = Place.at_half_log_snr(trace.equation.sde, -torch.log(raised))
         h = torch.exp(-target.half_log_snr) - torch.exp(-begin.half_log_snr)

@@ -30,7 +30,14 @@ from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.base import DenseIntegrator, Row
-from sde_toolkit.integrators.stepping import PerSampleField, Stage, Statistics, check_tolerances, root_mean_square
+from sde_toolkit.integrators.stepping import (
+    PerSampleField,
+    Stage,
+    Statistics,
+    absolute_tolerance,
+    check_tolerances,
+    root_mean_square,
+)
 from sde_toolkit.noise import Noise
 
 __all__ = ["PerSample", "Tableau"]
@@ -135,7 +142,8 @@ class _Between:
 class PerSample(DenseIntegrator):
     """An embedded Runge-Kutta pair in λ with a step size per sample, by default Dormand-Prince 5(4).
 
-    ``method``: ``"dopri5"`` or ``"bosh3"``. ``rtol``, ``atol``: tolerances of a step. ``max_nfe``: evaluations
+    ``method``: ``"dopri5"`` or ``"bosh3"``. ``rtol``, ``atol``: tolerances of a step, ``atol`` in the units of x;
+    None is rtol · σ_d, σ_d being the model's ``sigma_data``. ``max_nfe``: evaluations
     that every sample may take, over the whole solve. The state carries :class:`Statistics`, one entry per
     sample. Unlike :class:`TorchDiffEq` and :class:`Scipy`, a sample is the same bits whatever its batch (with
     an elementwise score; through a network, within its round-off), and costs what it needs by itself.
@@ -150,7 +158,7 @@ class PerSample(DenseIntegrator):
 
     method: str = "dopri5"
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
     max_nfe: int = 10_000
 
     methods: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
@@ -179,8 +187,9 @@ class PerSample(DenseIntegrator):
         field = PerSampleField(equation, (start, end), self.max_nfe, used)
         at = torch.full((len(x),), start, dtype=torch.float64)
         if state is None:
-            state = self._first(field, x, at, end)
+            state = self._first(field, x, at, end, absolute_tolerance(self, equation))
         pair, h, ratio, k = TABLEAUS[self.method], state.h, state.ratio, state.velocity
+        atol = absolute_tolerance(self, equation)
         retry = torch.zeros(len(x), dtype=torch.bool)
         ends = _State(h.clone(), ratio.clone(), torch.empty_like(x), Statistics(accepted, rejected, used))
         arrived, between = torch.empty_like(x), _Between(pair, x, lambdas[1:-1])
@@ -190,7 +199,7 @@ class PerSample(DenseIntegrator):
             tried = torch.where(last, left, h)
             target = torch.where(last, end, at + tried)
             new, velocities, stages = self._attempt(pair, field, x, k, at, tried, target)
-            found = self._ratio(pair, x, new, tried, velocities)
+            found = self._ratio(pair, x, new, tried, velocities, atol)
             if not bool(found.isfinite().all()):
                 field.blame(velocities[1:], stages)
                 found = found.nan_to_num(nan=torch.inf)
@@ -231,22 +240,24 @@ class PerSample(DenseIntegrator):
         return new, velocities, stages
 
     @torch.no_grad()
-    def _ratio(self, pair: Tableau, x: Tensor, new: Tensor, h: Tensor, velocities: list[Tensor]) -> Tensor:
+    def _ratio(self, pair: Tableau, x: Tensor, new: Tensor, h: Tensor, velocities: list[Tensor], atol: float) -> Tensor:
         """Error over tolerance of every sample, on the CPU: the one wait for the device in an attempt."""
         error = expand_to(h.to(x.device, x.dtype), x) * _combined(pair.e, velocities)
-        scale = self.atol + self.rtol * torch.maximum(x.abs(), new.abs())
+        scale = atol + self.rtol * torch.maximum(x.abs(), new.abs())
         return root_mean_square(error / scale).cpu().double()
 
-    def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float) -> _State:
+    def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float, atol: float) -> _State:
         """A first step whose error is about a hundredth, from a short Euler step; two evaluations."""
         (here,) = field.stages(at[None], x)
         k = field(x, here)
         with torch.no_grad():
-            h = self._first_length(field, x, k, at, end, here)
+            h = self._first_length(field, x, k, at, end, here, atol)
         return _State(h, torch.ones_like(h), k, Statistics.none(0))
 
-    def _first_length(self, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, end: float, here: Stage) -> Tensor:
-        q, left, scale = TABLEAUS[self.method].q, end - at, self.atol + self.rtol * x.abs()
+    def _first_length(
+        self, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, end: float, here: Stage, atol: float
+    ) -> Tensor:
+        q, left, scale = TABLEAUS[self.method].q, end - at, atol + self.rtol * x.abs()
         size, speed = (root_mean_square(v / scale).cpu().double() for v in (x, k))
         field.blame([k], [here])
         short = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp(min=1e-300))

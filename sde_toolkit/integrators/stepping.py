@@ -27,6 +27,7 @@ __all__ = [
     "PerSampleField",
     "Stage",
     "Statistics",
+    "absolute_tolerance",
     "check_positive",
     "check_tolerances",
     "lambda_range",
@@ -79,15 +80,25 @@ def check_positive(name: str, value: Any, remedy: str) -> None:
 
 
 def check_tolerances(rtol: Any, atol: Any, max_nfe: Any) -> None:
-    """Refuse tolerances that are not positive and limits that allow no evaluation.
+    """Refuse tolerances that are not positive and limits that allow no evaluation. ``atol`` may be None.
 
     Raises:
         ArgumentError: naming the one at fault.
     """
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        check_positive(name, value, "A tolerance of 1e-5 is usual.")
+    check_positive("rtol", rtol, "A tolerance of 1e-5 is usual.")
+    if atol is not None:
+        check_positive("atol", atol, "Leave it out: then it follows the size of the data.")
     if not is_count(max_nfe):
         raise ArgumentError("max_nfe", max_nfe, "must allow an evaluation", "Pass a number >= 1.")
+
+
+def absolute_tolerance(integrator: Any, equation: ReverseEquation) -> float:
+    """The ``atol`` of an adaptive integrator, in the units of x: rtol · σ_d where none was given.
+
+    So data and noise of twice the size are solved in the same steps.
+    """
+    given: float | None = integrator.atol
+    return float(integrator.rtol * equation.model.sigma_data) if given is None else given
 
 
 def lambda_range(sde: SDE, ends: tuple[float, float]) -> tuple[float, float]:

@@ -2,6 +2,9 @@
 
     x_s = f_A A x_t + f_B B y + Σ_j f_j w_j F_j + κ z        one row (f_A, f_B, f_1, ...) for every step
 
+y is the network's output. Only v = α ε − σ x_0 is not one quantity in other units of x, so that factors of a network of
+v would mean something else in each: there y is EDM's F at the model's σ_d, which on a VP path at σ_d = 1 is −v.
+
 The network's inputs, what F is (m, n) and the noise κ stay as they are. With all factors 1 it is the method inside, bit
 for bit. A table of factors belongs to its number of steps, and has no order of convergence:
 ``sde_toolkit.calibration`` finds it, as coefficients of few-step solvers are found by distillation (Tong et al. 2025,
@@ -20,10 +23,11 @@ from sde_toolkit.checking import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.base import AffineStep, Integrator, Row
+from sde_toolkit.integrators.frozen import FrozenEDM
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.noise import Noise
 
-__all__ = ["Tuned", "tunable_count"]
+__all__ = ["Tuned", "multiplied", "tilt", "tunable_count"]
 
 
 def tunable_count(integrator: Integrator) -> int | None:
@@ -38,6 +42,28 @@ def tunable_count(integrator: Integrator) -> int | None:
     if isinstance(integrator, Corrected):
         return 4 + 2 * integrator.predictor.order  # carry, A, B, p weights, p + 1 weights
     return None
+
+
+def tilt(equation: ReverseEquation, grid: Tensor) -> Tensor:
+    """m/n for the steps of the grid, where F = m x + n y is EDM's and y a network's v; 0 for other networks."""
+    if equation.model.prediction != "v":
+        return torch.zeros_like(grid[:-1])
+    m, n = FrozenEDM(equation.model.sigma_data).view(equation, grid[:-1])
+    return m / n
+
+
+def multiplied(integrator: Integrator, table: Tensor, factors: Tensor, tilts: Tensor) -> Tensor:
+    """Rows of a table with their last coefficients multiplied: (steps, k), (steps, c) and (steps,).
+
+    A x + B y = (A − B m/n) x + (B/n) F: where ``tilts`` m/n are not 0 the factors f_A and f_B are those of x and F.
+    """
+    fixed = table.shape[1] - factors.shape[1]
+    place = 1 if isinstance(integrator, Corrected) else 0  # of A, among the coefficients
+    f_A, f_B, B = factors[:, place], factors[:, place + 1], table[:, fixed + place + 1]
+    found = table * torch.cat([table.new_ones(len(table), fixed), factors], dim=1)
+    columns = list(found.unbind(1))
+    columns[fixed + place] = columns[fixed + place] + (f_B - f_A) * B * tilts
+    return torch.stack(columns, dim=1)
 
 
 @dataclass(frozen=True)
@@ -87,8 +113,7 @@ class Tuned(Integrator):
     def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Tensor:
         """The table for factors that are a tensor, differentiable in both."""
         table = self.integrator.prepare(equation, grid)
-        ones = table.new_ones(len(table), table.shape[1] - factors.shape[1])
-        return table * torch.cat([ones, factors], dim=1)
+        return multiplied(self.integrator, table, factors, tilt(equation, grid))
 
     def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         return self.integrator.step(equation, x, row, state, noise)

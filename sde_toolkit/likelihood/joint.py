@@ -5,7 +5,8 @@
 Grathwohl et al. 2019 (FFJORD), eq. 4. Every evaluation of the field is one of its divergence, which costs several times
 as much; in return the error of ℓ is controlled as that of x is. An adaptive method accepts a step by the root mean
 square of error/(atol + rtol |value|) over all numbers of a sample. ℓ/D, in nats per dimension, is therefore carried as
-often as x has dimensions: both halves weigh the same, and a step is rejected for either of them.
+often as x has dimensions: both halves weigh the same, and a step is rejected for either of them. It is carried times
+σ_d, the size of x, so that the absolute tolerance of x does for it in any units.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class Joint(Rule):
 
 @dataclass(frozen=True)
 class JointEquation(ReverseEquation):
-    """The flow of z = (x, ℓ_1/D, ..., ℓ_P/D), each repeated; ``event`` is the shape of x, ``replicates`` P.
+    """The flow of z = (x, σ_d ℓ_1/D, ..., σ_d ℓ_P/D), each repeated; ``event`` is the shape of x, ``replicates`` P.
 
     z is (B, D + P k), k = ⌈D/P⌉. Inputs carry the drift's coefficients p and q with them, drift = p x + q y, and what
-    :meth:`output` answers is the drift of z itself: p x + q y, and (p D + q tr ∂y/∂x)/D.
+    :meth:`output` answers is the drift of z itself: p x + q y, and σ_d (p D + q tr ∂y/∂x)/D.
     """
 
     event: tuple[int, ...] = ()
@@ -84,7 +85,7 @@ class JointEquation(ReverseEquation):
         y, trace = self.traces(self, x.reshape(-1, *self.event), tuple(own))
         along = p.unsqueeze(1) * x + q.unsqueeze(1) * y.reshape(len(x), D)
         growth = p + q * trace.to(x) / D  # (P, B)
-        return torch.cat([along, growth.T.repeat_interleave(self.copies, 1)], 1)
+        return torch.cat([along, self.model.sigma_data * growth.T.repeat_interleave(self.copies, 1)], 1)
 
     @property
     def dimension(self) -> int:
@@ -102,5 +103,5 @@ class JointEquation(ReverseEquation):
 
     def parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, *event), and ℓ (P, B) float64."""
-        growth = z[:, self.dimension :: self.copies].to(torch.float64)
+        growth = z[:, self.dimension :: self.copies].to(torch.float64) / self.model.sigma_data
         return z[:, : self.dimension].reshape(-1, *self.event), self.dimension * growth.T

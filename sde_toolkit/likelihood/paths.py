@@ -119,8 +119,8 @@ class Upwards:
 
 
 def _tighter(integrator: DenseIntegrator) -> DenseIntegrator:
-    tolerances = {name: _TIGHTER * getattr(integrator, name) for name in ("rtol", "atol") if hasattr(integrator, name)}
-    return replace(integrator, **tolerances)
+    given = {name: getattr(integrator, name, None) for name in ("rtol", "atol")}  # an atol of None follows rtol
+    return replace(integrator, **{name: _TIGHTER * value for name, value in given.items() if value is not None})
 
 
 def _no_noise(step: int) -> Noise:

@@ -50,7 +50,7 @@ def choose_divergence(
     dimension = math.prod(x.shape[1:]) if isinstance(x, Tensor) else 1
     divergence = divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson())
     if quadrature is None and isinstance(divergence, Exact) and solver is not None:
-        tolerances = [getattr(solver.integrator, name, 0.0) for name in ("rtol", "atol")]
+        tolerances = [getattr(solver.integrator, name, None) or 0.0 for name in ("rtol", "atol")]
         quadrature = Refined(max(tolerances)) if isinstance(solver.integrator, DenseIntegrator) else None
     return divergence, quadrature or Quadrature()
 

@@ -96,11 +96,11 @@ class LogLikelihood:
         return None if self.statistics is None else self.statistics.rejected
 
     @property
-    def tolerances(self) -> tuple[float, float] | None:
-        """(rtol, atol) of an adaptive solver."""
+    def tolerances(self) -> tuple[float, float | None] | None:
+        """(rtol, atol) of an adaptive solver; an atol of None is rtol · σ_d."""
         integrator = self.solver.integrator
         rtol, atol = (getattr(integrator, name, None) for name in ("rtol", "atol"))
-        return None if rtol is None or atol is None else (rtol, atol)
+        return None if rtol is None else (rtol, atol)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper end of Student's t interval for what infinitely many probes would give; P >= 2.

@@ -130,7 +130,8 @@ class LikelihoodRequest:
         """The same with twice the evaluations (tolerances a thirtieth, where they choose the steps) and nodes."""
         solver = self.solver
         if solver is not None and solver.integrator.evals_per_step is None:
-            tolerances = {name: getattr(solver.integrator, name) / 30 for name in ("rtol", "atol")}
+            given = {name: getattr(solver.integrator, name) for name in ("rtol", "atol")}
+            tolerances = {name: value / 30 for name, value in given.items() if value is not None}
             finer = dataclasses.replace(solver.integrator, **tolerances)
             solver = dataclasses.replace(solver, integrator=finer)
         nodes = dataclasses.replace(self.quadrature, nodes=2 * self.quadrature.nodes)

@@ -1,0 +1,345 @@
+"""Units: data and noise measured in another unit are the same problem, and everything that chooses by itself knows it.
+
+x → u x and σ → u σ at the same α is a change of units. Times stay what they are, λ moves by −log u, the data's size
+σ_d becomes u σ_d. Samples, errors and distances in x are u times as large, densities lose D log u, and whatever counts
+or compares stays the same, all to round-off.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, field, fields, replace
+
+import pytest
+import torch
+from catalogue import SDES, SOLVERS, RandomNetwork, doubles, name
+
+from sde_toolkit import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    Corrected,
+    EDMHeun,
+    Exponential,
+    FlowMatching,
+    GaussianMixture,
+    Multistep,
+    PerSample,
+    Scipy,
+    ScoreModel,
+    Solver,
+    TorchDiffEq,
+    auto,
+    edm_stochastic,
+    encode,
+    grids,
+    log_likelihood,
+    probability_flow,
+    sample,
+)
+from sde_toolkit.calibration import calibrate
+from sde_toolkit.calibration.problem import Problem
+from sde_toolkit.evaluation import compare_solvers, local_errors
+from sde_toolkit.evaluation.endpoint import flow_endpoint
+from sde_toolkit.evaluation.judging import Judge, exact_features, flat_features
+from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined
+
+UNITS = [16.0, 1 / 300]
+every_unit = pytest.mark.parametrize("unit", UNITS, ids=["16", "a 300th"])
+
+
+@dataclass(frozen=True)
+class InUnits(SDE):
+    """The path of ``inner`` for x in another unit: σ and g are ``unit`` times as large."""
+
+    inner: SDE = field(default_factory=VPSDE)
+    unit: float = 1.0
+
+    @property
+    def sampling_end(self):
+        return self.inner.sampling_end
+
+    @property
+    def likelihood_end(self):
+        return self.inner.likelihood_end
+
+    def alpha(self, t):
+        return self.inner.alpha(t)
+
+    def log_alpha(self, t):
+        return self.inner.log_alpha(t)
+
+    def sigma(self, t):
+        return self.unit * self.inner.sigma(t)
+
+    def half_log_snr(self, t):
+        return self.inner.half_log_snr(t) - math.log(self.unit)
+
+    def solve_half_log_snr(self, lambda_t):
+        return self.inner.solve_half_log_snr(lambda_t + math.log(self.unit))
+
+    def f(self, t):
+        return self.inner.f(t)
+
+    def g(self, t):
+        return self.unit * self.inner.g(t)
+
+    def d_alpha(self, t):
+        return self.inner.d_alpha(t)
+
+    def d_sigma(self, t):
+        return self.unit * self.inner.d_sigma(t)
+
+
+def mixture(sde, unit, size=1.0):
+    """Three modes; the data are ``size`` times as large as usual, and then measured in the unit."""
+    means, std = doubles(-1.0, 0.5, 1.5, 1.0, 0.0, -2.0).reshape(3, 2), doubles(0.3, 0.6, 0.2)
+    return GaussianMixture(means * size * unit, InUnits(sde, unit), std=std * size * unit)
+
+
+def network(sde, unit, kind="x0"):
+    """A rough network of x_0, ε or EDM's F, of data of size 0.7."""
+    inner = RandomNetwork()
+
+    def in_unit(x, time):
+        if kind == "edm":
+            return inner(x, time)  # it is given c_in x, which has no unit
+        return (unit if kind == "x0" else 1.0) * inner(x / unit, time)
+
+    how = {"time_input": lambda sde, t: t, "sigma_data": 0.7 * unit, "event_shape": (2,)}
+    return ScoreModel(in_unit, InUnits(sde, unit), kind, **how)
+
+
+def same(found, expected, unit=1.0, rtol=1e-6):
+    """``found`` is ``unit`` times ``expected``, to ``rtol`` of its largest entry."""
+    found, expected = (torch.as_tensor(v, dtype=torch.float64) for v in (found, expected))
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(found / unit, expected, rtol=rtol, atol=rtol * scale)
+
+
+RUN = {"shape": (16, 2), "seed": 5, "dtype": torch.float64}
+
+
+# What ``auto`` chooses
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@every_unit
+def test_auto(sde, eta, unit):
+    for nfe in (2, 9, 12, 22, 64):
+        plans = [auto(mixture(sde, u, size=0.4), nfe, eta) for u in (1.0, unit)]
+        same(plans[1].grid, plans[0].grid)
+        ends = [
+            sample(mixture(sde, u, size=0.4), plan.solver, plan.grid, tweedie=plan.tweedie, **RUN).x
+            for u, plan in zip((1.0, unit), plans, strict=True)
+        ]
+        same(ends[1], ends[0], unit, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["x0", "epsilon", "edm"])
+def test_auto_takes_the_size_from_the_model_whatever_it_predicts(kind):
+    ends = [sample(network(EDMSDE(), u, kind), "auto", nfe=12, **RUN).x for u in (1.0, 16.0)]
+    same(ends[1], ends[0], 16.0)
+
+
+# Grids and solvers
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+@every_unit
+def test_grid_builders(sde, unit):
+    """Those in λ that have a center need the data's size."""
+    start = 1.0 if sde.alpha(1.0) > 0 else 0.98
+    for build in (grids.uniform, grids.quadratic, grids.uniform_lambda, grids.karras, grids.sech):
+        size = {"sigma_data": unit} if build is grids.sech else {}
+        same(build(InUnits(sde, unit), 9, start=start, **size), build(sde, 9, start=start))
+
+
+def with_default_tolerances(solver):
+    """The catalogue's are absolute."""
+    adaptive = solver.integrator.evals_per_step is None
+    return replace(solver, integrator=replace(solver.integrator, rtol=0.01, atol=None)) if adaptive else solver
+
+
+@pytest.mark.parametrize("solver", [with_default_tolerances(solver) for solver in SOLVERS], ids=name)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE()], ids=name)
+@every_unit
+def test_every_solver(sde, solver, unit):
+    """Whoever steps by a tolerance takes the same steps."""
+    done, by_noise = [], solver.integrator.evals_per_step is None and solver.eta > 0
+    for u in (1.0, unit):
+        model, run = mixture(sde, u), {**RUN, "shape": (5, 2)}
+        end = None
+        if by_noise:  # which steps the noise lets pass is chaotic: over a hundred of them, round-off decides
+            end = model.sde.inverse_half_log_snr(model.sde.half_log_snr(1.0) + 0.2).item()
+        done.append(sample(model, solver, grids.uniform_lambda(model.sde, 6, end=end), **run))
+    same(done[1].x, done[0].x, unit, rtol=1e-5 if by_noise else 1e-6)
+    if done[0].statistics is not None:
+        assert torch.equal(done[0].statistics.accepted, done[1].statistics.accepted)
+
+
+ADAPTIVE = [PerSample(), PerSample("bosh3"), TorchDiffEq(), TorchDiffEq("bosh3"), Scipy(), Scipy("DOP853")]
+
+
+@pytest.mark.parametrize("integrator", ADAPTIVE, ids=lambda i: f"{name(i)}-{i.method}")
+@every_unit
+def test_adaptive_solvers_of_the_flow_up_and_down(integrator, unit):
+    for way in (encode, lambda model, solver, grid, x, **how: sample(model, solver, grid, x_start=x, **how)):
+        done = []
+        for u in (1.0, unit):
+            x = u * torch.randn(7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            done.append(way(mixture(VPSDE(), u), probability_flow(integrator), doubles(0.9, 0.05), x, dtype=x.dtype))
+        assert done[0].nfe == done[1].nfe
+        same(done[1].x, done[0].x, unit)
+
+
+@pytest.mark.parametrize("integrator", [PerSample(rtol=1e-3), Scipy(rtol=1e-3), TorchDiffEq(rtol=1e-3)], ids=name)
+def test_an_absolute_tolerance_that_is_given_is_in_the_units_of_x(integrator):
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model = mixture(VPSDE(), 1.0)
+
+    def states(integrator, u):
+        run = {"x_start": u * x, "dtype": torch.float64}
+        return sample(mixture(VPSDE(), u), probability_flow(integrator), doubles(0.9, 0.05), **run)
+
+    usual = states(integrator, 16.0)
+    told = states(replace(integrator, atol=1e-3 * 16 * model.sigma_data), 16.0)
+    assert torch.equal(usual.x, told.x)
+    finer, scaled = states(replace(integrator, atol=1e-9), 16.0), states(replace(integrator, atol=1e-9 / 16), 1.0)
+    same(finer.x, scaled.x, 16.0)
+    assert finer.nfe > usual.nfe
+
+
+def test_the_published_churn_is_that_of_data_of_size_one_half():
+    sde, half = EDMSDE(), doubles(-0.5, 0.5)  # two points: √E[x_0²] is one half
+    model = GaussianMixture(half, sde, std=0.0)
+    grid = grids.uniform(sde, 12)
+    published = Solver("", 0.0, EDMHeun(40.0, 0.05, 50.0))
+    a, b = (sample(model, s, grid, shape=(9,), seed=1, dtype=torch.float64).x for s in (edm_stochastic(), published))
+    assert torch.equal(a, b)
+
+
+# Likelihood
+
+
+def nats(model, x, **how):
+    return log_likelihood(model, x, dtype=torch.float64, **how).nats
+
+
+HOW = {
+    "default": {},
+    "Hutchinson": {"divergence": Hutchinson(2)},
+    "refined": {"quadrature": Refined()},
+    "detail": {"nfe": 30},
+    "PerSample": {"solver": probability_flow(PerSample("bosh3", rtol=1e-4))},
+    "TorchDiffEq": {"solver": probability_flow(TorchDiffEq(rtol=1e-4)), "divergence": Exact()},
+    "Joint": {"solver": probability_flow(PerSample(rtol=1e-4)), "quadrature": Joint()},
+    "richardson": {"richardson": True},
+}
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), FlowMatching()], ids=name)
+@every_unit
+def test_log_densities_lose_the_logarithm_of_the_unit(sde, how, unit):
+    if isinstance(sde, FlowMatching) and how in ("PerSample", "TorchDiffEq", "Joint"):
+        pytest.skip("λ is infinite at t=1")
+    x = mixture(sde, 1.0).draw(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = []
+    for u in (1.0, unit):
+        detail = {"detail": 0.1 * u} if how == "detail" else {}
+        found.append(nats(mixture(sde, u), u * x, **HOW[how], **detail))
+    same(found[1] + 2 * math.log(unit), found[0])
+
+
+@every_unit
+def test_log_densities_of_a_network(unit):
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    a, b = (nats(network(VPSDE(), u, "epsilon"), u * x) for u in (1.0, unit))
+    same(b + 2 * math.log(unit), a)
+
+
+# Calibration
+
+
+CALIBRATED = {
+    "default solvers": (None, {}),
+    "one step of order two": (Solver("two", 0.0, Corrected(Multistep(2))), {"method": "search"}),
+    "the SDE": (Solver("sde", 1.0, Exponential()), {"n": 256}),
+}
+
+
+@functools.cache
+def calibrated(which, sde, unit):
+    solver, options = CALIBRATED[which]
+    how = {"n": 48, "effort": 0.01, "reference_steps": 30, "time_limit": 1e9, **options}
+    return calibrate(mixture(sde, unit, size=0.4), solver, 6, **how)
+
+
+@pytest.mark.parametrize("which", CALIBRATED)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=name)
+@every_unit
+def test_calibration(which, sde, unit):
+    one, other = calibrated(which, sde, 1.0), calibrated(which, sde, unit)
+    assert one.record["start"]["grid"] == other.record["start"]["grid"]
+    assert (one.improved, one.tweedie, one.nfe) == (other.improved, other.tweedie, other.nfe)
+    same(other.grid, one.grid, rtol=1e-4)  # hundreds of steps of a descent stand on each other
+    of_error = unit if one.solver.eta == 0 else 1.0  # distances of distributions have no unit
+    for found, expected in ((other.before, one.before), (other.after, one.after)):
+        same([found.value, found.error], [expected.value, expected.error], of_error, rtol=1e-3)
+    ends = [c.sample(mixture(sde, u, size=0.4), **RUN).x for c, u in ((one, 1.0), (other, unit))]
+    same(ends[1], ends[0], unit, rtol=1e-3)
+
+
+@every_unit
+def test_what_a_calibration_measures_against(unit):
+    problems = [
+        Problem(mixture(sde, u), 0.0, 0, (2,), torch.float64, torch.device("cpu"))
+        for sde in (VPSDE(), EDMSDE())
+        for u in (1.0, unit)
+    ]
+    for one, other in zip(problems[::2], problems[1::2], strict=True):
+        same(other.times, one.times)
+        same(other.noise_set(8).target, one.noise_set(8).target, unit)
+
+
+# Evaluation
+
+
+@every_unit
+def test_references_and_local_errors(unit):
+    grid, solver = grids.uniform(VPSDE(), 5), probability_flow(Exponential())
+    one, other = (local_errors(mixture(VPSDE(), u), solver, grid, n=6, dtype=torch.float64) for u in (1.0, unit))
+    same(other.errors, one.errors, unit)
+    same(other.shares, one.shares)
+    one, other = (flow_endpoint(mixture(VPSDE(), u), 2, check=1) for u in (1.0, unit))
+    assert one.nfe == other.nfe
+    same(other.x, one.x, unit)
+
+
+@every_unit
+def test_comparisons(unit):
+    def compared(u):
+        model = mixture(VPSDE(), u)
+        real = model.draw(200, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        judges = [
+            Judge(real, 64, features, splits=2, projections=16)
+            for features in (exact_features(model, real), flat_features(model.transform, real))
+        ]
+        solvers = {"auto": auto, "heun": probability_flow(), "edm": edm_stochastic()}
+        return judges, compare_solvers(model, solvers, [6], n=64, endpoint_n=0)
+
+    (judges, one), (others_judges, other) = compared(1.0), compared(unit)
+    for a, b in zip(judges, others_judges, strict=True):
+        same_scores(b.floor, a.floor, unit)
+        for ours, theirs in zip(one.samples, other.samples, strict=True):
+            same_scores(b(theirs), a(ours), unit)
+
+
+def same_scores(found, expected, unit):
+    for part in fields(expected):
+        a, b = getattr(found, part.name), getattr(expected, part.name)
+        if b is not None:
+            of = unit if part.name == "sliced_wasserstein" else 1.0
+            same([a.value, a.error], [b.value, b.error], of, rtol=1e-3)
