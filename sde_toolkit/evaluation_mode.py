@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.inspection import modules_of
+from sde_toolkit.inspection import modules_of, name_of
 
 __all__ = ["check_evaluation_mode", "watch_random_numbers"]
 
@@ -74,10 +74,9 @@ def watch_random_numbers(device: torch.device, network: Any) -> Iterator[None]:
     before = _states(device)
     yield
     if any(not torch.equal(*pair) for pair in zip(before, _states(device), strict=True)):
-        name = getattr(network, "__name__", type(network).__name__)
         warnings.warn(
-            f"the network {name} drew random numbers of its own, so that the same seed gives other samples and nothing "
-            f"undoes a step. If this is dropout, call model.eval() first.",
+            f"the network {name_of(network)} drew random numbers of its own: the same seed gives other samples, and "
+            "nothing undoes a step. If this is dropout, call model.eval() first.",
             stacklevel=2,
         )
 

@@ -15,9 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["dtype_of", "modules_of"]
+__all__ = ["dtype_of", "modules_of", "name_of"]
 
 _DEPTH = 4  # functions in functions, and no further
+
+
+def name_of(network: Any) -> str:
+    """What an error calls a network: its function's name or its class."""
+    return str(getattr(network, "__qualname__", type(network).__name__))
 
 
 def modules_of(network: Any, name: str = "network") -> Iterator[tuple[str, nn.Module]]:
@@ -84,6 +89,9 @@ def _names_of(function: types.FunctionType) -> dict[str, Any]:
             found[name] = cell.cell_contents
         except ValueError:  # not filled yet
             continue
+    for holder in list(found.values()):  # held.network in the code: that attribute of what held is
+        own = getattr(holder, "__dict__", None) or {}
+        found |= {name: own[name] for name in function.__code__.co_names if name in own and name not in found}
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     return {**found, **{f"default {i}": value for i, value in enumerate(defaults)}}
 

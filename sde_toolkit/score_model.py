@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit import checkpoint
+from sde_toolkit.asking import Asking
 from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.descriptions import OWN, describe
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.inspection import name_of
 from sde_toolkit.networks.inside import hyperparameters_of, inner_network
 from sde_toolkit.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
 from sde_toolkit.sde import SDE, Time, check_sde
@@ -32,6 +34,9 @@ from sde_toolkit.transforms import Identity, Transform
 __all__ = ["Inputs", "ScoreModel"]
 
 TimeInput = Callable[[SDE, Time], Tensor]
+
+LearnedVarianceKind: TypeAlias = Literal["fraction", "range"]
+"""What the second half of a network's channels holds: v, or 2 v − 1."""
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 """What :meth:`ScoreModel.output` wants to know of the time: tensors of the shape of t."""
@@ -52,8 +57,10 @@ class ScoreModel(nn.Module):
         transform: the invertible map from the caller's data to the space the network lives in. Nothing here
             applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
         event_shape: the shape of one sample, if it is fixed.
-        learned_variance: the network answers with twice the channels (axis 1): first y, then v, what it says of the
-            variance of a step (Nichol & Dhariwal 2021, eq. 15; :class:`~sde_toolkit.integrators.LearnedVariance`).
+        learned_variance: the network answers with twice the channels (axis 1): first y, then what it says of the
+            variance of a step, log Σ = v log β + (1 − v) log β̃ (Nichol & Dhariwal 2021, eq. 15;
+            :class:`~sde_toolkit.integrators.LearnedVariance`). ``"fraction"``, or True: v itself, 0 to 1. ``"range"``:
+            a value in [−1, 1] that means v = (value + 1)/2, as networks of the published codes do.
 
     Raises:
         ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
@@ -70,7 +77,7 @@ class ScoreModel(nn.Module):
         sigma_data: float = 1.0,
         transform: Transform | None = None,
         event_shape: tuple[int, ...] | None = None,
-        learned_variance: bool = False,
+        learned_variance: bool | LearnedVarianceKind = False,
     ) -> None:
         super().__init__()
         check_kind(prediction)
@@ -90,18 +97,19 @@ class ScoreModel(nn.Module):
             isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):
             raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
-        if not isinstance(learned_variance, bool):
-            problem = "neither True nor False"
-            raise ArgumentError("learned_variance", learned_variance, problem, "True: twice the channels come out.")
+        if not isinstance(learned_variance, bool) and learned_variance not in ("fraction", "range"):
+            problem, remedy = "unknown", 'Use "range" for values in [−1, 1], "fraction" (or True) for 0 to 1, or False.'
+            raise ArgumentError("learned_variance", learned_variance, problem, remedy)
         self.network = network
         self.sde = sde
-        self.learned_variance = learned_variance
+        self.learned_variance: Literal[False] | LearnedVarianceKind = (
+            "fraction" if learned_variance is True else learned_variance
+        )
         self.prediction: Kind = prediction
         self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
         self.sigma_data = float(sigma_data)
         self.transform = transform or Identity()
-        parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
-        self._parameter = [p for p in parameters if p.is_floating_point()][:1]  # it tells the network's dtype
+        self._asking = Asking(network)
         self.event_shape = None if event_shape is None else tuple(map(int, event_shape))
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
@@ -128,6 +136,8 @@ class ScoreModel(nn.Module):
         Raises:
             ArgumentError: if the time input is not finite at one of the times.
         """
+        if not torch.compiler.is_compiling():
+            self._asking.renew(self.network)
         time = self.time_input(self.sde, t)
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(time.isfinite().all()):
             raise ArgumentError(
@@ -148,8 +158,8 @@ class ScoreModel(nn.Module):
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The raw network output y for prepared inputs.
 
-        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network
-        whose parameters have another dtype is spoken to in that dtype; x_t's comes back.
+        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network of
+        another dtype is asked in its own (:mod:`sde_toolkit.asking`); x_t's comes back.
         """
         y = self._ask(x_t, inputs, condition)
         return self._halves(y, x_t)[0] if self.learned_variance else y
@@ -164,20 +174,18 @@ class ScoreModel(nn.Module):
             return self.output(x_t, inputs, condition), None
         return self._halves(self._ask(x_t, inputs, condition), x_t)
 
-    @staticmethod
-    def _halves(answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    def _halves(self, answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """y and v, from twice the channels of x; a scalar event has one."""
-        y, v = answer.chunk(2, dim=1)
-        return y.reshape(x_t.shape), v.reshape(x_t.shape)
+        y, v = (half.reshape(x_t.shape) for half in answer.chunk(2, dim=1))
+        return y, 0.5 * (v + 1) if self.learned_variance == "range" else v
 
     def _ask(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
         """The only place where the network is called: its whole answer, of the shape it has to have."""
         time, *c_in = inputs
         x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
-        if self._parameter and self._parameter[0].dtype != x.dtype:
-            x = x.to(self._parameter[0].dtype)
-        times = time.expand(x_t.shape[0])
-        y = self.network(x, times) if condition is None else self.network(x, times, condition=condition)
+        if self._asking.network is not self.network:
+            self._asking.renew(self.network)
+        y = self._asking(x, time.expand(x_t.shape[0]), condition, x_t)
         wanted: tuple[int, ...] = x_t.shape
         if self.learned_variance:
             wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if x_t.ndim > 1 else (len(x_t), 2)
@@ -186,7 +194,7 @@ class ScoreModel(nn.Module):
             if self.learned_variance:
                 remedy = f"With learned_variance it answers in shape {tuple(wanted)}: give it out_channels."
             problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
-            raise ArgumentError("network", self.network, problem, remedy)
+            raise ArgumentError("network", name_of(self.network), problem, remedy)
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:
@@ -199,7 +207,8 @@ class ScoreModel(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights, as plain data: what ``model.yaml`` holds."""
-        learned = {"learned_variance": True} if self.learned_variance else {}
+        kind = self.learned_variance
+        learned = {} if kind is False else {"learned_variance": True if kind == "fraction" else kind}
         return {
             "sde": describe("sde", self.sde),
             "network": self._describe_network(),

@@ -5,8 +5,10 @@ to the forward process's β by what the network says beside its prediction:
 
     log Σ = v log β + (1 − v) log β̃,    β̃ = σ_s² (1 − r²),    β = σ_t² (1 − r²)        so  Σ = κ² (σ_t/σ_s)^(2v)
 
-with r = (α_t σ_s)/(α_s σ_t) and κ² = β̃ at η = 1. The right-hand side is what is computed, at any η. v = 0 is
-:class:`Exponential` itself, also for a model that learned no variance. None of the noise is added where σ_s = 0.
+v is a fraction, 0 to 1; published networks say 2 v − 1 in [−1, 1] and are read through the score model's
+``learned_variance="range"``. Here r = (α_t σ_s)/(α_s σ_t), and κ² = β̃ at η = 1. The right-hand side is what is
+computed, at any η. v = 0 is :class:`Exponential` itself, also for a model that learned no variance. No noise is
+added where σ_s = 0.
 """
 
 from __future__ import annotations

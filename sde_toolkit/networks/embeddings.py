@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,7 @@ class Conditioning(nn.Module):
                 "Pass one time per sample, of shape (B,); expand a single time with time.expand(B).",
             )
         label, augmentation = condition if isinstance(condition, Condition) else Condition(condition)
+        _check_tensors(label, augmentation)
         embedded = self.embedding(time).to(self.enter.weight.dtype)
         if augmentation is not None:
             embedded = embedded + self._augmentation(x, augmentation)
@@ -224,6 +225,15 @@ EMBEDDINGS: dict[str, type[SinusoidalEmbedding] | type[FourierEmbedding]] = {
     "sinusoidal": SinusoidalEmbedding,
     "fourier": FourierEmbedding,
 }
+
+
+def _check_tensors(label: Any, augmentation: Any) -> None:
+    """Refuse labels and augmentations that are no tensors."""
+    for given, wanted in ((label, "torch.tensor(labels)"), (augmentation, "torch.tensor(augmentation)")):
+        if given is not None and not isinstance(given, Tensor):
+            problem = f"this network is told labels by a tensor, not by a {type(given).__name__}"
+            remedy = f"Pass {wanted}, one row per sample, or Condition(label=..., augmentation=...)."
+            raise ArgumentError("condition", given, problem, remedy)
 
 
 def check_even(dim: int) -> None:

@@ -12,8 +12,10 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"errors", "broadcasting", "checking", "claims", "inspection"},
+    {"errors", "broadcasting", "checking", "claims"},
+    {"conditions", "inspection"},
     {"evaluation_mode"},
+    {"asking"},
     {"sde"},
     {"prediction"},
     {"transforms", "time_inputs", "networks", "descriptions", "tensor_files", "rebuilding", "checkpoint"},

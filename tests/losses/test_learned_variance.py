@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from loss_tools import SDES, Small, model_with, name
 
 from sde_toolkit import (
@@ -12,6 +13,7 @@ from sde_toolkit import (
     ReverseEquation,
     ScoreModel,
     Solver,
+    beta_schedules,
     clip_x0,
     ddim,
     ddpm,
@@ -20,6 +22,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.losses import VariationalBound
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 learned = Solver("ddpm[learned]", 1.0, LearnedVariance())
@@ -62,6 +65,50 @@ def test_v_of_zero_and_one_are_ddpms_two_variances(sde, event):
         wanted = sample(plain, solver, grid_of(sde), shape=(3, *event), **F64)
         torch.testing.assert_close(found.x, wanted.x, rtol=1e-9, atol=1e-9)
         assert found.nfe == 7
+
+
+def published_variance(betas, says, index, earlier):
+    """Variance of the noise of the published sampler's step from ``index`` to ``earlier`` (1 ... N).
+
+    Nichol & Dhariwal 2021, eq. 15 with their code's reading of the network; a sub-grid has β = 1 − ᾱ_t/ᾱ_s.
+    """
+    bars = torch.cumprod(1 - betas, 0)
+    bar, bar_before = bars[index - 1], bars[earlier - 1]
+    beta = 1 - bar / bar_before
+    posterior = beta * (1 - bar_before) / (1 - bar)
+    fraction = (says + 1) / 2
+    return torch.exp(fraction * beta.log() + (1 - fraction) * posterior.log())
+
+
+@pytest.mark.parametrize("says", [-1.0, -0.3, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("index", "earlier"), [(1000, 999), (600, 500), (100, 1), (2, 1)])
+def test_published_networks_say_minus_one_to_one(says, index, earlier):
+    """Read as "range", a step has the variance of the published sampler, and "fraction" is the same network mapped."""
+    betas = beta_schedules.linear_betas(1000)
+    sde, x = VPSDE.from_betas(betas), torch.ones(1, 2, dtype=torch.float64)
+    grid = torch.tensor([index, earlier], dtype=torch.float64) / 1000
+    found = []
+    for kind, value in (("range", says), ("fraction", (says + 1) / 2), (True, (says + 1) / 2)):
+        equation = ReverseEquation(ScoreModel(Fixed(value), sde, "epsilon", learned_variance=kind), 1.0)
+        row = LearnedVariance().prepare(equation, grid)[0].unbind()
+        ends = [LearnedVariance().step(equation, x, row, None, lambda z=z: z * x)[0] for z in (1.0, 0.0)]
+        found.append((ends[0] - ends[1]).square())
+    wanted = published_variance(betas.double(), says, index, earlier)
+    for variance in found:
+        torch.testing.assert_close(variance, wanted.expand_as(x), rtol=1e-6, atol=0)
+
+
+@every_sde
+def test_losses_and_views_see_the_fraction(sde):
+    """The bound of a network that says 2 v − 1 is that of the one that says v."""
+    x, noise = (torch.linspace(a, b, 6).reshape(3, 2) for a, b in ((-1, 1), (1, -2)))
+    t = torch.tensor([0.2, 0.5, 0.9])
+    losses = []
+    for kind, value in (("range", -0.4), ("fraction", 0.3)):
+        model = ScoreModel(Fixed(value), sde, "v", learned_variance=kind)
+        torch.testing.assert_close(model(x, t).variance_fraction, torch.full((3, 2), 0.3))
+        losses.append(VariationalBound(N=10)(model, x, t, noise))
+    torch.testing.assert_close(*losses)
 
 
 @every_sde
@@ -162,6 +209,17 @@ def test_a_checkpoint_remembers(tmp_path):
     grid = torch.linspace(1, 0.1, 6).double()
     found, wanted = (sample(m, learned, grid, shape=(2, 2), **F64).x for m in (loaded, model))
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("kind", "written"), [(True, True), ("fraction", True), ("range", "range")])
+def test_a_checkpoint_says_which_of_the_two(tmp_path, kind, written):
+    """``true``, which is all that older ones say, is the fraction."""
+    model = model_with(VPSDE(), "epsilon", learned_variance=kind)
+    model.save_pretrained(tmp_path)
+    assert yaml.safe_load((tmp_path / "model.yaml").read_text())["learned_variance"] == written
+    loaded = ScoreModel.from_pretrained(tmp_path, network=Small((2,), 2, seed=9))
+    x, t = torch.ones(2, 2), torch.tensor(0.5)
+    assert torch.equal(loaded(x, t).variance_fraction, model(x, t).variance_fraction)
 
 
 def test_checkpoints_of_before_are_read_as_they_were(tmp_path):
