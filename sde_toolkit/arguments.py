@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor
 
 from sde_toolkit.brownian import BrownianPath
 from sde_toolkit.checking import is_count
+from sde_toolkit.conditions import tensors_of
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import range_problems
 
 __all__ = [
     "check_batches",
     "check_compile",
-    "check_condition",
     "check_deterministic",
+    "check_generator",
+    "check_gradients",
     "check_model",
     "check_noise_level",
     "check_parts",
@@ -27,6 +31,8 @@ __all__ = [
     "check_shape",
     "check_tensor",
     "device_of",
+    "state_dtype",
+    "warn_outside",
 ]
 
 
@@ -50,21 +56,45 @@ def check_deterministic(solver: Solver, purpose: str) -> None:
         raise ArgumentError("solver", solver.eta, problem, "Use ddim(), probability_flow(), Solver(name, 0.0, ...).")
 
 
-def check_condition(condition: Any, n: int) -> None:
-    """One row per sample in every tensor of a condition."""
-    named = condition._asdict() if hasattr(condition, "_asdict") else condition
-    for name, part in named.items() if isinstance(named, dict) else [("condition", condition)]:
-        if isinstance(part, Tensor) and part.ndim > 0 and len(part) != n:
-            problem = f"it has {len(part)} rows for {n} samples"
-            raise ArgumentError(
-                str(name), tuple(part.shape), problem, "Give one row per sample; expand what is shared."
-            )
-
-
 def check_tensor(name: str, x: Any) -> None:
-    """A tensor: what it holds is looked at by :func:`check_shape`."""
+    """A tensor of real floating point: what it holds is looked at by :func:`check_shape`."""
     if not isinstance(x, Tensor):
         raise ArgumentError(name, x, "not a tensor", "Pass a tensor (n, *event), in model space.")
+    if x.is_complex():
+        problem, remedy = "states are real numbers", "Pass real and imaginary part as two channels, as in training."
+        raise ArgumentError(name, x.dtype, problem, remedy)
+    if not x.is_floating_point():
+        problem = "integers are data, and a state in model space is meant"
+        raise ArgumentError(name, x.dtype, problem, "Pass model.transform.forward(x), which is floating point.")
+
+
+def check_gradients(differentiable: Any, name: str, x: Tensor | None, condition: Any) -> None:
+    """A graph is recorded where one is asked for, and no start that needs one loses it without a word."""
+    if not isinstance(differentiable, bool):
+        raise ArgumentError("differentiable", differentiable, "neither True nor False", "True keeps the graph.")
+    if differentiable:
+        if torch.is_inference_mode_enabled():
+            problem = "gradients are asked for, and inference mode records none"
+            raise ArgumentError("torch.inference_mode", True, problem, "Leave it, or leave differentiable out.")
+        return
+    given = [("condition", tensor) for tensor in tensors_of(condition)] + ([] if x is None else [(name, x)])
+    for argument, tensor in given:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            problem = "it requires a gradient, and no graph is kept"
+            raise ArgumentError(argument, tuple(tensor.shape), problem, "Pass differentiable=True, or .detach() it.")
+
+
+def warn_outside(model: ScoreModel, name: str, x: Tensor, t: Tensor) -> None:
+    """Warn of a state far outside what a transform that names the range of its data makes of them at time ``t``."""
+    slack = 8 * model.sde.sigma(t).item() + 2 * model.sigma_data
+    outside, _ = range_problems(model.transform, x.detach(), space="model", slack=slack)
+    if outside:
+        least, most = (value.item() for value in x.detach().aminmax())
+        warnings.warn(
+            f"{name} holds values from {least:.4g} to {most:.4g}, and {outside}: "
+            "pass model.transform.forward(x) for x in data space.",
+            stacklevel=3,
+        )
 
 
 def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor | None) -> None:
@@ -97,6 +127,14 @@ def check_noise_level(model: ScoreModel, t: Tensor) -> None:
         raise ArgumentError("grid", t.item(), "σ is not finite at the first time", "Start later.")
 
 
+def check_generator(generator: Any) -> None:
+    """One generator for all noise, or none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        problem = f"a {type(generator).__name__} is no torch.Generator"
+        remedy = "Pass one torch.Generator; seed= gives every sample a stream of its own without any."
+        raise ArgumentError("generator", generator, problem, remedy)
+
+
 def check_path(path: Any, solver: Solver, generator: torch.Generator | None) -> None:
     """A Brownian path that can be what the solver takes its noise from."""
     if path is None:
@@ -121,6 +159,14 @@ def check_compile(compile: Any, integrator: Integrator) -> None:
     if integrator.evals_per_step is None:
         problem = f"{integrator} chooses its steps on the host, which no graph can hold"
         raise ArgumentError("compile", compile, problem, "Leave compile out, or take an integrator of fixed steps.")
+
+
+def state_dtype(dtype: Any, x: Tensor | None) -> torch.dtype:
+    """The precision of the state: as asked for, or else float64 for a start in float64 and float32 for any other."""
+    if dtype is not None:
+        asked: torch.dtype = dtype
+        return asked
+    return torch.float64 if x is not None and x.dtype == torch.float64 else torch.float32
 
 
 def device_of(model: ScoreModel, x: Tensor | None) -> torch.device:

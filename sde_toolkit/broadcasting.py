@@ -1,16 +1,13 @@
-"""Batches: a time or a coefficient acts on one of any event shape, and a condition's rows go with it."""
+"""Batches: a time or a coefficient acts on one of any event shape."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["as_floating", "check_same_shape", "expand_to", "map_rows"]
+__all__ = ["as_floating", "check_same_shape", "expand_to"]
 
 
 def as_floating(x: Tensor, name: str = "x") -> Tensor:
@@ -55,14 +52,3 @@ def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
             "Pass a scalar t, or t of shape (B,) where B is the first axis of x.",
         )
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))
-
-
-def map_rows(condition: Any, choose: Callable[[Tensor], Tensor]) -> Any:
-    """A condition with ``choose`` applied to every tensor of rows in it; whatever is no tensor of rows stays whole."""
-    if isinstance(condition, dict):
-        return {key: map_rows(value, choose) for key, value in condition.items()}
-    if isinstance(condition, tuple) and hasattr(condition, "_fields"):  # a NamedTuple of them
-        return type(condition)(*(map_rows(value, choose) for value in condition))
-    if isinstance(condition, Tensor) and condition.ndim > 0:
-        return choose(condition)
-    return condition

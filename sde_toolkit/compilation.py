@@ -12,6 +12,7 @@ so that one batch shape needs one graph, whatever the number of steps and batche
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from sde_toolkit.watching import Meter
 
 __all__ = ["CompiledSteps"]
 
+_NUMBERS = itertools.count()
 _GRAPHS: WeakKeyDictionary[ScoreModel, dict[Hashable, Callable[..., Any]]] = WeakKeyDictionary()
 
 
@@ -62,8 +64,11 @@ class CompiledSteps:
             return self._as_it_is(counted, x, row, state, noise, kind)
         draws = tuple(noise() for _ in range(known.draws))
         self.meter.calls += known.evaluations
+        arguments = (self.integrator, equation, x, row, state, draws)
         try:
-            end: tuple[Tensor, Any] = self._graph(equation, x)(self.integrator, equation, x, row, state, draws)
+            end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
+        except _limit_reached():  # of the network's numbers that are no tensors have changed from run to run
+            end = self._graph(equation, x, anew=True)(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ArgumentError(
@@ -88,12 +93,16 @@ class CompiledSteps:
         self._known[kind] = _Known(self.meter.calls - before, draws, recurs=_kind(x, state) == kind)
         return x, state
 
-    def _graph(self, equation: ReverseEquation, x: Tensor) -> Callable[..., Any]:
-        """Its own for every integrator, η and batch shape: torch limits how often one function is compiled."""
+    def _graph(self, equation: ReverseEquation, x: Tensor, anew: bool = False) -> Callable[..., Any]:
+        """Its own for every integrator, η and batch shape: torch limits how often one function is compiled.
+
+        A network with a number in it that is no tensor, a guidance scale for example, is compiled again for every value
+        of it, and ``anew`` where torch's limit is reached, the graphs of the values before being dropped.
+        """
         graphs = _GRAPHS.setdefault(equation.model, {})
         key = (self.integrator, equation.eta, self.backend, x.shape, x.dtype, x.device)
-        if key not in graphs:
-            own = types.FunctionType(_step.__code__.replace(co_name=f"step_{len(graphs)}"), _step.__globals__)
+        if anew or key not in graphs:
+            own = types.FunctionType(_step.__code__.replace(co_name=f"step_{next(_NUMBERS)}"), _step.__globals__)
             graphs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         return graphs[key]
 
@@ -103,6 +112,12 @@ def _step(
 ) -> tuple[Tensor, Any]:
     left = iter(draws)
     return integrator.step(equation, x, row.unbind(), state, lambda: next(left))
+
+
+def _limit_reached() -> tuple[type[Exception], ...]:
+    """What torch raises when one function has been compiled too often; its name is another one in older versions."""
+    names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
+    return tuple(getattr(torch._dynamo.exc, name) for name in names if hasattr(torch._dynamo.exc, name))
 
 
 def _kind(x: Tensor, state: Any) -> Hashable:

@@ -19,20 +19,23 @@ from torch import Tensor
 from sde_toolkit.arguments import (
     check_batches,
     check_compile,
-    check_condition,
     check_deterministic,
+    check_gradients,
     check_noise_level,
     check_parts,
     check_shape,
     check_tensor,
     device_of,
+    state_dtype,
+    warn_outside,
 )
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
-from sde_toolkit.loop import Step, solve
+from sde_toolkit.loop import Callback, solve
 from sde_toolkit.noise import Noise
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
@@ -59,7 +62,6 @@ class Encoding:
     statistics: Statistics | None = None
 
 
-@torch.no_grad()
 def encode(
     model: ScoreModel,
     solver: Solver,
@@ -69,11 +71,12 @@ def encode(
     condition: Any = None,
     batch_size: int | None = None,
     trajectory: bool = False,
-    callback: Callable[[Step], None] | None = None,
+    callback: Callback | None = None,
     check_finite: bool = True,
     progress: bool = False,
     compile: bool | str = False,
-    dtype: torch.dtype = torch.float32,
+    differentiable: bool = False,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Encoding:
     """Carry ``x`` from ``grid[-1]`` up to ``grid[0]`` along the probability flow.
@@ -101,35 +104,39 @@ def encode(
     grid = check_grid(grid)
     check_tensor("x", x)
     check_shape(model, "x", tuple(x.shape), x)
+    dtype = state_dtype(dtype, x)
     check_batches(batch_size, dtype)
     check_noise_level(model, grid[0])
     check_condition(condition, len(x))
+    check_gradients(differentiable, "x", x, condition)
     check_compile(compile, solver.integrator)
     device = torch.device(device) if device is not None else device_of(model, x)
+    warn_outside(model, "x", x, grid[-1])
 
     def no_noise() -> Tensor:
         problem = "it draws noise although eta is 0, so that nothing undoes its steps"
         raise ArgumentError("solver", solver, problem, "Encode with a deterministic integrator.")
 
     def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
-        return x[first:last].to(device, dtype), lambda step: no_noise
+        return x[first:last].to(device, dtype, copy=True), lambda step: no_noise
 
-    solved = solve(
-        ReverseEquation(model, 0.0, condition),
-        solver,
-        grid.flip(0),
-        len(x),
-        start,
-        batch_size=batch_size,
-        tweedie=False,
-        trajectory=trajectory,
-        callback=callback,
-        check_finite=check_finite,
-        progress=progress,
-        compile=compile,
-        dtype=dtype,
-        device=device,
-    )
+    with torch.set_grad_enabled(differentiable):
+        solved = solve(
+            ReverseEquation(model, 0.0, condition),
+            solver,
+            grid.flip(0),
+            len(x),
+            start,
+            batch_size=batch_size,
+            tweedie=False,
+            trajectory=trajectory,
+            callback=callback,
+            check_finite=check_finite,
+            progress=progress,
+            compile=compile,
+            dtype=dtype,
+            device=device,
+        )
     return Encoding(
         x=solved.x,
         nfe=solved.nfe,

@@ -6,21 +6,22 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.compilation import CompiledSteps
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator, Row, Statistics
 from sde_toolkit.noise import Noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.solvers import Solver
 from sde_toolkit.watching import FiniteWatch, Meter
 
-__all__ = ["Solved", "Start", "Step", "rows_of", "solve"]
+__all__ = ["Callback", "Solved", "Start", "Step", "rows_of", "solve"]
 
 _ROWS_AT_ONCE = 64  # of a table that are taken apart together: cheaper than one by one, and no longer than a long grid
 
@@ -37,6 +38,10 @@ class Step:
     s: float
     x: Tensor
     first: int = 0
+
+
+Callback: TypeAlias = Callable[[Step], Tensor | None]
+"""Called after each step. A tensor that it returns replaces the state, and the solver starts anew from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,7 @@ def solve(
     batch_size: int | None,
     tweedie: bool,
     trajectory: bool,
-    callback: Callable[[Step], None] | None,
+    callback: Callback | None,
     check_finite: bool,
     progress: bool,
     compile: bool | str,
@@ -77,14 +82,10 @@ def solve(
     batches = list(_batches(n, batch_size))
     meter = Meter(equation.model, device)
     take = _eager(solver) if compile is False else CompiledSteps(integrator, meter, _backend(compile))
-    repeatable = equation.eta == 0 and compile is False
+    repeatable = equation.eta == 0 and compile is False and callback is None
     bar = progress_bar(len(table) * len(batches), solver.name, enabled=progress)
 
-    def told(step: Step) -> None:
-        bar.update(1)
-        if callback is not None:
-            callback(step)
-
+    rows_from: Callable[[Tensor], Iterator[Any]] = _rows if compile is False else iter
     finished: list[Tensor] = []
     paths: list[Tensor] = []
     statistics: list[Statistics] = []
@@ -97,21 +98,29 @@ def solve(
         again = partial(_again, integrator, bare, table, noise_of) if repeatable else None
         watch = FiniteWatch(times, check_finite, x, again)
         state: Any = None
-        path = [x]
-        for i, row in enumerate(_rows(table) if compile is False else table):
-            x, state = take(bare, counted, x, row, state, noise_of(i))
+        path, done = [x], []
+        rows = rows_from(table)
+        for i in range(len(table)):
+            x, state = take(bare, counted, x, next(rows), state, noise_of(i))
+            bar.update(1)
+            if callback is not None:
+                edited = _edited(callback, Step(i, listed[i], listed[i + 1], x, first))
+                x = x if edited is None else edited
+                if edited is not None and state is not None and i + 1 < len(table):
+                    done += [state.statistics] if hasattr(state, "statistics") else []
+                    state = None  # what it remembers led somewhere else: the solver starts anew from here
+                    rows = rows_from(integrator.prepare(equation, times[i + 1 :]).to(device, dtype))
             watch(i, x, state)
             if trajectory:
                 path.append(x)
-            if progress or callback is not None:
-                told(Step(i, listed[i], listed[i + 1], x, first))
         paths += [torch.stack(path)] if trajectory else []
         if tweedie:
             x = _denoise(counted, x, times[-1])
             watch(len(table), x, state)
         watch.read()
         finished.append(x)
-        statistics += [state.statistics] if hasattr(state, "statistics") else []
+        done += [state.statistics] if hasattr(state, "statistics") else []
+        statistics += [Statistics.in_turn(done)] if done else []
     bar.close()
     network_seconds = meter.seconds() if compile is False else math.nan  # waits for the device
     return Solved(
@@ -121,6 +130,30 @@ def solve(
         torch.cat(paths, dim=1) if paths else None,
         Statistics.of_all(statistics) if statistics else None,
     )
+
+
+def _edited(callback: Callback, step: Step) -> Tensor | None:
+    """What a callback puts in the place of the state, None for nothing.
+
+    Raises:
+        ArgumentError: if it is no such state, or if the state was changed where it is.
+    """
+    version = None if step.x.is_inference() else step.x._version
+    x = callback(step)
+    if version is not None and step.x._version != version:
+        problem = "it has changed step.x in place, which the solver works with"
+        raise ArgumentError("callback", callback, problem, "Return the new state instead: return 0.9 * step.x.")
+    if x is None or x is step.x:
+        return None
+    if not isinstance(x, Tensor):
+        problem = f"it returned a {type(x).__name__}"
+        raise ArgumentError("callback", callback, problem, "Return None, or the tensor that replaces the state.")
+    found, wanted = ((tuple(v.shape), v.dtype, v.device) for v in (x, step.x))
+    if found != wanted:
+        problem = "it returned a tensor of shape {}, {} on {}; the state is of shape {}, {} on {}"
+        remedy = "Return the state in its own shape, dtype and device."
+        raise ArgumentError("callback", callback, problem.format(*found, *wanted), remedy)
+    return x
 
 
 def _eager(solver: Solver) -> Callable[..., tuple[Tensor, Any]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from sde_toolkit.arguments import (
     check_batches,
     check_compile,
-    check_condition,
+    check_generator,
+    check_gradients,
     check_model,
     check_noise_level,
     check_parts,
@@ -21,15 +22,18 @@ from sde_toolkit.arguments import (
     check_shape,
     check_tensor,
     device_of,
+    state_dtype,
+    warn_outside,
 )
 from sde_toolkit.auto import auto
 from sde_toolkit.brownian import BrownianPath
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
-from sde_toolkit.loop import Step, solve
+from sde_toolkit.loop import Callback, Step, solve
 from sde_toolkit.noise import Noise, per_sample_noise, shared_noise
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
@@ -60,7 +64,6 @@ class Sample:
     statistics: Statistics | None = None
 
 
-@torch.no_grad()
 def sample(
     model: ScoreModel,
     solver: Solver | Literal["auto"],
@@ -77,11 +80,12 @@ def sample(
     batch_size: int | None = None,
     tweedie: bool = False,
     trajectory: bool = False,
-    callback: Callable[[Step], None] | None = None,
+    callback: Callback | None = None,
     check_finite: bool = True,
     progress: bool = False,
     compile: bool | str = False,
-    dtype: torch.dtype = torch.float32,
+    differentiable: bool = False,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Sample:
     """Solve the reverse equation of ``model`` from ``grid[0]`` down to ``grid[-1]``.
@@ -95,8 +99,10 @@ def sample(
         nfe: network evaluations, for "auto" alone.
         shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
         x_start: where to start instead, (n, *event), in model space: a state of time ``grid[0]``, such as
-            ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``.
-        condition: handed to the network; tensors in it (one, or a dict of them) have one row per sample.
+            ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``. Integers and complex numbers are refused;
+            values far outside the range that the transform names for data are warned of.
+        condition: handed to the network: tensors with one row per sample, in any nesting of dicts, lists, tuples and
+            dataclasses; 0-dim tensors, numbers, strings and None are shared (:mod:`sde_toolkit.conditions`).
         seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
             first draw is the start, also where x_start replaces it. A run that goes on from where another one
             stopped needs a seed of its own, or a ``path``, lest it hear the same noise again.
@@ -105,12 +111,17 @@ def sample(
         batch_size: samples that go through the network together; all by default.
         tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation.
         trajectory: keep the state at every grid time. Without it, memory does not grow with the steps.
-        callback: called once after each step.
+        callback: called once after each step. A tensor that it returns, of the shape, dtype and device of ``step.x``,
+            replaces the state, and the solver starts anew from it, as a run from there would: what multistep methods
+            remember is dropped. ``step.x`` must not be changed in place.
         check_finite: watch for NaN and infinity, without a host synchronisation per step.
         progress: show a bar.
         compile: compile the whole step, network included, into one graph (:mod:`sde_toolkit.compilation`): by
             inductor, or by the torch.compile backend that is named. The first steps run as they are.
-        dtype, device: of the state. The device is the model's own by default.
+        differentiable: keep the graph, so that the samples can be differentiated by ``x_start``, the condition and
+            the network's parameters. Memory grows with the number of evaluations.
+        dtype, device: of the state. By default float64 for an x_start in float64 and float32 for any other, half
+            precision included; the device of x_start, or else the model's own.
 
     Raises:
         ArgumentError, GridError: before any evaluation, for whatever does not fit together; for a step that does
@@ -129,12 +140,17 @@ def sample(
         raise ArgumentError("nfe", nfe, problem, remedy)
     grid = check_grid(grid)
     shape = _check_start(model, shape, x_start)
+    dtype = state_dtype(dtype, x_start)
     check_batches(batch_size, dtype)
     check_noise_level(model, grid[0])
     check_condition(condition, shape[0])
+    check_gradients(differentiable, "x_start", x_start, condition)
+    check_generator(generator)
     check_path(path, solver, generator)
     check_compile(compile, solver.integrator)
     device = torch.device(device) if device is not None else device_of(model, x_start)
+    if x_start is not None:
+        warn_outside(model, "x_start", x_start, grid[0])
 
     def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
         events, index = (last - first, *shape[1:]), first_index + first
@@ -143,29 +159,33 @@ def sample(
         else:
             noise = per_sample_noise(seed, index, events, dtype=dtype, device=device)
         z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
-        x = model.sde.sigma(grid[0]).to(device, dtype) * z if x_start is None else x_start[first:last].to(device, dtype)
+        if x_start is None:
+            x = model.sde.sigma(grid[0]).to(device, dtype) * z
+        else:  # a copy, which no network and no callback of the caller's can reach
+            x = x_start[first:last].to(device, dtype, copy=True)
         if path is None:
             return x, lambda step: noise
         return x, path.step_noise(
             model.sde, grid, events, seed=seed, first_index=index, dtype=dtype, device=device
         )  # fmt: skip
 
-    solved = solve(
-        ReverseEquation(model, solver.eta, condition),
-        solver,
-        grid,
-        shape[0],
-        start,
-        batch_size=batch_size,
-        tweedie=tweedie,
-        trajectory=trajectory,
-        callback=callback,
-        check_finite=check_finite,
-        progress=progress,
-        compile=compile,
-        dtype=dtype,
-        device=device,
-    )
+    with torch.set_grad_enabled(differentiable):
+        solved = solve(
+            ReverseEquation(model, solver.eta, condition),
+            solver,
+            grid,
+            shape[0],
+            start,
+            batch_size=batch_size,
+            tweedie=tweedie,
+            trajectory=trajectory,
+            callback=callback,
+            check_finite=check_finite,
+            progress=progress,
+            compile=compile,
+            dtype=dtype,
+            device=device,
+        )
     return Sample(
         x=solved.x,
         nfe=solved.nfe,

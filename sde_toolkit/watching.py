@@ -105,7 +105,7 @@ class FiniteWatch:
             return
         self.latest = (step, x, state)
         if self.again is None:
-            self.sums.append(x.sum())
+            self.sums.append(x.detach().sum())
         if step - self.since[0] == _STEPS_BETWEEN_READS - 1:
             self.read()
 
@@ -140,4 +140,4 @@ class FiniteWatch:
 
 def _finite(x: Tensor) -> bool:
     """Whether all of ``x`` is: a sum is not finite when an element is not, and is cheaper than ``isfinite().all()``."""
-    return math.isfinite(x.sum().item())
+    return math.isfinite(x.detach().sum().item())

@@ -29,6 +29,7 @@ from sde_toolkit.calibration.result import Calibration
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Plan, default_solvers
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation_mode import watch_random_numbers
 from sde_toolkit.exact import GaussianMixture
@@ -82,7 +83,7 @@ def calibrate(
         effort: multiplies the iterations of descents and the runs of searches; 1 is what the time limit is meant for.
         reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.
         event_shape: of one sample, where the model does not tell.
-        condition: handed to the network, the same for all samples.
+        condition: handed to the network, the same for all samples: every tensor in it has one row.
         batch_size: samples that go through the network together.
         dtype: of the state. Default: float64 for a model without float32 parameters, else float32.
         progress, callback: a bar; or a function told (stage, share done).
@@ -95,6 +96,7 @@ def calibrate(
     solvers, steps, shape = check_request(
         model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit, effort=effort
     )
+    check_condition(condition, 1)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
     dtype, device = _dtype_and_device(model, dtype)

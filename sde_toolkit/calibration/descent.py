@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.noise import Noise
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.score_model import Inputs, ScoreModel
 
 __all__ = ["CommonNoise", "Descent"]
 
@@ -48,7 +49,7 @@ class CommonNoise:
 class Descent:
     """Runs of one model at one stochasticity. ``evaluations`` counts samples × network evaluations.
 
-    ``condition``: handed to the network, the same for all samples. ``listen``: told every output.
+    ``condition``: handed to the network, of one row, which is that of all samples. ``listen``: told every output.
     """
 
     model: ScoreModel
@@ -60,12 +61,13 @@ class Descent:
     def __post_init__(self) -> None:
         self.equation = ReverseEquation(self.model, self.eta, self.condition, self._counted)
 
-    def _counted(self, *arguments: Any) -> Tensor:
-        y = self.model.output(*arguments)
-        self.evaluations += len(y)
+    def _counted(self, x: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
+        rows = map_rows(condition, lambda row: row.expand(len(x), *row.shape[1:]))
+        found = (call or self.model.output)(x, inputs, rows)
+        self.evaluations += len(x)
         if self.listen is not None:
-            self.listen(y)
-        return y
+            self.listen(found if call is None else found[0])
+        return found
 
     def run(
         self,

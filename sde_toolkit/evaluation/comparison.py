@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_batches, check_condition
+from sde_toolkit.arguments import check_batches
 from sde_toolkit.checking import is_count
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
 from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_batches, check_condition, check_model
+from sde_toolkit.arguments import check_batches, check_model
 from sde_toolkit.checking import is_count
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.evaluation.planning import Run

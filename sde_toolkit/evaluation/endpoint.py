@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import grids
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.metrics import Estimate, rmse
 from sde_toolkit.evaluation.store import Arrays
@@ -88,6 +89,7 @@ def flow_endpoint(
         raise ArgumentError("n, check, steps", (n, check, steps), "each must be at least 1", "Raise it.")
     if model.event_shape is None:
         raise ArgumentError("model", model, "it has no event_shape to start from", "Build it with event_shape=...")
+    check_condition(condition, n)
     found = []
     for last, finer in ((n, False), (min(check, n), True)):
         rows = rows_of(condition, 0, last)

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.arguments import check_deterministic, check_parts
-from sde_toolkit.broadcasting import map_rows
 from sde_toolkit.checking import is_count
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.metrics import Estimate, rmse
 from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to, map_rows
+from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.score_model import Inputs
@@ -67,6 +68,12 @@ class Statistics:
         """Those of several batches, one after another."""
         names = ("accepted", "rejected", "evaluations")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    @classmethod
+    def in_turn(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Those of the same samples, solved in several pieces one after another."""
+        names = ("accepted", "rejected", "evaluations")
+        return cls(*(torch.stack([getattr(part, name) for part in parts]).sum(0) for name in names))
 
 
 def check_positive(name: str, value: Any, remedy: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import map_rows
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
@@ -199,7 +199,7 @@ class Work:
             open_ = ladder.call_for_more(estimate, D, states.dtype)
             if len(open_) == 0:
                 break
-            rows = rows[open_] if _has_rows(equation.condition) else rows
+            rows = rows[open_]
         return integral, error, taken, outputs, traces[:, ladder.places(0)].mean(0)
 
     def _traces(
@@ -211,7 +211,7 @@ class Work:
         """
         B = states.shape[1]
         columns = [column[list(places)] for column in nodes.inputs]
-        together = max(1, _rows_at_once(states[0]) // B) if _has_rows(equation.condition) else 1
+        together = max(1, _rows_at_once(states[0]) // B)
         traces, outputs = [], []
         for first in range(0, len(places), together):
             part = states[first : first + together]
@@ -234,7 +234,7 @@ class Work:
     def _evaluate(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, probes: Tensor) -> tuple[Tensor, Tensor]:
         """y (R, *event) and tr ∂y/∂x (P, R) at the rows x; a part's graph goes with it."""
         R = len(x)
-        parts = -(-R // _rows_at_once(x)) if _has_rows(equation.condition) else 1
+        parts = -(-R // _rows_at_once(x))
         size = -(-R // parts)
         outputs, traces = [], []
         for first in range(0, R, size):
@@ -259,11 +259,6 @@ def _of_rows(equation: ReverseEquation, rows: Tensor) -> ReverseEquation:
 def _repeated(condition: Any, times: int) -> Any:
     """The rows of a condition, one copy after another."""
     return map_rows(condition, lambda part: torch.cat([part] * times)) if times > 1 else condition
-
-
-def _has_rows(condition: Any) -> bool:
-    """Whether a condition can be taken apart, and repeated."""
-    return condition is None or isinstance(condition, Tensor | dict)
 
 
 def _rows_at_once(x: Tensor) -> int:

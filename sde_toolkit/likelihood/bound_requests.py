@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_batches, check_condition, check_shape, device_of
+from sde_toolkit.arguments import check_batches, check_shape, device_of
 from sde_toolkit.checking import is_count
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.likelihood.decoders import Decoder, LevelMap

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sde_toolkit.arguments import (
     check_batches,
-    check_condition,
     check_deterministic,
     check_model,
     check_noise_level,
@@ -18,6 +17,7 @@ from sde_toolkit.arguments import (
     check_shape,
 )
 from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.grids import check_grid

@@ -146,6 +146,24 @@ def test_many_shapes_never_reach_the_limit_of_recompilation():
     assert graphs() == 11
 
 
+def test_numbers_of_the_network_may_change_from_run_to_run():
+    """More values than torch compiles one function for; every run is that of the step as it is."""
+
+    class Guided(Layers):
+        scale = 1.0
+
+        def forward(self, x, time, condition=None):
+            return self.scale * super().forward(x, time)
+
+    network = Guided()
+    model, run = model_of(network, SDE, "v"), {"shape": (4, 2), "dtype": torch.float64}
+    with torch._dynamo.config.patch(cache_size_limit=2):
+        for scale in (0.0, 0.5, 1.0, 1.5, 2.0, 0.5):
+            network.scale = scale
+            eager, compiled = (sample(model, ddim(), grid(4), compile=how, **run).x for how in (False, BACKEND))
+            torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
+
+
 def test_noise_is_the_same_bits_and_a_generator_moves_on_alike():
     model = model_of(RandomNetwork(), SDE)
     states = []

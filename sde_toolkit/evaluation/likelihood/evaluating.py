@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_condition, check_model, check_shape, device_of
+from sde_toolkit.arguments import check_model, check_shape, device_of
+from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.jobs import Job, Rehearsal, Worker, plan_jobs, rehearse
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest, fingerprint

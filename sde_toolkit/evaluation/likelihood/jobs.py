@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import grids
-from sde_toolkit.broadcasting import map_rows
+from sde_toolkit.conditions import map_rows
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.likelihood.request import LikelihoodRequest
 from sde_toolkit.evaluation.store import Arrays
