@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -16,16 +17,20 @@ from torch import Tensor
 
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.sde import SDE
+from sde_toolkit.sde import SDE, check_sde
 
-__all__ = ["check_grid", "discrete", "karras", "quadratic", "sech", "uniform", "uniform_lambda"]
+__all__ = ["check_grid", "discrete", "from_sigmas", "karras", "quadratic", "sech", "uniform", "uniform_lambda"]
+
+
+_SLACK = 1e-6  # of time: the last digits of float32
 
 
 def check_grid(grid: Any) -> Tensor:
     """The grid as a float64 tensor on the CPU, or the reason why it is none.
 
     Raises:
-        GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1].
+        GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1]. Times that miss an end by
+            a millionth, as those of a float32 list may, are moved to it.
     """
     remedy = "Use a builder from sde_toolkit.grids, or torch.linspace(1, end, steps + 1)."
     try:
@@ -36,8 +41,9 @@ def check_grid(grid: Any) -> Tensor:
         raise GridError("grid", tuple(times.shape), "a grid is a 1-D sequence of at least two times", remedy)
     if not bool(times.isfinite().all()):
         raise GridError("grid", times.tolist(), "it holds NaN or infinity", remedy)
-    if not bool(((times >= 0) & (times <= 1)).all()):
+    if not bool(((times >= -_SLACK) & (times <= 1 + _SLACK)).all()):
         raise GridError("grid", times.tolist(), "it leaves [0, 1]; a discrete index i of N is the time i/N", remedy)
+    times = times.clamp(0.0, 1.0)
     steps = times.diff()
     if not bool((steps < 0).all()):
         i = int((steps >= 0).int().argmax())
@@ -133,6 +139,67 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
 
 
+def from_sigmas(sde: SDE, sigmas: Any) -> Tensor:
+    """The times at which the noise level σ(t)/α(t) has the given values: a list of sigmas from elsewhere as a grid.
+
+    ``sigmas``: strictly decreasing, any sequence of numbers. σ/α is the standard deviation of the noise on data of
+    unit scale: what EDM, k-diffusion and diffusers call sigma, under variance-preserving schedules too, where it is
+    √((1 − ᾱ)/ᾱ). The "sigmas" of flow-matching schedules there are times t: such a list is a grid already. A last 0 is
+    t=0; where σ(0) > 0 there is no such time: leave the 0 out, and sample with ``tweedie=True``.
+
+    Published lists are rounded. A value beyond an end of the schedule is taken as that end, if it is so by rounding:
+    half a unit of the last digit it is written with, and at most a thousandth.
+
+    >>> from sde_toolkit import EDMSDE
+    >>> from_sigmas(EDMSDE(sigma_min=0.002, sigma_max=80.0), [80.0, 2.5, 0.002]).numpy().round(4).tolist()
+    [1.0, 0.4829, 0.0]
+
+    Raises:
+        GridError: unless the list is strictly decreasing and inside the SDE's range, which is named.
+    """
+    check_sde(sde)
+    levels = _as_levels(sigmas)
+    low, high = torch.exp(-sde.half_log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))).tolist()
+    for i in (0, len(levels) - 1):
+        value = levels[i].item()
+        slack = max(min(_last_digit(value) / 2, 1e-3 * value), 1e-6 * value)
+        if not low - slack <= value <= high + slack:
+            digits = next((n for n in range(6, 17) if f"{value:.{n}g}" not in (f"{low:.{n}g}", f"{high:.{n}g}")), 17)
+            problem = f"σ/α of {sde} runs from {high:.{digits}g} at t=1 to {low:.{digits}g} at t=0"
+            remedy = "Pass values inside this range."
+            if value == 0:
+                remedy = "Leave the 0 out: sample(..., tweedie=True) makes the last step, to the data."
+            raise GridError(f"sigmas[{i}]", value, problem, remedy)
+    return check_grid(_time_of(sde)(-torch.log(levels.clamp(low, high))))
+
+
+def _as_levels(sigmas: Any) -> Tensor:
+    remedy = "Pass noise levels from the largest to the smallest; a list that rises goes with reversed(...)."
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise GridError("sigmas", sigmas, "not a sequence of numbers", remedy) from None
+    if levels.ndim != 1 or len(levels) < 2:
+        raise GridError("sigmas", tuple(levels.shape), "a grid has at least two noise levels, in one row", remedy)
+    if bool(levels[1:].isinf().any() | levels.isnan().any() | (levels < 0).any()):
+        raise GridError("sigmas", levels.tolist(), "noise levels are finite (but the first) and not negative", remedy)
+    falls = levels.diff() < 0
+    if not bool(falls.all()):
+        i = int((~falls).int().argmax())
+        problem = f"they must strictly decrease, and do not between positions {i} and {i + 1}"
+        raise GridError("sigmas", levels[i : i + 2].tolist(), problem, remedy)
+    return levels
+
+
+def _last_digit(value: float) -> float:
+    """The unit of the last decimal digit of a number as it was written, in float32 if it has no more digits."""
+    if not math.isfinite(value):
+        return 0.0
+    single = torch.tensor(value, dtype=torch.float32).numpy()[()]
+    written = Decimal(str(single) if float(single) == value else repr(value))
+    return 10.0 ** int(written.as_tuple().exponent)
+
+
 def _time_of(sde: SDE) -> Callable[[Tensor], Tensor]:
     """The inverse of λ, for values that rounding may have carried past λ(0) or λ(1)."""
     low, high = sde.half_log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
@@ -141,6 +208,7 @@ def _time_of(sde: SDE) -> Callable[[Tensor], Tensor]:
 
 def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, time) -> Tensor:  # type: ignore[no-untyped-def]
     """Times at equal steps of ``coordinate``; both ends are met exactly."""
+    check_sde(sde)
     if not is_count(steps):
         raise ArgumentError("steps", steps, "a grid has a whole number of steps, at least one", "Pass steps >= 1.")
     end = sde.sampling_end if end is None else end

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.checking import some_seen
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.prediction import Combination, Kind, Readout
 from sde_toolkit.score_model import Inputs, ScoreModel
@@ -57,7 +58,6 @@ class Rescheduled(Wrapper):
         if not (old[0] < new[1] and new[0] < old[1]):
             problem = f"its half log-SNR runs from {new[1]:.6g} to {new[0]:.6g}, that of {model.sde} from {old[1]:.6g}"
             raise ArgumentError("sde", sde, f"{problem} to {old[0]:.6g}", "The two paths must share noise levels.")
-        self._old_range = old
 
     def _old_time(self, t: Tensor) -> Tensor:
         """The time of the old path at which λ is that of the new one at ``t``.
@@ -66,11 +66,10 @@ class Rescheduled(Wrapper):
             GridError: naming the time that lies beyond, the range, and the first or last time that can be used.
         """
         wanted = self.sde.half_log_snr(t)
-        low, high = self._old_range
-        if t.device.type == "cpu" and not torch.compiler.is_compiling():
-            beyond = (wanted < _lower(low)) | (wanted > -_lower(-high))
-            if bool(beyond.any()):
-                raise self._refusal(t.flatten()[int(beyond.flatten().int().argmax())].item(), low, high)
+        low, high = _range(self.network.sde)
+        beyond = (wanted < _lower(low)) | (wanted > -_lower(-high))
+        if some_seen(beyond):
+            raise self._refusal(t.flatten()[int(beyond.flatten().int().argmax())].item(), low, high)
         return self.network.sde.solve_half_log_snr(wanted.clamp(low, high)).clamp(0.0, 1.0)
 
     def _refusal(self, t: float, low: float, high: float) -> GridError:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sde_toolkit import checkpoint
 from sde_toolkit.asking import Asking
 from sde_toolkit.broadcasting import as_floating, expand_to
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.checking import is_count, is_number, some_seen
 from sde_toolkit.descriptions import OWN, describe
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.inspection import name_of
@@ -64,7 +64,8 @@ class ScoreModel(nn.Module):
 
     Raises:
         ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
-            nothing of x_0; a ``sigma_data`` that is not positive.
+            nothing of x_0; a ``sigma_data`` that is not positive; an SDE that :func:`~sde_toolkit.sde.check_sde`
+            refuses, since it runs backwards in time, for example.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class ScoreModel(nn.Module):
         if not callable(network):
             raise ArgumentError("network", network, "not callable", "Pass a module or a function (x, time).")
         check_sde(sde)
-        if prediction in ("epsilon", "score") and sde.alpha(1.0).item() == 0:
+        if prediction in ("epsilon", "score") and sde.loses_signal:
             raise ArgumentError(
                 "prediction",
                 prediction,
-                f"{sde} has α(1) = 0, where ε and score carry no information about x_0",
+                f"{sde} has α(1) = 0 (or a rounding error of it), where ε and score carry no information about x_0",
                 "Use a network that predicts v or x0 (or edm, or velocity).",
             )
         if not (is_number(sigma_data) and sigma_data > 0):
@@ -139,7 +140,7 @@ class ScoreModel(nn.Module):
         if not torch.compiler.is_compiling():
             self._asking.renew(self.network)
         time = self.time_input(self.sde, t)
-        if t.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(time.isfinite().all()):
+        if some_seen(~time.isfinite()):
             raise ArgumentError(
                 "t",
                 t.flatten()[int((~time.isfinite()).flatten().int().argmax())].item(),

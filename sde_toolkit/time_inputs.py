@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.checking import as_python, is_count, is_number
@@ -32,7 +33,11 @@ class ScaledTime:
 
 @dataclass(frozen=True)
 class DiscreteIndex:
-    """N t − 1: the index i−1 of DDPM's step i at t = i/N (0 .. N−1), fractional between the steps."""
+    """N t − 1: the index i−1 of DDPM's step i at t = i/N (0 .. N−1), fractional between the steps.
+
+    Below t = 1/N it is 0, the network's first index: it has learned none before. At t = i/N it is whole, whatever
+    rounding makes of N t, so that an embedding may round or truncate it.
+    """
 
     N: int = 1000
 
@@ -42,7 +47,13 @@ class DiscreteIndex:
             raise ArgumentError("N", self.N, "a discrete network has at least one step", "DDPM's has 1000.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
-        return self.N * t - 1
+        if not isinstance(t, Tensor):
+            t = torch.as_tensor(t, dtype=torch.float64)
+        position = self.N * t
+        whole = position.detach().round()
+        off = whole - position.detach()
+        slack = 2 * torch.finfo(position.dtype).eps * whole
+        return (position + torch.where(off.abs() <= slack, off, 0.0) - 1).clamp(min=0.0)
 
 
 @dataclass(frozen=True)

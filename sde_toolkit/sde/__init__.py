@@ -1,7 +1,8 @@
 """Stochastic differential equations: drift, diffusion, and everything that follows from them."""
 
 from sde_toolkit.sde import beta_schedules
-from sde_toolkit.sde.base import SDE, Time, check_sde
+from sde_toolkit.sde.base import SDE, Time
+from sde_toolkit.sde.checked import check_sde
 from sde_toolkit.sde.cosine import CosineVPSDE
 from sde_toolkit.sde.edm import EDMSDE
 from sde_toolkit.sde.flow_matching import FlowMatching

@@ -14,22 +14,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.broadcasting import as_floating, check_same_shape, expand_to
+from sde_toolkit.checking import all_hold, some_seen
 from sde_toolkit.errors import ArgumentError, DefinitionError
-from sde_toolkit.sde.derive import derivative, integral, inverse_decreasing
+from sde_toolkit.sde.derive import derivative, inverse_decreasing
+from sde_toolkit.sde.integrated import integrated_path
 
-__all__ = ["SDE", "Time", "check_sde"]
+__all__ = ["SDE", "Time"]
 
 Time: TypeAlias = Any
 """A float, a 0-dim tensor, or a tensor of shape (B,): anywhere in [0, 1]."""
 
 _SCHEDULES = ("alpha", "log_alpha", "sigma", "f", "g", "d_alpha", "d_sigma", "half_log_snr")
 _NO_FLOAT64 = ("mps",)
+_ROUNDING = 1e-15  # below it α(1) is what rounding leaves of 0
 
 
 def _as_float64(value: Any) -> tuple[Tensor, torch.dtype, torch.device]:
@@ -41,28 +45,67 @@ def _as_float64(value: Any) -> tuple[Tensor, torch.dtype, torch.device]:
     return value.to(work_device, torch.float64), dtype, value.device
 
 
-def _check_domain(t: Tensor) -> None:
-    """Refuse times outside [0, 1]. Only where looking costs no device synchronisation."""
-    if t.device.type != "cpu" or torch.compiler.is_compiling() or t.numel() == 0:
-        return
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        worst = t.detach().flatten()[int(((t < 0) | (t > 1) | t.isnan()).flatten().int().argmax())].item()
-        raise ArgumentError(
-            "t",
-            worst,
-            "time runs from 0 (data) to 1 (noise)",
-            "Pass times in [0, 1]; a discrete index i of N steps is the time i/N.",
-        )
+def _inside(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t``, moved to the end that it misses by its last digit; refused if it lies outside [0, 1].
+
+    Only where looking costs no device synchronisation: not on an accelerator, in a graph, or under vmap.
+    """
+    if not some_seen(~((t >= 0) & (t <= 1))):
+        return t
+    slack = min(2 * torch.finfo(dtype).eps, 1e-6)
+    outside = ~((t >= -slack) & (t <= 1 + slack))
+    if not bool(outside.any()):
+        return t.clamp(0.0, 1.0)
+    raise ArgumentError(
+        "t",
+        t.detach().flatten()[int(outside.flatten().int().argmax())].item(),
+        "time runs from 0 (data) to 1 (noise)",
+        "Pass times in [0, 1]; a discrete index i of N steps is the time i/N.",
+    )
 
 
-def _in_float64(schedule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _in_float64(schedule: Callable[..., Any]) -> Callable[..., Tensor]:
     """Let a schedule of float64 tensors accept any time and answer in the dtype it was given."""
 
     @functools.wraps(schedule)
     def wrapped(self: SDE, t: Time) -> Tensor:
         t64, dtype, device = _as_float64(t)
-        _check_domain(t64)
-        return schedule(self, t64).to(device, dtype)
+        t64 = _inside(t64, dtype)
+        value = schedule(self, t64)
+        if not isinstance(value, Tensor) or value.shape != t64.shape or value.dtype != torch.float64:
+            value = _as_schedule(value, t64, f"class {type(self).__name__}: {schedule.__name__}(t)")
+        return value.to(device, dtype)
+
+    return wrapped
+
+
+def _as_schedule(value: Any, t: Tensor, what: str) -> Tensor:
+    """One float64 value per time, of whatever a user's method returned."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return torch.full_like(t, float(value))
+    remedy = f"Return one real number per time: a tensor of the shape of t, which is {tuple(t.shape)} here."
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise DefinitionError(f"{what} returned {type(value).__name__}. {remedy}") from None
+    if value.is_complex() or value.dtype == torch.bool:
+        raise DefinitionError(f"{what} returned {value.dtype}. {remedy}")
+    if value.numel() != 1 and value.shape != t.shape:
+        raise DefinitionError(f"{what} returned the shape {tuple(value.shape)}. {remedy}")
+    value = value.to(t.device, torch.float64)
+    return value if value.shape == t.shape else value.reshape(()) + torch.zeros_like(t)
+
+
+def _zero_where_rounding(alpha: Callable[..., Any]) -> Callable[..., Any]:
+    """α(1) = cos(π/2) is 6e-17 in floating point, and means 0; its slope stays."""
+
+    @functools.wraps(alpha)
+    def wrapped(self: SDE, t: Tensor) -> Any:
+        value = alpha(self, t)
+        if self._log_alpha_is_given or not isinstance(value, Tensor) or value.shape != t.shape:
+            return value
+        return value - torch.where((t == 1) & (value.abs() <= _ROUNDING), value.detach(), 0.0)
 
     return wrapped
 
@@ -72,8 +115,14 @@ class SDE:
 
     Override *either* ``alpha(t)`` and ``sigma(t)`` *or* ``f(t)`` and ``g(t)`` (with ``sigma_0``, the
     standard deviation at t=0, if it is not zero). They receive ``t`` as a float64 tensor of any shape and
-    return a tensor of that shape; callers may pass floats and tensors of any dtype, and get their dtype
-    back. Any other method here may be overridden by a closed form.
+    return a tensor of that shape, or one number for all times; callers may pass floats and tensors of any dtype, and
+    get their dtype back. Any other method here may be overridden by a closed form.
+
+    f and g are integrated with error control: α and σ are right to rounding where f and g are smooth, and to 1e-7,
+    relative, through jumps, kinks and integrable infinities, at t=1 too. ∫f = −∞ at t=1 means α(1) = 0. What cannot
+    be integrated so is refused, naming the time. α and σ are differentiated where f and g follow from them.
+
+    :func:`~sde_toolkit.sde.check_sde` says whether an SDE is one: every score model asks it.
 
     >>> class Linear(SDE):
     ...     def alpha(self, t):
@@ -84,7 +133,8 @@ class SDE:
     1.333333
 
     Raises:
-        DefinitionError: when the subclass gives neither pair.
+        DefinitionError: when the subclass gives neither pair; when a method answers with something else than one
+            number per time; when f and g cannot be integrated.
     """
 
     sigma_0: ClassVar[float] = 0.0
@@ -98,18 +148,21 @@ class SDE:
 
     _given_by_path: ClassVar[bool]
     _given_coefficients: ClassVar[bool]
+    _log_alpha_is_given: ClassVar[bool]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _SCHEDULES:
             if name in cls.__dict__:
-                setattr(cls, name, _in_float64(cls.__dict__[name]))
+                given = cls.__dict__[name]
+                setattr(cls, name, _in_float64(_zero_where_rounding(given) if name == "alpha" else given))
 
         def gives(name: str) -> bool:
             return getattr(cls, name) is not getattr(SDE, name)
 
         cls._given_by_path = (gives("alpha") or gives("log_alpha")) and gives("sigma")
         cls._given_coefficients = gives("f") and gives("g")
+        cls._log_alpha_is_given = gives("log_alpha")
         if not cls._given_by_path and not cls._given_coefficients:
             raise DefinitionError(
                 f"class {cls.__name__} gives neither alpha(t) and sigma(t) nor f(t) and g(t). "
@@ -132,19 +185,29 @@ class SDE:
 
     @_in_float64
     def log_alpha(self, t: Time) -> Tensor:
-        """log α_t = ∫₀ᵗ f."""
-        return torch.log(self.alpha(t)) if self._given_by_path else integral(self.f, t)
+        """log α_t = ∫₀ᵗ f, with error control (:mod:`sde_toolkit.sde.integrated`)."""
+        if self._given_by_path:
+            return torch.log(self.alpha(t))
+        return integrated_path(self, t, with_variance=False)[0]
 
     @_in_float64
     def sigma(self, t: Time) -> Tensor:
         """σ_t, the standard deviation of x_t given x_0: σ²/α² = σ(0)² + ∫₀ᵗ g²/α²."""
-        tau_squared = self.sigma_0**2 + integral(lambda u: (self.g(u) / self.alpha(u)) ** 2, t)
-        return self.alpha(t) * torch.sqrt(tau_squared)
+        log_alpha, variance = integrated_path(self, t)
+        return torch.sqrt(variance + (torch.exp(log_alpha) * self.sigma_0) ** 2)
 
     @_in_float64
     def half_log_snr(self, t: Time) -> Tensor:
         """λ_t = log(α_t/σ_t), strictly decreasing in t; +inf where σ_t = 0, −inf where α_t = 0."""
         return self.log_alpha(t) - torch.log(self.sigma(t))
+
+    @property
+    def loses_signal(self) -> bool:
+        """Whether nothing of x_0 is left at t=1: α(1) is 0, or what rounding leaves of it, such as √(1 − σ²) = 1e-8."""
+        last, before = self.alpha(1.0).item(), self.alpha(1 - 2.0**-10).item()
+        if last == 0 or self._log_alpha_is_given or not self._given_by_path:
+            return last == 0
+        return last < 4e-8 * self.sigma(1.0).item() and last < 1e-4 * before
 
     def inverse_half_log_snr(self, lambda_t: Time) -> Tensor:
         """The time at which λ has the given value.
@@ -154,14 +217,23 @@ class SDE:
         """
         value, dtype, device = _as_float64(lambda_t)
         low, high = (self.half_log_snr(end).item() for end in (1.0, 0.0))
-        slack = 8 * torch.finfo(dtype).eps * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 0.0)
-        if value.numel() and not bool(((value >= low - slack) & (value <= high + slack)).all()):
+        # The slack of float32, in which lists of noise levels are often written, whatever holds them here.
+        eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+        slack = 8 * eps * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 0.0)
+        inside = (value >= low - slack) & (value <= high + slack)
+        if all_hold(inside) is False:
+            worst = value.detach()[~inside].tolist()
+            digits = next(
+                (n for n in range(6, 17) if all(f"{v:.{n}g}" not in (f"{low:.{n}g}", f"{high:.{n}g}") for v in worst)),
+                17,
+            )
             raise ArgumentError(
                 "lambda_t",
-                value.detach().flatten().tolist()[:4],
-                f"half log-SNR of {self} runs from {low:.6g} at t=1 to {high:.6g} at t=0",
+                worst[:4],
+                f"half log-SNR of {self} runs from {low:.{digits}g} at t=1 to {high:.{digits}g} at t=0",
                 "Pass values inside this range.",
             )
+        value = value.clamp(low, high)
         return self.solve_half_log_snr(value).clamp(0.0, 1.0).to(device, dtype)
 
     def solve_half_log_snr(self, lambda_t: Tensor) -> Tensor:
@@ -178,8 +250,14 @@ class SDE:
     @_in_float64
     def g(self, t: Time) -> Tensor:
         """g(t) = √(α² d(σ²/α²)/dt), the diffusion coefficient."""
-        t = t.clamp(min=1e-10)  # σ may behave like √t, whose derivative at 0 is infinite; that of σ² is not
-        rate = derivative(lambda u: (self.sigma(u) / self.alpha(u)) ** 2, t)
+
+        def tau_squared(u: Tensor) -> Tensor:
+            return (self.sigma(u) / self.alpha(u)) ** 2
+
+        # σ may behave like √t, whose derivative at 0 is infinite; that of σ² is not.
+        infinite = ~derivative(tau_squared, t.detach()).isfinite()
+        t = torch.where(infinite, t.clamp(min=1e-10), t)
+        rate = derivative(tau_squared, t)
         return self.alpha(t) * torch.sqrt(rate.clamp(min=0.0))
 
     @_in_float64
@@ -257,13 +335,3 @@ class SDE:
         """``schedule(t)`` computed in float64, moved to the dtype and device of ``x``."""
         t64 = t.to(torch.float64) if isinstance(t, Tensor) and t.device.type not in _NO_FLOAT64 else t
         return schedule(t64).to(x.device, x.dtype)
-
-
-def check_sde(sde: Any) -> None:
-    """Refuse whatever is not an instance of a subclass of :class:`SDE`.
-
-    Raises:
-        ArgumentError: naming what was passed.
-    """
-    if not isinstance(sde, SDE):
-        raise ArgumentError("sde", sde, "not an SDE", "Pass an instance of one, for example VPSDE().")

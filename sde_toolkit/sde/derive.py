@@ -1,4 +1,4 @@
-"""The other half of an SDE: quadrature from (f, g) to (α, σ), forward-mode AD from (α, σ) to (f, g).
+"""The other half of an SDE that is given by α and σ: forward-mode AD; and the inverse of λ.
 
 Everything here maps float64 times to float64 values, elementwise and for any shape of ``t``.
 """
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["derivative", "gauss_legendre", "integral", "inverse_decreasing"]
+from sde_toolkit.checking import all_hold
+
+__all__ = ["derivative", "gauss_legendre", "inverse_decreasing", "pick"]
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -26,14 +28,9 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
-def integral(integrand: Schedule, t: Tensor) -> Tensor:
-    """∫₀ᵗ integrand(u) du by one Gauss-Legendre rule over [0, t], for every element of ``t``.
-
-    The factor t stands outside the sum, so that the result keeps its relative accuracy as t → 0.
-    Coefficients with kinks deserve a closed form instead: override the method that needs it.
-    """
-    nodes, weights = (v.to(t.device) for v in gauss_legendre())
-    return t * (integrand(t.unsqueeze(-1) * nodes) * weights).sum(-1)
+def pick(values: Tensor, i: Tensor) -> Tensor:
+    """``values[..., i]`` for whole numbers i of any shape; torch's own looks at a 0-dim i, which vmap forbids."""
+    return values[..., i.unsqueeze(0)].squeeze(-1 - i.ndim)
 
 
 def derivative(schedule: Schedule, t: Tensor) -> Tensor:
@@ -62,6 +59,6 @@ def inverse_decreasing(schedule: Schedule, value: Tensor, iterations: int = 120)
         f_high = torch.where(above, torch.where(kept_high, f_high / 2, f_high), f)
         kept_low, kept_high = ~above, above
         low, high = torch.where(above | hit, middle, low), torch.where(above & ~hit, high, middle)
-        if bool((at_start | at_end | (high - low <= 4e-16 * high)).all()):
+        if all_hold(at_start | at_end | (high - low <= 4e-16 * high)):
             break
     return torch.where(at_start, 0.0, torch.where(at_end, 1.0, (low + high) / 2))

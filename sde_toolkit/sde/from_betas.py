@@ -13,6 +13,7 @@ from torch import Tensor
 from sde_toolkit.checking import as_python, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
+from sde_toolkit.sde.derive import pick
 
 __all__ = ["DiscreteVPSDE"]
 
@@ -71,14 +72,14 @@ class DiscreteVPSDE(SDE):
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Interval i in 1..N that ends at or after t, and t's fraction of it; knots are met exactly."""
         position = t * self.N
-        nearest = position.round()
-        position = torch.where((position - nearest).abs() <= 1e-15 * position, nearest, position)
+        off = (position.round() - position).detach()  # the slope in t stays
+        position = position + torch.where(off.abs() <= 1e-15 * position, off, 0.0)
         i = position.ceil().clamp(1, self.N).long()
         return i, position - (i - 1), self._log_alpha_bar.to(t.device)
 
     def log_alpha(self, t: Time) -> Tensor:
         i, fraction, log_alpha_bar = self._locate(t)
-        left, right = log_alpha_bar[i - 1], log_alpha_bar[i]
+        left, right = pick(log_alpha_bar, i - 1), pick(log_alpha_bar, i)
         if not self._zero_terminal_snr:
             return 0.5 * (left + fraction * (right - left))
         on_last = i == self.N
@@ -90,7 +91,7 @@ class DiscreteVPSDE(SDE):
 
     def f(self, t: Time) -> Tensor:
         i, fraction, log_alpha_bar = self._locate(t)
-        rate = log_alpha_bar[i] - log_alpha_bar[i - 1]
+        rate = pick(log_alpha_bar, i) - pick(log_alpha_bar, i - 1)
         if self._zero_terminal_snr:
             rate = torch.where(i == self.N, -1 / (1 - fraction), rate)
         return 0.5 * self.N * rate
@@ -106,7 +107,7 @@ class DiscreteVPSDE(SDE):
         log_alpha_squared = -F.softplus(-2 * lambda_t, threshold=1e3)
         log_alpha_bar = self._log_alpha_bar.to(lambda_t.device)
         i = torch.searchsorted(-log_alpha_bar, -log_alpha_squared.contiguous()).clamp(1, self.N)
-        left, right = log_alpha_bar[i - 1], log_alpha_bar[i]
+        left, right = pick(log_alpha_bar, i - 1), pick(log_alpha_bar, i)
         fraction = (log_alpha_squared - left) / (right - left)
         if self._zero_terminal_snr:
             fraction = torch.where(i == self.N, -torch.expm1(log_alpha_squared - left), fraction)

@@ -24,7 +24,7 @@ from torch import Tensor
 from sde_toolkit.checking import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
-from sde_toolkit.sde.derive import derivative
+from sde_toolkit.sde.derive import derivative, pick
 
 __all__ = ["Knots", "LogSNRSDE"]
 
@@ -81,8 +81,8 @@ class Knots:
     def __call__(self, t: Tensor) -> Tensor:
         knots, h, cubics = (v.to(t.device) for v in self._cubics)
         i = (torch.searchsorted(knots, t.detach().contiguous()) - 1).clamp(0, len(h) - 1)
-        u = (t - knots[i]) / h[i]
-        c_0, c_1, c_2, c_3 = cubics[:, i]
+        u = (t - pick(knots, i)) / pick(h, i)
+        c_0, c_1, c_2, c_3 = pick(cubics, i)
         return c_0 + u * (c_1 + u * (c_2 + u * c_3))
 
 
@@ -100,6 +100,9 @@ class LogSNRSDE(SDE):
     ``curve``: strictly decreasing, elementwise, float64 tensor to float64 tensor, differentiable by torch; or
     :class:`Knots`. λ(0) may be +∞ (no noise on the data), and λ(1) −∞ (no signal left) where the variance is
     preserved. ``variance_preserving``: scale the state so that its variance stays; otherwise α = 1.
+
+    The curve may be learned: nothing of it is kept from call to call, so that α(0) = 1 after every step, and gradients
+    reach its parameters. That it decreases is checked once, here.
 
     A checkpoint keeps knots. Any other function is noted by its name and has to be passed again:
     ``ScoreModel.from_pretrained(path, sde=...)``.
@@ -135,10 +138,9 @@ class LogSNRSDE(SDE):
             problem = f"λ must decrease, and goes from {lambdas[i].item():.6g} to {lambdas[i + 1].item():.6g}"
             raise ArgumentError("curve", self.curve, f"{problem} between {where}", "Noise grows with t.")
 
-    @cached_property
-    def _log_total(self) -> Tensor:
-        """log(1 + τ(0)²)."""
-        return -_log_sigmoid(2 * self.curve(torch.zeros((), dtype=torch.float64)))
+    def _log_total(self, t: Tensor) -> Tensor:
+        """log(1 + τ(0)²), on the device of ``t``: read off the curve anew each time, since it may be learned."""
+        return -_log_sigmoid(2 * self.curve(torch.zeros((), dtype=torch.float64, device=t.device)))
 
     def half_log_snr(self, t: Time) -> Tensor:
         return self.curve(t)
@@ -146,12 +148,12 @@ class LogSNRSDE(SDE):
     def log_alpha(self, t: Time) -> Tensor:
         if not self.variance_preserving:
             return torch.zeros_like(t)
-        return 0.5 * (self._log_total.to(t.device) + _log_sigmoid(2 * self.curve(t)))
+        return 0.5 * (self._log_total(t) + _log_sigmoid(2 * self.curve(t)))
 
     def sigma(self, t: Time) -> Tensor:
         if not self.variance_preserving:
             return torch.exp(-self.curve(t))
-        return torch.exp(0.5 * (self._log_total.to(t.device) + _log_sigmoid(-2 * self.curve(t))))
+        return torch.exp(0.5 * (self._log_total(t) + _log_sigmoid(-2 * self.curve(t))))
 
     def f(self, t: Time) -> Tensor:
         if not self.variance_preserving:

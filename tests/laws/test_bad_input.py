@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from catalogue import RandomNetwork, doubles, model_of, name
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sde_toolkit import (
@@ -79,13 +79,33 @@ def test_encoding_grids_and_duplicates_say_what_is_wrong():
 
 
 @settings(max_examples=40, deadline=None)
-@given(value=st.floats().filter(lambda v: not 0 <= v <= 1))
+@given(value=st.floats().filter(lambda v: not -1e-6 <= v <= 1 + 1e-6))
+@example(value=-2e-6)
+@example(value=1 + 2e-6)
 def test_times_live_in_the_unit_interval(value):
     refuses_grid(torch.tensor([value, 0.0] if value > 1 else [0.5, value], dtype=torch.float64))
     for method in ("alpha", "sigma", "f", "g"):
         refused(lambda m=method: getattr(VPSDE(), m)(value), f"t={value!r}")
     refused(lambda: VESDE().sigma(doubles(0.2, value, 0.4)), f"t={value!r}")
     refused(lambda: DiscreteVPSDE().alpha(value), f"t={value!r}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_a_time_that_misses_an_end_by_its_last_digit_is_that_end(dtype):
+    """By two units at most: a millionth, and in float64 a billionth, is another time."""
+    eps = torch.finfo(dtype).eps
+    beyond = torch.tensor([1 + eps, -eps], dtype=dtype)
+    for sde in (VPSDE(), VESDE(), DiscreteVPSDE()):
+        for method in ("alpha", "sigma", "f", "g"):
+            evaluate = getattr(sde, method)
+            torch.testing.assert_close(
+                evaluate(beyond), evaluate(torch.tensor([1.0, 0.0], dtype=dtype)), rtol=0, atol=0
+            )
+            refused(lambda e=evaluate: e(torch.tensor([1 + 4 * eps], dtype=dtype)), "t=1.0")
+            refused(lambda e=evaluate: e(torch.tensor([-4 * eps], dtype=dtype)), "t=-")
+    for times in ([1 + 1e-7, 0.5, -1e-8], torch.tensor([1 + eps, 0.5, 0.0], dtype=dtype)):
+        assert grids.check_grid(times).tolist() == [1.0, 0.5, 0.0]
+    refuses_grid([1 + 1e-7, 1.0, 0.5], "repeats")
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (), (2, 3)])
