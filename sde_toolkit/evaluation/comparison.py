@@ -188,6 +188,17 @@ def compare_in_team(
     )
 
 
+def planned_evaluations(
+    model: ScoreModel, runs: Sequence[Run], n: int, endpoint_n: int, endpoint_steps: int, batch_size: int | None
+) -> int:
+    """Evaluations of the network, times samples, that a comparison is expected to make; about so for exact models."""
+    ends = min(n, endpoint_n) if any(run.solver.eta == 0 for run in runs) else 0
+    shape = model.event_shape or ()
+    work = _Work(model, runs, n, shape, 0, None, batch_size, "cpu", ends, endpoint_steps)
+    warm_up = min(n, batch_size or n)
+    return warm_up + round(sum(part.cost for part in work.parts()))
+
+
 @dataclass(eq=False)
 class _Work:
     """All that has to be computed, cut into batches: the rows' samples, and the flow's endpoints with their check."""

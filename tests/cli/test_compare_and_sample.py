@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from sde_toolkit import VPSDE, Affine, ScoreModel, UNet, ddim, grids, sample
+from sde_toolkit import VPSDE, Affine, ScoreModel, UNet, ddim, grids, probability_flow, sample
 from sde_toolkit.cli.main import config_directory
 
 MIXTURE = "model={path:mixture}"
@@ -67,6 +67,35 @@ def test_compare_a_checkpoint_with_parts_from_the_command_line(command, tmp_path
     assert content["provenance"]["model"]["sha256"] == hashlib.sha256(weights).hexdigest()
     with (tmp_path / "run/results.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(rows) == 12
+
+
+def test_the_default_comparison_takes_less_than_two_minutes_at_512_images_a_second():
+    """Its evaluations alone take 90 seconds at most: the rest is for the judging, the pictures and the start."""
+    from hydra import compose, initialize_config_dir
+
+    from sde_toolkit.cli.parts import build_grids, build_solvers, load_model
+    from sde_toolkit.evaluation.comparison import planned_evaluations
+    from sde_toolkit.evaluation.planning import plan_all
+
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = compose("compare")
+    model, _ = load_model(config)
+    runs = plan_all(model, build_solvers(config), list(config.budgets), build_grids(config))
+    flow = config.exact_flow
+    assert planned_evaluations(model, runs, config.n, flow.n, flow.steps, config.batch_size) <= 90 * 512
+
+
+def test_planned_evaluations_are_those_that_are_made(checkpoint):
+    from sde_toolkit.evaluation.comparison import compare_solvers, planned_evaluations
+    from sde_toolkit.evaluation.planning import plan_all
+
+    model = ScoreModel.from_pretrained(checkpoint)
+    seen = []
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    solvers, uniform = {"ddim": ddim(), "heun": probability_flow()}, {"uniform": grids.uniform}
+    compare_solvers(model, solvers, [3, 6], n=7, endpoint_n=5, endpoint_steps=4, batch_size=3)
+    runs = plan_all(model, solvers, [3, 6], uniform)
+    assert sum(seen) == planned_evaluations(model, runs, 7, 5, 4, 3)
 
 
 def test_data_of_the_users_own(command, tmp_path, checkpoint):
