@@ -12,14 +12,16 @@ keeps its accuracy at both ends of time: x̂_0 read from ε is lost where α →
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from sde_toolkit.broadcasting import as_floating
+from sde_toolkit.broadcasting import as_floating, expand_to
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.prediction import Kind, Prediction
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE, Time
 from sde_toolkit.time_inputs import ScaledTime
@@ -44,17 +46,42 @@ class _MixtureNetwork(nn.Module):
         self.register_buffer("axes", axes)  # (K, D, D), columns are eigenvectors, or None: the coordinate axes
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        flat = x.reshape(len(x), -1)
+        return self._v(self._flat(x), time).reshape(x.shape).to(x.dtype)
+
+    def _v(self, flat: Tensor, time: Tensor) -> Tensor:
+        """v at x (B, D)."""
         alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
         others = (alpha, sigma, self.means, self.variances, self.log_weights)
         if self.axes is None and not any(_is_differentiated(c) for c in (time, *others)):
-            return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope).reshape(x.shape)
+            return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope)
         if self.axes is not None:
             v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
         v = v - sigma * means
-        return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1).reshape(x.shape)
+        return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1)
+
+    def score(self, x: Tensor, time: Tensor) -> Tensor:
+        """∇ log p_t(x) = −Σ_k r_k S_k⁻¹ d_k, also where σ = 0 and it cannot be read from v."""
+        _, _, _, log_density, scaled = self._whiten(self._flat(x), time)
+        if self.axes is not None:
+            scaled = torch.einsum("kij,bkj->bki", self.axes.to(scaled), scaled)
+        score = -(torch.softmax(log_density, dim=1).unsqueeze(-1) * scaled).sum(1)
+        return score.reshape(x.shape).to(x.dtype)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """(B, *event) to (B, D), in float64 where there is any: far from the data log densities are large numbers, and
+        the weights of the components are their differences.
+
+        Raises:
+            ArgumentError: for another number of elements.
+        """
+        D = self.means.shape[1]
+        if x[:1].numel() != D and len(x) > 0:
+            problem = f"an event of shape {tuple(x.shape[1:])} has another number of elements than the mixture's, {D}"
+            raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event).")
+        flat = x.reshape(len(x), D)
+        return flat if x.device.type == "mps" else flat.to(torch.float64)
 
     def _averaged(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, log_density: Tensor, v: Tensor, slope: Tensor
@@ -76,7 +103,7 @@ class _MixtureNetwork(nn.Module):
         return _value((weights.unsqueeze(-1) * v).sum(1), polynomial)
 
     def log_prob(self, x: Tensor, time: Tensor) -> Tensor:
-        return torch.logsumexp(self._whiten(x.reshape(len(x), -1), time)[3], dim=1)
+        return torch.logsumexp(self._whiten(self._flat(x), time)[3], dim=1).to(x.dtype)
 
     def _whiten(self, flat: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """α, σ (B, 1, 1), the means (K, D), log(w_k N(x; k)) (B, K), and S_k⁻¹ d along the axes (B, K, D)."""
@@ -136,6 +163,24 @@ def _value(value: Tensor, polynomial: Tensor) -> Tensor:
     return value.detach() + (polynomial - polynomial.detach())
 
 
+@dataclass(frozen=True)
+class ExactPrediction(Prediction):
+    """What a mixture says, and its score without a division by σ."""
+
+    network: _MixtureNetwork = field(kw_only=True, repr=False)
+
+    def view(self, kind: Kind) -> Tensor:
+        """As that of a network, and finite at σ = 0: the score is computed, the velocity is f x − ½ g² score there."""
+        if kind not in ("score", "velocity"):
+            return super().view(kind)
+        score = self.network.score(self.x_t, self.readout.t.expand(len(self.x_t)))
+        if kind == "score":
+            return score
+        read, sde, t = super().view("velocity"), self.readout.sde, self.readout.t
+        f, half = (expand_to(c.to(self.x_t), self.x_t) for c in (sde.f(t), 0.5 * sde.g(t) ** 2))
+        return torch.where(read.isfinite(), read, f * self.x_t - half * score)
+
+
 class GaussianMixture(ScoreModel):
     """A mixture of K Gaussians under any SDE: exact score, exact ``log_prob`` at every time.
 
@@ -178,12 +223,29 @@ class GaussianMixture(ScoreModel):
         square = (log_weights.exp().unsqueeze(1) * (means.reshape(K, -1) ** 2 + variances)).sum(0).mean().item()
         size = math.sqrt(square) if square > 0 else 1.0
         super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape, sigma_data=size)
+        self._has_points = bool((variances == 0).any())
+
+    def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> ExactPrediction:
+        """As that of every score model; its score and velocity are finite at σ = 0, too."""
+        said = super().forward(x_t, t, condition)
+        return ExactPrediction(said.x_t, said.output, said.readout, network=self.network)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
-        """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,)."""
+        """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,).
+
+        Raises:
+            ArgumentError: for events of another shape, or a point mass at σ = 0, where it has no density.
+        """
         x = as_floating(x)
-        time = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
-        return self.network.log_prob(x, time)
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
+            problem = f"the mixture is of events of shape {self.event_shape}"
+            raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event), one row a sample.")
+        time = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        expand_to(time, x)  # refuses a t that does not fit x
+        if self._has_points and bool((self.sde.sigma(time) == 0).any()):
+            problem = "σ is 0 there, and a component without a spread has no density"
+            raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
+        return self.network.log_prob(x, time.expand(len(x)))
 
     def draw(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """n exact samples of the data distribution, (n, *event)."""

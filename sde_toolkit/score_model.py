@@ -203,8 +203,21 @@ class ScoreModel(nn.Module):
         return Readout(self.sde, self.prediction, t, self.sigma_data)
 
     def score(self, x_t: Tensor, t: Time, condition: Any = None) -> Tensor:
-        """∇ log p_t(x_t), shape of x_t."""
-        return self(x_t, t, condition).score
+        """∇ log p_t(x_t), shape of x_t.
+
+        Raises:
+            ArgumentError: where σ = 0 and the score is not what the network says: it would be divided by σ.
+        """
+        said = self(x_t, t, condition)
+        score = said.score
+        if said.readout.t.device.type == "cpu" and not torch.compiler.is_compiling():
+            vanishes = (self.sde.sigma(said.readout.t) == 0).flatten()
+            if bool(vanishes.any()) and not bool(score.isfinite().all()):
+                problem = f"σ is 0 there, and the score cannot be read from {self.prediction}"
+                end = self.sde.likelihood_end
+                raise ArgumentError("t", said.readout.t.flatten()[int(vanishes.int().argmax())].item(), problem,
+                    f"Pass a later time, {end:g} for example.")  # fmt: skip
+        return score
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights, as plain data: what ``model.yaml`` holds."""

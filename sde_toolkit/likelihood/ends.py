@@ -108,7 +108,7 @@ def prior_cost(
     spread = 0.5 * rho_T**2 * expand_to(covariance.to(w), of_nodes) * (
         expand_to(m, of_nodes) * w.shape[2] + expand_to(n, of_nodes) * of_nodes
     )  # fmt: skip
-    beyond = 0.0  # linear in ρ², whose mean between 0 and ρ_T, weighted by ρ, is ½ ρ_T²
+    beyond = torch.zeros_like(spread[0])  # linear in ρ², whose mean between 0 and ρ_T, weighted by ρ, is ½ ρ_T²
     if len(nodes) > 1:
         beyond = (squares[0] - 0.5 * rho_T**2) / (squares[1] - squares[0]) * (spread[0] - spread[1])
     ratio = 0.5 * w[0].square().sum(1) - lengths[-1] - (spread[0] + beyond)

@@ -22,24 +22,24 @@ class LogLikelihood:
 
     Attributes:
         nats: log p(x), in the space named by ``space``: ``prior + integral + log_abs_det``.
-        standard_error: of ``nats``, from the spread of the probes; 0 for an exact trace, NaN for a single probe. It covers
-            the probes and nothing else: 0 does not mean that the answer is exact.
+        standard_error: of ``nats``, from the spread of the probes; 0 for an exact trace, NaN for a single probe. It
+            covers the probes and nothing else: 0 does not mean that the answer is exact.
         prior: log density of the latent.
         integral: what the flow's divergence adds.
         log_abs_det: of the model's transform; 0 in model space.
         replicates: (P, n), ``nats`` from every probe by itself.
         latent: (n, *event), the state at ``grid[0]``, in model space.
         quadrature_error: estimate of what the nodes miss, given the path: not smaller than that for 95 in 100 samples
-            of a network that is smooth in time. Jumps between two nodes are not seen. NaN for ``Joint()``, which has the
-            solver's tolerances.
+            of a network that is smooth in time. Jumps between two nodes are not seen. NaN for ``Joint()``, which has
+            the solver's tolerances.
         solver_error: twice the difference to a second solve on every second time and with other nodes; None unless
             ``richardson`` was asked for. See :attr:`numerical_error`.
-        truncation: estimate of log p_end(x) − log p_0(x), what stopping at ``end`` adds, to first order in the noise that
-            is left: right to 1 in 100 where the density is smooth at that scale. No bound.
+        truncation: estimate of log p_end(x) − log p_0(x), what stopping at ``end`` adds, to first order in the noise
+            that is left: right to 1 in 100 where the density is smooth at that scale. No bound.
         finest: estimate of the scale, in model space, on which the density changes at the data end.
-        prior_kl: estimate of |log p_T(x_T) − log N(x_T; 0, σ_T² I)|, what the prior N(0, σ_T² I) costs this sample, with a
-            margin: not smaller for 95 in 100 samples. Its mean over the data is above the Kullback-Leibler divergence
-            of p_T from the prior. 0 where α_T = 0.
+        prior_kl: estimate of |log p_T(x_T) − log N(x_T; 0, σ_T² I)|, what the prior N(0, σ_T² I) costs this sample,
+            with a margin: not smaller for 95 in 100 samples. Its mean over the data is above the Kullback-Leibler
+            divergence of p_T from the prior. 0 where α_T = 0.
         nfe: evaluations of the network along the path, per sample; those of the coarse path included.
         divergence_nfe: evaluations of the divergence, per sample, each with ``products`` Jacobian products; the most
             that any sample took.

@@ -246,7 +246,8 @@ def _tau(evaluation: Evaluation, end: float) -> float:
 def _prior(evaluation: Evaluation, background: Background) -> list[str]:
     factor, of = abs(scale(evaluation)), unit(evaluation)
     kl = float(evaluation.values["prior_kl"].mean()) * factor
-    text = f"Prior: {evaluation.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average (prior_kl)"
+    text = f"Prior: {evaluation.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average"
+    text += " (prior_kl)"
     if background.moments is not None:
         gap = background.moments.mismatch(1.0) * factor
         text += f"; by second moments, KL(N(α m, α² C + σ² I) ‖ N(0, σ² I)), {gap:.2g} ({background.moments_name})"
