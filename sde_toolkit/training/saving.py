@@ -93,7 +93,7 @@ def _remove(folder: Path) -> None:
 
 
 def check_stream_state(stream: Stream | None) -> None:
-    """Refuse before the first step a stream whose state no checkpoint could hold: it is written to memory and read back.
+    """Refuse before the first step a stream whose state no checkpoint could hold: written to memory, read back.
 
     Raises:
         ArgumentError: for a state of more than plain data.

@@ -89,7 +89,7 @@ def test_prior_kl_is_what_another_prior_would_gain(sde):
     ("solver", "steps"), [(None, 50), (None, 100), (rk4(), 30), (heun(), 200)], ids=["50", "100", "rk4", "heun"]
 )
 def test_the_numerical_error_covers_where_the_network_is_smooth(sde, solver, steps, far):
-    """Of 95 in 100 samples, far outside the data too; on average what is reported is at most 3 · 2^p times the error."""
+    """Of 95 in 100 samples, far outside the data too; the mean report is at most 3 · 2^p times the error."""
     model = mixture(sde)
     x = far * points(model, 100)
     how = {"quadrature": Quadrature(40), "prior": model.log_prob, "richardson": True, **F64}
