@@ -71,7 +71,7 @@ def truncation(equation: ReverseEquation, times: Tensor, x: Tensor, outputs: Ten
     for t, output, of_node in zip(times[:2], outputs, rough, strict=True):
         m, n = (c.to(x) for c in equation.view("epsilon", t))
         epsilon = (m * x + n * output).to(torch.float64).reshape(len(x), -1)
-        shrink = (tau * torch.exp(sde.half_log_snr(t))) ** 2
+        shrink = torch.where(t == end, 1.0, (tau * torch.exp(sde.half_log_snr(t))) ** 2)
         rate = torch.where(log_alpha == 0, 0.0, torch.expm1(-log_alpha) / sde.sigma(t))  # α is 1 where σ vanishes
         growth = 0.5 * shrink * (epsilon.square().sum(1) - D * of_node)
         found.append(growth - D * log_alpha - rate * (epsilon * flat).sum(1))

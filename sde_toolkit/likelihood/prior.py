@@ -48,9 +48,12 @@ class GaussianPrior:
         """The moments of ``data`` (N, *event), in the caller's data space.
 
         Raises:
-            ArgumentError: for fewer than two samples, or for a full covariance from no more samples than dimensions.
+            ArgumentError: for what is no tensor, for fewer than two samples, or for a full covariance from no more
+                samples than dimensions.
         """
         check_range(model.transform, data, name="data")
+        if not isinstance(data, Tensor):
+            raise ArgumentError("data", data, "not a tensor", "Pass a tensor (N, *event).")
         y = model.transform.forward(data).to(torch.float64)
         N, D = len(y), math.prod(y.shape[1:])
         if N < 2 or (covariance == "full" and N <= D):
