@@ -51,9 +51,9 @@ class GaussianPrior:
             ArgumentError: for what is no tensor, for fewer than two samples, or for a full covariance from no more
                 samples than dimensions.
         """
-        check_range(model.transform, data, name="data")
         if not isinstance(data, Tensor):
             raise ArgumentError("data", data, "not a tensor", "Pass a tensor (N, *event).")
+        check_range(model.transform, data, name="data")
         y = model.transform.forward(data).to(torch.float64)
         N, D = len(y), math.prod(y.shape[1:])
         if N < 2 or (covariance == "full" and N <= D):
