@@ -9,6 +9,7 @@ from densities import F64, asked, full_covariance, mixture, name, points
 from sde_toolkit import VPSDE, GaussianMixture, gaussian, log_likelihood
 from sde_toolkit.likelihood import Exact, Hutchinson, HutchPlusPlus, Quadrature, finite_differences, forward, reverse
 
+OFF = {(): 1e-10, (2,): 1e-10, (3, 4, 4): 2e-7}  # by central differences at their best step, of these very fields
 MODES = [reverse, forward, finite_differences]
 EVENTS = [(), (2,), (3, 4, 4)]
 
@@ -46,7 +47,7 @@ def test_the_exact_trace_is_the_trace_of_the_jacobian(event, mode):
     field, x = mixing_field(event), states(event)
     found = traces(Exact(), field, x, mode, Exact().directions(tuple(x.shape), 0, 0))
     assert found.shape == (1, len(x))
-    bar = 1e-6 if mode is finite_differences else 1e-12
+    bar = OFF[event] if mode is finite_differences else 1e-12
     torch.testing.assert_close(found[0], traces_of_jacobian(field, x), rtol=bar, atol=bar)
 
 
@@ -57,7 +58,7 @@ def test_the_trace_over_all_basis_probes_is_the_exact_trace(event, mode):
     basis = torch.eye(D, dtype=torch.float64).reshape(D, 1, *event).expand(D, *x.shape)
     found = traces(Hutchinson(D), field, x, mode, basis)
     assert found.shape == (D, len(x))
-    bar = 1e-6 if mode is finite_differences else 1e-12
+    bar = OFF[event] if mode is finite_differences else 1e-12
     torch.testing.assert_close(found.sum(0), traces_of_jacobian(field, x), rtol=bar, atol=bar)
 
 

@@ -43,12 +43,12 @@ def test_the_quadrature_error_bounds_the_true_one_for_most_samples_and_vanishes(
         return log_likelihood(model, x, nfe=200, quadrature=Quadrature(Q), **F64)
 
     fine, reported = solved(64).nats, []
-    for Q in (8, 12, 16, 20, 24):
+    for Q, at_most in ((8, 120), (12, 180), (16, 400), (20, 1000), (24, 2000)):
         found = solved(Q)
         true, estimate = (found.nats - fine).abs(), found.quadrature_error
         seen = true > 1e-7  # below it is the interpolation of the path, which differs between rules
-        assert (estimate >= true)[seen].double().sum() >= 0.9 * seen.sum(), Q
-        assert not seen.any() or estimate[seen].mean() < 10_000 * true[seen].mean(), Q
+        assert (estimate >= true)[seen].double().sum() >= 0.95 * seen.sum(), Q
+        assert not seen.any() or estimate[seen].mean() < at_most * true[seen].mean(), Q
         reported.append(estimate.mean())
     assert all(later < 0.3 * earlier for earlier, later in itertools.pairwise(reported))
     assert reported[-1] < 1e-3 * reported[0]

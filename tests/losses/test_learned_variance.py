@@ -241,10 +241,7 @@ def test_a_network_of_the_package_learns_its_variance(tmp_path):
     """UNet and MLP with twice the channels."""
     from sde_toolkit import MLP
 
-    try:
-        network = MLP(event_shape=(2,), width=8, depth=1, out_channels=4)
-    except TypeError:
-        pytest.skip("MLP has no out_channels")
+    network = MLP(event_shape=(2,), width=8, depth=1, out_channels=4)
     model = ScoreModel(network, VPSDE(), learned_variance=True, event_shape=(2,))
     model.save_pretrained(tmp_path)
     loaded = ScoreModel.from_pretrained(tmp_path)

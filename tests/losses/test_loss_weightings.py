@@ -186,6 +186,25 @@ def test_everything_is_finite_at_both_ends_of_time(sde, dtype):
                 assert bool(gradient(losses.sum(), model).isfinite().all())
 
 
+@every_sde
+def test_weights_near_the_ends_are_their_own_and_at_the_ends_their_limits(sde):
+    """A hundred-millionth inside, a weight is that of its time. At the very end the loss is that of a billionth inside,
+    which is all that a limit of 0 · ∞ can mean: no end of time is left out, and none has a weight of another time.
+    """
+    weightings = [constant, EDMWeighting(), MinSNR(), P2(), SigmoidWeighting(-1.0), g_squared]
+    x_0, _, noise = batch(n=2)
+    inside = torch.tensor([1e-8, 1 - 1e-8], dtype=torch.float64)
+    for weighting in weightings:
+        loss = DenoisingScoreMatching("v", Anchored(constant, "v") if weighting is constant else weighting)
+        model = model_with(sde, "v", time_input=ScaledTime())
+        weight = weighting(sde, inside) * error_ratio(sde, inside, loss.multiplies, "v", model.sigma_data)
+        plain = DenoisingScoreMatching("v")(model, x_0, inside, noise)
+        torch.testing.assert_close(loss(model, x_0, inside, noise), weight * plain, rtol=1e-12, atol=0)
+        for end, near in ((0.0, 1e-9), (1.0, 1 - 1e-9)):
+            at_end, beside = (loss(model, x_0, torch.full((2,), t).double(), noise) for t in (end, near))
+            torch.testing.assert_close(at_end, beside, rtol=1e-3, atol=1e-12)
+
+
 def test_the_error_keeps_its_digits_in_float32_where_the_target_is_not_the_output():
     """x_0-network, ε-loss, small t: converting x̂_0 to ε̂ first would divide the rounding of x_t by σ."""
     sde = VPSDE()
