@@ -117,7 +117,7 @@ def test_arrays_are_immutable_comparable_and_short_in_print():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e5])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 50.0, 1e3, 1e5])
 def test_the_round_trip_costs_the_round_off_of_the_numbers_themselves(dtype, offset):
     """Of the model's number, and of the datum: to a few units in the last place of each, in units of the spread."""
     spread = torch.tensor([1.0, 1e-6, 300.0], dtype=torch.float64)

@@ -84,6 +84,22 @@ def test_each_column_of_a_table_has_its_own_mean_and_spread(save, builder, dtype
     assert "2 of them constant" in data.notes
 
 
+@pytest.mark.parametrize("value", [5.0, -5.0, 1e-6, 0.0])
+def test_a_constant_column_is_scaled_by_its_size(save, value):
+    """So that it has the units of the others, and errors in model space are small beside it."""
+    table = np.stack([np.arange(9.0), np.full(9, value)], 1)
+    away = torch.tensor([[0.0, 2 * value if value else 1.0]], dtype=torch.float64)
+    assert array(save(table)).transform.forward(away)[0, 1].item() == pytest.approx(-1.0 if value < 0 else 1.0)
+
+
+@pytest.mark.parametrize("n", [2, 7, 25, 26])
+def test_the_test_part_is_at_least_the_fraction_and_leaves_something_to_train_on(save, n):
+    for fraction in (1e-9, 0.1, 0.5, 0.99):
+        data = array(save(np.arange(float(n))), test_fraction=fraction, shift=0.0, scale=1.0)
+        assert len(data.train) >= 1
+        assert len(data.test) == n - 1 or fraction * n <= len(data.test) < fraction * n + 1
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (3, 4, 4)])
 def test_the_choice_of_what_has_a_spread_of_its_own(save, shape):
     spreads = np.random.default_rng(0).uniform(1.0, 100.0, shape)

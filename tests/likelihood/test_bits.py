@@ -64,6 +64,18 @@ def test_bits_do_not_depend_on_the_transform(scale):
     torch.testing.assert_close(*bits, atol=1e-5, rtol=0)
 
 
+def test_the_default_detail_is_that_of_the_column_with_the_finest_levels():
+    """In model space a level is |scale| wide, and the noise of its bin has the standard deviation of a uniform one."""
+    scales = [0.4, -0.02, 0.1]
+    model = normal_on_levels(2.0, Affine(7.5, scales))
+    by_itself, finest, widest = (
+        bits_per_dim(model, integers(4), LEVELS, nfe=20, **options).bits
+        for options in ({}, *({"detail": 0.02 * scale / math.sqrt(12)} for scale in (1, 20)))
+    )
+    assert torch.equal(by_itself, finest)
+    assert not torch.equal(by_itself, widest)
+
+
 def test_bits_do_not_depend_on_the_units_of_the_levels():
     x, std = integers(), 2.0
     whole = bits_per_dim(normal_on_levels(std), x, LEVELS, **FINE)
