@@ -266,12 +266,12 @@ def long_member(name):
 
 
 def backwards(name):
-    """A tar whose member has −512 bytes: the next one begins where it began."""
+    """A tar whose second member has −512 bytes: the next one begins where it began."""
     header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
     header[124:136] = (-512).to_bytes(12, "big", signed=True)
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header[:512])
-    return bytes(header) + bytes(1024)
+    return tarfile.TarInfo("first.txt").tobuf(tarfile.GNU_FORMAT) + bytes(header) + bytes(1024)
 
 
 BOMB = gzip.compress(bytes(2**20), 9)  # a MiB in a kB; repeated, as many as one likes
