@@ -19,9 +19,11 @@ from sde_toolkit.errors import ArgumentError
 
 __all__ = [
     "Noise",
+    "Once",
     "Purpose",
     "check_noise_dtype",
     "check_stream",
+    "generator_for",
     "per_sample_noise",
     "sample_streams",
     "shared_noise",
@@ -36,7 +38,21 @@ class Purpose(IntEnum):
     PERTURBATION = 3
     DECODER = 4
     DEQUANTISATION = 5
+    CALIBRATION = 6
 
+
+class Once(IntEnum):
+    """What a run draws once, for all its samples together, by a generator of torch."""
+
+    DIRECTIONS = 1
+    RESIDUALS = 2
+    MINI_BATCHES = 3
+    GRADIENT_CHECK = 4
+    KID_SUBSETS = 5
+    PICTURES = 6
+
+
+_OF_A_RUN = 0x52756E  # the keys of samples are (index,) and (index, purpose)
 
 Noise = Callable[[], Tensor]
 """Returns the next standard normal draw, shape (B, *event)."""
@@ -69,6 +85,12 @@ def sample_streams(seed: int, first_index: int, n: int, purpose: Purpose | None 
     return [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys]
 
 
+def generator_for(seed: int, use: Once, number: int = 0) -> torch.Generator:
+    """The generator of one use in a run; ``number`` tells several of the same use apart."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(number, int(use), _OF_A_RUN))
+    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
 def per_sample_noise(
     seed: int,
     first_index: int,
@@ -76,17 +98,19 @@ def per_sample_noise(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    purpose: Purpose | None = None,
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
-    Drawn in float32 and then cast, so that a float64 run sees the very noise of the float32 one.
+    ``purpose``: by default their sampling. Drawn in float32 and then cast, so that a float64 run sees the very noise of
+    the float32 one.
 
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
     """
     check_stream(seed, first_index)
     check_noise_dtype(dtype)
-    streams = sample_streams(seed, first_index, shape[0])
+    streams = sample_streams(seed, first_index, shape[0], purpose)
 
     def draw() -> Tensor:
         noise = np.empty(shape, np.float32)

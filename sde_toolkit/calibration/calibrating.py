@@ -77,8 +77,8 @@ def calibrate(
         weights: tune multistep weights as well, for integrators that have them.
         n: noises to fit to, half as many to select with, and as many again to judge with. Default: up to 4096 for
             a model that costs less than 0.1 ms per sample, else 64.
-        seed: of the noises: streams ``(seed, 0)``, ``(seed, 1)``, ... as in ``sample``. The result is repeatable as
-            far as the time limit does not cut it short.
+        seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
+            repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
         effort: multiplies the iterations of descents and the runs of searches; 1 is what the time limit is meant for.
         reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.

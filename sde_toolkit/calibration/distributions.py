@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.noise import Once, generator_for
 
 __all__ = ["Likeness", "residuals", "sliced_squares"]
 
@@ -31,11 +32,11 @@ def sliced_squares(x: Tensor, target: Tensor, directions: Tensor) -> Tensor:
     return (a - b).square().mean(0)
 
 
-def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: int = 0) -> Tensor:
-    """|x − x̂_0(α x + σ z)|²/D at every level: (levels, n)."""
+def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: int = 0, number: int = 0) -> Tensor:
+    """|x − x̂_0(α x + σ z)|²/D at every level: (levels, n); z is that of the ``number``-th set of a seed."""
     sde = equation.sde
     low, high = sde.half_log_snr(1.0).item(), sde.half_log_snr(earliest).item()
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, Once.RESIDUALS, number)
     found = []
     levels = [level - math.log(equation.model.sigma_data) for level in _LEVELS]
     for value in (v for v in levels if low < v < high):
@@ -50,17 +51,25 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """The endpoints to be like: ``target`` (n, *event), the ``sizes`` (levels,) of their residuals, ``weights``."""
+    """The endpoints to be like: ``target`` (n, *event), the ``sizes`` (levels,) of their residuals, ``weights``.
+
+    ``seed``, ``number``: of the noise of residuals, the same for the targets and for whatever is compared with them.
+    """
 
     target: Tensor
     sizes: Tensor
     weights: Tensor
+    seed: int = 0
+    number: int = 0
 
     @classmethod
-    def of(cls, equation: ReverseEquation, target: Tensor, earliest: float) -> Likeness:
-        squares = residuals(equation, target, earliest=earliest)
+    def of(cls, equation: ReverseEquation, target: Tensor, earliest: float, seed: int = 0, number: int = 0) -> Likeness:
+        squares = residuals(equation, target, earliest=earliest, seed=seed, number=number)
         relative_variance = squares.var(1) / squares.mean(1) ** 2
-        return cls(target, squares.mean(1).sqrt(), 1 / relative_variance.clamp(min=1.0))
+        return cls(target, squares.mean(1).sqrt(), 1 / relative_variance.clamp(min=1.0), seed, number)
+
+    def _residuals(self, equation: ReverseEquation, x: Tensor, earliest: float) -> Tensor:
+        return residuals(equation, x, earliest=earliest, seed=self.seed, number=self.number)
 
     def excess(self, x: Tensor, rows: slice | Tensor, directions: Tensor) -> Tensor:
         """SW² beyond three times that of two halves of the target, which is scaled to this number of samples."""
@@ -71,12 +80,12 @@ class Likeness:
 
     def loss(self, equation: ReverseEquation, x: Tensor, rows: Tensor, directions: Tensor, earliest: float) -> Tensor:
         """J, differentiable in x."""
-        sizes = residuals(equation, x, earliest=earliest).mean(1).sqrt()
+        sizes = self._residuals(equation, x, earliest).mean(1).sqrt()
         return self.excess(x, rows, directions) + (self.weights * torch.log(sizes / self.sizes).square()).sum()
 
     def blocks(self, equation: ReverseEquation, x: Tensor, directions: Tensor, earliest: float) -> Tensor:
         """J in blocks of samples, (8,): every block's log-ratio of sizes times that of all others, free of bias."""
-        squares = residuals(equation, x, earliest=earliest)
+        squares = self._residuals(equation, x, earliest)
         parts = torch.stack([part.mean(1) for part in squares.chunk(BLOCKS, dim=1)])
         others = (parts.sum(0) - parts) / (len(parts) - 1)
         gaps = torch.log(parts.sqrt() / self.sizes) * torch.log(others.sqrt() / self.sizes)

@@ -24,6 +24,7 @@ from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.noise import Once, generator_for
 
 __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 
@@ -32,6 +33,7 @@ __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 class Descending:
     """How to descend: ``iterations`` mini-batches of ``batch`` noises, at these largest step sizes.
 
+    ``number``: descents of another number draw other mini-batches.
     ``lost``: errors above this share of the data's size count less and less, see :mod:`.problem`.
     """
 
@@ -39,7 +41,7 @@ class Descending:
     batch: int = 512
     grid_rate: float = 0.1
     weight_rate: float = 0.02
-    seed: int = 0
+    number: int = 0
     lost: float = math.inf
 
 
@@ -64,7 +66,7 @@ def optimise(
         groups.append({"params": [factors], "rate": how.weight_rate})
     optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    generator = torch.Generator().manual_seed(how.seed)
+    generator = generator_for(problem.seed, Once.MINI_BATCHES, how.number)
     size = min(how.batch, len(chosen))
     sizes: dict[int, float] = {}
     began = time.monotonic()
@@ -112,7 +114,7 @@ def differentiable(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int = 1
     steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
     a = increments_of(plan.grid, end).requires_grad_(True)
     rows = torch.arange(min(n, len(chosen)), device=problem.device)
-    directions = problem.directions(torch.Generator().manual_seed(0))
+    directions = problem.directions(generator_for(problem.seed, Once.GRADIENT_CHECK))
 
     def loss(at: Tensor) -> Tensor:
         grid = grid_of(at, start, end, steps)

@@ -4,7 +4,8 @@
     η > 0    a distance of distributions (:mod:`distributions`) to endpoints of the flow from other noises (it has the
              same marginals), the noise of the steps common to all runs
 
-``fit`` is what a search sees, ``select`` chooses between its results, ``fresh`` judges once, at the end.
+``fit`` is what a search sees, ``select`` chooses between its results, ``fresh`` judges once, at the end. Each has
+noises, directions and residual noise of its own, none of which :func:`~sde_toolkit.sample` draws.
 
 Gradients descend e² or c² log(1 + e²/c²): a noise that ends in another mode is lost whichever way the grid moves a
 little, and its e² drowns all others. Which of the two ends lower in e² is seen on ``select``.
@@ -16,6 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.reference import Path, fine_grid, reference_end, solve_finely
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise import Once, Purpose, generator_for, per_sample_noise
 from sde_toolkit.score_model import ScoreModel
 
 __all__ = ["Measured", "NoiseSet", "Problem", "softened"]
@@ -101,8 +103,8 @@ class Problem:
 
     def _draws(self, n: int) -> tuple[int, CommonNoise]:
         first, self.used = self.used, self.used + n
-        shape = (n, *self.event_shape)
-        return first, CommonNoise(per_sample_noise(self.seed, first, shape, dtype=self.dtype, device=self.device))
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "purpose": Purpose.CALIBRATION}
+        return first, CommonNoise(per_sample_noise(self.seed, first, (n, *self.event_shape), **how))
 
     def starts(self, noise: CommonNoise, rows: slice | Tensor = slice(None)) -> Tensor:
         return self.model.sde.sigma(self.start).to(self.device, self.dtype) * noise[0][rows]
@@ -115,7 +117,9 @@ class Problem:
         x = self.starts(source)
         ends = [solve_finely(self.flow, x[rows], self.times).end for rows in self.batches(n)]
         target = torch.cat(ends)
-        likeness = None if self.eta == 0 else Likeness.of(self.descent.equation, target, self.earliest)
+        likeness = None
+        if self.eta > 0:
+            likeness = Likeness.of(self.descent.equation, target, self.earliest, self.seed, first)
         return NoiseSet(first, noise, target, likeness)
 
     @torch.no_grad()
@@ -156,7 +160,7 @@ class Problem:
         if chosen.likeness is None:
             squares = _squares(x, chosen.target[:n])
         else:
-            directions = self.directions(torch.Generator().manual_seed(self.seed))
+            directions = self.directions(generator_for(self.seed, Once.DIRECTIONS, chosen.first))
             squares = chosen.likeness.blocks(self.descent.equation, x, directions, self.earliest)
         return torch.nan_to_num(squares, nan=torch.inf, posinf=torch.inf)
 

@@ -148,7 +148,7 @@ class Stages:
                     problem,
                     fit,
                     plan,
-                    replace(how, seed=how.seed + 1, lost=lost),
+                    replace(how, number=1, lost=lost),
                     weights=self.weights,
                     deadline=self.until(_WORKING if lost == ways[-1] else _FIRST),
                     tell=lambda done: self.tell("gradient", done),
@@ -160,10 +160,10 @@ class Stages:
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # many steps stand on each other: 0.1 diverges at 50
             iterations = max(1, round(600 * self.effort))
-            return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer, self.problem.seed)
+            return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer)
         batch = min(16, len(fit))
         iterations = max(1, min(round(300 * self.effort), self.affordable(plan.nfe, batch)))
-        return Descending(iterations, batch, 0.02, 0.004, seed=self.problem.seed)
+        return Descending(iterations, batch, 0.02, 0.004)
 
     def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
         """Dynamic programming, pattern search, least squares."""

@@ -11,6 +11,7 @@ from sde_toolkit.evaluation.comparison import Comparison, Row
 from sde_toolkit.evaluation.metrics import Estimate
 from sde_toolkit.evaluation.naming import file_names, literal
 from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure, sample_rows
+from sde_toolkit.noise import Once, generator_for
 
 __all__ = ["draw_all", "figure_names"]
 
@@ -132,7 +133,7 @@ def _sheets(comparison: Comparison) -> dict[str, tuple[str, Any]]:
     figures: dict[str, tuple[str, Any]] = {}
     real = None
     if comparison.judge is not None:
-        order = torch.Generator().manual_seed(comparison.seed)
+        order = generator_for(comparison.seed, Once.PICTURES)
         real = comparison.judge.real[torch.randperm(len(comparison.judge.real), generator=order)[: comparison.n]]
     safe = file_names(row.grid for row in comparison.rows)
     for grid in safe:

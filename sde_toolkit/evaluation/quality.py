@@ -32,6 +32,7 @@ from sde_toolkit.evaluation.judging import Features, Judge, Plausible
 from sde_toolkit.evaluation.metrics import Estimate, cubic, precision_recall, require_transport
 from sde_toolkit.evaluation.records import Quality, check_alike
 from sde_toolkit.evaluation.team import Team
+from sde_toolkit.noise import Once, generator_for
 
 __all__ = ["METRICS", "check_evaluation", "evaluate_samples", "usual_metrics"]
 
@@ -264,7 +265,7 @@ def _kid(generated: Tensor, real: Tensor, subsets: int, size: int, seed: int) ->
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
-        torch.manual_seed(seed)
+        torch.manual_seed(generator_for(seed, Once.KID_SUBSETS).initial_seed())
         metric = KernelInceptionDistance(
             feature=_Same(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
         )
