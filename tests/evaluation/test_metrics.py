@@ -57,17 +57,28 @@ def test_kernel_distance_is_unbiased_and_its_error_is_honest(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_distance_error_is_the_spread_where_sets_differ(kernel):
-    found = [kernel_distance(normal(2 * r, 40) + 0.7, normal(2 * r + 1, 60), kernel) for r in range(200)]
-    values = np.array([e.value for e in found])
-    assert np.mean([e.error for e in found]) / values.std() == pytest.approx(1, abs=0.25)
+    found = [kernel_distance(normal(2 * r, 40) + 0.7, normal(2 * r + 1, 60), kernel) for r in range(1500)]
+    assert honesty(found) == pytest.approx(1, abs=4 / math.sqrt(2 * 1500))
 
 
-def test_jackknife_is_what_leaving_out_gives():
-    x, y = normal(0, 7), normal(1, 5) + 1
-    left = [kernel_distance(np.delete(x, i, 0), y).value for i in range(7)]
-    right = [kernel_distance(x, np.delete(y, j, 0)).value for j in range(5)]
-    expected = math.sqrt(6 * np.var(left) + 4 * np.var(right))
-    assert kernel_distance(x, y).error == pytest.approx(expected, rel=1e-9)
+def honesty(found):
+    """The root mean square of the errors over the spread of the values; 1 but for chance of size 1/√(2n)."""
+    return math.sqrt(np.mean([e.error**2 for e in found])) / np.std([e.value for e in found])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (3, 9)])
+def test_jackknife_is_what_leaving_out_gives(kernel, n, m):
+    """Tukey's (n − 1)/n Σ (θ_i − mean θ)², and the variances of two independent sets add up."""
+    x, y = normal(0, n), normal(1, m) + 1
+    left = [kernel_distance(np.delete(x, i, 0), y, kernel).value for i in range(n)]
+    right = [kernel_distance(x, np.delete(y, j, 0), kernel).value for j in range(m)]
+    assert kernel_distance(x, y, kernel).error ** 2 == pytest.approx(tukey(left) + tukey(right), rel=1e-9)
+
+
+def tukey(left_out):
+    n = len(left_out)
+    return (n - 1) / n * sum((v - sum(left_out) / n) ** 2 for v in left_out)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -118,9 +129,30 @@ def test_sliced_distance_of_a_shift_is_known():
 
 
 def test_sliced_distance_error_is_the_spread_where_sets_differ():
-    found = [sliced_wasserstein(normal(2 * r, 64) * 1.5, normal(2 * r + 1, 128), projections=16) for r in range(60)]
-    values = np.array([e.value for e in found])
-    assert np.mean([e.error for e in found]) / values.std() == pytest.approx(1, abs=0.4)
+    found = [sliced_wasserstein(normal(2 * r, 64) * 1.5, normal(2 * r + 1, 128), projections=8) for r in range(200)]
+    assert honesty(found) == pytest.approx(1, abs=4 / math.sqrt(2 * 200))
+
+
+@pytest.mark.parametrize(("n", "m", "blocks"), [(40, 24, 8), (37, 29, 8), (12, 9, 3), (5, 50, 8)])
+def test_sliced_distance_error_is_what_leaving_out_blocks_gives(n, m, blocks):
+    """Blocks of neighbours as equal as they can be, left out one after another, of the one set and then of the other.
+
+    A set of fewer than ``blocks`` samples has as many blocks as samples."""
+    x, y, how = normal(0, n), normal(1, m) + 0.5, {"projections": 16, "seed": 4, "blocks": 0}
+
+    def without_a_block(values, distance):
+        parts = np.split(np.arange(len(values)), edges(len(values)))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        return [distance(np.delete(values, part, 0)).value for part in parts]
+
+    def edges(size):
+        count = min(blocks, size)
+        return [math.ceil(k * size / count) for k in range(1, count)]
+
+    of_x = without_a_block(x, lambda a: sliced_wasserstein(a, y, **how))
+    of_y = without_a_block(y, lambda b: sliced_wasserstein(x, b, **how))
+    found = sliced_wasserstein(x, y, **{**how, "blocks": blocks})
+    assert found.error**2 == pytest.approx(tukey(of_x) + tukey(of_y), rel=1e-9)
 
 
 def test_sliced_distance_is_deterministic_and_needs_no_blocks():
@@ -134,9 +166,18 @@ def test_rmse_and_its_error():
     x = np.zeros((4, 2, 3))
     assert rmse(x, x + 2.0).value == 2.0
     assert rmse(x, x + 2.0).error == 0.0
-    found = [rmse(normal(r, 50, 20), np.zeros((50, 20))) for r in range(200)]
-    spread = np.std([e.value for e in found])
-    assert np.mean([e.error for e in found]) == pytest.approx(spread, rel=0.2)
+    found = [rmse(normal(r, 50, 20), np.zeros((50, 20))) for r in range(4000)]
+    assert honesty(found) == pytest.approx(1, abs=4 / math.sqrt(2 * 4000))
+
+
+def test_the_error_of_rmse_is_that_of_the_mean_square_over_twice_the_value():
+    """The delta method: two pairs with squares a and b have the mean square (a + b)/2 ± |a − b|/2."""
+    found = rmse(np.array([[3.0, 3.0], [1.0, 1.0]]), np.zeros((2, 2)))
+    assert found.value == pytest.approx(math.sqrt(5), rel=1e-14)
+    assert found.error == pytest.approx(4 / (2 * math.sqrt(5)), rel=1e-14)
+    many = rmse(np.array([3.0, 1.0] * 50), np.zeros(100))
+    assert many.error == pytest.approx(4 / math.sqrt(99) / (2 * math.sqrt(5)), rel=1e-14)
+    assert math.isnan(rmse(np.ones(1), np.zeros(1)).error)
 
 
 def test_share():
