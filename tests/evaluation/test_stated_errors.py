@@ -160,7 +160,7 @@ def test_the_kernels_length_is_the_tenth_quantile_of_distances():
 
 
 def test_a_tenth_of_all_distances_are_shorter():
-    """Whatever the number of dimensions, and of the first thousand samples alone: a share of 500 pairs, and its error."""
+    """Whatever the number of dimensions, and of the first thousand samples alone: a share of 500 pairs."""
     for D in (1, 3, 40):
         real = torch.randn(3000, D, generator=torch.Generator().manual_seed(D), dtype=torch.float64)
         real[1000:] *= 50
