@@ -29,7 +29,7 @@ from torch import Tensor
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.noise import Noise, check_noise_dtype, check_stream
-from sde_toolkit.sde import SDE
+from sde_toolkit.sde import SDE, check_sde
 
 __all__ = ["BrownianPath", "Clock", "ExponentialClock", "time_clock"]
 
@@ -145,6 +145,7 @@ class _Tree:
     def __init__(
         self, path: BrownianPath, sde: SDE, times: Tensor, shape: tuple[int, ...], seed: int, first_index: int
     ) -> None:
+        check_sde(sde)
         check_stream(seed, first_index)
         self.levels, self.shape, self.times = path.levels, tuple(shape), _checked_times(times)
         self.clock = _clock_table(path.clock, sde, {u for t in self.times for u in self._asked(t)})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from sde_toolkit.broadcasting import as_floating, expand_to
+from sde_toolkit.checking import all_hold
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.prediction import Kind, Prediction
 from sde_toolkit.score_model import ScoreModel
@@ -242,7 +243,7 @@ class GaussianMixture(ScoreModel):
             raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event), one row a sample.")
         time = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         expand_to(time, x)  # refuses a t that does not fit x
-        if self._has_points and bool((self.sde.sigma(time) == 0).any()):
+        if self._has_points and all_hold(self.sde.sigma(time) > 0) is False:
             problem = "σ is 0 there, and a component without a spread has no density"
             raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
         return self.network.log_prob(x, time.expand(len(x)))

@@ -210,13 +210,12 @@ class ScoreModel(nn.Module):
         """
         said = self(x_t, t, condition)
         score = said.score
-        if said.readout.t.device.type == "cpu" and not torch.compiler.is_compiling():
-            vanishes = (self.sde.sigma(said.readout.t) == 0).flatten()
-            if bool(vanishes.any()) and not bool(score.isfinite().all()):
-                problem = f"σ is 0 there, and the score cannot be read from {self.prediction}"
-                end = self.sde.likelihood_end
-                raise ArgumentError("t", said.readout.t.flatten()[int(vanishes.int().argmax())].item(), problem,
-                    f"Pass a later time, {end:g} for example.")  # fmt: skip
+        t = said.readout.t.flatten()
+        vanishes = self.sde.sigma(t) == 0
+        if some_seen(vanishes) and some_seen(~score.isfinite()):
+            problem = f"σ is 0 there, and the score cannot be read from {self.prediction}"
+            remedy = f"Pass a later time, {self.sde.likelihood_end:g} for example."
+            raise ArgumentError("t", t[int(vanishes.int().argmax())].item(), problem, remedy)
         return score
 
     def description(self) -> dict[str, Any]:

@@ -42,8 +42,18 @@ def derivative(schedule: Schedule, t: Tensor) -> Tensor:
 def inverse_decreasing(schedule: Schedule, value: Tensor, iterations: int = 120) -> Tensor:
     """The t in [0, 1] with schedule(t) = value, for a strictly decreasing schedule, to rounding of the value or of t.
 
-    The Illinois method (regula falsi), with every third step a halving of the bracket on a logarithmic scale.
+    The Illinois method (regula falsi), with every third step a halving of the bracket on a logarithmic scale. First
+    derivatives, by ``value`` and by parameters of the schedule, are those of the inverse function.
     """
+    with torch.no_grad():
+        t = _bracketed(schedule, value.detach(), iterations)
+    slope = derivative(schedule, t).detach()
+    inside = slope.isfinite() & (slope < 0)
+    step = (value - schedule(torch.where(inside, t, 0.5))) / torch.where(inside, slope, 1.0)
+    return t + torch.where(inside, step - step.detach(), 0.0)
+
+
+def _bracketed(schedule: Schedule, value: Tensor, iterations: int) -> Tensor:
     enough = 4 * torch.finfo(value.dtype).eps * (1 + value.abs())
     low, high = torch.zeros_like(value), torch.ones_like(value)
     f_low, f_high = schedule(low) - value, schedule(high) - value

@@ -7,7 +7,7 @@ import pytest
 import torch
 from catalogue import SDES, Flow, doubles, name
 
-from sde_toolkit import SDE, VPSDE, LogSNRSDE, ScoreModel, gaussian, grids, reschedule
+from sde_toolkit import SDE, VPSDE, BrownianPath, LogSNRSDE, ScoreModel, gaussian, grids, reschedule
 from sde_toolkit.errors import ArgumentError, DefinitionError, SDEToolkitError
 from sde_toolkit.losses import LogNormal
 from sde_toolkit.sde import check_sde
@@ -79,6 +79,7 @@ ENTRANCES = {
     "reschedule": lambda sde: reschedule(gaussian([0.0], VPSDE(), std=1.0), sde),
     "grids": lambda sde: grids.uniform(sde, 3),
     "from_sigmas": lambda sde: grids.from_sigmas(sde, [1.0, 0.5]),
+    "BrownianPath": lambda sde: BrownianPath().values(sde, doubles(0.5), (1, 2)),
     "training times": lambda sde: LogNormal()(sde, torch.rand(3), 1e-3),
 }
 

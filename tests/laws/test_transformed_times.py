@@ -44,6 +44,12 @@ def test_slopes_of_schedules_by_every_transform(sde):
         same(torch.diagonal(jacrev(schedule)(T)), expected)
         same(jvp(schedule, (T,), (torch.ones_like(T),))[1], expected)
         same(torch.stack([grad(schedule)(t) for t in T]), expected)
+    slope = vmap(grad(sde.half_log_snr))(T)
+    found = vmap(grad(sde.inverse_half_log_snr))(sde.half_log_snr(T))
+    torch.testing.assert_close(found, 1 / slope, rtol=1e-8, atol=0)
+    lambdas = sde.half_log_snr(T).requires_grad_()
+    found = torch.autograd.grad(sde.inverse_half_log_snr(lambdas).sum(), lambdas)[0]
+    torch.testing.assert_close(found, 1 / slope, rtol=1e-8, atol=0)
 
 
 @every_sde
@@ -75,6 +81,7 @@ def models(sde):
     for told in (time_inputs.DiscreteIndex(10), time_inputs.NoiseLevel(), time_inputs.ScaledTime(9.0)):
         yield ScoreModel(network, sde, kinds_of(sde)[0], time_input=told)
     yield gaussian([0.3, -0.1], sde, std=0.5)
+    yield gaussian([0.3, -0.1], sde, std=0.0)
     yield GaussianMixture([[0.3, -0.1], [1.0, 1.0]], sde, std=0.5)
     yield reschedule(gaussian([0.3, -0.1], Wide(), std=0.5), sde)
 
@@ -97,6 +104,8 @@ def test_scores_are_mapped_over_samples_and_times(sde):
             return ReverseEquation(model, 0.0).drift(x[None], t)[0]
 
         same(vmap(score)(X, T), model.score(X, T))
+        if isinstance(model, GaussianMixture):
+            same(vmap(lambda x, t, model=model: model.log_prob(x[None], t)[0])(X, T), model.log_prob(X, T))
         same(vmap(drift)(X, T), ReverseEquation(model, 0.0).drift(X, T))
 
 
