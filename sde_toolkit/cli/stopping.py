@@ -51,7 +51,8 @@ def stopping_with_a_message() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         found = Stopped.of(stop, "")
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nstopped. {found.kept}".rstrip(), file=sys.stderr, flush=True)
+            said = found.kept if found.kept.startswith("stopped") else f"stopped. {found.kept}".rstrip()
+            print(f"\n{said}", file=sys.stderr, flush=True)
         raise SystemExit(found.status) from None
     finally:
         if mine:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sde_toolkit import checkpoint
 from sde_toolkit.checkpoint import checkpoint_folders
-from sde_toolkit.cli.setup import choose_device, instantiate, set_threads
+from sde_toolkit.cli.folders import CONFIG, holding, output_folder, save_config
+from sde_toolkit.cli.setup import choose_device, instantiate, set_threads, switch
+from sde_toolkit.cli.stopping import Stopped
 from sde_toolkit.data import Dataset
-from sde_toolkit.errors import CheckpointError, MissingDependencyError
+from sde_toolkit.errors import CheckpointError, MissingDependencyError, SDEToolkitError
 from sde_toolkit.evaluation.fingerprints import differences
+from sde_toolkit.plain_files import UnreadableFileError, read_yaml
 from sde_toolkit.rescheduled import reschedule
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.sde import SDE
-from sde_toolkit.training import train
+from sde_toolkit.training import Interrupted, TrainingOptions, train
+from sde_toolkit.training.logbook import LOG
 
 __all__ = ["run"]
 
@@ -33,8 +38,14 @@ def run(config: DictConfig) -> None:
         raise MissingDependencyError("accelerate", "sde-toolkit train", "train", error) from None
     set_threads(config.threads)
     device = choose_device(config.device)
+    directory = output_folder(config)
+    progress = switch(config, "progress")
     main = PartialState(cpu=device.type == "cpu").is_main_process  # of those that a launcher started
-    directory = Path(HydraConfig.get().runtime.output_dir)
+    with holding(directory, "train", [] if _has_config(directory) else [CONFIG], main=main), _telling(directory):
+        _train(config, directory, device, main, progress)
+
+
+def _train(config: DictConfig, directory: Path, device: torch.device, main: bool, progress: bool) -> None:
     dataset: Dataset = instantiate(config.data)
     if config.transform is not None:
         dataset = dataclasses.replace(dataset, transform=instantiate(config.transform))
@@ -42,38 +53,73 @@ def run(config: DictConfig) -> None:
     if config.model.sigma_data is None:
         config.model.sigma_data = round(_root_mean_square(dataset), 4)
     model = _model(config, dataset)
-    before = checkpoint_folders(directory)
+    before, had_config = checkpoint_folders(directory), (directory / CONFIG).exists()
     if config.initial is not None and not before:
         _start_from(config.initial, model)
     options, parts = instantiate(config.options), {name: instantiate(config[name]) for name in PARTS}
     watchers = [instantiate(watcher) for watcher in config.watchers or []]
     if main:
-        parameters = sum(p.numel() for p in model.parameters())
-        count = len(dataset.train) if dataset.stream is None else "a stream of"
-        print(f"{dataset.name}: {count} training samples of shape {dataset.event_shape}")
-        print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
-        print(f"the average of the weights (ema) is worth using from step {options.average_from} on")
+        _announce(dataset, model, options)
         if before:
             print(f"going on from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
         else:
-            OmegaConf.save(config, directory / "config.yaml", resolve=True)
-    train(
-        model,
-        dataset,
-        directory,
-        options,
-        **parts,
-        watchers=watchers,
-        trackers=[config.trackers] if isinstance(config.trackers, str) else list(config.trackers or []),
-        device=device,
-        progress=config.progress,
-    )
+            save_config(config, directory)
+    trackers = [config.trackers] if isinstance(config.trackers, str) else list(config.trackers or [])
+    given = {**parts, "watchers": watchers, "trackers": trackers, "device": device, "progress": progress}
+    with _removed_if_refused(directory / CONFIG, directory / LOG, new=main and not before and not had_config):
+        train(model, dataset, directory, options, **given)
     if main:
-        OmegaConf.save(config, directory / "config.yaml", resolve=True)
+        save_config(config, directory)
         print(f"last checkpoint: {checkpoint.locate(directory)}")
         print(f"use it: ScoreModel.from_pretrained({str(directory)!r})")
         if checkpoint.best_checkpoint(directory) is not None:
             print(f"the best one: {str(directory / 'best')!r}")
+
+
+@contextmanager
+def _removed_if_refused(file: Path, log: Path, new: bool) -> Iterator[None]:
+    """Take a ``new`` file away again if what is inside is refused before it logs anything."""
+    logged = log.stat().st_mtime_ns if log.exists() else None
+    try:
+        yield
+    except SDEToolkitError:
+        if new and logged == (log.stat().st_mtime_ns if log.exists() else None):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _announce(dataset: Dataset, model: ScoreModel, options: TrainingOptions) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    count = len(dataset.train) if dataset.stream is None else "a stream of"
+    print(f"{dataset.name}: {count} training samples of shape {dataset.event_shape}")
+    print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
+    print(f"the average of the weights (ema) is worth using from step {options.average_from} on")
+
+
+def _has_config(directory: Path) -> bool:
+    """Whether a config.yaml there is that of a run, as earlier versions left it without a record."""
+    if not checkpoint_folders(directory):
+        return False
+    try:
+        found = read_yaml(directory / CONFIG)
+    except (OSError, UnreadableFileError):
+        return False
+    return isinstance(found, dict) and {"options", "network", "sde", "model"} <= found.keys()
+
+
+@contextmanager
+def _telling(directory: Path) -> Iterator[None]:
+    """What is kept of a run that Ctrl-C or SIGTERM ends."""
+    try:
+        yield
+    except Interrupted as stop:
+        where = f"stopped at step {stop.step}, which is saved in {directory}"
+        raise Stopped(f"{where}: the same command goes on from there.", stop.status) from None
+    except KeyboardInterrupt as stop:
+        kept = "Nothing was saved yet."
+        for step, _ in checkpoint_folders(directory)[-1:]:
+            kept = f"The last checkpoint in {directory} is of step {step}: the same command goes on from there."
+        raise Stopped.of(stop, kept) from None
 
 
 PARTS = ("loss", "times", "augmentation")

@@ -7,6 +7,10 @@ read ahead and never handed out is read again.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +22,7 @@ from sde_toolkit.checking import is_count
 from sde_toolkit.data.stream import Stream
 from sde_toolkit.errors import ArgumentError, DataError
 
-__all__ = ["ParallelStream"]
+__all__ = ["ParallelStream", "outlive_signals"]
 
 _Answer = tuple[Tensor, "Tensor | None", dict[str, Any]] | str  # a string: what is wrong
 
@@ -103,11 +107,31 @@ class ParallelStream:
             num_workers=self.workers,
             prefetch_factor=self.ahead,
             generator=torch.Generator(),  # its own: the global one is left alone
+            worker_init_fn=outlive_signals,
         )
         return iter(loader)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_running": None}
+
+
+def outlive_signals(worker: int) -> None:
+    """For a process that reads: Ctrl-C and SIGTERM are often sent to a whole group, and the one that reads for decides.
+
+    Ctrl-C is ignored, and SIGTERM too unless it comes from the process that reads for. (On macOS and Windows, where a
+    process cannot tell from whom a signal comes, it dies of any SIGTERM.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != (os.getppid() if parent is None else parent.pid):
+        continue
+    os._exit(0)
 
 
 class _Batches(IterableDataset[_Answer]):

@@ -3,10 +3,12 @@
 from sde_toolkit.training.averages import WeightAverage, exponential, power_function
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.posthoc import posthoc_average
+from sde_toolkit.training.stopping import Interrupted
 from sde_toolkit.training.trainer import train
 from sde_toolkit.training.watchers import Likelihood, SampleSheet, Scene, Watcher
 
 __all__ = [
+    "Interrupted",
     "Likelihood",
     "SampleSheet",
     "Scene",

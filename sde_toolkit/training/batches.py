@@ -6,7 +6,7 @@ of R takes the r-th contiguous share, in passes of equal size. Reading ahead in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sde_toolkit.data import Dataset, ParallelStream, Stream
+from sde_toolkit.data.parallel import outlive_signals
 from sde_toolkit.errors import DataError, SDEToolkitError
 from sde_toolkit.losses import low_discrepancy
 from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order
@@ -121,7 +122,7 @@ def data_batches(
     use_labels: bool,
     workers: int = 0,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of the given portions, in order; read ahead by ``workers`` processes.
 
     Raises:
@@ -135,6 +136,7 @@ def data_batches(
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the global one is left alone
+        worker_init_fn=outlive_signals,
     )
     for batch in loader:
         if isinstance(batch, SDEToolkitError):
@@ -152,7 +154,7 @@ def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> St
 
 def stream_batches(
     stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, classes: int | None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +19,7 @@ from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
 from sde_toolkit.transforms import check_range
 
-__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data"]
+__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data", "modes_kept"]
 
 
 class Loss(Protocol):
@@ -60,6 +62,17 @@ class Objective(nn.Module):
         normal = x_0.new_zeros(len(x_0), 0) if batch.normal is None else batch.normal
         x_0, described = self.augmentation(x_0, batch.uniform.to(x_0.dtype), normal)
         return x_0, batch.labels if described is None else Condition(batch.labels, described)
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards every module inside is in training or evaluation mode as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> None:

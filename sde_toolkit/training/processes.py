@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,14 @@ def make_accelerator(
 
     Raises:
         MissingDependencyError: without accelerate.
-        ArgumentError: float16 without CUDA; a tracker that is not known or not installed.
+        ArgumentError: a device that is not there; float16 without CUDA; a tracker that is not known or not installed.
     """
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError as error:
         raise MissingDependencyError("accelerate", "training", "train", error) from None
-    device = torch.device(device)
+    device = _existing(device)
     if options.precision == "float16" and device.type != "cuda":
         raise ArgumentError("precision", "float16", f"it needs CUDA, not {device}", "Use bfloat16 or float32.")
     if device.type == "cuda" and device.index is not None:
@@ -59,12 +60,36 @@ def make_accelerator(
     AcceleratorState._reset_state()  # its own precision; the group of processes stays
     atexit.unregister(_dissolve)
     atexit.register(_dissolve)
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=PRECISIONS[options.precision],
         cpu=device.type == "cpu",
         log_with=sorted(trackers) or None,
         project_dir=directory,
     )
+    if made.device.type != device.type and not _launched():
+        problem = f"accelerate would train on {made.device}"
+        raise ArgumentError("device", str(device), problem, f"Pass device={made.device.type!r}, or 'cpu'.")
+    return made
+
+
+def _existing(device: torch.device | str) -> torch.device:
+    """A device that can compute.
+
+    Raises:
+        ArgumentError: if torch does not know it, or it is not there.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).add(1).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArgumentError("device", str(device), problem, "Pass a device that is there, such as 'cpu'.") from None
+    return found
+
+
+def _launched() -> bool:
+    """Whether accelerate or torchrun started this process: then their choice of the device goes first."""
+    return any(name in os.environ for name in ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"))
 
 
 def _dissolve() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Run:
 
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def batches(self, last: int) -> Iterator[Batch]:
+    def batches(self, last: int) -> Generator[Batch, None, None]:
         """This process's passes of the steps from here to ``last``."""
         options, rank = self.options, self.accelerator.process_index
         augmentation, classes = self.inner.augmentation, self.model.num_classes
@@ -234,7 +234,6 @@ class Run:
         self.step, self.seconds, self.best = state["step"], state["seconds"], tuple(state["best"])
 
     def result(self) -> ScoreModel:
-        """The averaged model, apart from the raw one, both in evaluation mode."""
-        self.model.eval()
+        """The averaged model, apart from the raw one, in evaluation mode."""
         with self.ema.in_place():
-            return copy.deepcopy(self.model)
+            return copy.deepcopy(self.model).eval()

@@ -22,12 +22,13 @@ from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.folder import check_folder, run_digest, tidy
 from sde_toolkit.training.logbook import Logbook
-from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data
+from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data, modes_kept
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
 from sde_toolkit.training.run import Run
 from sde_toolkit.training.saving import check_run, check_stream_state, mark_missed_best, writing
+from sde_toolkit.training.stopping import Interrupted, StopRequest
 from sde_toolkit.training.watchers import Scene, Watcher, check_watchers
 
 __all__ = ["train"]
@@ -49,7 +50,10 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> ScoreModel:
-    """Train ``model`` in place and return its moving average, as a model in evaluation mode.
+    """Train ``model`` in place and return its moving average, as a model of its own in evaluation mode.
+
+    ``model`` is trained in training mode, judged and watched in evaluation mode; afterwards each of its modules is in
+    the mode in which it was found.
 
     The folder receives checkpoints (:mod:`.saving`: raw and EMA weights, each named), ``training.csv`` and
     ``lambda.csv`` (:mod:`.logbook`). If it holds checkpoints of this very run, training goes on from the last of them,
@@ -78,6 +82,8 @@ def train(
             that is not of a run, the processes do not see the same folder, a checkpoint is damaged, or one cannot be
             written.
         FolderInUseError: another process works in the folder.
+        Interrupted: after Ctrl-C or SIGTERM, when the step was finished and saved. (Only in the main thread, and only
+            where the signal has no handler of the user's. A second signal ends at once.)
         NonFiniteError: after ``patience`` steps in a row without a finite gradient; none of them moved the weights.
     """
     options = options or TrainingOptions()
@@ -109,6 +115,7 @@ def train(
             tidy(directory)
         accelerator.wait_for_everyone()
         last = newest_for_all(directory, accelerator)
+        held.enter_context(modes_kept(model))
         model.to(accelerator.device).train()
         run = Run(objective, dataset, options, accelerator)
         if last is not None:
@@ -158,6 +165,8 @@ class _Loop:
         with ExitStack() as cleanup:
             cleanup.callback(_finish, accelerator)
             cleanup.callback(bar.close)
+            cleanup.callback(batches.close)  # and with it the processes that read
+            stop = cleanup.enter_context(StopRequest(accelerator.num_processes))
             while run.step < last:
                 run.advance(batches)
                 bar.update(1)
@@ -165,12 +174,23 @@ class _Loop:
                 if self._due(-(-run.options.steps // run.options.snapshots), run.options.steps):
                     with self._beside():
                         run.save_snapshots(self.directory, self.digest)
+                number = stop.agreed(run.step, accelerator)
                 best = run.best[1] == run.step
-                if best or self._due(run.options.checkpoint_every or run.options.evaluate_every, last):
+                due = self._due(run.options.checkpoint_every or run.options.evaluate_every, last)
+                if best or due or number is not None:
                     self._count_time()
                     with self._beside():
                         run.save(self.directory, self.record, best)
+                if number is not None and run.step < last:
+                    raise self._interrupted(number)
                 self._watch(run.options.steps)
+            if stop.number is not None:
+                raise self._interrupted(stop.number)
+
+    def _interrupted(self, number: int) -> Interrupted:
+        step, steps = self.run.step, self.run.options.steps
+        message = f"stopped at step {step} of {steps}, saved in {self.directory}; the same call goes on from there"
+        return Interrupted(message, step, number)
 
     def _due(self, every: int, last: int) -> bool:
         return self.run.step % every == 0 or self.run.step == last

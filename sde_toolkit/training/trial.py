@@ -22,7 +22,7 @@ from sde_toolkit.errors import CheckpointError
 from sde_toolkit.evaluation.fingerprints import tensor_digest
 from sde_toolkit.inspection import modules_of
 from sde_toolkit.score_model import ScoreModel
-from sde_toolkit.training.objective import Objective
+from sde_toolkit.training.objective import Objective, modes_kept
 
 __all__ = ["check_trial", "differing_part", "held_numbers", "try_network", "try_parts"]
 
@@ -125,19 +125,17 @@ def try_network(model: ScoreModel, dataset: Dataset, device: torch.device) -> li
 @contextmanager
 def _plainly(model: ScoreModel) -> Iterator[None]:
     """In evaluation mode, and not compiled: for four samples a network would be compiled once more."""
-    modes = [(module, module.training) for module in model.modules()]
     network: Any = model.network
     compiled = getattr(network, "_compiled_call_impl", None)
-    model.eval()
-    if compiled is not None:
-        network._compiled_call_impl = None
-    try:
-        yield
-    finally:
+    with modes_kept(model):
+        model.eval()
         if compiled is not None:
-            network._compiled_call_impl = compiled
-        for module, mode in modes:
-            module.training = mode
+            network._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            if compiled is not None:
+                network._compiled_call_impl = compiled
 
 
 def check_trial(folder: Any, then: Sequence[float] | None, now: Sequence[float] | None) -> None:

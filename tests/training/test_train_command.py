@@ -79,3 +79,41 @@ def test_help_and_unknown_commands(tmp_path):
     helped = command(tmp_path, "train", "--help")
     assert "experiment=" in helped.stdout
     assert "learning_rate" in helped.stdout
+
+
+POINTS = ["train", "experiment=checkerboard", "output=run", "progress=false", "watch=none", "options.batch_size=16"]
+POINTS += ["options.held_out=8", "options.evaluate_every=2", "options.steps=4", "device=cpu", "network.width=8"]
+
+
+def test_a_config_of_somebody_elses_is_never_replaced(command, tmp_path):
+    """Neither before there are checkpoints nor after; and what is refused leaves nothing."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("mine: 1\n")
+    status, _, err = command(*POINTS)
+    assert status == 2
+    assert "config.yaml was not written by this command" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    (tmp_path / "run/config.yaml").unlink()
+    assert command(*POINTS)[0] == 0
+    (tmp_path / "run/.sde-toolkit.json").unlink()
+    (tmp_path / "run/config.yaml").write_text("mine: 1\n")
+    assert command(*POINTS)[0] == 2
+    assert (tmp_path / "run/config.yaml").read_text() == "mine: 1\n"
+
+
+def test_a_run_of_before_there_was_a_record_of_files_goes_on(command, tmp_path):
+    assert command(*POINTS, "options.cosine_decay=false")[0] == 0
+    (tmp_path / "run/.sde-toolkit.json").unlink()
+    status, out, err = command(*POINTS, "options.cosine_decay=false", "options.steps=6")
+    assert status == 0, err
+    assert "going on from step 4 of 6" in out
+    assert "steps: 6" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_what_is_refused_before_the_first_step_leaves_nothing(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/training.csv").write_text("mine")
+    status, _, err = command(*POINTS)
+    assert status == 2
+    assert "training.csv is there already" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["training.csv"]

@@ -1,0 +1,251 @@
+"""Ctrl-C and SIGTERM: the step is finished and saved, and the run that goes on is the one that was never stopped."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from runs import rows, vectors, weights
+from test_saving import SHORT
+
+from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.training import Interrupted
+from sde_toolkit.training.run import Run
+from sde_toolkit.training.saving import load_state
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+OPTIONS = dataclasses.replace(SHORT, held_out=50)  # a checkpoint every 5 steps of 20
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.fixture
+def sending(monkeypatch):
+    """A function after which this process sends itself signals in the middle of a step."""
+    advance, wanted = Run.advance, {}
+
+    def advance_and_send(self, batches):
+        for number in wanted.pop(self.step + 1, ()):
+            signal.raise_signal(number)
+        advance(self, batches)
+
+    monkeypatch.setattr(Run, "advance", advance_and_send)
+    return lambda step, *numbers: wanted.update({step: numbers})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    vectors(folder, options=OPTIONS)
+    return folder
+
+
+def same_run(one, two):
+    for kind in ("raw", "ema"):
+        a, b = weights(one, kind), weights(two, kind)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    for file in ("training.csv", "lambda.csv"):
+        assert rows(one, file) == rows(two, file)
+
+
+@BOTH
+@pytest.mark.parametrize("step", [1, 7, 10])
+def test_the_step_is_finished_and_saved_and_the_run_goes_on_as_if_never_stopped(tmp_path, whole, sending, number, step):
+    before = handlers()
+    sending(step, number)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 20, saved in .*; the same call goes on") as stop:
+        vectors(tmp_path, options=OPTIONS)
+    assert handlers() == before
+    assert (stop.value.step, stop.value.signal, stop.value.status) == (step, number, 128 + number)
+    again = pickle.loads(pickle.dumps(stop.value))
+    assert (str(again), again.step, again.status) == (str(stop.value), step, 128 + number)
+    assert checkpoint_folders(tmp_path)[-1][0] == step
+    vectors(tmp_path, options=OPTIONS)
+    same_run(whole, tmp_path)
+
+
+def test_a_run_that_ends_leaves_the_handlers_as_they_were(tmp_path):
+    before = handlers()
+    vectors(tmp_path, options=OPTIONS, until=2)
+    assert handlers() == before
+
+
+@BOTH
+def test_at_the_last_step_the_run_is_complete_and_the_signal_is_not_lost(tmp_path, whole, sending, number):
+    sending(20, number)
+    with pytest.raises(Interrupted, match="stopped at step 20 of 20"):
+        vectors(tmp_path, options=OPTIONS)
+    vectors(tmp_path, options=OPTIONS)
+    same_run(whole, tmp_path)
+
+
+def test_a_second_one_ends_at_once(tmp_path, sending):
+    before = handlers()
+    sending(7, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        vectors(tmp_path, options=OPTIONS)
+    assert not isinstance(stop.value, Interrupted)
+    assert handlers() == before
+    assert checkpoint_folders(tmp_path)[-1][0] == 5
+
+
+@BOTH
+def test_what_the_user_does_at_a_signal_is_left_to_the_user(tmp_path, whole, sending, number):
+    heard = []
+    before = signal.signal(number, lambda *_: heard.append(number))
+    try:
+        sending(7, number)
+        vectors(tmp_path, options=OPTIONS)
+        assert heard == [number]
+    finally:
+        signal.signal(number, before)
+    same_run(whole, tmp_path)
+
+
+def test_other_threads_train_without_handlers(tmp_path, whole):
+    before = handlers()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(vectors, tmp_path, options=OPTIONS).result()
+    assert handlers() == before
+    same_run(whole, tmp_path)
+
+
+def test_processes_that_were_forked_meanwhile_end_as_they_would(tmp_path, monkeypatch):
+    """A pool of a watcher's, for example: else it could not be ended."""
+    codes, advance = [], Run.advance
+
+    def fork(self, batches):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.2)
+        child.terminate()
+        child.join(20)
+        codes.append(child.exitcode)
+        advance(self, batches)
+
+    monkeypatch.setattr(Run, "advance", fork)
+    vectors(tmp_path, options=OPTIONS, until=1)
+    assert codes == [-signal.SIGTERM]
+
+
+def started(words, folder, **environment):
+    """A process in a group of its own, once it has logged a step."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    log = Path(folder) / "training.csv"
+    until = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if len(log.read_text().splitlines()) > 1:
+                break
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+SCRIPT = """
+import dataclasses, sys
+sys.path.insert(0, {tests!r})
+import runs, torch
+torch.set_num_threads(1)
+given = dict(steps=100000, evaluate_every=100000, snapshots=1, log_every=5, workers=int(sys.argv[2]))
+if __name__ == "__main__":
+    runs.vectors(sys.argv[1], options=dataclasses.replace(runs.VECTORS, **given))
+"""
+
+
+def script(folder):
+    (folder / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    return str(folder / "script.py")
+
+
+def test_processes_that_read_are_sent_the_signal_too_and_do_not_mind(tmp_path):
+    """A scheduler sends it to the whole group. (Of Ctrl-C, see below.)"""
+    process = started([script(tmp_path), str(tmp_path / "run"), "2"], tmp_path / "run")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    step = checkpoint_folders(tmp_path / "run")[-1][0]
+    assert (
+        err.strip().splitlines()[-1].startswith(f"sde_toolkit.training.stopping.Interrupted: stopped at step {step} of")
+    )
+    assert "DataLoader" not in err
+
+
+@pytest.mark.parametrize("whom", ["one of them", "all of them"])
+def test_several_processes_stop_together(tmp_path, whom):
+    """After one and the same step, whoever of them was told, and without waiting for one another for ever; a terminal
+    tells all of them, and those that read for them."""
+    readers = "1" if whom == "all of them" else "0"
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "localhost:0", script(tmp_path), str(tmp_path / "run"), readers]
+    process = started(launch, tmp_path / "run")
+    if whom == "one of them":
+        os.kill(_children(process.pid)[-1], signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # which the launcher passes on once more
+    _, err = process.communicate(timeout=100)
+    ((step, folder),) = checkpoint_folders(tmp_path / "run")
+    assert set(re.findall(r"Interrupted: stopped at step (\d+)", err)) == {str(step)}
+    assert load_state(folder)["processes"] == 2
+
+
+def _children(parent):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
+    return sorted(map(int, found.stdout.split()))
+
+
+WORDS = ["train", "experiment=checkerboard", "options.evaluate_every=20", "options.steps=20", "options.batch_size=16"]
+WORDS += ["watch=none", "progress=false", "device=cpu", "options.held_out=16", "output=run"]
+
+
+@BOTH
+def test_the_command_says_where_it_stopped_with_the_usual_status(command, tmp_path, sending, number):
+    sending(7, number)
+    status, _, err = command(*WORDS)
+    assert status == 128 + number
+    said = f"stopped at step 7, which is saved in {tmp_path / 'run'}: the same command goes on from there."
+    assert err.strip().splitlines()[-1] == said
+    assert (tmp_path / "run/config.yaml").exists()
+    sending(9, number, number)
+    status, out, err = command(*WORDS)
+    assert "going on from step 7 of 20" in out
+    assert status == 128 + number
+    said = f"stopped. The last checkpoint in {tmp_path / 'run'} is of step 7: the same command goes on from there."
+    assert err.strip().splitlines()[-1] == said
+    status, out, err = command(*WORDS)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "meta", "nonsense", 3.5])
+def test_a_device_that_is_not_there_is_refused(tmp_path, device):
+    """Before anything is written, and never replaced by another one."""
+    if torch.cuda.is_available() and device == "cuda":
+        pytest.skip("it is there")
+    from sde_toolkit import MLP, VPSDE, ScoreModel
+    from sde_toolkit.data import checkerboard
+    from sde_toolkit.training import train
+
+    model = ScoreModel(MLP(event_shape=(2,), width=8, depth=1), VPSDE(), event_shape=(2,))
+    with pytest.raises(ArgumentError, match=f"device='{device}'"):
+        train(model, checkerboard(n=50), tmp_path / "run", OPTIONS, device=device)
+    assert not (tmp_path / "run").exists()
