@@ -117,3 +117,4 @@ def test_what_is_refused_before_the_first_step_leaves_nothing(command, tmp_path)
     assert status == 2
     assert "training.csv is there already" in err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["training.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
