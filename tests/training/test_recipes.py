@@ -54,8 +54,8 @@ def test_every_experiment_runs(trained, tmp_path, data, name):
         words.append(f"data.path={data / f'{kind}.npz'}")
     if kind == "cifar10":
         words += ["network.widths=[32,32]", "network.blocks_per_level=1"]
-    if name == "mnist_second":
-        words.append("initial=mnist")
+    if name.endswith("_second"):
+        words.append(f"initial={name.removesuffix('_second')}")
     model = trained(*words)
     x = sample(model, ddim(), grids.uniform(model.sde, 2, end=0.01), shape=(1, *model.event_shape)).x
     assert x.isfinite().all()
