@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.brownian import BrownianPath
 from sde_toolkit.checking import is_count
 from sde_toolkit.conditions import tensors_of
@@ -104,6 +105,8 @@ def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor 
     if model.event_shape is not None and shape[1:] != model.event_shape:
         problem = f"the model was made for events of shape {model.event_shape}"
         raise ArgumentError("shape", shape, problem, f"Pass {(shape[0], *model.event_shape)}.")
+    if x is None:
+        check_amount("shape", shape, math.prod(shape))
     if x is not None and not bool(x.isfinite().all()):
         raise ArgumentError(name, tuple(x.shape), "it holds NaN or infinity", "Clean it first.")
 

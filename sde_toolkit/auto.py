@@ -26,6 +26,7 @@ from importlib import resources
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.checking import is_count
 from sde_toolkit.equation import check_eta
 from sde_toolkit.errors import ArgumentError
@@ -139,6 +140,7 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     """
     if not is_count(nfe, least=2):
         raise ArgumentError("nfe", nfe, "a step and the denoising at the end take two evaluations", "Pass nfe >= 2.")
+    check_countable("nfe", nfe)
     check_eta(eta)
     name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
     sde = model.sde

@@ -120,24 +120,38 @@ class MissingDependencyError(SDEToolkitError, ImportError):
     def __init__(self, package: str, needed_for: str, extra: str | None, reason: Exception | None = None) -> None:
         self.package, self.extra = package, extra
         source = package if extra is None else f"'sde-toolkit[{extra}]'"
-        if (reason is None or isinstance(reason, ModuleNotFoundError)) and not _is_installed(package):
+        torch = _installed("torch")
+        kept = "" if torch is None else f"torch=={torch} "  # or pip may bring another one
+        if (reason is None or isinstance(reason, ModuleNotFoundError)) and _installed(package) is None:
             found, remedy = "is not installed", f"Install it with: pip install {source}"
+            if extra == "fid" and kept:  # its torchvision wants the torch that it was made for
+                remedy = f"Name {kept.strip()} in the command too, and pip keeps your torch. {remedy}"
         else:
             why = "" if reason is None else f" ({type(reason).__name__}: {' '.join(str(reason).split())[:160]})"
             wanted = source if extra is None else f"{package} {source}"
             found = f"cannot be imported{why}"
-            remedy = f"Install versions that fit one another with: pip install --upgrade {wanted}"
+            remedy = f"Install versions that fit one another with: pip install --upgrade {kept}{wanted}"
+            if package == "torchvision" and torch is not None:
+                own = f"torchvision=={_torchvision_for(torch)}"
+                remedy = f"Install the build for torch {torch}, from where torch came: pip install --force-reinstall "
+                remedy += f"--no-deps {own}, then pip install {kept}{own} {source}"
         super().__init__(f"{package!r} is needed for {needed_for} and {found}. {remedy}")
 
 
-def _is_installed(package: str) -> bool:
+def _installed(package: str) -> str | None:
+    """Its version; None if it is not there."""
     from importlib import metadata
 
     try:
-        metadata.distribution(package)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
+
+
+def _torchvision_for(torch: str) -> str:
+    """torchvision 0.(n + 15) is made for torch 2.n."""
+    minor = torch.split(".")[1]
+    return f"0.{int(minor) + 15}.*" if torch.startswith("2.") and minor.isdigit() else "*"
 
 
 _LARGEST = 2**20  # bytes of an attribute that travels with an error

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.sde import SDE, check_sde
@@ -136,6 +137,7 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
         raise ArgumentError(
             "steps", steps, f"a subset of N={N!r} steps has a whole number of them, between 1 and N", "Correct steps."
         )
+    check_countable("steps", steps)
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
 
 
@@ -211,6 +213,7 @@ def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, ti
     check_sde(sde)
     if not is_count(steps):
         raise ArgumentError("steps", steps, "a grid has a whole number of steps, at least one", "Pass steps >= 1.")
+    check_countable("steps", steps)
     end = sde.sampling_end if end is None else end
     if not (is_number(start) and is_number(end) and 0 <= end < start <= 1):
         raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")

@@ -7,6 +7,7 @@ are drawn on the host; a ``torch.Generator`` draws on its device, and then depen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 
@@ -28,6 +30,9 @@ __all__ = [
     "sample_streams",
     "shared_noise",
 ]
+
+
+_STREAM = 1000  # bytes of the state of one stream, about
 
 
 class Purpose(IntEnum):
@@ -110,6 +115,8 @@ def per_sample_noise(
     """
     check_stream(seed, first_index)
     check_noise_dtype(dtype)
+    check_amount("shape", shape, math.prod(shape))
+    check_amount("shape", shape, shape[0], bytes_each=_STREAM)
     streams = sample_streams(seed, first_index, shape[0], purpose)
 
     def draw() -> Tensor:

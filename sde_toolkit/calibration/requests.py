@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.calibration.distributions import BLOCKS
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
@@ -40,8 +41,11 @@ def check_request(
     check_evaluation_mode(model)
     if not is_count(nfe, least=2):
         raise ArgumentError("nfe", nfe, "a budget is a whole number of evaluations, at least 2", "10 is a good start.")
+    check_countable("nfe", nfe)
     if n is not None and not is_count(n, least=4):
         raise ArgumentError("n", n, "at least 4 noises are needed to fit to", "Leave it out, or use 64.")
+    if n is not None:
+        check_countable("n", n)
     if not is_count(seed, least=0):
         raise ArgumentError("seed", seed, "a stream is named by non-negative integers", "Pass one >= 0.")
     for name, value in positive.items():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.transforms import Affine
@@ -118,6 +119,7 @@ def _toy(
 ) -> Dataset:
     if n < 0 or n_test < 0 or n + n_test == 0:
         raise ArgumentError("n, n_test", (n, n_test), "no samples, or a negative number", "Give n >= 1.")
+    check_amount("n, n_test", (n, n_test), n + n_test, bytes_each=64)
     generator = Generator().manual_seed(seed)
     test, test_labels = draw(n_test, generator)
     train, train_labels = draw(n, generator)

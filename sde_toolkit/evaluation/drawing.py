@@ -7,6 +7,7 @@ computes the same from the same input (one kind of device, as many threads); on 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.arguments import check_batches, check_model
 from sde_toolkit.checking import is_count
 from sde_toolkit.conditions import check_condition
@@ -92,6 +94,7 @@ def draw_samples(
         raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
     if not is_count(n):
         raise ArgumentError("n", n, "not a whole number of at least 1", "64 is usual.")
+    check_amount("n", n, n * math.prod(model.event_shape))
     check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)
     check_condition(condition, n)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.arguments import check_deterministic, check_parts
 from sde_toolkit.checking import is_count
 from sde_toolkit.conditions import map_rows
@@ -149,6 +150,7 @@ def local_errors(
     grid = check_grid(grid)
     if not is_count(refine):
         raise ArgumentError("refine", refine, "must be a whole number, at least 1", "4 is usual.")
+    check_countable("refine", refine)
     if (n is None) == (x_start is None):
         raise ArgumentError("n, x_start", n, "exactly one of them is needed", "Pass n=16, for example.")
     shape = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
+from sde_toolkit.amounts import check_amount, check_countable
 from sde_toolkit.arguments import check_model
 from sde_toolkit.auto import Plan, auto
 from sde_toolkit.checking import is_count
@@ -214,6 +216,9 @@ def check_request(
     if not whole or (fixed and not budgets) or len(set(budgets)) != len(budgets):
         problem = "budgets are different whole numbers of network evaluations, at least 1"
         raise ArgumentError("budgets", list(budgets), problem, "Use [5, 10, 20], for example.")
+    for budget in budgets:
+        check_countable("budgets", budget)
     if not is_count(n, least=2):
         raise ArgumentError("n", n, "at least two samples are needed", "512 is the default.")
+    check_amount("n", n, n * math.prod(model.event_shape))
     return model.event_shape

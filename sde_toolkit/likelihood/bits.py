@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.arguments import check_model, check_shape
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
@@ -173,6 +174,7 @@ def dequantise(
     check_stream(seed, first_index)
     if not is_count(draws):
         raise ArgumentError("draws", draws, "must be a whole number, at least 1", "Pass draws=1.")
+    check_countable("draws", draws)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ArgumentError("generator", generator, "not a torch.Generator", "Leave it out, and pass a seed.")
     values = levels.at(levels.index(x))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.arguments import check_batches, check_shape, device_of
 from sde_toolkit.checking import is_count
 from sde_toolkit.conditions import check_condition
@@ -81,3 +82,4 @@ def check_draws(name: str, value: Any) -> None:
     """A number of draws, of repeats, ..., at least 1."""
     if not is_count(value):
         raise ArgumentError(name, value, "must be a whole number, at least 1", "Pass 32, for example.")
+    check_countable(name, value)

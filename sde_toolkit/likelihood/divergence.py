@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.checking import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
@@ -196,6 +197,7 @@ def check_probes(probes: int, least: int) -> None:
     """
     if not is_count(probes, least):
         raise ArgumentError("probes", probes, f"must be a whole number, at least {least}", "Pass 4, for example.")
+    check_countable("probes", probes)
 
 
 def check_distribution(distribution: str) -> None:

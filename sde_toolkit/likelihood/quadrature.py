@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.broadcasting import expand_to
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
@@ -72,6 +73,7 @@ class Quadrature(Rule):
     def __post_init__(self) -> None:
         if not is_count(self.nodes, 2):
             raise ArgumentError("nodes", self.nodes, "must be a whole number, at least 2", "25 is the default.")
+        check_countable("nodes", self.nodes)
         _check_scale(self.scale)
 
     def prepare(
@@ -103,6 +105,7 @@ class Refined(Rule):
         if rungs == 0 or rungs & (rungs - 1) or self.most != rungs * _OPENING + 1:
             problem = "nested nodes are 17, 33, 65, 129, 257, ... in number"
             raise ArgumentError("most", self.most, problem, "Pass 257, for example.")
+        check_countable("most", self.most)
         _check_scale(self.scale)
 
     def prepare(

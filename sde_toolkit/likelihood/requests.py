@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.arguments import (
     check_batches,
     check_deterministic,
@@ -84,6 +85,7 @@ def choose_flow(
         nfe = 50 if nfe is None else nfe
         if not is_count(nfe, 4):
             raise ArgumentError("nfe", nfe, "must be a whole number, at least 4", "50 is the default.")
+        check_countable("nfe", nfe)
         return default_flow(model, nfe, end, detail, richardson)
     check_deterministic(solver, "a likelihood")
     if nfe is not None:

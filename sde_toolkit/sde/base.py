@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.broadcasting import as_floating, check_same_shape, expand_to
 from sde_toolkit.checking import all_hold, some_seen
 from sde_toolkit.errors import ArgumentError, DefinitionError
@@ -319,6 +320,7 @@ class SDE:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Draw from the prior N(0, σ_t² I) that stands for p_t at the starting time ``t``, a number or (B,)."""
+        check_amount("shape", shape, math.prod(shape))
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         return expand_to(self._factor(self.sigma, t, noise), noise) * noise
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.cosine import CosineVPSDE
@@ -82,6 +83,7 @@ def zero_terminal_snr(betas: Any) -> Tensor:
 def _check_count(N: Any) -> None:
     if not is_count(N):
         raise ArgumentError("N", N, "a schedule has a whole number of steps, at least one", "DDPM's has 1000.")
+    check_countable("N", N)
 
 
 def _check_ends(N: Any, start: Any, end: Any) -> None:

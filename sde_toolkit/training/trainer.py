@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sde_toolkit.amounts import check_amount
 from sde_toolkit.checkpoint import check_plain, checkpoint_folders
 from sde_toolkit.claims import claimed
 from sde_toolkit.data import Augmentation, Dataset
@@ -90,6 +91,7 @@ def train(
     check_data(model, dataset)
     check_watchers(watchers, model)
     check_augmentation(model, augmentation)
+    check_amount("batch_size", options.batch_size, options.batch_size * (8 + math.prod(dataset.event_shape)))
     if until is not None and not 0 < until <= options.steps:
         raise ArgumentError("until", until, f"the run has {options.steps} steps", "Give a step of the run.")
     _warn_of_first_weights(options)

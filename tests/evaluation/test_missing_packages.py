@@ -1,15 +1,20 @@
 """What is said where a package is missing, or there and broken: which, what for, how to get it, and why."""
 
+import re
 import sys
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
-from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.errors import MissingDependencyError, _torchvision_for
 from sde_toolkit.evaluation import data_extractor, evaluate_samples, inception_extractor
 from sde_toolkit.evaluation.sheets import new_figure
 from sde_toolkit.progress import progress_bar
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 ABSENT = "a-package-nobody-has"
 
 
@@ -35,8 +40,28 @@ def test_a_broken_package_is_told_from_a_missing_one_and_the_reason_given_in_one
     assert "is not installed" not in text
     assert "cannot be imported (RuntimeError: operator torchvision::nms does not exist at 0x00" in text
     assert "\n" not in text
-    assert len(text) < 400
-    assert text.endswith("pip install --upgrade torchvision 'sde-toolkit[fid]'")
+    assert len(text) < 480
+    assert text.endswith("'sde-toolkit[fid]'")
+
+
+def test_no_remedy_brings_another_torch():
+    """pip takes a newer torch where a package wants one, unless it is told which one is there."""
+    there = f"torch=={metadata.version('torch')}"
+    broken = RuntimeError("operator torchvision::nms does not exist")
+    for package, extra in (("torchmetrics", "fid"), ("accelerate", "train"), ("pillow", "data"), ("tqdm", None)):
+        command = said(package, "a test", extra, broken).partition("pip install ")[2]
+        assert command.startswith(f"--upgrade {there} ")
+    assert there in said(ABSENT, "FID and KID", "fid")
+    reinstall, _, rest = said("torchvision", "FID", "fid", broken).partition("pip install ")[2].partition(", then ")
+    assert "--no-deps" in reinstall
+    assert "upgrade" not in rest
+    assert there in rest
+
+
+def test_the_torchvision_that_is_named_is_that_of_the_constraints():
+    """Both say which one was made for the torch of the constraints."""
+    pins = dict(re.findall(r"^(torch|torchvision)==([\d.]+)", CONSTRAINTS.read_text(), re.MULTILINE))
+    assert fnmatch(pins["torchvision"], _torchvision_for(pins["torch"]))
 
 
 def test_an_installed_package_that_lacks_one_of_its_own_is_broken_and_not_missing():

@@ -12,7 +12,7 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"errors", "broadcasting", "checking", "claims"},
+    {"showing", "errors", "broadcasting", "checking", "amounts", "claims", "plain_files"},
     {"conditions", "inspection"},
     {"evaluation_mode"},
     {"asking"},

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.amounts import check_countable
 from sde_toolkit.checking import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.fingerprints import behaviour, digits_of, model_fingerprint, plain, tensor_digest, trial
@@ -83,6 +84,8 @@ class LikelihoodRequest:
             if not is_count(value, low):
                 problem = f"must be a whole number, at least {low}"
                 raise ArgumentError(name, value, problem, f"Pass {name}={max(low, 1)}.")
+            if name != "seed":
+                check_countable(name, value)
         if self.discrete_draws is not None and not is_count(self.discrete_draws):
             problem = "must be a whole number, at least 1"
             raise ArgumentError("discrete_draws", self.discrete_draws, problem, "Use None for every step.")
