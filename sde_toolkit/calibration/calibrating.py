@@ -33,6 +33,7 @@ from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation_mode import watch_random_numbers
 from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.inspection import modules_of
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
@@ -85,7 +86,8 @@ def calibrate(
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
         batch_size: samples that go through the network together.
-        dtype: of the state. Default: float64 for a model without float32 parameters, else float32.
+        dtype: of the state. Default: float64 for networks with float64 parameters and for exact scores; else float32,
+            in which ``sample`` asks a network, too.
         progress, callback: a bar; or a function told (stage, share done).
 
     Raises:
@@ -218,10 +220,17 @@ def _default_n(cheap: bool, D: int) -> int:
 def _dtype_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    coarse = any(p.is_floating_point() and p.dtype != torch.float64 for p in model.parameters())
     if dtype not in (None, torch.float32, torch.float64):
         raise ArgumentError("dtype", dtype, "the state is float32 or float64", "Leave it out.")
-    return dtype or (torch.float32 if coarse else torch.float64), device
+    return dtype or _own_dtype(model), device
+
+
+def _own_dtype(model: ScoreModel) -> torch.dtype:
+    """float64 where all parameters are (or all buffers, where there are none), in networks that are functions, too."""
+    modules = [module for _, module in modules_of(model, "model")]
+    parameters = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
+    buffers = [b.dtype for module in modules for b in module.buffers() if b.is_floating_point()]
+    return torch.float64 if set(parameters or buffers) == {torch.float64} else torch.float32
 
 
 @torch.no_grad()

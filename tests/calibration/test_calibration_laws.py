@@ -114,7 +114,7 @@ def test_it_beats_its_start_on_fresh_noise(sde, solver, method):
 
 
 def check_what_is_promised(model, solver, given, found):
-    """Both errors are those of the fresh noises, which nothing was fitted to, by the delta method over their squares."""
+    """Both errors are those of the fresh noises, which nothing was fitted to."""
     n, own = found.record["n"], found.record["reference"]["own_error"]["value"]
     noise = per_sample_noise(0, n["first_fresh"], (n["fresh"], 2), dtype=FLOAT, purpose=Purpose.CALIBRATION)
     x = noise() * model.sde.sigma(1.0)
@@ -171,6 +171,36 @@ def test_gradients_stay_out_of_the_network():
     found = calibrate(model, ddim(), 4, method="gradient", n=16, effort=0.02, reference_steps=20)
     assert found.grid.dtype == FLOAT
     assert all(p.grad is None for p in model.parameters())
+
+
+def small_network(dtype):
+    torch.manual_seed(0)
+    return sde_toolkit.MLP((2,), width=8).to(dtype).eval()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state"), [(torch.float32, torch.float32), (FLOAT, FLOAT), (torch.bfloat16, torch.float32)], ids=str
+)
+def test_a_network_is_asked_in_its_own_dtype_as_a_module_and_as_a_function(dtype, state):
+    """And both give one calibration."""
+    network, asked = small_network(dtype), set()
+    network.register_forward_pre_hook(lambda module, inputs: asked.add(inputs[0].dtype))
+    found = []
+    for given in (network, lambda x, t: network(x, t)):
+        model = sde_toolkit.ScoreModel(given, VPSDE(), "v", event_shape=(2,))
+        found.append(calibrate(model, ddim(), 3, method="search", n=8, effort=0.02, reference_steps=10))
+    assert asked == {dtype}
+    assert {c.record["dtype"] for c in found} == {str(state)}
+    assert found[0].before == found[1].before
+    assert torch.equal(found[0].grid, found[1].grid)
+
+
+def test_a_function_without_parameters_is_asked_as_sample_asks_it():
+    weights = torch.eye(2)
+    model = sde_toolkit.ScoreModel(lambda x, t: 0.1 * x @ weights, VPSDE(), "v", event_shape=(2,))
+    how = {"method": "search", "n": 8, "effort": 0.02, "reference_steps": 10}
+    assert calibrate(model, ddim(), 3, **how).record["dtype"] == "torch.float32"
+    assert calibrate(mixture(VPSDE()), ddim(), 3, **how).record["dtype"] == "torch.float64"
 
 
 # Falling back is honest
