@@ -171,20 +171,38 @@ class FirstStep(PerSample):
 
 
 @every_pair
-def test_the_first_step_is_hairers(method):
+@pytest.mark.parametrize("near", [1.0, 1e-4], ids=["as far as the error allows", "a hundred short steps"])
+def test_the_first_step_is_hairers(method, near):
     """Volume I, section II.4: d_0, d_1, a short Euler step, d_2, then the step of an error of a hundredth."""
     q, size, atol, rtol = power(method), 1e-3, 1e-4, 1e-12
-    x, start = torch.tensor([0.3, -0.4], dtype=torch.float64), 1.5
+    x, start = near * torch.tensor([0.3, -0.4], dtype=torch.float64), 1.5
     field = scaled_field(method, size)
     asked, _ = solve(PerSample(method, rtol=rtol, atol=atol), field, x, start=start)
-    d_0 = math.sqrt((0.3**2 + 0.4**2) / 2) / atol
+    d_0 = near * math.sqrt((0.3**2 + 0.4**2) / 2) / atol
     d_1 = size * start ** (q - 1) / atol
     short = 0.01 * d_0 / d_1
     assert asked[0] == pytest.approx(start, abs=1e-9)
     assert asked[1] == pytest.approx(start + short, abs=1e-7)
     d_2 = size * ((start + short) ** (q - 1) - start ** (q - 1)) / atol / short
     expected = min(100 * short, (0.01 / max(d_1, d_2)) ** (1 / q))
-    assert attempts(method, asked)[1][0] == pytest.approx(expected, rel=1e-6)
+    assert (expected == 100 * short) == (near < 1)
+    assert attempts(method, asked)[1][0] == pytest.approx(expected, rel=1e-5)
+
+
+@every_pair
+def test_the_end_of_an_interval_cuts_a_step_and_says_nothing_of_the_next(method):
+    """A time that is wanted soon after the fifth step began: from there the sixth is as long as it would have been."""
+    field, integrator = scaled_field(method, 0.1), PerSample(method, rtol=1e-16, atol=1e-4)
+    at, h = attempts(method, solve(integrator, field, torch.zeros(1).double())[0])
+    network, wanted = Field(field), at[5] + 0.01 * h[5]
+    grid = SDE.inverse_half_log_snr(torch.tensor([FIRST, wanted, LAST], dtype=torch.float64))
+    run = {"x_start": torch.zeros(1, 1), "dtype": torch.float64}
+    sample(ScoreModel(network, SDE, "epsilon"), probability_flow(integrator), grid, **run)
+    cut_at, cut = attempts(method, np.array(network.asked))
+    np.testing.assert_allclose(cut[:5], h[:5], rtol=1e-6)
+    assert cut[5] == pytest.approx(0.01 * h[5], rel=1e-4)
+    assert cut_at[6] == pytest.approx(wanted, abs=1e-6)
+    assert cut[6] == pytest.approx(h[5], rel=1e-4)
 
 
 def test_upwards_the_same_steps_are_taken_with_the_other_sign():
