@@ -114,6 +114,20 @@ def test_hutch_plus_plus_is_unbiased_and_varies_less_at_equal_products_where_the
     assert variance_and_bias(HutchPlusPlus(1, 2), mixing_field((D,)), x, copies)[1] < 4  # nor where it is not
 
 
+@pytest.mark.parametrize("mode", [reverse, forward], ids=name)
+def test_hutch_plus_plus_is_exact_where_the_sketch_spans_everything(mode):
+    """A Jacobian of rank 3: three directions catch it, and nothing is left to chance."""
+    generator = torch.Generator().manual_seed(5)
+    A, B = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((12, 3), (3, 12)))
+
+    def field(x):
+        return torch.tanh(x @ A / 3) @ B
+
+    x, divergence = states((12,)), HutchPlusPlus(rank=3, probes=4)
+    found = traces(divergence, field, x, mode, divergence.directions(tuple(x.shape), 0, 0).double())
+    torch.testing.assert_close(found, traces_of_jacobian(field, x).expand(4, -1), rtol=1e-10, atol=1e-10)
+
+
 def copies_of_one_point(D, copies, divergence, **how):
     """(estimates for copies of one point, the exact trace's answer there), both on one coarse path."""
     model = gaussian(torch.linspace(-1, 1, D, dtype=torch.float64), VPSDE(), covariance=full_covariance(D))
