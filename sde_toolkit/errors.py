@@ -53,6 +53,7 @@ class ArgumentError(SDEToolkitError, ValueError):
     def __init__(self, argument: str, value: Any = None, problem: str | None = None, remedy: str = "") -> None:
         self.argument = argument
         self.value = value
+        self.remedy = remedy
         if problem is None:
             super().__init__(argument)
             return
@@ -80,6 +81,7 @@ class CheckpointError(SDEToolkitError):
 
     def __init__(self, path: Any, problem: str, remedy: str) -> None:
         self.path = path
+        self.remedy = remedy
         super().__init__(f"checkpoint {str(path)!r}: {problem.rstrip('.')}. {remedy}")
 
 
@@ -89,6 +91,7 @@ class NonFiniteError(SDEToolkitError, ArithmeticError):
     def __init__(self, problem: str, *, step: int, t: float | None = None, remedy: str) -> None:
         self.step = step
         self.t = t
+        self.remedy = remedy
         at = f"step {step}" if t is None else f"step {step}, t={t:.6g}"
         super().__init__(f"{problem} at {at}. {remedy}")
 

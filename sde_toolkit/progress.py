@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 from sde_toolkit.errors import MissingDependencyError
 
-__all__ = ["progress_bar", "require_progress"]
+__all__ = ["close_bars", "progress_bar", "require_progress"]
 
 
 class _Silent:
@@ -19,6 +20,29 @@ class _Silent:
     def close(self) -> None: ...
 
 
+class _Bar:
+    """tqdm's, whose methods return nothing: a callback that ends with one of them returns nothing either."""
+
+    def __init__(self, total: int | None, description: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=description, dynamic_ncols=True)
+        _open.add(self)
+
+    def update(self, n: int = 1) -> None:
+        self._bar.update(n)
+
+    def set_postfix_str(self, text: str) -> None:
+        self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        _open.discard(self)
+
+
+_open: WeakSet[_Bar] = WeakSet()
+
+
 def progress_bar(total: int | None, description: str, *, enabled: bool) -> Any:
     """A tqdm bar on standard error, or a silent stand-in.
 
@@ -28,9 +52,13 @@ def progress_bar(total: int | None, description: str, *, enabled: bool) -> Any:
     if not enabled:
         return _Silent()
     require_progress(enabled)
-    from tqdm import tqdm
+    return _Bar(total, description)
 
-    return tqdm(total=total, desc=description, dynamic_ncols=True)
+
+def close_bars() -> None:
+    """End the line of every bar that is still open, so that a message begins on a line of its own."""
+    for bar in list(_open):
+        bar.close()
 
 
 def require_progress(enabled: bool) -> None:

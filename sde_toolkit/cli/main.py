@@ -10,9 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit.cli.speech import in_shell_words, one_line
 from sde_toolkit.cli.stopping import stopping_with_a_message
 from sde_toolkit.cli.words import quote_paths
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
+from sde_toolkit.progress import close_bars
 
 __all__ = ["main"]
 
@@ -55,13 +57,22 @@ def _run(command: str, overrides: list[str]) -> None:
     sys.argv = [f"sde-toolkit {command}", *overrides]
     decorate = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=command)
     _check_launcher(overrides)
-    with _as_they_are():
-        decorate(_reporting_errors(task, command))()
+    began: list[str] = []
+
+    def run(config: Any) -> None:
+        began.append(command)
+        _reporting_errors(task, command)(config)
+
+    with _as_they_are(began, overrides):
+        decorate(run)()
 
 
 @contextmanager
-def _as_they_are() -> Iterator[None]:
-    """Exceptions as they were raised, where Hydra would print them in its own way; its own become messages."""
+def _as_they_are(began: list[str], overrides: list[str]) -> Iterator[None]:
+    """Exceptions as they were raised, where Hydra would print them in its own way; its own become messages.
+
+    ``began``: not empty once a job has begun, and what is raised may be of the user's own code.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -71,9 +82,13 @@ def _as_they_are() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        _complain(f"error: {error}{cause}")
+        _complain(f"error: {one_line(f'{error}{cause}')}")
     except OSError as error:  # of a folder that Hydra makes itself
-        _complain(f"error: {error}")
+        _complain(f"error: {one_line(str(error))}")
+    except Exception as error:
+        if began:
+            raise
+        _complain(f"error: {' '.join(overrides)}: these settings cannot be read ({one_line(str(error))})")
     finally:
         if before is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -126,8 +141,10 @@ def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[An
             task(config)
         except MissingMandatoryValue as error:
             _complain(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...")
-        except (SDEToolkitError, OSError) as error:
-            _complain(f"error: {error}")
+        except SDEToolkitError as error:
+            _complain(f"error: {in_shell_words(error, command)}")
+        except OSError as error:
+            _complain(f"error: {one_line(str(error))}")
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -144,6 +161,7 @@ def _is_memory(error: Exception) -> bool:
 
 def _complain(text: str) -> None:
     """To standard error, saying which process of several it is, and an end with status 2."""
+    close_bars()
     rank = os.environ.get("RANK", "0")
     print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None

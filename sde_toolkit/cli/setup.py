@@ -89,7 +89,8 @@ def choose_device(name: Any) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).add(1).item()
     except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        unknown = isinstance(error, TypeError | ValueError | NotImplementedError)
+        problem = "nothing can be computed there" if unknown else str(error).splitlines()[0]
         raise ArgumentError("device", name, problem, "Use auto, cpu, cuda or cuda:N.") from None
     return device
 

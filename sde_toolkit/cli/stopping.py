@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sde_toolkit.progress import close_bars
+
 __all__ = ["Stopped", "Terminated", "stopping_with_a_message"]
 
 
@@ -49,6 +51,7 @@ def stopping_with_a_message() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        close_bars()
         found = Stopped.of(stop, "")
         if os.environ.get("RANK", "0") == "0":
             said = found.kept if found.kept.startswith("stopped") else f"stopped. {found.kept}".rstrip()
