@@ -20,7 +20,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.divergence import Divergence
 from sde_toolkit.likelihood.ends import prior_cost, roughness, truncation
-from sde_toolkit.likelihood.jacobian import Field, Mode, check_differentiable, check_repeatable, fastest, reverse
+from sde_toolkit.likelihood.jacobian import Field, Mode, check_differentiable, check_repeatable, fastest, reverse, sized
 from sde_toolkit.likelihood.joint import JointEquation
 from sde_toolkit.likelihood.paths import Path, Upwards
 from sde_toolkit.likelihood.prior import Prior
@@ -245,7 +245,8 @@ class Work:
             def field(rows: Tensor, times: Inputs = times, condition: Any = condition) -> Tensor:
                 return equation.model.output(rows, times, condition)
 
-            output, products = self.mode(field, x[first:last], self.differentiable)
+            mode = sized(self.mode, equation.model.sigma_data)
+            output, products = mode(field, x[first:last], self.differentiable)
             outputs.append(output)
             traces.append(self.divergence.traces(products, x[first:last], probes[:, first:last]))
         return torch.cat(outputs), torch.cat(traces, 1)

@@ -115,7 +115,8 @@ def variational_bound(
         x: (n, *event), in the caller's data space, or in model space with ``space="model"``.
         draws: evaluations per sample, each at a time of its own; stratified, two to a stratum.
         start, end: times, from N(0, σ² I) at ``start`` to the decoder at ``end``; the SDE's ``likelihood_end`` if None.
-        proposal: how times are drawn: ``Sigmoid()`` by default, ``UniformLambda()``, ``UniformTime()``.
+        proposal: how times are drawn: ``UniformLambda()``, ``UniformTime()``, or ``Sigmoid()``, by default with its
+            center moved to the size of the data, by −log σ_d.
         decoder: ``GaussianDensity()`` by default, ``NormalisedLevels()`` (VDM, eq. 12) with ``levels``.
         levels: what the values of discrete data are; the bound is then one on the log-probability of the integers.
         prior: where the model's sampler starts, N(0, σ² I) by default; another one is another model.
@@ -135,7 +136,7 @@ def variational_bound(
     if not (is_number(start) and is_number(end) and 0 <= end < start <= 1):
         raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")
     decoder = decoder or (GaussianDensity() if levels is None else NormalisedLevels())
-    proposal = proposal or Sigmoid()
+    proposal = proposal or _usual_proposal(model)
     check_draws("draws", draws)
     run, index, log_abs_det = prepare_bound(
         model, x, start, end, decoder, levels, prior, space, proposal, condition, batch_size, seed, first_index,
@@ -180,7 +181,7 @@ def discrete_bound(
             σ > 0: from the last but one where the grid ends at data, its last step being L_0.
         variance: v², a function (sde, t, s): None is the posterior's own, ``forward_variance`` is DDPM's β.
         draws: so many steps, drawn at random for each sample, stand for all: half in proportion to what a step costs
-            on data N(0, I), half to the mass that ``proposal`` gives it. None: every step, one evaluation each.
+            on data N(0, σ_d² I), half to the mass that ``proposal`` gives it. None: every step, one evaluation each.
         repeats: how often every step is taken; two and more give a standard error.
         decoder: ``GaussianDensity(denoise=True)`` by default, ``IntegratedBins()`` with ``levels`` (eq. 13). Pass
             ``std`` for a σ_1 of your own; the default is σ/α at that time.
@@ -202,7 +203,7 @@ def discrete_bound(
         problem = "every step is taken, and none is drawn"
         raise ArgumentError("proposal", proposal, problem, "Pass draws=100 too, or leave it out.")
     start, end = noisy[0].item(), noisy[-1].item()
-    chosen = None if draws is None else proposal or Sigmoid()
+    chosen = None if draws is None else proposal or _usual_proposal(model)
     run, index, log_abs_det = prepare_bound(
         model, x, start, end, decoder, levels, prior, space, chosen if len(noisy) > 1 else None, condition, batch_size,
         seed, first_index, progress, dtype, device,
@@ -215,7 +216,7 @@ def discrete_bound(
         errors = run.squared_errors(noisy[:-1].repeat(repeats).expand(n, -1))
         diffusion, spread = mean_of_repeats(-(of_error * errors.reshape(n, repeats, steps)).sum(2))
     else:
-        expected = of_error / (1 + torch.exp(2 * sde.half_log_snr(noisy[:-1])))
+        expected = of_error / (1 + model.sigma_data**2 * torch.exp(2 * sde.half_log_snr(noisy[:-1])))
         p = 0.5 * expected / expected.sum() + 0.5 * chosen.masses(sde, noisy)
         u = stratified_uniforms(seed, first_index, n, draws or 1)
         i = torch.searchsorted(p.cumsum(0), u).clamp(max=steps - 1)
@@ -225,6 +226,11 @@ def discrete_bound(
         draws=draws, repeats=repeats, proposal=chosen, decoder=decoder, levels=levels, prior=prior, space=space,
         grid=grid, variance=variance,
     )  # fmt: skip
+
+
+def _usual_proposal(model: ScoreModel) -> Sigmoid:
+    """``Sigmoid()``, which is for data of size 1, for data of this model's size."""
+    return Sigmoid(center=Sigmoid.center - math.log(model.sigma_data))
 
 
 def _step_costs(sde: SDE, times: Tensor, variance: Variance | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ only one with a forward rule.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
@@ -34,6 +35,7 @@ __all__ = [
     "forward",
     "mode_name",
     "reverse",
+    "sized",
 ]
 
 Field: TypeAlias = Callable[[Tensor], Tensor]
@@ -88,21 +90,28 @@ def forward(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tens
         return field(x), _one_by_one(product, differentiable)
 
 
-def finite_differences(field: Field, x: Tensor, differentiable: bool = False) -> tuple[Tensor, Products]:
+def finite_differences(
+    field: Field, x: Tensor, differentiable: bool = False, *, size: float = 1.0
+) -> tuple[Tensor, Products]:
     """J v by central differences, two passes per direction; error of order h² plus rounding/h.
 
-    h is eps^(1/3) max(1, rms(x)) / rms(v), for every row by itself.
+    h is eps^(1/3) max(``size``, rms(x)) / rms(v), for every row by itself. Likelihoods pass the size of the data.
     """
 
     def product(v: Tensor) -> Tensor:
         inner = tuple(range(1, x.ndim))
-        size = x.detach().square().mean(inner, keepdim=True).sqrt() if inner else x.detach().abs()
+        own = x.detach().square().mean(inner, keepdim=True).sqrt() if inner else x.detach().abs()
         length = v.square().mean(inner, keepdim=True).sqrt() if inner else v.abs()
-        h = torch.finfo(x.dtype).eps ** (1 / 3) * size.clamp(min=1.0) / length.clamp(min=1e-30)
+        h = torch.finfo(x.dtype).eps ** (1 / 3) * own.clamp(min=size) / length.clamp(min=1e-30)
         return (field(x + h * v) - field(x - h * v)) / (2 * h)
 
     with torch.set_grad_enabled(differentiable):
         return field(x), _one_by_one(product, differentiable)
+
+
+def sized(mode: Mode, size: float) -> Mode:
+    """The mode for data of a size, which the length of differences depends on."""
+    return functools.partial(finite_differences, size=size) if mode is finite_differences else mode
 
 
 def _one_by_one(product: Callable[[Tensor], Tensor], differentiable: bool) -> Products:

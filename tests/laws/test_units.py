@@ -30,19 +30,21 @@ from sde_toolkit import (
     Solver,
     TorchDiffEq,
     auto,
+    discrete_bound,
     edm_stochastic,
     encode,
     grids,
     log_likelihood,
     probability_flow,
     sample,
+    variational_bound,
 )
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.judging import Judge, exact_features, flat_features
-from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined
+from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, finite_differences
 
 UNITS = [16.0, 1 / 300]
 every_unit = pytest.mark.parametrize("unit", UNITS, ids=["16", "a 300th"])
@@ -251,6 +253,38 @@ def test_log_densities_lose_the_logarithm_of_the_unit(sde, how, unit):
         detail = {"detail": 0.1 * u} if how == "detail" else {}
         found.append(nats(mixture(sde, u), u * x, **HOW[how], **detail))
     same(found[1] + 2 * math.log(unit), found[0])
+
+
+@every_unit
+def test_differences_are_as_long_as_the_unit_asks(unit):
+    """In single precision: what is left of the rounding in the unit 1 is left in every other."""
+    x = mixture(VPSDE(), 1.0).draw(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    how = {"divergence": Exact(mode=finite_differences)}
+    exact = nats(mixture(VPSDE(), 1.0), x)
+    one, other = (
+        log_likelihood(mixture(VPSDE(), u), u * x, dtype=torch.float32, **how).nats.double() for u in (1.0, unit)
+    )
+    error = (one - exact).square().mean().sqrt()
+    assert (other + 2 * math.log(unit) - exact).square().mean().sqrt() < 2 * error
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), FlowMatching()], ids=name)
+@every_unit
+def test_bounds_lose_the_logarithm_of_the_unit(sde, unit):
+    x, found = mixture(sde, 1.0).draw(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64), []
+    for u in (1.0, unit):
+        model, end = mixture(sde, u), 1e-3
+        grid = grids.uniform(model.sde, 12, end=end)
+        found.append(
+            [
+                variational_bound(model, u * x, draws=4, end=end, dtype=x.dtype),
+                discrete_bound(model, u * x, grid, repeats=2, dtype=x.dtype),
+                discrete_bound(model, u * x, grid, draws=4, dtype=x.dtype),
+            ]
+        )
+    for one, other in zip(*found, strict=True):
+        same(other.nats + 2 * math.log(unit), one.nats)
+        same(other.standard_error, one.standard_error)
 
 
 @every_unit
