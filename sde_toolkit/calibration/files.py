@@ -108,7 +108,8 @@ def model_digest(model: ScoreModel) -> str:
     for name, tensor in sorted(state_of(model).items()):
         if not isinstance(tensor, torch.Tensor):  # a module's own notes
             continue
-        values = tensor.detach().cpu().contiguous()
+        values = tensor.detach().cpu()
+        values = (values.to_dense() if values.layout != torch.strided else values).contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
