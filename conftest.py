@@ -5,7 +5,7 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is faster, here and in subprocesses
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what it runs in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C send it; processes begun here hear it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, here and in subprocesses
 
 import pytest
 from hypothesis import settings
