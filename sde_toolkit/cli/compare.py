@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from sde_toolkit.amounts import MOST
 from sde_toolkit.auto import Plan
 from sde_toolkit.calibration import load_calibration
 from sde_toolkit.checking import is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import (
-    MOST_EVALUATIONS,
     build_grids,
     build_solvers,
     check_room,
@@ -168,8 +168,8 @@ def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
 def _budgets(given: Any) -> list[int]:
     """``budgets=10`` and ``budgets=[5,10]`` as a list; what else is in it, the comparison checks."""
     budgets = list(given) if isinstance(given, ListConfig) else [given]
-    if any(is_count(budget) and budget > MOST_EVALUATIONS for budget in budgets):
-        problem = f"at most {MOST_EVALUATIONS} evaluations per sample can be planned"
+    if any(is_count(budget) and budget > MOST for budget in budgets):
+        problem = f"at most {MOST} evaluations per sample can be planned"
         raise ArgumentError("budgets", budgets, problem, "Use [5,10,20], for example.")
     return budgets
 

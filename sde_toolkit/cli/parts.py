@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit import grids
+from sde_toolkit.amounts import MOST, check_amount
 from sde_toolkit.checking import is_count
 from sde_toolkit.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.cli.setup import instantiate
@@ -118,26 +118,16 @@ def whole_number(config: DictConfig, name: str, least: int, most: int = 2**63 - 
 
 def number_of_evaluations(config: DictConfig, name: str = "nfe", least: int = 1) -> int:
     """A number of network evaluations; so many that their grid would fill the memory are refused."""
-    return whole_number(config, name, least, MOST_EVALUATIONS)
-
-
-MOST_EVALUATIONS = 1_000_000
+    return whole_number(config, name, least, MOST)
 
 
 def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -> None:
-    """Refuse more samples than the memory of the machine holds, ``sets`` times over.
+    """Refuse more samples than the memory of the machine holds, ``sets`` times over, in model space and in data space.
 
     Raises:
         ArgumentError: naming the argument.
     """
-    wanted = 8 * n * sets * max(1, math.prod(event_shape))  # bytes, in model space and in data space
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not a POSIX system
-        there = 1 << 40
-    if wanted > there:
-        problem = f"the samples take {wanted / 1e9:.3g} GB, and the machine has {there / 1e9:.3g}"
-        raise ArgumentError(name, n, problem, "Ask for fewer; first_index=... continues a set in another folder.")
+    check_amount(name, n, 2 * n * sets * math.prod(event_shape))
 
 
 def real_data(

@@ -127,7 +127,7 @@ PARTS = ("loss", "times", "augmentation")
 
 def _model(config: DictConfig, dataset: Dataset) -> ScoreModel:
     torch.manual_seed(config.seed)  # the network's initial weights
-    outputs = {"out_channels": 2 * dataset.event_shape[0]} if config.model.learned_variance else {}
+    outputs = {"out_channels": 2 * dataset.event_shape[0]} if switch(config, "model.learned_variance") else {}
     return ScoreModel(
         instantiate(config.network, **outputs),
         instantiate(config.sde),

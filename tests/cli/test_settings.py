@@ -74,7 +74,7 @@ def test_values_and_names_are_those_of_the_shell(error, said):
         (["device=1.5"], "device=1.5"),
         (["device=null"], "device=null"),
         (["nfe=100000000000"], "nfe=100000000000"),
-        (["n=1000000000000"], "n=1000000000000: the samples take 1.6e+04 GB"),
+        (["n=1000000000000"], "n=1000000000000: its 4000000000000 numbers need 1.49e+04 GiB"),
         (["seed=100000000000000000000"], "seed=1"),
         (["output=null"], "output=null"),
         (["output="], "output=''"),
@@ -103,7 +103,7 @@ SWITCHES = {
     "calibrate": ["progress", "tune_weights"],
     "likelihood": ["progress"],
     "evaluate": ["progress", "extractor.antialias"],
-    "train": ["options.compile", "options.cosine_decay"],
+    "train": ["progress", "options.compile", "options.cosine_decay", "model.learned_variance"],
 }
 SHORT = {
     "evaluate": ["extractor=inception", "samples=mixture", "n=4"],
