@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def _described(role: str, part: Any, where: str, depth: int) -> dict[str, Any]:
 
 
 def _name(role: str, part: Any) -> dict[str, Any]:
-    if isinstance(part, (FunctionType, BuiltinFunctionType, type)):  # a function has a name of its own
+    if isinstance(part, (FunctionType, BuiltinFunctionType, MethodType, type)):  # a function has a name of its own
         return {OWN_FUNCTION: part.__qualname__}
     kind = type(part)
     by_name = role in HOMES  # such a part is looked up by its name when it is loaded
