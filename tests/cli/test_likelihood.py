@@ -204,7 +204,7 @@ def test_two_processes_do_what_one_does(command, tmp_path):
         ("resume=nowhere", "request.json"),
         ("model={path:nowhere}", "mixture"),
         ("divergence=hutchinson divergence.probes=0", "probes=0"),
-        ("divergence=exact divergence.max_dimension=8", "Hutchinson"),
+        ("divergence=exact divergence.max_dimension=8", "divergence=hutchinson"),
         ("chonk=3", "chonk"),
     ],
 )

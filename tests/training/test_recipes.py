@@ -120,11 +120,10 @@ CLOCK = "model.time_input={_target_:sde_toolkit.time_inputs.ScaledTime,scale:7.0
     ids=["another path", "the same at other times", "other noise", "another question", "another clock"],
 )
 def test_weights_that_mean_something_else_are_no_start(start, tmp_path, first, second, said):
-    """Refused before anything is written: what differs, and what to do."""
+    """Refused before anything is written, and what differs is named, in the words of the shell."""
     status, complaint = start(first, second)
     assert status == 2
     assert said in complaint
-    assert "from_pretrained" in complaint, "how to start from them all the same"
     assert "Traceback" not in complaint
     assert not list((tmp_path / "two").rglob("*.safetensors"))
 
