@@ -1,5 +1,7 @@
 """The random numbers of training: functions of (seed, use, step, index), spread as they say."""
 
+import collections
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
+from sde_toolkit import MLP, VPSDE, ScoreModel
+from sde_toolkit.data import Dataset
+from sde_toolkit.data.augmentation import Draws as AugmentationDraws
+from sde_toolkit.training import TrainingOptions, train
 from sde_toolkit.training.batches import Portion, Recipe
 from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order, step_seed
 
@@ -86,3 +92,76 @@ def test_steps_walk_through_the_epochs(size):
     seen = torch.cat([portions[Portion(step, 0, size)].x for step in range(40)])
     for epoch in range(40 * size // 40):
         assert sorted(seen[40 * epoch : 40 * (epoch + 1)].tolist()) == list(range(40))
+
+
+class Stirred:
+    """An augmentation that draws both kinds of numbers."""
+
+    width = 0
+    draws = AugmentationDraws(uniforms=2, normals=3)
+
+    def __call__(self, x, uniform, normal):
+        return x + 0.1 * uniform[:, :1] + 0.1 * normal[:, :1], None
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every key that is drawn from, and every batch that is made, while a run trains."""
+    keys, batches, at, complete = [], [], KeyedDraws.at, Recipe.complete
+
+    def recording_at(self, use, step, index):
+        keys.append((int(self._state["state"]["key"][0]), int(use), step, index))
+        return at(self, use, step, index)
+
+    def recording_complete(self, portion, x, labels):
+        batches.append((portion, complete(self, portion, x, labels)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(KeyedDraws, "at", recording_at)
+    monkeypatch.setattr(Recipe, "complete", recording_complete)
+    return keys, batches
+
+
+def labelled(steps, folder, **given):
+    """A run that draws all there is: orders, times, noise, augmentation, hidden labels, dropout, held-out noise."""
+    torch.manual_seed(0)
+    network = MLP(event_shape=(2,), width=8, depth=1, num_classes=3)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
+    x, labels = torch.randn(40, 2), torch.arange(40) % 3
+    data = Dataset("points", x, x[:16] + 1, labels, labels[:16])
+    given = {"label_dropout": 0.5, "held_out": 16, "log_every": steps, **given}
+    options = TrainingOptions(steps=steps, batch_size=16, evaluate_every=steps, **given)
+    train(model, data, folder, options, augmentation=Stirred())
+
+
+def test_no_two_purposes_share_a_random_stream(tmp_path, drawn):
+    """In a run of several epochs and passes no key is drawn from twice, whatever it was for."""
+    keys, _ = drawn
+    labelled(8, tmp_path, low_discrepancy=False, pass_size=8, held_out=8)
+    drawn_for = {use for _, use, _, _ in keys}
+    assert drawn_for == {int(use) for use in Use}, "everything was drawn"
+    times_drawn = collections.Counter(keys)
+    assert [key for key, times in times_drawn.items() if times > 1] == []
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_held_out_noise_and_times_are_not_those_of_training(tmp_path, drawn, spread):
+    """Not of any step: else the held-out loss would be of noise that the network has seen."""
+    _, batches = drawn
+    labelled(30, tmp_path, low_discrepancy=spread)
+    *trained, held_out = [batch for _, batch in batches]
+    assert len(trained) == 30
+    seen = torch.stack([batch.noise for batch in trained])
+    assert (seen - held_out.noise).abs().min() > 0
+    agreement = (seen * held_out.noise).mean((1, 2)) * held_out.noise.numel() ** 0.5
+    assert agreement.abs().max() < 5
+    assert not set(held_out.u.tolist()) & {u for batch in trained for u in batch.u.tolist()}
+
+
+def test_every_evaluation_sees_the_same_held_out_noise(tmp_path, drawn):
+    _, batches = drawn
+    labelled(10, tmp_path / "a")
+    labelled(20, tmp_path / "b")
+    one, two = batches[10][1], batches[-1][1]
+    assert torch.equal(one.noise, two.noise)
+    assert torch.equal(one.u, two.u)

@@ -20,7 +20,7 @@ from sde_toolkit.training.folder import tidy
 @pytest.fixture
 def plain_file_system(monkeypatch):
     """No links, no locks, no forcing of folders to the disk: Windows, exFAT, network and cloud drives."""
-    fsync = os.fsync
+    fsync, opening = os.fsync, os.open
 
     def refuse(*arguments, **named):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
@@ -30,6 +30,12 @@ def plain_file_system(monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied")
         return fsync(descriptor)
 
+    def open_files_only(path, *arguments, **named):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opening(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", open_files_only)
     for name in ("symlink", "link"):
         monkeypatch.setattr(os, name, refuse)
     monkeypatch.setattr(claims.fcntl, "flock", refuse)
