@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sde_toolkit import MLP, SDE, VPSDE, FlowMatching, ScoreModel, networks, sde, time_inputs, transforms
 from sde_toolkit.checkpoint import check_plain
@@ -190,6 +191,9 @@ def test_states_that_no_file_can_hold_are_refused(tmp_path):
     for network in (lazy, sparse, WithExtraState()):
         with pytest.raises(ArgumentError, match=r"network\."):
             small(network=network).save_pretrained(tmp_path / "model")
+        options = TrainingOptions(steps=1, batch_size=4)
+        with pytest.raises(ArgumentError, match=r"network\."):
+            train(small(network=network), checkerboard(n=20), tmp_path / "model", options)
         assert not (tmp_path / "model").exists()
 
 
@@ -306,6 +310,7 @@ def test_wrapped_networks_are_saved_as_the_network_inside(tmp_path, name):
     assert wrapped.num_classes == 3
     assert wrapped.description() == plain.description()
     loaded = there_and_back(wrapped, tmp_path)
+    assert load_file(tmp_path / "ema.safetensors").keys() == plain.state_dict().keys()
     assert type(loaded.network) is MLP
     for key, value in plain.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
@@ -326,8 +331,6 @@ def test_a_layer_may_be_wrapped_too(tmp_path, name):
 @pytest.mark.parametrize("outside", ["_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("inside", ["", "_orig_mod.", "module.", "_orig_mod.module."])
 def test_names_that_were_written_elsewhere_are_read(tmp_path, outside, inside):
-    from safetensors.torch import load_file, save_file
-
     model = small()
     model.save_pretrained(tmp_path)
     there = load_file(tmp_path / "ema.safetensors")
