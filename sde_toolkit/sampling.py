@@ -105,7 +105,7 @@ def sample(
             dataclasses; 0-dim tensors, numbers, strings and None are shared (:mod:`sde_toolkit.conditions`).
         seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
             first draw is the start, also where x_start replaces it. A run that goes on from where another one
-            stopped needs a seed of its own, or a ``path``, lest it hear the same noise again.
+            stopped needs a seed of its own, or a ``path``, so that it does not use the same noise again.
         generator: draws all noise instead, faster, and dependent on the batch.
         path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
         batch_size: samples that go through the network together; all by default.

@@ -5,8 +5,8 @@
 c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²).
 
 A solver uses a model through three methods: :meth:`ScoreModel.network_inputs` and :meth:`ScoreModel.readout` once
-per grid, :meth:`ScoreModel.output` at every evaluation. What the inputs are is the model's own affair; a model that
-wraps another may add to them.
+per grid, :meth:`ScoreModel.output` at every evaluation. What the inputs are depends on the model; a model that wraps
+another may add to them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class ScoreModel(nn.Module):
         prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
         time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
             ``edm``, t itself for all others.
-        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by
-            ``edm``, and for the grids and nodes that likelihoods choose by themselves.
+        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by ``edm``, and by whatever chooses a
+            grid, nodes, a tolerance or a scale by itself: ``auto``, calibration, adaptive solvers, likelihoods.
         transform: the invertible map from the caller's data to the space the network lives in. Nothing here
             applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
         event_shape: the shape of one sample, if it is fixed.

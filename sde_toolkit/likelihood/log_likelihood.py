@@ -100,7 +100,7 @@ def log_likelihood(
             data's moments, a mixture's ``log_prob`` is exact.
         condition: handed to the network.
         richardson: solve once more on every second time of the grid, which must have an even number of steps, and
-            report |difference|/(2^p − 1), p the solver's order.
+            with other nodes, and report twice the difference (``solver_error``).
         differentiable: keep the graph, so that ``result.nats`` can be differentiated by x and by parameters.
         seed, first_index: the probes of x[i] come from the stream (seed, first_index + i), whatever the batch.
         batch_size: samples that go through the network together; all by default.
