@@ -1,13 +1,13 @@
 """Do the tests notice small mistakes? Mutants drawn by a seed over the whole package, and the tests that reach them.
 
-    pip install pytest-cov
-    python benchmarks/mutate.py map                      # the whole suite once: which test runs which line
-    python benchmarks/mutate.py run --seed 12 --n 50     # draw, run, print the table
+    python benchmarks/mutate.py map --seed 12 --n 50     # the whole suite once: which test evaluates which expression
+    python benchmarks/mutate.py run --seed 12 --n 50     # the same draw: run the tests of each, print the table
 
 A mutant is one change in one expression: a sign, an operator, a comparison, a condition, a number (an integer by one, a
 float by 1 %), an index. Texts, annotations and messages are left alone. A file is drawn first, then a place in it, so
-that short chapters are tried as often as long ones. A mutant is caught if one of the tests that run its line fails or
-hangs. What survives is named; a person decides whether it is equivalent.
+that short chapters are tried as often as long ones. The map is made on a copy of the tree in which each drawn
+expression notes the test that evaluates it, in processes that a test starts, too. A mutant is caught if one of those
+tests fails or hangs. What survives is named; a person decides whether it is equivalent.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +32,22 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "sde_toolkit"
 PLUGIN = """
 import json, os
+seen = set()
 times = {}
+def hit(i, value):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "import").rsplit(" (", 1)[0]
+    if (i, test) not in seen:
+        seen.add((i, test))
+        with open(os.path.join(os.environ["MUTATE_FOLDER"], f"hits-{os.getpid()}"), "a") as file:
+            print(i, test, file=file)
+    return value
 def pytest_runtest_logreport(report):
     if report.when == "call":
         times[report.nodeid] = report.duration
 def pytest_sessionfinish(session):
     if not hasattr(session.config, "workerinput"):
-        json.dump(times, open(os.environ["MUTATE_TIMES"], "w"))
+        with open(os.path.join(os.environ["MUTATE_FOLDER"], "times.json"), "w") as file:
+            json.dump(times, file)
 """
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -76,6 +86,14 @@ class Mutant:
         """The file with the change made; offsets count UTF-8 bytes, as the parser's do."""
         data = text.encode()
         return (data[: self.start] + self.after.encode() + data[self.end :]).decode()
+
+    def note(self, text: str, i: int) -> str:
+        """The file with the expression as it was, and a note of the test that evaluates it."""
+        data = text.encode()
+        inside = data[self.start : self.end].decode()
+        return Mutant(
+            self.file, self.line, self.start, self.end, "", f"__import__('mutate_plugin').hit({i}, ({inside}))"
+        ).apply(text)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: `{self.before}` → `{self.after}`"
@@ -125,7 +143,7 @@ def _is_text(node: ast.BinOp) -> bool:
 
 
 def _spared(tree: ast.Module) -> set[ast.AST]:
-    """Annotations, what stands inside a raise, f-strings, and module-level lists of names."""
+    """Annotations, what stands inside a raise, f-strings, and the patterns of a match."""
     spared: set[ast.AST] = set()
     for node in ast.walk(tree):
         inside: list[ast.AST | None] = []
@@ -133,71 +151,70 @@ def _spared(tree: ast.Module) -> set[ast.AST]:
             inside = [node.annotation]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inside = [node.returns]
-        elif isinstance(node, (ast.Raise, ast.JoinedStr)):
+        elif isinstance(node, (ast.Raise, ast.JoinedStr, ast.MatchValue)):
             inside = [node]
         for part in inside:
             spared |= set(ast.walk(part)) if part is not None else set()
     return spared
 
 
-def draw(seed: int, n: int) -> list[Mutant]:
+def draw(seed: int, n: int, within: list[str]) -> list[Mutant]:
     """``n`` mutants: files in a random order, one place in each, and again from the start if there are too few."""
-    rng = random.Random(seed)
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
+    rng = random.Random(f"{seed} {within}")
+    files = sorted({file for part in within for file in (ROOT / PACKAGE).rglob(part)})
     places = {file: found for file in files if (found := list(mutants(file)))}
     drawn: list[Mutant] = []
     while len(drawn) < n:
-        order = list(places)
-        rng.shuffle(order)
-        for file in order[: n - len(drawn)]:
+        for file in rng.sample(list(places), min(n - len(drawn), len(places))):
             drawn.append(rng.choice(places[file]))
+            last = drawn[-1]
+            places[file] = [place for place in places[file] if place.end <= last.start or place.start >= last.end]
     return drawn
 
 
-def make_map(folder: Path) -> None:
-    """Run the suite once under coverage; leaves which test ran which line, and how long each took."""
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def copy_of_tree() -> Iterator[Path]:
+    """The working tree, without what git and the tools keep there."""
+    with tempfile.TemporaryDirectory() as place:
+        tree = Path(place) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "*_cache", "__pycache__", ".gpu", "outputs"))
+        yield tree
+
+
+def make_map(chosen: list[tuple[int, Mutant]], folder: Path) -> None:
+    """Run the suite once; leaves which test evaluates which of the drawn expressions, and how long each test took."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     (folder / "mutate_plugin.py").write_text(PLUGIN)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
-        "MUTATE_TIMES": str(folder / "times.json"),
-        "COVERAGE_FILE": str(folder / "coverage"),
-    }
-    options = [f"--cov={PACKAGE}", "--cov-context=test", "--cov-report=", "-p", "mutate_plugin"]
-    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT, env=environment, check=False)
+    with copy_of_tree() as tree:
+        for i, mutant in sorted(chosen, key=lambda pair: -pair[1].start):  # from the end, so that places stay
+            file = tree / mutant.file
+            file.write_text(mutant.note(file.read_text(encoding="utf-8"), i), encoding="utf-8")
+        environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{folder}", "MUTATE_FOLDER": str(folder)}
+        subprocess.run([sys.executable, "-m", "pytest", "-p", "mutate_plugin"], cwd=tree, env=environment, check=False)
 
 
-def tests_of(mutant: Mutant, folder: Path) -> list[str]:
-    """The tests that run the mutant's line, those of quick files first."""
-    from coverage import CoverageData
-
-    data = CoverageData(str(folder / "coverage"))
-    data.read()
+def tests_of(i: int, mutant: Mutant, folder: Path) -> list[str]:
+    """The tests that evaluate the mutant's expression, those of quick files first."""
     times: dict[str, float] = json.loads((folder / "times.json").read_text())
-    contexts = data.contexts_by_lineno(str(ROOT / mutant.file)).get(mutant.line, [])
-    found = {context.rsplit("|", 1)[0] for context in contexts if "|" in context}
-    if not found:  # run at import, or in processes of their own: every test of the room, and of the command line
+    notes = [note.split(" ", 1) for file in folder.glob("hits-*") for note in file.read_text().splitlines()]
+    found = {test for number, test in notes if int(number) == i and test in times}
+    if not found:  # evaluated at import only: every test of the room, and of the command line
         room = Path(mutant.file).parent.name
-        found = {test for test in times if test.startswith((f"tests/{room}/", "tests/cli/"))}
+        found = {test for test in times if test.startswith((f"tests/{room}/", "tests/laws/", "tests/cli/"))}
     cost: dict[str, float] = {}
     for test in found:
         cost[test.split("::")[0]] = cost.get(test.split("::")[0], 0.0) + times.get(test, 0.0)
     return sorted(found, key=lambda test: (cost[test.split("::")[0]], test))
 
 
-def judge(mutant: Mutant, folder: Path, limit: float) -> tuple[Mutant, str, float]:
-    """Caught by which test, or survived, in a copy of the tree."""
-    tests, start = tests_of(mutant, folder), time.monotonic()
-    if not tests:
-        return mutant, "no test runs it", 0.0
-    with tempfile.TemporaryDirectory() as place:
-        tree = Path(place) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "*_cache", "__pycache__", ".gpu", "outputs"))
+def judge(i: int, mutant: Mutant, folder: Path, limit: float) -> tuple[str, float]:
+    """Caught by which test, or survived, in a copy of the tree; and the seconds it took."""
+    tests, start = tests_of(i, mutant, folder), time.monotonic()
+    with copy_of_tree() as tree:
         file = tree / mutant.file
         file.write_text(mutant.apply(file.read_text(encoding="utf-8")), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        verdict = "survived"
         for first in range(0, len(tests), 200):
             options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-rf"]
             command = [sys.executable, "-m", "pytest", *options, *tests[first : first + 200]]
@@ -206,13 +223,12 @@ def judge(mutant: Mutant, folder: Path, limit: float) -> tuple[Mutant, str, floa
                     command, cwd=tree, env=environment, capture_output=True, text=True, timeout=limit, check=False
                 )
             except subprocess.TimeoutExpired:
-                verdict = "caught: hangs"
-                break
+                return "caught: hangs", time.monotonic() - start
             if done.returncode not in (0, 5):
                 told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-                verdict = "caught: " + (told[0].split(" - ")[0][:140] if told else f"status {done.returncode}")
-                break
-    return mutant, verdict, time.monotonic() - start
+                said = told[0].split(" - ")[0][:140] if told else f"status {done.returncode}"
+                return f"caught: {said}", time.monotonic() - start
+    return f"survived {len(tests)} tests", time.monotonic() - start
 
 
 def main() -> None:
@@ -220,28 +236,31 @@ def main() -> None:
     parser.add_argument("what", choices=["map", "draw", "run"])
     parser.add_argument("--seed", type=int, default=12)
     parser.add_argument("--n", type=int, default=50)
+    parser.add_argument("--also", type=int, default=0, help="so many more, drawn from the files of --within")
+    parser.add_argument("--within", nargs="*", default=[], help="patterns of file names below the package")
     parser.add_argument("--only", type=int, nargs="*", help="positions in the draw, to run again")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds until a mutant counts as hanging")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/mutants"), help="where the map lies")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/mutants"), help="the map's folder; made anew")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
+    drawn = draw(arguments.seed, arguments.n, ["*.py"]) + draw(arguments.seed, arguments.also, arguments.within)
+    chosen = list(enumerate(drawn))
     if arguments.what == "map":
-        make_map(folder)
+        make_map(chosen, folder)
         return
-    chosen = list(enumerate(draw(arguments.seed, arguments.n)))
     chosen = [pair for pair in chosen if arguments.only is None or pair[0] in arguments.only]
     if arguments.what == "draw":
         for i, mutant in chosen:
             print(i, mutant)
         return
     with concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
-        jobs = {pool.submit(judge, mutant, folder, arguments.limit): i for i, mutant in chosen}
+        jobs = {pool.submit(judge, i, mutant, folder, arguments.limit): (i, mutant) for i, mutant in chosen}
         caught = 0
         for job in concurrent.futures.as_completed(jobs):
-            mutant, verdict, seconds = job.result()
+            (i, mutant), (verdict, seconds) = jobs[job], job.result()
             caught += verdict.startswith("caught")
-            print(f"{jobs[job]:3d} {seconds:5.0f} s  {mutant}  {verdict}", flush=True)
+            print(f"{i:3d} {seconds:5.0f} s  {mutant}  {verdict}", flush=True)
         print(f"{caught} of {len(chosen)} caught (seed {arguments.seed})")
 
 

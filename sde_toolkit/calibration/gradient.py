@@ -78,7 +78,7 @@ def optimise(
             break
         share = max(i / how.iterations, late) if i else 0.0  # the rates end at 0 in time
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1.0, 0.1 + 10 * share) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = group["rate"] * min(1.0, 0.1 + 9 * share) * 0.5 * (1 + math.cos(math.pi * share))
         rows = torch.randperm(len(chosen), generator=generator)[:size].to(problem.device)
         before = [p.detach().clone() for p in parameters]
         try:

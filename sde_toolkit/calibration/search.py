@@ -143,7 +143,8 @@ def _fit(
         R, rest = torch.stack(without).double(), (wanted - base).flatten().double()
         normal = R @ R.T
         normal += ridge * torch.diag(normal.diagonal())
-        change = torch.linalg.lstsq(normal.cpu(), (R @ rest).cpu().unsqueeze(1)).solution[:, 0]
+        # A factor that this step has no use for is a row of zeros. The usual driver stops at a first row of zeros.
+        change = torch.linalg.lstsq(normal.cpu(), (R @ rest).cpu().unsqueeze(1), driver="gelsd").solution[:, 0]
         ones[free] += change
         if not bool(ones.isfinite().all()):
             return None

@@ -231,6 +231,7 @@ def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_made(fold
     "changes",
     [
         {"embedding": "fourier", "width": 10**12},
+        {"embedding": "fourier", "width": 2**31},
         {"class": "PublishedUNet", "embedding": "fourier", "embedding_width": 10**12},
         {"class": "PublishedUNet", "taps": [1.0] * 10_000},
         {"event_shape": [10**6, 10**6]},
@@ -273,6 +274,17 @@ def test_networks_are_compared_without_memory_and_come_back(tmp_path, name):
         one, two = dict(getattr(network, kind)()), dict(getattr(loaded, kind)())
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_table_that_dwarfs_the_weights_is_refused(tmp_path):
+    """A filter's kernel is computed, not stored: the weights fit, and the file is still refused."""
+    network = ncsnpp_cifar10(**SMALL)
+    ScoreModel(network, VPSDE(), "v").save_pretrained(tmp_path)
+    found = yaml.safe_load((tmp_path / "model.yaml").read_text())
+    found["network"]["taps"] = [1.0] * 3000
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(found))
+    with soon(), pytest.raises(CheckpointError, match="far more memory than its weights"):
+        ScoreModel.from_pretrained(tmp_path)
 
 
 def test_random_numbers_are_drawn_as_if_no_sketch_were_made(folder):

@@ -130,6 +130,20 @@ def test_probabilities_of_the_levels_sum_to_one(decoder, std, transform):
         assert torch.allclose(found, expected - expected.amax(1, keepdim=True), atol=1e-8)
 
 
+def test_bins_on_either_side_of_the_center_are_as_exact():
+    """Level k seen from a center is level 255 − k seen from the mirrored center, hundreds of deviations away, too."""
+    level_map = LevelMap(Levels(), Affine(127.5, 1 / 127.5))
+    index = torch.arange(256)[:, None]
+    for std in (0.3, 0.02, 0.004):
+        for center in (-0.9, 0.0, 0.4, 1.0):
+            one, two = (
+                IntegratedBins().log_prob(places, torch.full((256, 1), c).double(), std, 2 / 255, level_map)
+                for places, c in ((index, center), (255 - index, -center))
+            )
+            assert one.isfinite().all()
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
 def test_the_bins_hold_the_mass_of_a_gaussian_between_their_edges():
     levels, level_map = Levels(4, 0.0, 3.0), LevelMap(Levels(4, 0.0, 3.0), Affine(1.0, 2.0))
     center, std = doubles(0.7).reshape(1, 1), 1.5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from densities import F64, PUBLIC_SDES, asked, mixture, name, points
+from scipy.stats import kstest
 
 from sde_toolkit import (
     VPSDE,
@@ -253,3 +254,20 @@ def test_an_adaptive_joint_solve_is_driven_by_every_probe_alike():
     )
     torch.testing.assert_close(plain.replicates, swapped.replicates.flip(0), rtol=1e-9, atol=1e-9)
     assert torch.equal(plain.statistics.evaluations, swapped.statistics.evaluations)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 5, 8])
+def test_stratified_draws_are_uniform_in_strata_of_two(draws):
+    """Two draws to a stratum (the last one has the odd one, too), strata as wide as they have draws, uniform inside."""
+    u = denoising.stratified_uniforms(3, 0, 3000, draws)
+    assert u.shape == (3000, draws)
+    assert u.min() > 0
+    assert u.max() < 1
+    strata = [2] * (draws // 2) if draws > 1 else [1]
+    strata[-1] += draws % 2 if draws > 1 else 0
+    first = 0
+    for size in strata:
+        inside = (u[:, first : first + size] * draws - first) / size
+        assert kstest(inside.flatten().numpy(), "uniform").pvalue > 1e-4
+        first += size
+    assert first == draws
