@@ -199,12 +199,15 @@ def tests_of(i: int, mutant: Mutant, folder: Path) -> list[str]:
     times: dict[str, float] = json.loads((folder / "times.json").read_text())
     notes = [note.split(" ", 1) for file in folder.glob("hits-*") for note in file.read_text().splitlines()]
     found = {test for number, test in notes if int(number) == i and test in times}
+    found = {test if ".py::" in test else test.split("::")[0] for test in found}  # a page's examples need one another
     if not found:  # evaluated at import only: every test of the room, and of the command line
         room = Path(mutant.file).parent.name
         found = {test for test in times if test.startswith((f"tests/{room}/", "tests/laws/", "tests/cli/"))}
     cost: dict[str, float] = {}
-    for test in found:
-        cost[test.split("::")[0]] = cost.get(test.split("::")[0], 0.0) + times.get(test, 0.0)
+    for test, seconds in times.items():
+        cost[test.split("::")[0]] = cost.get(test.split("::")[0], 0.0) + seconds * (
+            test in found or ".py::" not in test
+        )
     return sorted(found, key=lambda test: (cost[test.split("::")[0]], test))
 
 
@@ -227,8 +230,18 @@ def judge(i: int, mutant: Mutant, folder: Path, limit: float) -> tuple[str, floa
             if done.returncode not in (0, 5):
                 told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
                 said = told[0].split(" - ")[0][:140] if told else f"status {done.returncode}"
+                if told and not passes(told[0].split(" ")[1]):
+                    said = f"{said}, which fails without the change, too"
                 return f"caught: {said}", time.monotonic() - start
     return f"survived {len(tests)} tests", time.monotonic() - start
+
+
+def passes(test: str) -> bool:
+    """Whether a test passes on the tree as it is."""
+    file = test if ".py::" in test else test.split("::")[0]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", file]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode == 0
 
 
 def main() -> None:

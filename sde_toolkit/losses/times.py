@@ -100,7 +100,8 @@ class LikelihoodTimes(TimeDistribution):
     1/((1 − t_min) p(t)), proportional to σ²/g²: g² |score error|² becomes a multiple of |ε error|², whose size changes
     little with t. Where λ(1) lies below ``floor``, or is −∞ (α(1) = 0), the density goes on as
     p(t) ∝ g²/σ² e^(2(λ − floor)): no faster than the error falls with the SNR, so that nothing is cut off and the
-    weighted loss stays bounded. The default lies below λ(1) of every schedule that keeps a signal at the end.
+    weighted loss stays bounded. The default lies below λ(1) of every schedule that keeps a signal at the end. It is for
+    data of size 1; for data of standard deviation σ_d subtract log σ_d.
 
     Raises:
         ArgumentError: if ``floor`` is not finite; when called, if λ(t_min) = ∞, where no such distribution exists.
@@ -155,7 +156,8 @@ class LogNormal(TimeDistribution):
 class LogitNormal(TimeDistribution):
     """log(t/(1 − t)) ~ N(mean, std²): Esser et al. 2024, "Scaling Rectified Flow Transformers", eq. 19.
 
-    Under flow matching, σ/α = t/(1 − t), it is :class:`LogNormal` of the same two numbers.
+    Under flow matching, σ/α = t/(1 − t), it is :class:`LogNormal` of the same two numbers. It knows the time alone, not
+    the noise: the paper's values are for data of standard deviation 1 under that path.
 
     Raises:
         ArgumentError: unless mean is finite and std positive; when called, if next to nothing lies after t_min.
@@ -175,18 +177,31 @@ class LogitNormal(TimeDistribution):
 
 @dataclass(frozen=True)
 class Cosine(TimeDistribution):
-    """σ/α = tan(π p/2), p uniform: the noise levels of the cosine schedule, p(λ) = sech(λ)/π, under any SDE.
+    """σ/α = σ_d tan(π p/2), p uniform: the noise levels of the cosine schedule, p(λ) = sech(λ + log σ_d)/π.
 
-    Under flow matching it is Esser et al.'s CosMap, t = 1 − 1/(tan(π p/2) + 1) (2024, eq. 21); Kingma & Gao 2023 have
-    the schedule in their table 1.
+    The same levels under any SDE. Under flow matching, at σ_d = 1, it is Esser et al.'s CosMap,
+    t = 1 − 1/(tan(π p/2) + 1) (2024, eq. 21); Kingma & Gao 2023 have the schedule in their table 1.
+
+    ``sigma_data``: σ_d, the standard deviation of the data; 1 in both papers.
+
+    Raises:
+        ArgumentError: unless ``sigma_data`` is positive and finite.
     """
 
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.sigma_data) and self.sigma_data > 0):
+            problem = "a standard deviation is positive and finite"
+            raise ArgumentError("sigma_data", self.sigma_data, problem, "The default, 1.0, is for data of size 1.")
+
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
-        low, high = _ends(sde, t_min)
+        shift = math.log(self.sigma_data)
+        low, high = (end + shift for end in _ends(sde, t_min))
         first, last = (2 / math.pi * math.atan2(math.exp(-max(e, 0.0)), math.exp(min(e, 0.0))) for e in (high, low))
         p = first + (last - first) * u
         log_tau = torch.log(torch.sin(math.pi / 2 * p)) - torch.log(torch.sin(math.pi / 2 * (1 - p)))
-        return _time_of(sde, (-log_tau).clamp(low, high)), torch.ones_like(u)
+        return _time_of(sde, (-log_tau).clamp(low, high) - shift), torch.ones_like(u)
 
 
 def low_discrepancy(n: int, offset: float | Tensor, *, device: torch.device | str | None = None) -> Tensor:

@@ -164,7 +164,8 @@ class EDMWeighting:
 class MinSNR:
     """w = min(SNR, γ) on |x̂_0 − x_0|² (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR", section 3.4).
 
-    For variance-preserving paths the paper's other forms: min(1, γ/SNR) on ε, min(SNR, γ)/(SNR + 1) on v.
+    For variance-preserving paths the paper's other forms: min(1, γ/SNR) on ε, min(SNR, γ)/(SNR + 1) on v. The
+    default is for data of size 1; for data of standard deviation σ_d divide γ by σ_d².
     """
 
     gamma: float = 5.0
@@ -179,7 +180,10 @@ class MinSNR:
 
 @dataclass(frozen=True)
 class P2:
-    """w = 1/(k + SNR)^γ on |ε̂ − ε|² (Choi et al. 2022, "Perception Prioritized Training", eq. 8)."""
+    """w = 1/(k + SNR)^γ on |ε̂ − ε|² (Choi et al. 2022, "Perception Prioritized Training", eq. 8).
+
+    The default k is for data of size 1; for data of standard deviation σ_d divide k by σ_d².
+    """
 
     k: float = 1.0
     gamma: float = 1.0
@@ -199,7 +203,8 @@ class SigmoidWeighting:
     """w = g²/(2σ²) · sigmoid(b − log SNR) on |ε̂ − ε|² (Kingma & Gao 2023, section 2; Hoogeboom et al. 2024, SiD2).
 
     g²/(2σ²) = −½ d log SNR/dt: their losses are integrals over log SNR, whatever the times are drawn from, and are
-    stated here for uniform t, as everything is. Without the sigmoid (b → ∞) this is the variational bound, in nats.
+    stated here for uniform t, as everything is. Without the sigmoid (b → ∞) this is the variational bound, in nats. The
+    default is for data of size 1; for data of standard deviation σ_d subtract 2 log σ_d from b.
     """
 
     b: float = 2.0

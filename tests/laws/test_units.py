@@ -35,6 +35,7 @@ from sde_toolkit import (
     encode,
     grids,
     log_likelihood,
+    losses,
     probability_flow,
     sample,
     variational_bound,
@@ -377,3 +378,33 @@ def same_scores(found, expected, unit):
         if b is not None:
             of = unit if part.name == "sliced_wasserstein" else 1.0
             same([a.value, a.error], [b.value, b.error], of, rtol=1e-3)
+
+
+# Training
+
+
+@every_unit
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), FlowMatching()], ids=name)
+def test_training_times_and_weights_follow_the_unit_as_their_pages_say(sde, unit):
+    """The same times are drawn, and the same losses are weighted alike, once the numbers stated per unit are moved."""
+    moved, log_unit = InUnits(sde, unit), math.log(unit)
+    u = torch.linspace(0.0005, 0.9995, 200, dtype=torch.float64)
+    t_min = sde.likelihood_end
+    for plain, other in (
+        (losses.Uniform(), losses.Uniform()),
+        (losses.LogitNormal(), losses.LogitNormal()),
+        (losses.LogNormal(-1.2, 1.2), losses.LogNormal(-1.2 + log_unit, 1.2)),
+        (losses.LikelihoodTimes(-3.0), losses.LikelihoodTimes(-3.0 - log_unit)),
+        (losses.Cosine(), losses.Cosine(unit)),
+    ):
+        for one, two in zip(plain(sde, u, t_min), other(moved, u, t_min), strict=True):
+            same(two, one, rtol=1e-5)
+    t = torch.linspace(t_min, 1.0, 50, dtype=torch.float64)[:-1]
+    for plain, other in (
+        (losses.MinSNR(5.0), losses.MinSNR(5.0 / unit**2)),
+        (losses.P2(1.0, 0.5), losses.P2(unit**-2, 0.5)),
+        (losses.SigmoidWeighting(2.0), losses.SigmoidWeighting(2.0 - 2 * log_unit)),
+        (losses.EDMWeighting(0.5), losses.EDMWeighting(0.5 * unit)),
+    ):
+        one, two = plain(sde, t), other(moved, t)
+        same(two / two[0], one / one[0], rtol=1e-9)
