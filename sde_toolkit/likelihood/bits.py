@@ -44,8 +44,11 @@ class BitsPerDim:
     Attributes:
         bits: of every sample, mean over the draws: an upper bound of −log₂ P(x)/D in expectation.
         importance_weighted: the tighter bound from all draws of a sample together; the same for one draw.
-        probe_error: standard error of ``bits`` from the divergence's probes; NaN for a single probe.
-        dequantisation_error: standard error of ``bits`` from the draws of u; NaN for a single draw.
+        probe_error: standard error of ``bits`` from the divergence's probes; NaN for a single probe. It covers the
+            probes alone.
+        dequantisation_error: standard error of ``bits`` from the draws of u, each with probes of its own; NaN for a
+            single draw. It covers the draws of u and the probes, whose share is in their spread. No error here covers
+            the gap of Jensen's inequality, what the prior costs, or the network itself.
         levels: what the data are.
         dimension: D.
         runs: the likelihood of every draw, in model space.
@@ -63,6 +66,16 @@ class BitsPerDim:
     def mean(self) -> float:
         """Mean over the samples."""
         return self.bits.mean().item()
+
+    @property
+    def numerical_error(self) -> Tensor | None:
+        """What the solves are off by, (n,): mean over the draws of :attr:`LogLikelihood.numerical_error`, in bits/dim.
+
+        It covers the path and its quadrature as said there; None without ``richardson=True``.
+        """
+        errors = [run.numerical_error for run in self.runs]
+        found = torch.stack([e for e in errors if e is not None]) if errors[0] is not None else None
+        return None if found is None else found.mean(0) / (self.dimension * math.log(2))
 
     @property
     def importance_weighted_mean(self) -> float:

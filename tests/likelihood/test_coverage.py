@@ -1,5 +1,6 @@
 """What is reported covers what is wrong, in the share of samples that the documentation states."""
 
+import math
 import warnings
 
 import pytest
@@ -14,16 +15,20 @@ from sde_toolkit import (
     CosineVPSDE,
     FlowMatching,
     GaussianMixture,
+    Levels,
     PerSample,
     ScoreModel,
+    bits_per_dim,
+    discrete_bound,
     gaussian,
     grids,
     heun,
     log_likelihood,
     probability_flow,
     rk4,
+    variational_bound,
 )
-from sde_toolkit.likelihood import Joint, Quadrature, Refined
+from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Quadrature, Refined
 
 WIDE = [VESDE(sigma_max=sigma) for sigma in (3.0, 10.0)]
 SMOOTH = [VPSDE(), VESDE(), FlowMatching()]
@@ -191,3 +196,61 @@ def test_truncation_does_not_mistake_a_networks_error_for_the_density(sde):
         sizes.append(found.truncation.abs().mean())
         assert sizes[-1] < 20 * added + 1e-4
     assert sizes[1] < sizes[0] / 3
+
+
+@pytest.mark.parametrize("sde", SMOOTH, ids=str)
+@pytest.mark.parametrize(
+    "how", [{"draws": 8}, {"draws": 33}, {"grid": 12, "draws": 16}, {"grid": 12, "repeats": 4}], ids=str
+)
+def test_errors_of_a_bound_are_those_of_its_draws(sde, how):
+    """Over seeds, the squares have the mean of the variance, and two errors of a mean over samples cover 95 in 100."""
+    model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5], [0.3, -1.0]], sde, std=0.5, weights=[0.4, 0.4, 0.2])
+    x = points(model, 40)
+    options = dict(how)
+    steps = options.pop("grid", None)
+    grid = None if steps is None else grids.uniform(sde, steps, end=sde.likelihood_end)
+
+    def bound(seed):
+        if grid is None:
+            return variational_bound(model, x, seed=seed, **options, **F64)
+        return discrete_bound(model, x, grid, seed=seed, **options, **F64)
+
+    found = [bound(seed) for seed in range(120)]
+    nats, squares = torch.stack([b.nats for b in found]), torch.stack([b.standard_error**2 for b in found])
+    assert (squares.mean() / nats.var(0).mean()).item() == pytest.approx(1.0, abs=0.15)
+    off = (nats.mean(1) - nats.mean()).abs()
+    assert share(off, 2 * squares.sum(1).sqrt() / len(x)) >= 0.9
+    assert share(off, 1 * squares.sum(1).sqrt() / len(x)) <= 0.8
+
+
+def test_errors_of_bits_are_those_of_their_draws_and_probes():
+    """The spread over seeds is the stated one: with an exact trace that of u alone, with probes that of both."""
+    model = GaussianMixture([[-1.0, 3.0, 0.0], [1.0, 0.5, 0.2]], VPSDE(), std=0.3, weights=[0.4, 0.6])
+    levels = Levels(33, -4.0, 4.0)
+    x = levels.at(levels.index(model.draw(25, generator=torch.Generator().manual_seed(0))))
+    without = math.nan
+    for divergence in (Exact(), Hutchinson(2)):
+        found = [
+            bits_per_dim(model, x, levels, draws=4, seed=seed, nfe=20, divergence=divergence, **F64)
+            for seed in range(40)
+        ]
+        spread = torch.stack([b.bits for b in found]).var(0).mean().item()
+        stated = torch.stack([b.dequantisation_error**2 for b in found]).mean().item()
+        probes = torch.stack([b.probe_error**2 for b in found]).mean().item()
+        assert stated == pytest.approx(spread, rel=0.2)
+        assert probes == (0 if isinstance(divergence, Exact) else pytest.approx(spread - without, rel=0.3))
+        without = spread
+        off = torch.tensor([b.mean for b in found])
+        assert share((off - off.mean()).abs(), 2 * torch.tensor([b.error_from_dequantisation for b in found])) >= 0.85
+
+
+def test_the_numerical_error_of_bits_covers_what_a_finer_solve_changes():
+    model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5]], VPSDE(), std=0.4, weights=[0.4, 0.6])
+    levels = Levels(17, -4.0, 4.0)
+    x = levels.at(levels.index(model.draw(60, generator=torch.Generator().manual_seed(0))))
+    how = {"draws": 2, "divergence": Exact(), **F64}
+    coarse = bits_per_dim(model, x, levels, nfe=16, richardson=True, **how)
+    fine = bits_per_dim(model, x, levels, nfe=400, quadrature=Quadrature(80), **how)
+    assert share((coarse.bits - fine.bits).abs(), coarse.numerical_error) >= 0.9
+    assert coarse.numerical_error.mean() < 100 * (coarse.bits - fine.bits).abs().mean()
+    assert fine.numerical_error is None
