@@ -194,34 +194,33 @@ def make_map(chosen: list[tuple[int, Mutant]], folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "pytest", "-p", "mutate_plugin"], cwd=tree, env=environment, check=False)
 
 
-def tests_of(i: int, mutant: Mutant, folder: Path) -> list[str]:
-    """The tests that evaluate the mutant's expression, those of quick files first."""
-    times: dict[str, float] = json.loads((folder / "times.json").read_text())
-    notes = [note.split(" ", 1) for file in folder.glob("hits-*") for note in file.read_text().splitlines()]
-    found = {test for number, test in notes if int(number) == i and test in times}
-    found = {test if ".py::" in test else test.split("::")[0] for test in found}  # a page's examples need one another
-    if not found:  # evaluated at import only: every test of the room, and of the command line
-        room = Path(mutant.file).parent.name
-        found = {test for test in times if test.startswith((f"tests/{room}/", "tests/laws/", "tests/cli/"))}
+def files_of(i: int, mutant: Mutant, folder: Path) -> list[str]:
+    """The files of the tests that evaluate the mutant's expression: its own room's first, then the quick ones.
+
+    Whole files, since the tests of a module share its fixtures, and the examples of a page need one another.
+    """
     cost: dict[str, float] = {}
-    for test, seconds in times.items():
-        cost[test.split("::")[0]] = cost.get(test.split("::")[0], 0.0) + seconds * (
-            test in found or ".py::" not in test
-        )
-    own = {f"tests/{Path(mutant.file).parent.name}/", f"test_{Path(mutant.file).stem}"}
-    return sorted(found, key=lambda test: (not any(part in test for part in own), cost[test.split("::")[0]], test))
+    for test, seconds in json.loads((folder / "times.json").read_text()).items():
+        cost[test.split("::")[0]] = cost.get(test.split("::")[0], 0.0) + seconds
+    notes = [note.split(" ", 1) for file in folder.glob("hits-*") for note in file.read_text().splitlines()]
+    found = {test.split("::")[0] for number, test in notes if int(number) == i} & set(cost)
+    room = Path(mutant.file).parent.name
+    if not found:  # evaluated at import only: every test of the room, of the laws, and of the command line
+        found = {file for file in cost if file.startswith((f"tests/{room}/", "tests/laws/", "tests/cli/"))}
+    own = (f"tests/{room}/", f"test_{Path(mutant.file).stem}")
+    return sorted(found, key=lambda file: (not any(part in file for part in own), cost[file], file))
 
 
 def judge(i: int, mutant: Mutant, folder: Path, limit: float) -> tuple[str, float]:
     """Caught by which test, or survived, in a copy of the tree; and the seconds it took."""
-    tests, start = tests_of(i, mutant, folder), time.monotonic()
+    files, start = files_of(i, mutant, folder), time.monotonic()
     with copy_of_tree() as tree:
         file = tree / mutant.file
         file.write_text(mutant.apply(file.read_text(encoding="utf-8")), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        for first in range(0, len(tests), 50):
+        for first in range(0, len(files), 3):
             options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-rf"]
-            command = [sys.executable, "-m", "pytest", *options, *tests[first : first + 50]]
+            command = [sys.executable, "-m", "pytest", *options, *files[first : first + 3]]
             try:
                 done = subprocess.run(
                     command, cwd=tree, env=environment, capture_output=True, text=True, timeout=limit, check=False
@@ -234,9 +233,9 @@ def judge(i: int, mutant: Mutant, folder: Path, limit: float) -> tuple[str, floa
                 if told and not passes(told[0].split(" ")[1]):
                     said = f"{said}, which fails without the change, too"
                 return f"caught: {said}", time.monotonic() - start
-            if time.monotonic() - start > limit and first + 50 < len(tests):
-                return f"survived the first {first + 50} of {len(tests)} tests", time.monotonic() - start
-    return f"survived all {len(tests)} tests", time.monotonic() - start
+            if time.monotonic() - start > limit and first + 3 < len(files):
+                return f"survived the first {first + 3} of {len(files)} files of tests", time.monotonic() - start
+    return f"survived all {len(files)} files of tests", time.monotonic() - start
 
 
 def passes(test: str) -> bool:
@@ -260,7 +259,7 @@ def main() -> None:
         "--limit",
         type=float,
         default=300.0,
-        help="seconds until 50 tests count as hanging, and after which no more are tried",
+        help="seconds until three files count as hanging, and after which no more are tried",
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/mutants"), help="the map's folder; made anew")
     arguments = parser.parse_args()

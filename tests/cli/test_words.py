@@ -53,6 +53,16 @@ def test_a_folder_to_come_may_have_any_name(name):
         assert str(read(*quote_paths([f"output={name}"]))) == name
 
 
+@pytest.mark.parametrize("given", ["'a b'", '"a=1,b"', "'it\\'s'"])
+def test_what_is_quoted_already_stays(given):
+    assert quote_paths([f"output={given}"]) == [f"output={given}"]
+
+
+@pytest.mark.parametrize("name", ["'", '"', "'a", "a b'", "'a b\"", '"x=1'])
+def test_a_quote_on_one_side_is_a_letter(name):
+    assert str(read(*quote_paths([f"output={name}"]))) == name
+
+
 def test_lists_and_sweeps_are_still_lists_and_sweeps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("a=1,b=2")
