@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-SOBOL = ["--nfe", "4", "--noisy", "101", "--sobol", "--dimensions", "2", "4"]
 READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1"]
 
 
@@ -21,8 +20,6 @@ READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1
         ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "DiscreteVPSDE"),
         ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
         ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
-        ("fit_few_steps.py", ["--nfe", "4", "--noisy", "101", "--minutes", "0.02", "--out", "four.json"], "0%"),
-        ("fit_few_steps.py", [*SOBOL, "--minutes", "0.02", "--out", "four.json"], "{2: "),
         ("likelihood.py", ["bar", "--n", "4", "--draws", "1", "--problems", "ring", "--tolerances"], "100 + 50"),
         ("likelihood.py", ["trace", "--n", "2", "--repeats", "1"], "ratio"),
         ("likelihood.py", ["choose", "--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "scale 0.7"),
