@@ -15,7 +15,7 @@ import torch
 
 from sde_toolkit import ScoreModel, ddim, grids, sample
 from sde_toolkit.data import mnist_test_images
-from sde_toolkit.evaluation.judging import Judge, classifier_features
+from sde_toolkit.metrics.judge import Judge, classifier_features
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

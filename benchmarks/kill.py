@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.data import checkerboard
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions, train
 
 OPTIONS = TrainingOptions(

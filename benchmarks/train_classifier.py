@@ -1,4 +1,4 @@
-"""Train the MNIST classifier that the package ships (sde_toolkit/evaluation/classifier.py).
+"""Train the MNIST classifier that the package ships (sde_toolkit/metrics/classifier.py).
 
     python benchmarks/train_classifier.py --data path/to/mnist.npz
 
@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_toolkit.data import mnist
-from sde_toolkit.evaluation.classifier import MNISTClassifier
+from sde_toolkit.metrics.classifier import MNISTClassifier
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "sde_toolkit" / "evaluation" / "weights"
 

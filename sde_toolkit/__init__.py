@@ -1,12 +1,8 @@
 """Continuous-time score SDEs: a sampler is an equation times an integrator."""
 
-from sde_toolkit import grids, time_inputs
-from sde_toolkit.auto import Plan, auto
-from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.brownian import BrownianPath, ExponentialClock
-from sde_toolkit.encoding import Encoding, encode
+from sde_toolkit import grids
+from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.exact import GaussianMixture, gaussian
 from sde_toolkit.integrators import (
     AdaptiveSDE,
     Ancestral,
@@ -53,7 +49,6 @@ from sde_toolkit.integrators import (
     mean_norms,
     own_norms,
 )
-from sde_toolkit.latents import slerp
 from sde_toolkit.likelihood import (
     Exact,
     GaussianPrior,
@@ -70,11 +65,18 @@ from sde_toolkit.likelihood import (
     variational_bound,
 )
 from sde_toolkit.losses import DenoisingScoreMatching
+from sde_toolkit.models import time_inputs
+from sde_toolkit.models.mixture import GaussianMixture, gaussian
+from sde_toolkit.models.prediction import Prediction
+from sde_toolkit.models.rescheduled import reschedule
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.models.thresholding import clip_x0, dynamic_threshold
 from sde_toolkit.networks import MLP, UNet
-from sde_toolkit.prediction import Prediction
-from sde_toolkit.rescheduled import reschedule
-from sde_toolkit.sampling import Sample, sample
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.noise.brownian import BrownianPath, ExponentialClock
+from sde_toolkit.noise.slerp import slerp
+from sde_toolkit.sampling.automatic import Plan, auto
+from sde_toolkit.sampling.encoding import Encoding, encode
+from sde_toolkit.sampling.samples import Sample, sample
 from sde_toolkit.sde import (
     EDMSDE,
     SDE,
@@ -117,7 +119,6 @@ from sde_toolkit.solvers import (
     sa_solver,
     unipc,
 )
-from sde_toolkit.thresholding import clip_x0, dynamic_threshold
 from sde_toolkit.transforms import Affine, Identity
 
 __all__ = [

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import as_floating, expand_to
-from sde_toolkit.checking import is_number
+from sde_toolkit.batching import as_floating, expand_to
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.prediction import Combination, Kind
-from sde_toolkit.score_model import Inputs, ScoreModel
+from sde_toolkit.models.prediction import Combination, Kind
+from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.sde import SDE, Time
 
 __all__ = ["ReverseEquation", "check_eta"]

@@ -69,7 +69,7 @@ class GridError(ArgumentError):
 
 
 class FolderInUseError(ArgumentError):
-    """A folder in which another process works: :func:`sde_toolkit.claims.claimed`."""
+    """A folder in which another process works: :func:`sde_toolkit.files.claims.claimed`."""
 
 
 class DataError(ArgumentError):

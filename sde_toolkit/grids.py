@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.checks import check_countable, is_count, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.sde import SDE, check_sde
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError, DataError
 
 __all__ = ["Affine", "Identity", "Transform", "check_range", "eight_bit", "range_problems"]

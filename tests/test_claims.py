@@ -10,12 +10,12 @@ import types
 import pytest
 
 from sde_toolkit import claims
-from sde_toolkit.claims import claimed
 from sde_toolkit.errors import FolderInUseError
+from sde_toolkit.files.claims import claimed
 
 HOLDER = """
 import sys, time
-from sde_toolkit.claims import claimed
+from sde_toolkit.files.claims import claimed
 with claimed(sys.argv[1], "training"):
     print("held", flush=True)
     time.sleep(100)

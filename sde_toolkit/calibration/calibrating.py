@@ -21,21 +21,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sde_toolkit.calibration.files import model_digest, sde_fingerprint
+from sde_toolkit.calibration.calibrated import Calibration
+from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
 from sde_toolkit.calibration.gradient import differentiable
 from sde_toolkit.calibration.problem import Measured, NoiseSet, Problem
-from sde_toolkit.calibration.requests import check_request, check_start_grid
-from sde_toolkit.calibration.result import Calibration
+from sde_toolkit.calibration.refusals import check_request, check_start_grid
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Plan, default_solvers
-from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation_mode import watch_random_numbers
-from sde_toolkit.exact import GaussianMixture
-from sde_toolkit.inspection import modules_of
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import watch_random_numbers
+from sde_toolkit.models.inspection import modules_of
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
 __all__ = ["calibrate"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.noise import Noise
-from sde_toolkit.score_model import Inputs, ScoreModel
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.score_model import Inputs, ScoreModel
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["CommonNoise", "Descent"]
 

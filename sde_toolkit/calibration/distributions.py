@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.noise import Once, generator_for
+from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["Likeness", "residuals", "sliced_squares"]
 

@@ -24,7 +24,7 @@ from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.integrators.tuned import Tuned, tunable_count
-from sde_toolkit.noise import Once, generator_for
+from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 

@@ -27,8 +27,8 @@ from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.reference import Path, fine_grid, reference_end, solve_finely
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.noise import Once, Purpose, generator_for, per_sample_noise
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise
 
 __all__ = ["Measured", "NoiseSet", "Problem", "softened"]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.descent import Descent
-from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.integrators import Corrected, FrozenX0, Multistep
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 
 __all__ = ["Path", "fine_grid", "reference_end", "solve_finely"]

@@ -11,7 +11,7 @@ from sde_toolkit.calibration import calibrate
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import build_solvers, load_model, model_name, number_of_evaluations, whole_number
 from sde_toolkit.cli.setup import Place, command_words, join, switch
-from sde_toolkit.evaluation.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.progress import require_progress
 
 __all__ = ["run"]

@@ -9,10 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_toolkit.amounts import MOST
-from sde_toolkit.auto import Plan
 from sde_toolkit.calibration import load_calibration
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import MOST, is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import (
     build_grids,
@@ -30,13 +28,14 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import findings, text_table
-from sde_toolkit.evaluation.judging import Features, Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
-from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sampling.automatic import Plan
 
 __all__ = ["run"]
 

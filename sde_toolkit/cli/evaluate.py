@@ -11,8 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
-from sde_toolkit.checkpoint import embedded_models
+from sde_toolkit.checks import is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, whole_number
 from sde_toolkit.cli.sample import FILES, Request, draw, prepare
@@ -20,15 +19,16 @@ from sde_toolkit.cli.setup import Place, command_words, instantiate, join, switc
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.drawing import Drawn
-from sde_toolkit.evaluation.extractors import as_extractor
-from sde_toolkit.evaluation.features import Reference
-from sde_toolkit.evaluation.files import has_samples, read_samples
-from sde_toolkit.evaluation.quality import check_evaluation, evaluate_samples, usual_metrics
-from sde_toolkit.evaluation.records import Quality, compare_records
-from sde_toolkit.exact import GaussianMixture
-from sde_toolkit.plain_files import UnreadableFileError, read_json
+from sde_toolkit.evaluation.sample_files import has_samples, read_samples
+from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.metrics.extractors import as_extractor
+from sde_toolkit.metrics.features import Reference
+from sde_toolkit.metrics.quality import check_evaluation, evaluate_samples, usual_metrics
+from sde_toolkit.metrics.records import Quality, compare_records
+from sde_toolkit.models.checkpoint import embedded_models
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.transforms import Transform, range_problems
 
 __all__ = ["run"]
@@ -174,8 +174,8 @@ def _classes(config: DictConfig, model: ScoreModel | None) -> list[int] | None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    from sde_toolkit import checkpoint
     from sde_toolkit.errors import CheckpointError
+    from sde_toolkit.models import checkpoint
 
     if not (path.is_dir() or checkpoint.is_best_mark(path)) or (path / "samples.npz").is_file():
         return False

@@ -20,11 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sde_toolkit.claims import claimed
-from sde_toolkit.cli.stopping import Stopped
+from sde_toolkit.cli.signals import Stopped
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.store import write_atomically
-from sde_toolkit.plain_files import UnreadableFileError, read_json
+from sde_toolkit.files.claims import claimed
+from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.jobs.store import write_atomically
 
 __all__ = ["CONFIG", "OWN", "holding", "output_folder", "save_config"]
 

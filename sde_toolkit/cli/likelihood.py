@@ -22,15 +22,15 @@ from sde_toolkit.cli.parts import (
 )
 from sde_toolkit.cli.setup import command_words, instantiate, join, switch
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.evaluation.likelihood import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
-from sde_toolkit.evaluation.likelihood.report import require_likelihood_packages
-from sde_toolkit.evaluation.likelihood.summary import Background, findings, text_table
+from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
+from sde_toolkit.evaluation.density.summary import Background, findings, text_table
 from sde_toolkit.evaluation.planning import GridBuilder
-from sde_toolkit.evaluation.provenance import provenance
-from sde_toolkit.exact import GaussianMixture
+from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 

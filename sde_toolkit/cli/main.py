@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit.cli.signals import stopping_with_a_message
 from sde_toolkit.cli.speech import in_shell_words, one_line
-from sde_toolkit.cli.stopping import stopping_with_a_message
 from sde_toolkit.cli.words import quote_paths
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
 from sde_toolkit.progress import close_bars

@@ -13,15 +13,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit import grids
-from sde_toolkit.amounts import MOST, check_amount
-from sde_toolkit.checking import is_count
-from sde_toolkit.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
+from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
 from sde_toolkit.evaluation.planning import Candidate, GridBuilder
-from sde_toolkit.exact import GaussianMixture
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE, VPSDE
 from sde_toolkit.transforms import range_problems
 

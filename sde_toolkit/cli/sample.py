@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sde_toolkit.auto import Plan
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import (
     build_grids,
@@ -25,15 +24,16 @@ from sde_toolkit.cli.parts import (
     whole_number,
 )
 from sde_toolkit.cli.setup import Place, command_words, join, switch
+from sde_toolkit.data.pictures import contact_sheet, require_pictures
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.planning import Run, plan_run, run_of
-from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import png_of
-from sde_toolkit.evaluation.sheets import contact_sheet, require_pictures
-from sde_toolkit.evaluation.store import atomic_file, write_atomically
+from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.store import atomic_file, write_atomically
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sampling.automatic import Plan
 from sde_toolkit.solvers import Solver
 
 __all__ = ["FILES", "Request", "draw", "plan", "prepare", "run"]

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.cli.building import instantiate
 from sde_toolkit.cli.folders import holding, output_folder
 from sde_toolkit.cli.words import folder_name
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.team import Team
+from sde_toolkit.jobs.team import Team
 
 __all__ = ["Place", "choose_device", "command_words", "instantiate", "join", "set_threads", "switch"]
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from sde_toolkit import checkpoint
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.cli.folders import CONFIG, holding, output_folder, save_config
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads, switch
-from sde_toolkit.cli.stopping import Stopped
+from sde_toolkit.cli.signals import Stopped
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import CheckpointError, MissingDependencyError, SDEToolkitError
-from sde_toolkit.evaluation.fingerprints import differences
-from sde_toolkit.plain_files import UnreadableFileError, read_yaml
-from sde_toolkit.rescheduled import reschedule
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.files.plain import UnreadableFileError, read_yaml
+from sde_toolkit.jobs.fingerprints import differences
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.checkpoint import checkpoint_folders
+from sde_toolkit.models.rescheduled import reschedule
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.training import Interrupted, TrainingOptions, train
 from sde_toolkit.training.logbook import LOG

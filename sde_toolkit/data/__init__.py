@@ -8,8 +8,8 @@ from sde_toolkit.data.arrays import array
 from sde_toolkit.data.augmentation import Augmentation, EDMAugmentation, HorizontalFlip, NoAugmentation, horizontal_flip
 from sde_toolkit.data.cifar import cifar10
 from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.data.folders import image_folder
 from sde_toolkit.data.hub import hugging_face, hugging_face_stream
+from sde_toolkit.data.image_folders import image_folder
 from sde_toolkit.data.images import digits, mnist, mnist_test_images
 from sde_toolkit.data.memory import memory_map
 from sde_toolkit.data.parallel import ParallelStream

@@ -30,8 +30,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
-from sde_toolkit.data.resampling import warp
+from sde_toolkit.checks import is_number
+from sde_toolkit.data.warping import warp
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Augmentation", "Draws", "EDMAugmentation", "HorizontalFlip", "NoAugmentation", "horizontal_flip"]

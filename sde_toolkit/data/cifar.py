@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sde_toolkit.data.archives import body, members, opened_tar
 from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.data.folders import image_folder
 from sde_toolkit.data.hub import hugging_face, parquet_columns
+from sde_toolkit.data.image_folders import image_folder
 from sde_toolkit.data.opening import open_regular, or_data_error
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import Stream
 from sde_toolkit.errors import ArgumentError, DataError

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.data.opening import ending, open_regular, or_data_error
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 

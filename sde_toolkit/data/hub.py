@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_toolkit.data.arrays import affine_of, are_levels
 from sde_toolkit.data.columns import HuggingFaceRows, HuggingFaceShards, column_labels
 from sde_toolkit.data.dataset import Dataset, split_indices
-from sde_toolkit.data.folders import check_fraction
+from sde_toolkit.data.image_folders import check_fraction
 from sde_toolkit.data.opening import or_data_error
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import ShuffledStream, first_samples

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.data.arrays import affine_of, are_levels, whole_numbers
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.decoding import ending
-from sde_toolkit.data.folders import check_fraction
+from sde_toolkit.data.image_folders import check_fraction
 from sde_toolkit.data.reading import announce, map_numpy, read_numpy
 from sde_toolkit.data.sources import PerProcess, Source
 from sde_toolkit.errors import ArgumentError, DataError

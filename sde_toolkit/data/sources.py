@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.errors import ArgumentError, DataError
 

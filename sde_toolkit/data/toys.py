@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from sde_toolkit.amounts import check_amount
+from sde_toolkit.checks import check_amount
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.transforms import Affine

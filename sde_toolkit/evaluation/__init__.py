@@ -1,10 +1,14 @@
 """Judging samples and solvers: what a trained model's draws are worth, measured against real data."""
 
-from sde_toolkit.evaluation.classifier import MNISTClassifier
 from sde_toolkit.evaluation.comparison import Comparison, Row, compare_in_team, compare_solvers
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
-from sde_toolkit.evaluation.extractors import (
+from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
+from sde_toolkit.evaluation.report import write_report
+from sde_toolkit.jobs.team import Team
+from sde_toolkit.metrics.classifier import MNISTClassifier
+from sde_toolkit.metrics.distances import Estimate, kernel_distance, precision_recall, rmse, sliced_wasserstein
+from sde_toolkit.metrics.extractors import (
     Extractor,
     auto_extractor,
     classifier_extractor,
@@ -12,14 +16,10 @@ from sde_toolkit.evaluation.extractors import (
     inception_extractor,
     module_extractor,
 )
-from sde_toolkit.evaluation.features import Reference
-from sde_toolkit.evaluation.judging import Judge, classifier_features, exact_features, flat_features
-from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
-from sde_toolkit.evaluation.metrics import Estimate, kernel_distance, precision_recall, rmse, sliced_wasserstein
-from sde_toolkit.evaluation.quality import evaluate_samples
-from sde_toolkit.evaluation.records import Quality, compare_records
-from sde_toolkit.evaluation.report import write_report
-from sde_toolkit.evaluation.team import Team
+from sde_toolkit.metrics.features import Reference
+from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.metrics.quality import evaluate_samples
+from sde_toolkit.metrics.records import Quality, compare_records
 
 __all__ = [
     "Comparison",

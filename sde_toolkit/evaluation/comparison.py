@@ -12,14 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_batches
-from sde_toolkit.checking import is_count
-from sde_toolkit.conditions import check_condition
+from sde_toolkit.checks import is_count
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
-from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
-from sde_toolkit.evaluation.judging import Judge
-from sde_toolkit.evaluation.metrics import rmse
 from sde_toolkit.evaluation.planning import (
     Candidate,
     GridBuilder,
@@ -30,14 +25,19 @@ from sde_toolkit.evaluation.planning import (
     plan_all,
 )
 from sde_toolkit.evaluation.rows import Comparison, Row
-from sde_toolkit.evaluation.sharing import Part, Parts, cut, do_parts
-from sde_toolkit.evaluation.store import Arrays, PartStore
-from sde_toolkit.evaluation.team import Team
-from sde_toolkit.evaluation_mode import check_evaluation_mode
-from sde_toolkit.loop import rows_of
+from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.jobs.sharing import Part, Parts, cut, do_parts
+from sde_toolkit.jobs.store import Arrays, PartStore
+from sde_toolkit.jobs.team import Team
+from sde_toolkit.metrics.distances import rmse
+from sde_toolkit.metrics.judge import Judge
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.sampling import sample
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_batches
+from sde_toolkit.sampling.loop import rows_of
+from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import ddim
 from sde_toolkit.transforms import check_range
 

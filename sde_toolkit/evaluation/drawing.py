@@ -18,22 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_amount
-from sde_toolkit.arguments import check_batches, check_model
-from sde_toolkit.checking import is_count
-from sde_toolkit.conditions import check_condition
+from sde_toolkit.checks import check_amount, is_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.evaluation.planning import Run
-from sde_toolkit.evaluation.sharing import Part, cut, do_parts
-from sde_toolkit.evaluation.store import Arrays, PartStore
-from sde_toolkit.evaluation.team import Team
-from sde_toolkit.evaluation_mode import check_evaluation_mode
-from sde_toolkit.loop import rows_of
-from sde_toolkit.noise import check_stream
+from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.jobs.sharing import Part, cut, do_parts
+from sde_toolkit.jobs.store import Arrays, PartStore
+from sde_toolkit.jobs.team import Team
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.sampling import sample
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_batches, check_model
+from sde_toolkit.sampling.loop import rows_of
+from sde_toolkit.sampling.samples import sample
 
 __all__ = ["Drawn", "draw_samples"]
 

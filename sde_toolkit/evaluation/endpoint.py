@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import grids
-from sde_toolkit.conditions import check_condition
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.metrics import Estimate, rmse
-from sde_toolkit.evaluation.store import Arrays
-from sde_toolkit.exact import GaussianMixture
 from sde_toolkit.integrators import TorchDiffEq
-from sde_toolkit.loop import rows_of
-from sde_toolkit.noise import per_sample_noise
-from sde_toolkit.sampling import sample
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.jobs.store import Arrays
+from sde_toolkit.metrics.distances import Estimate, rmse
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.mixture import GaussianMixture
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import per_sample_noise
+from sde_toolkit.sampling.loop import rows_of
+from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver, probability_flow
 
 __all__ = ["Endpoint", "checked_endpoint", "endpoint_cost", "flow_endpoint", "solve_endpoint"]

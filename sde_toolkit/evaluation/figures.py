@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from sde_toolkit.data.pictures import FAINT, INK, new_figure, sample_rows
 from sde_toolkit.evaluation.comparison import Comparison, Row
-from sde_toolkit.evaluation.metrics import Estimate
 from sde_toolkit.evaluation.naming import file_names, literal
-from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure, sample_rows
-from sde_toolkit.noise import Once, generator_for
+from sde_toolkit.metrics.distances import Estimate
+from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["draw_all", "figure_names"]
 

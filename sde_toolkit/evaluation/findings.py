@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sde_toolkit.evaluation.comparison import Comparison, Row
-from sde_toolkit.evaluation.judging import at_floor, plausible_at_floor
-from sde_toolkit.evaluation.metrics import Estimate
+from sde_toolkit.metrics.distances import Estimate
+from sde_toolkit.metrics.judge import at_floor, plausible_at_floor
 
 __all__ = ["cells", "columns", "findings", "floor_cells", "plus_minus", "text_table"]
 

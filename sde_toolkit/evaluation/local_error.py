@@ -25,17 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.arguments import check_deterministic, check_parts
-from sde_toolkit.checking import is_count
-from sde_toolkit.conditions import map_rows
+from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.data.pictures import FAINT, INK, new_figure
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.metrics import Estimate, rmse
-from sde_toolkit.evaluation.sheets import FAINT, INK, new_figure
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import RungeKutta4
-from sde_toolkit.sampling import sample
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.metrics.distances import Estimate, rmse
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_deterministic, check_parts
+from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver, probability_flow
 
 __all__ = ["LocalErrors", "local_errors"]

@@ -10,13 +10,12 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
-from sde_toolkit.amounts import check_amount, check_countable
-from sde_toolkit.arguments import check_model
-from sde_toolkit.auto import Plan, auto
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import check_amount, check_countable, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_model
+from sde_toolkit.sampling.automatic import Plan, auto
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 

@@ -16,7 +16,7 @@ from sde_toolkit.errors import ArgumentError, MissingDependencyError
 from sde_toolkit.evaluation.comparison import Comparison
 from sde_toolkit.evaluation.figures import draw_all
 from sde_toolkit.evaluation.findings import cells, columns, findings, floor_cells
-from sde_toolkit.evaluation.store import write_all
+from sde_toolkit.jobs.store import write_all
 
 __all__ = ["as_bytes", "png_of", "require_report_packages", "summary", "write_report"]
 
@@ -46,7 +46,7 @@ def write_report(
     Everything is composed before the first file is written, and the files appear together.
 
     Args:
-        provenance: plain data, from :func:`sde_toolkit.evaluation.provenance.provenance`, with whatever else shall be
+        provenance: plain data, from :func:`sde_toolkit.jobs.provenance.provenance`, with whatever else shall be
             on record; None: the report says nothing of the model and of the machine.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from sde_toolkit.evaluation.endpoint import Endpoint
-from sde_toolkit.evaluation.judging import Judge, Scores, at_floor, plausible_at_floor
-from sde_toolkit.evaluation.metrics import Estimate
-from sde_toolkit.evaluation.store import PartStore
+from sde_toolkit.jobs.store import PartStore
+from sde_toolkit.metrics.distances import Estimate
+from sde_toolkit.metrics.judge import Judge, Scores, at_floor, plausible_at_floor
 
 __all__ = ["Comparison", "Row"]
 

@@ -3,11 +3,11 @@
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
 from sde_toolkit.integrators.ancestral import Ancestral
-from sde_toolkit.integrators.base import AffineStep, DenseIntegrator, Integrator, Row
 from sde_toolkit.integrators.churn import EDMHeun
 from sde_toolkit.integrators.explicit import Euler, Heun
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
+from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator, Row
 from sde_toolkit.integrators.interpolation import bh1, bh2, in_lambda, in_phi, in_tau, in_time
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
 from sde_toolkit.integrators.learned import LearnedVariance

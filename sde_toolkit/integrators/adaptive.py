@@ -21,9 +21,9 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.integrators.base import DenseIntegrator, Row
+from sde_toolkit.integrators.integrator import DenseIntegrator, Row
 from sde_toolkit.integrators.stepping import Statistics, absolute_tolerance, check_tolerances, lambda_range
-from sde_toolkit.noise import Noise
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.linear_step import Form, Place, Trace, TracedStep
 

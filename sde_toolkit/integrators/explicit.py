@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.base import AffineStep, Integrator, Row, combine
-from sde_toolkit.noise import Noise
+from sde_toolkit.integrators.integrator import AffineStep, Integrator, Row, combine
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Euler", "Heun"]
 

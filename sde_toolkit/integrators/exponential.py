@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import AffineStep
+from sde_toolkit.integrators.integrator import AffineStep
 from sde_toolkit.sde import SDE
 
 __all__ = ["Exponential", "ddim_noise", "eta_family", "forward_variance"]

@@ -26,12 +26,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.prediction import Combination, edm_input_scale
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.prediction import Combination, edm_input_scale
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.sde.derive import gauss_legendre
 

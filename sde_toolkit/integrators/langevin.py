@@ -23,13 +23,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.batching import expand_to
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Row
-from sde_toolkit.noise import Noise
-from sde_toolkit.score_model import Inputs
+from sde_toolkit.integrators.integrator import Row
+from sde_toolkit.models.score_model import Inputs
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Corrector", "Langevin", "expected_norms", "mean_norms", "own_norms"]
 

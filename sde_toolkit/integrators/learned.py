@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.base import Integrator, Row
 from sde_toolkit.integrators.exponential import Exponential
-from sde_toolkit.noise import Noise
+from sde_toolkit.integrators.integrator import Integrator, Row
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["LearnedVariance"]
 

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Integrator, Row, combine
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.noise import Noise
-from sde_toolkit.prediction import Kind
+from sde_toolkit.integrators.integrator import Integrator, Row, combine
+from sde_toolkit.models.prediction import Kind
+from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sde import SDE
 
 __all__ = ["Evaluation", "Form", "LinearStep", "Place", "Plan", "Trace", "TracedStep"]

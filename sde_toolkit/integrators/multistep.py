@@ -22,14 +22,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Integrator, Row, combine
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
+from sde_toolkit.integrators.integrator import Integrator, Row, combine
 from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
-from sde_toolkit.noise import Noise
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Corrected", "Multistep"]
 

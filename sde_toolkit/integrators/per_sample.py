@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import DenseIntegrator, Row
+from sde_toolkit.integrators.integrator import DenseIntegrator, Row
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Stage,
@@ -38,7 +38,7 @@ from sde_toolkit.integrators.stepping import (
     check_tolerances,
     root_mean_square,
 )
-from sde_toolkit.noise import Noise
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["PerSample", "Tableau"]
 

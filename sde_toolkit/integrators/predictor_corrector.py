@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.base import Integrator, Row
+from sde_toolkit.integrators.integrator import Integrator, Row
 from sde_toolkit.integrators.langevin import Corrector, Langevin
 from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
-from sde_toolkit.noise import Noise
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["PredictorCorrector"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.base import AffineStep
 from sde_toolkit.integrators.exponential import forward_variance
+from sde_toolkit.integrators.integrator import AffineStep
 
 __all__ = ["ReverseDiffusion"]
 

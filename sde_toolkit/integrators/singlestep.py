@@ -23,7 +23,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, Trace, TracedStep

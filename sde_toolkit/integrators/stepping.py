@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.checking import is_count, is_number
-from sde_toolkit.conditions import map_rows
+from sde_toolkit.batching import expand_to
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.score_model import Inputs
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.sde import SDE
 
 __all__ = [

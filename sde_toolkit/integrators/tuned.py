@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators.base import AffineStep, Integrator, Row
 from sde_toolkit.integrators.frozen import FrozenEDM
+from sde_toolkit.integrators.integrator import AffineStep, Integrator, Row
 from sde_toolkit.integrators.multistep import Corrected, Multistep
-from sde_toolkit.noise import Noise
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Tuned", "multiplied", "tilt", "tunable_count"]
 

@@ -5,10 +5,10 @@ from sde_toolkit.likelihood.bits import BitsPerDim, bits_per_dim, dequantise
 from sde_toolkit.likelihood.bounds import Bound, discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity, IntegratedBins, NormalisedLevels
 from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
+from sde_toolkit.likelihood.flow_density import log_likelihood
 from sde_toolkit.likelihood.jacobian import finite_differences, forward, reverse
 from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.levels import Levels
-from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Sigmoid, UniformLambda, UniformTime
 from sde_toolkit.likelihood.quadrature import Quadrature, Refined

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import FrozenEDM, Integrator, Row
-from sde_toolkit.integrators.base import combine
+from sde_toolkit.integrators.integrator import combine
 from sde_toolkit.likelihood.quadrature import angle
-from sde_toolkit.noise import Noise
-from sde_toolkit.prediction import edm_input_scale
+from sde_toolkit.models.prediction import edm_input_scale
+from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Adams", "lagrange"]
 

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.conditions import map_rows
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Statistics
 from sde_toolkit.likelihood.divergence import Divergence
-from sde_toolkit.likelihood.ends import prior_cost, roughness, truncation
 from sde_toolkit.likelihood.jacobian import Field, Mode, check_differentiable, check_repeatable, fastest, reverse, sized
 from sde_toolkit.likelihood.joint import JointEquation
+from sde_toolkit.likelihood.path_ends import prior_cost, roughness, truncation
 from sde_toolkit.likelihood.paths import Path, Upwards
 from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.likelihood.quadrature import Ladder, Nodes
-from sde_toolkit.loop import rows_of
-from sde_toolkit.score_model import Inputs
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.score_model import Inputs
+from sde_toolkit.sampling.loop import rows_of
 
 __all__ = ["Batch", "Work", "choose_mode"]
 

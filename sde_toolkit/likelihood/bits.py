@@ -22,16 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.arguments import check_model, check_shape
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import check_countable, is_count
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.likelihood.flow_density import log_likelihood
 from sde_toolkit.likelihood.levels import Levels, check_fits
-from sde_toolkit.likelihood.log_likelihood import log_likelihood
 from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.likelihood.spread import standard_error
-from sde_toolkit.noise import Purpose, check_stream, sample_streams
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
+from sde_toolkit.sampling.arguments import check_model, check_shape
 from sde_toolkit.transforms import check_range
 
 __all__ = ["BitsPerDim", "bits_per_dim", "dequantise"]

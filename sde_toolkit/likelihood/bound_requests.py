@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.arguments import check_batches, check_shape, device_of
-from sde_toolkit.checking import is_count
-from sde_toolkit.conditions import check_condition
+from sde_toolkit.checks import check_countable, is_count
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.evaluation_mode import check_evaluation_mode
 from sde_toolkit.likelihood.decoders import Decoder, LevelMap
+from sde_toolkit.likelihood.defaults import into_model_space
 from sde_toolkit.likelihood.denoising import Denoising
 from sde_toolkit.likelihood.levels import check_levels
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal
-from sde_toolkit.likelihood.requests import into_model_space
-from sde_toolkit.noise import check_stream
-from sde_toolkit.score_model import ScoreModel
-from sde_toolkit.watching import Meter
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import check_stream
+from sde_toolkit.sampling.arguments import check_batches, check_shape, device_of
+from sde_toolkit.sampling.monitors import Meter
 
 __all__ = ["check_draws", "prepare_bound"]
 

@@ -28,8 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sde_toolkit.arguments import check_model
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.likelihood.bound_requests import check_draws, prepare_bound
@@ -38,7 +37,8 @@ from sde_toolkit.likelihood.denoising import Denoising, mean_of_repeats, stratif
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal, Sigmoid
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
 
 __all__ = ["Bound", "discrete_bound", "variational_bound"]

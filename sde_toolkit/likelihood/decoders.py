@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.transforms import Transform

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, LevelMap
 from sde_toolkit.likelihood.spread import standard_error
-from sde_toolkit.loop import rows_of
-from sde_toolkit.noise import Purpose, sample_streams
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Purpose, sample_streams
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.score_model import ScoreModel
-from sde_toolkit.watching import Meter
+from sde_toolkit.sampling.loop import rows_of
+from sde_toolkit.sampling.monitors import Meter
 
 __all__ = ["Denoising", "mean_of_repeats", "stratified_mean", "stratified_uniforms"]
 

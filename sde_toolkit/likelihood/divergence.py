@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import check_countable, is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
-from sde_toolkit.noise import Purpose, check_stream, sample_streams
+from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
 
 __all__ = ["Divergence", "Exact", "HutchPlusPlus", "Hutchinson"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.likelihood.quadrature import Ladder, Nodes, Quadrature, Rule
-from sde_toolkit.prediction import Combination
-from sde_toolkit.score_model import Inputs
+from sde_toolkit.models.prediction import Combination
+from sde_toolkit.models.score_model import Inputs
 
 __all__ = ["Joint", "JointEquation"]
 

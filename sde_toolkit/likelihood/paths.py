@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import sech
 from sde_toolkit.integrators import DenseIntegrator, Statistics
 from sde_toolkit.likelihood.adams import Adams, lagrange
 from sde_toolkit.likelihood.quadrature import angle
-from sde_toolkit.loop import solve
-from sde_toolkit.noise import Noise
-from sde_toolkit.prediction import edm_input_scale
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.prediction import edm_input_scale
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Noise
+from sde_toolkit.sampling.loop import solve
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Interpolation", "Path", "Upwards", "default_flow"]

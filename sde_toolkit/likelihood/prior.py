@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 from sde_toolkit.transforms import check_range
 

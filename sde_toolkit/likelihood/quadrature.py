@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_countable
-from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.batching import expand_to
+from sde_toolkit.checks import check_countable, is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import FrozenEDM
-from sde_toolkit.prediction import edm_input_scale
+from sde_toolkit.models.prediction import edm_input_scale
 
 __all__ = ["Ladder", "Nodes", "Quadrature", "Refined", "Rule", "angle"]
 

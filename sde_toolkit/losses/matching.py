@@ -1,6 +1,6 @@
 """Denoising score matching: one regression, seen in any parameterisation, under any weighting.
 
-    L = E_t w(t) E |ŷ(x_t, t) − y|² / D,    x_t = α x_0 + σ ε,   y = a x_0 + b ε     (:mod:`sde_toolkit.prediction`)
+    L = E_t w(t) E |ŷ(x_t, t) − y|² / D,   x_t = α x_0 + σ ε,   y = a x_0 + b ε   (:mod:`sde_toolkit.models.prediction`)
 
     target       w        name
     epsilon      1        L_simple (Ho et al. 2020, eq. 14)
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
+from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.losses.weightings import Weighting, check_weighting, constant, error_ratio
-from sde_toolkit.prediction import KINDS, Kind, Prediction, check_kind
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.prediction import KINDS, Kind, Prediction, check_kind
+from sde_toolkit.models.score_model import ScoreModel
 
 __all__ = ["DenoisingScoreMatching", "check_batch", "native_error", "scale_time"]
 

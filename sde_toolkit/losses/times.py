@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, check_sde
 

@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.broadcasting import expand_to
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.batching import expand_to
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.decoders import IntegratedBins, LevelMap
 from sde_toolkit.likelihood.levels import Levels, check_fits, check_levels
 from sde_toolkit.losses.matching import DenoisingScoreMatching, check_batch, native_error
 from sde_toolkit.losses.weightings import error_ratio
-from sde_toolkit.prediction import Prediction
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.prediction import Prediction
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 
 __all__ = ["Hybrid", "VariationalBound"]

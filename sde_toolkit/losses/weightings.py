@@ -1,7 +1,7 @@
 """Weightings, and which error each of them multiplies.
 
 The errors of all parameterisations are one error at different scales. With y = a x_0 + b ε
-(:mod:`sde_toolkit.prediction`) and D = a σ − α b, two predictions that agree on x_t have
+(:mod:`sde_toolkit.models.prediction`) and D = a σ − α b, two predictions that agree on x_t have
 
     |ŷ_A − y_A|² = (D_A/D_B)² |ŷ_B − y_B|²        D:   x0: σ   epsilon: −α   score: α/σ   v: −(α² + σ²)
                                                        velocity: α′σ − ασ′   edm: √(σ² + α²σ_d²)/σ_d
@@ -30,9 +30,9 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.prediction import Kind, Readout, check_kind
+from sde_toolkit.models.prediction import Kind, Readout, check_kind
 from sde_toolkit.sde import SDE, Time
 
 __all__ = [

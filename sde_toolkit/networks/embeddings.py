@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Condition", "ConditionLike", "Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import beside, run
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike

@@ -1,0 +1,1 @@
+"""Trained networks that ship with the package, each a folder. No code."""

@@ -20,9 +20,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from sde_toolkit.amounts import check_amount
-from sde_toolkit.broadcasting import as_floating, check_same_shape, expand_to
-from sde_toolkit.checking import all_hold, some_seen
+from sde_toolkit.batching import as_floating, check_same_shape, expand_to
+from sde_toolkit.checks import all_hold, check_amount, some_seen
 from sde_toolkit.errors import ArgumentError, DefinitionError
 from sde_toolkit.sde.derive import derivative, inverse_decreasing
 from sde_toolkit.sde.integrated import integrated_path

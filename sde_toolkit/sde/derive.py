@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import all_hold
+from sde_toolkit.checks import all_hold
 
 __all__ = ["derivative", "gauss_legendre", "inverse_decreasing", "pick"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_toolkit.checking import as_python, is_number
+from sde_toolkit.checks import as_python, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 from sde_toolkit.sde.derive import pick

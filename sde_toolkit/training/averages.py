@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checking import is_number
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["WeightAverage", "exponential", "gamma_of", "posthoc_weights", "power_function", "worth_using_from"]

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit import checkpoint
-from sde_toolkit.checkpoint import BEST, CHECKPOINTS, checkpoint_folders
 from sde_toolkit.errors import CheckpointError
-from sde_toolkit.evaluation.fingerprints import digest, flat
+from sde_toolkit.jobs.fingerprints import digest, flat
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.checkpoint import BEST, CHECKPOINTS, checkpoint_folders
 
 __all__ = ["AVERAGES", "LOGS", "PARTIAL", "RUN", "STATE", "check_folder", "run_digest", "snapshots", "tidy"]
 

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.arguments import check_model
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.networks import Condition
 from sde_toolkit.networks.inside import hyperparameters_of
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
 from sde_toolkit.transforms import check_range

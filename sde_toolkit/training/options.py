@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.training.averages import worth_using_from
 

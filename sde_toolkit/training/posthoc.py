@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sde_toolkit import checkpoint
 from sde_toolkit.errors import ArgumentError, CheckpointError
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.training.averages import gamma_of, posthoc_weights
 from sde_toolkit.training.folder import AVERAGES, snapshots
 from sde_toolkit.training.saving import writing

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.errors import ArgumentError, CheckpointError, MissingDependencyError
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training.options import PRECISIONS, TrainingOptions
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import Any
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.evaluation.fingerprints import digest, plain, tensor_digest
+from sde_toolkit.jobs.fingerprints import digest, plain, tensor_digest
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.trial import held_numbers, try_parts

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from sde_toolkit import checkpoint
 from sde_toolkit.data import Dataset
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.training.averages import WeightAverage, exponential, power_function
 from sde_toolkit.training.batches import (
     Batch,

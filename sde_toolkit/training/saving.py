@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit import checkpoint
-from sde_toolkit.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
 from sde_toolkit.data import Stream
-from sde_toolkit.descriptions import CLASS, OWN
-from sde_toolkit.disk import to_disk
 from sde_toolkit.errors import ArgumentError, CheckpointError
-from sde_toolkit.evaluation.fingerprints import flat
-from sde_toolkit.evaluation.store import write_atomically
-from sde_toolkit.plain_files import UnreadableFileError, read_yaml
+from sde_toolkit.files.disk import to_disk
+from sde_toolkit.files.plain import UnreadableFileError, read_yaml
+from sde_toolkit.files.tensors import load_torch_file
+from sde_toolkit.jobs.fingerprints import flat
+from sde_toolkit.jobs.store import write_atomically
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
+from sde_toolkit.models.descriptions import CLASS, OWN
 from sde_toolkit.showing import shown
-from sde_toolkit.tensor_files import load_torch_file
 from sde_toolkit.training.folder import PARTIAL, RUN, STATE
 from sde_toolkit.training.trial import differing_part
 

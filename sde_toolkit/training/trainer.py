@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from sde_toolkit.amounts import check_amount
-from sde_toolkit.checkpoint import check_plain, checkpoint_folders
-from sde_toolkit.claims import claimed
+from sde_toolkit.checks import check_amount
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
+from sde_toolkit.files.claims import claimed
 from sde_toolkit.losses import DenoisingScoreMatching, Uniform
+from sde_toolkit.models.checkpoint import check_plain, checkpoint_folders
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.score_model import ScoreModel
 from sde_toolkit.training.folder import check_folder, run_digest, tidy
 from sde_toolkit.training.logbook import Logbook
 from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data, modes_kept

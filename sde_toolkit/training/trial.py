@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sde_toolkit.data import Augmentation, Dataset
 from sde_toolkit.errors import CheckpointError
-from sde_toolkit.evaluation.fingerprints import tensor_digest
-from sde_toolkit.inspection import modules_of
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.jobs.fingerprints import tensor_digest
+from sde_toolkit.models.inspection import modules_of
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.training.objective import Objective, modes_kept
 
 __all__ = ["check_trial", "differing_part", "held_numbers", "try_network", "try_parts"]

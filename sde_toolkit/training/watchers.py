@@ -11,10 +11,10 @@ from typing import Protocol
 
 import torch
 
-from sde_toolkit.checking import is_count
+from sde_toolkit.checks import is_count
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.score_model import ScoreModel
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.training.logbook import Logbook
 
 __all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher", "check_watchers"]
@@ -65,14 +65,14 @@ class SampleSheet:
         Raises:
             MissingDependencyError: without matplotlib.
         """
-        from sde_toolkit.evaluation.sheets import new_figure
+        from sde_toolkit.data.pictures import new_figure
 
         new_figure(1, 1)
 
     def __call__(self, scene: Scene) -> None:
         """Sample with ``solver="auto"`` and draw."""
-        from sde_toolkit.evaluation.sheets import contact_sheet, picture_kind
-        from sde_toolkit.sampling import sample
+        from sde_toolkit.data.pictures import contact_sheet, picture_kind
+        from sde_toolkit.sampling.samples import sample
 
         if scene.model.event_shape is None:
             return

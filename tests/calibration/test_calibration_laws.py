@@ -41,7 +41,7 @@ from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
 from sde_toolkit.integrators.tuned import Tuned
-from sde_toolkit.noise import Purpose, per_sample_noise
+from sde_toolkit.noise.streams import Purpose, per_sample_noise
 
 FLOAT = torch.float64
 METHODS = ["gradient", "search"]

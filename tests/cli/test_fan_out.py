@@ -246,7 +246,7 @@ def test_a_comparison_of_one_class_is_judged_by_that_class(command, tmp_path):
 
 
 def test_the_likelihood_of_a_conditional_network_takes_the_labels_of_the_data(command, tmp_path):
-    from sde_toolkit.evaluation.likelihood import evaluating
+    from sde_toolkit.evaluation.density import evaluating
 
     few = ["n=6", "chunk=4", "nfe=4", "quadrature.nodes=3", "draws=1", "elbo.draws=2", "discrete.steps=4"]
     few += ["truncation.n=0", "divergence=hutchinson"]

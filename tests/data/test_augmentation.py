@@ -16,7 +16,7 @@ from sde_toolkit.data.augmentation import (
     NoAugmentation,
     horizontal_flip,
 )
-from sde_toolkit.data.resampling import half_way_weights, warp
+from sde_toolkit.data.warping import half_way_weights, warp
 from sde_toolkit.errors import ArgumentError
 
 EVERY = [NoAugmentation(), HorizontalFlip(), EDMAugmentation(), EDMAugmentation(0.9, scaling=0.0), EDMAugmentation(1.0)]

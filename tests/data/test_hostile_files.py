@@ -18,8 +18,8 @@ from PIL import Image
 
 from sde_toolkit.data import array, cifar10, image_folder, memory_map, mnist, webdataset
 from sde_toolkit.errors import DataError, SDEToolkitError
-from sde_toolkit.evaluation.files import read_samples
-from sde_toolkit.evaluation.records import _PARTS, FORMAT, Quality
+from sde_toolkit.evaluation.sample_files import read_samples
+from sde_toolkit.metrics.records import _PARTS, FORMAT, Quality
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(any PostScript) print\n%%EOF\n"
 RNG = np.random.default_rng(0)

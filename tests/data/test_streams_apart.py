@@ -8,7 +8,7 @@ import torch
 
 from sde_toolkit import VPSDE, BrownianPath, euler_maruyama, gaussian, grids, sample
 from sde_toolkit.data import ShuffledStream, memory_map
-from sde_toolkit.noise import Purpose, sample_streams
+from sde_toolkit.noise.streams import Purpose, sample_streams
 from sde_toolkit.training.batches import Portion, Recipe
 from sde_toolkit.training.draws import KeyedDraws, epoch_order, step_seed
 

@@ -10,7 +10,7 @@ import torch
 from sde_toolkit.data import eight_bit, mnist_test_images
 from sde_toolkit.errors import CheckpointError, DataError
 from sde_toolkit.evaluation import classifier as module
-from sde_toolkit.evaluation.classifier import MNISTClassifier
+from sde_toolkit.metrics.classifier import MNISTClassifier
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # round-off of the convolutions between batch sizes; logits are ~10
 
@@ -161,11 +161,11 @@ def test_weights_of_another_network_are_refused(monkeypatch, tmp_path):
 
 
 def test_the_weight_file_is_small():
-    folder = resources.files("sde_toolkit.evaluation") / "weights"
+    folder = resources.files("sde_toolkit.metrics") / "weights"
     assert len((folder / "mnist_classifier.safetensors").read_bytes()) < 1_000_000
 
 
 def test_importing_the_module_does_not_import_safetensors():
-    code = "import sys, sde_toolkit.evaluation.classifier; print('safetensors' in sys.modules)"
+    code = "import sys, sde_toolkit.metrics.classifier; print('safetensors' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

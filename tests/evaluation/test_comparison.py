@@ -32,6 +32,7 @@ from sde_toolkit import (
     probability_flow,
     sample,
 )
+from sde_toolkit.data.pictures import contact_sheet, sample_rows
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import comparison as module
 from sde_toolkit.evaluation import report
@@ -39,11 +40,10 @@ from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
-from sde_toolkit.evaluation.judging import Judge, at_floor, classifier_features, exact_features, flat_features
-from sde_toolkit.evaluation.metrics import Estimate, kernel_distance
-from sde_toolkit.evaluation.provenance import provenance
 from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.evaluation.sheets import contact_sheet, sample_rows
+from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.metrics.distances import Estimate, kernel_distance
+from sde_toolkit.metrics.judge import Judge, at_floor, classifier_features, exact_features, flat_features
 
 SOLVERS = {
     "em": euler_maruyama(),
@@ -477,7 +477,7 @@ def test_numbers_are_rounded_by_their_error(estimate, shown):
 
 def test_optional_packages_are_loaded_only_where_they_are_used():
     check = (
-        "import sys, sde_toolkit.evaluation, sde_toolkit.evaluation.provenance;"
+        "import sys, sde_toolkit.evaluation, sde_toolkit.jobs.provenance;"
         "print({'ot', 'matplotlib', 'jinja2', 'hydra', 'omegaconf'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

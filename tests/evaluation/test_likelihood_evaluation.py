@@ -29,13 +29,13 @@ from sde_toolkit import (
     heun,
 )
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.evaluation.fingerprints import digest
-from sde_toolkit.evaluation.likelihood import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
-from sde_toolkit.evaluation.likelihood.evaluating import plan_jobs
-from sde_toolkit.evaluation.likelihood.request import fingerprint
-from sde_toolkit.evaluation.likelihood.summary import Background, findings, records, rows, text_table
-from sde_toolkit.evaluation.store import PartStore, write_atomically
+from sde_toolkit.evaluation.density import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.density.density_request import fingerprint
+from sde_toolkit.evaluation.density.evaluating import plan_jobs
+from sde_toolkit.evaluation.density.summary import Background, findings, records, rows, text_table
 from sde_toolkit.grids import karras, uniform_lambda
+from sde_toolkit.jobs.fingerprints import digest
+from sde_toolkit.jobs.store import PartStore, write_atomically
 from sde_toolkit.likelihood import dequantise
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 

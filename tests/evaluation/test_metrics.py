@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.evaluation.metrics import (
+from sde_toolkit.metrics.distances import (
     cubic,
     kernel_distance,
     kernel_sums,

@@ -26,7 +26,7 @@ from sde_toolkit.evaluation import (
     module_extractor,
     precision_recall,
 )
-from sde_toolkit.evaluation.files import read_samples
+from sde_toolkit.evaluation.sample_files import read_samples
 
 FLAT = data_extractor()
 
@@ -235,7 +235,7 @@ def test_samples_are_rounded_as_they_would_be_in_a_file():
 
 
 def test_inception_is_shown_eight_bit_colours():
-    from sde_toolkit.evaluation.extractors import _as_bytes
+    from sde_toolkit.metrics.extractors import _as_bytes
 
     grey = torch.tensor([0.0, 8.0, 16.0]).reshape(1, 1, 1, 3)
     shown = _as_bytes(grey, 17)

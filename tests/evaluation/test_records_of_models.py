@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sde_toolkit import MLP, VPSDE, CosineVPSDE, FlowMatching, ScoreModel, clip_x0, ddim, dynamic_threshold, reschedule
-from sde_toolkit.calibration.files import model_digest
+from sde_toolkit.calibration.calibration_files import model_digest
 from sde_toolkit.evaluation import compare_solvers
-from sde_toolkit.evaluation.fingerprints import behaviour, digest, model_fingerprint
-from sde_toolkit.evaluation.provenance import provenance
+from sde_toolkit.jobs.fingerprints import behaviour, digest, model_fingerprint
+from sde_toolkit.jobs.provenance import provenance
 
 INNER = {
     "module": lambda: MLP(event_shape=(2,), width=8, depth=1),

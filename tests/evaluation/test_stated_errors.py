@@ -15,8 +15,7 @@ from sde_toolkit import VPSDE, GaussianMixture, Heun, ScoreModel, ddim, gaussian
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import endpoint_cost, flow_endpoint, solve_endpoint
 from sde_toolkit.evaluation.findings import _joint
-from sde_toolkit.evaluation.judging import Judge, Scores, at_floor, flat_features, plausible_at_floor
-from sde_toolkit.evaluation.metrics import (
+from sde_toolkit.metrics.distances import (
     Estimate,
     kernel_distance,
     rational_quadratic,
@@ -24,7 +23,8 @@ from sde_toolkit.evaluation.metrics import (
     share,
     sliced_wasserstein,
 )
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.metrics.judge import Judge, Scores, at_floor, flat_features, plausible_at_floor
+from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.transforms import Identity
 
 SDE = VPSDE()

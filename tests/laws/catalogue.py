@@ -15,7 +15,7 @@ from torch import nn
 
 import sde_toolkit
 from sde_toolkit import SDE, Integrator, ReverseEquation, ScoreModel, Solver, expand_to, integrators, solvers
-from sde_toolkit.prediction import KINDS
+from sde_toolkit.models.prediction import KINDS
 
 EVENT_SHAPES = [(), (2,), (16, 64), (3, 8, 8)]
 

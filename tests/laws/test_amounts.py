@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sde_toolkit import MLP, VPSDE, ScoreModel, ddim, encode, grids, log_likelihood, sample
-from sde_toolkit.amounts import MOST, check_amount
-from sde_toolkit.auto import auto
 from sde_toolkit.calibration import calibrate
+from sde_toolkit.checks import MOST, check_amount
 from sde_toolkit.data import checkerboard, two_moons, waves
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import compare_solvers
 from sde_toolkit.evaluation.drawing import Run, draw_samples
 from sde_toolkit.evaluation.local_error import local_errors
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise.streams import per_sample_noise
+from sde_toolkit.sampling.automatic import auto
 from sde_toolkit.sde import beta_schedules
 from sde_toolkit.training import TrainingOptions, train
 

@@ -36,7 +36,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError, DefinitionError, GridError, SDEToolkitError
 from sde_toolkit.losses import stratified_times
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise.streams import per_sample_noise
 
 
 def untouchable(x, time, condition=None):

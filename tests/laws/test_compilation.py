@@ -34,7 +34,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.prediction import KINDS
+from sde_toolkit.models.prediction import KINDS
 
 BACKEND = "aot_eager"  # graphs as inductor gets them, run without a C++ compiler
 SDE = VPSDE()

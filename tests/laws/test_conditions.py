@@ -26,9 +26,9 @@ from sde_toolkit import (
 )
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.descent import Descent
-from sde_toolkit.conditions import map_rows, tensors_of
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import flow_endpoint, local_errors
+from sde_toolkit.models.conditions import map_rows, tensors_of
 
 SDE, N = VPSDE(), 7
 GRID = grids.uniform(SDE, 4, end=0.1)

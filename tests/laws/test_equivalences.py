@@ -36,7 +36,7 @@ from sde_toolkit import (
     sample,
     time_inputs,
 )
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise.streams import per_sample_noise
 
 EXACT = 1e-10
 SEED = 5

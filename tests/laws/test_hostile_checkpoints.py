@@ -17,17 +17,17 @@ from safetensors.torch import load_file, save_file
 
 from sde_toolkit import MLP, VPSDE, ScoreModel, UNet, sde
 from sde_toolkit.calibration import Calibration, load_calibration
-from sde_toolkit.calibration.files import model_digest, sde_fingerprint
+from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
 from sde_toolkit.calibration.problem import Measured
-from sde_toolkit.checking import is_count, is_number
+from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError, SDEToolkitError
-from sde_toolkit.evaluation.records import Quality, compare_records
-from sde_toolkit.evaluation.store import PartStore
+from sde_toolkit.files.plain import UnreadableFileError, read_json, read_yaml
+from sde_toolkit.files.tensors import load_torch_file
 from sde_toolkit.grids import uniform
+from sde_toolkit.jobs.store import PartStore
+from sde_toolkit.metrics.records import Quality, compare_records
 from sde_toolkit.networks import ddpm_cifar10, ddpmpp_cifar10, ncsnpp_cifar10
-from sde_toolkit.plain_files import UnreadableFileError, read_json, read_yaml
 from sde_toolkit.solvers import ddim, dpmpp_2m
-from sde_toolkit.tensor_files import load_torch_file
 
 ONE_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 

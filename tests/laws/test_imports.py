@@ -12,31 +12,24 @@ from sde_toolkit import SDE
 
 ROOT = Path(sde_toolkit.__file__).parent
 ORDER = [
-    {"showing", "errors", "broadcasting", "checking", "amounts", "claims", "plain_files"},
-    {"conditions", "inspection"},
-    {"evaluation_mode"},
-    {"asking"},
+    {"showing", "errors"},
+    {"checks", "batching", "progress"},
     {"sde"},
-    {"prediction"},
-    {"transforms", "time_inputs", "networks", "descriptions", "tensor_files", "rebuilding", "checkpoint"},
-    {"score_model"},
-    {"exact", "wrapping"},
-    {"rescheduled", "thresholding"},
-    {"equation"},
-    {"grids", "noise", "brownian", "progress", "watching"},
+    {"transforms", "networks"},
+    {"files"},
+    {"models"},
+    {"equation", "grids", "noise"},
     {"integrators"},
     {"solvers"},
-    {"auto"},
-    {"compilation"},
-    {"arguments", "loop"},
-    {"sampling", "encoding"},
+    {"sampling"},
     {"likelihood"},
-    {"calibration"},
-    {"latents"},
     {"losses"},
+    {"calibration"},
     {"data"},
-    {"evaluation"},
+    {"jobs"},
+    {"metrics"},
     {"training"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]
@@ -92,15 +85,30 @@ def test_the_package_loads_nothing_that_torch_does_not():
     assert {name for name in extra if name not in sys.stdlib_module_names} - late == {"sde_toolkit"}
 
 
-def test_imports_run_left_to_right():
-    backwards = {(a, b) for a, b in edges() if a in RANK and b in RANK and RANK[a] < RANK[b]}
-    assert not backwards
+def test_every_room_has_a_rank_and_imports_run_left_to_right():
+    units = {unit_of(file) for file, _ in files()} - {""}
+    assert units - {"pretrained"} == set(RANK)
+    inside = {(a, b) for a, b in edges() if b != "the package itself"}
+    assert not {(a, b) for a, b in inside if RANK[a] < RANK[b]}
     assert ("sampling", "solvers") in edges()  # the parser sees the imports at all
+
+
+def test_a_room_says_what_is_in_it_and_a_file_name_tells_its_room():
+    """At most a dozen modules at the root; one line or two on each room; no file name in two rooms."""
+    assert len(list(ROOT.glob("*.py"))) <= 12
+    rooms = [file for file in ROOT.rglob("__init__.py") if file.parent != ROOT]
+    for file in rooms:
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert said, file
+        assert len(said.split("\n\n")[0].splitlines()) <= 3, file
+    names = [file.name for file in ROOT.rglob("*.py") if file.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
+    assert not {Path(name).stem for name in names} & {file.parent.name for file in rooms} - {"models"}
 
 
 def test_no_unit_imports_the_package_that_imports_it():
     """`from sde_toolkit import X` inside the package would tie every module to all of them; the ends may."""
-    assert {a for a, b in edges() if b == "the package itself"} <= {"cli", "evaluation", "__main__"}
+    assert {a for a, b in edges() if b == "the package itself"} <= {"cli", "jobs", "__main__"}
 
 
 def test_imports_have_no_cycle_whatever_units_are_added():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sde_toolkit import VESDE, VPSDE, ScoreModel, time_inputs
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.prediction import KINDS
+from sde_toolkit.models.prediction import KINDS
 
 SIGMA_DATA = 0.7
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

@@ -35,7 +35,7 @@ from sde_toolkit import (
     unipc,
 )
 from sde_toolkit.errors import NonFiniteError
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise.streams import per_sample_noise
 
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)
 every_public_sde = pytest.mark.parametrize("sde", PUBLIC_SDES, ids=name)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sde_toolkit import VPSDE, BrownianPath, Multistep, ReverseEquation, Solver, ddpm, grids, probability_flow, sample
 from sde_toolkit import slerp as slerp_of
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.noise import per_sample_noise
+from sde_toolkit.noise.streams import per_sample_noise
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 

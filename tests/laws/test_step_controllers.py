@@ -298,7 +298,7 @@ def test_the_noise_of_a_step_enters_both_estimates_and_the_error():
         model = ScoreModel(network, SDE, "epsilon")
         run = {"x_start": torch.zeros(1, 2), "dtype": torch.float64, "trajectory": True}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sde_toolkit.sampling.per_sample_noise", lambda *_, **__: lambda: z)
+            patch.setattr("sde_toolkit.sampling.samples.per_sample_noise", lambda *_, **__: lambda: z)
             found = sample(model, Solver("", 1.0, integrator), times[:2], **run)
         assert (found.statistics.rejected.item() > 0) == refused
         if not refused:

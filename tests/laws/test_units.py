@@ -44,8 +44,8 @@ from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.evaluation.judging import Judge, exact_features, flat_features
 from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, finite_differences
+from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 
 UNITS = [16.0, 1 / 300]
 every_unit = pytest.mark.parametrize("unit", UNITS, ids=["16", "a 300th"])

@@ -6,7 +6,7 @@ from catalogue import PUBLIC_SDES, doubles, kinds_of, name
 
 from sde_toolkit import BrownianPath, ReverseEquation, ScoreModel, dynamic_threshold, gaussian, slerp
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.noise import per_sample_noise, shared_noise
+from sde_toolkit.noise.streams import per_sample_noise, shared_noise
 
 LEVELS = torch.tensor([[200, 10], [3, 0], [1, 255]])
 NOISE = torch.tensor([[1.0, -0.3], [0.2, 0.9], [-1.5, 0.1]])

@@ -43,9 +43,9 @@ from sde_toolkit import (
     time_inputs,
 )
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.prediction import KINDS
-from sde_toolkit.rescheduled import Rescheduled
-from sde_toolkit.thresholding import Thresholded
+from sde_toolkit.models.prediction import KINDS
+from sde_toolkit.models.rescheduled import Rescheduled
+from sde_toolkit.models.thresholding import Thresholded
 
 PAIRS = [(a, b) for a in SDES for b in SDES if a is not b]
 every_pair = pytest.mark.parametrize(("old", "new"), PAIRS, ids=lambda sde: name(sde))

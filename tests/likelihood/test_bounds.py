@@ -39,8 +39,8 @@ from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Sigmoid, UniformLambda, UniformTime
-from sde_toolkit.prediction import KINDS, Prediction
-from sde_toolkit.time_inputs import ScaledTime
+from sde_toolkit.models.prediction import KINDS, Prediction
+from sde_toolkit.models.time_inputs import ScaledTime
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)

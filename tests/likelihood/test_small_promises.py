@@ -41,7 +41,7 @@ from sde_toolkit.likelihood import (
 )
 from sde_toolkit.likelihood.bits import BitsPerDim
 from sde_toolkit.likelihood.joint import JointEquation
-from sde_toolkit.noise import Purpose, per_sample_noise, sample_streams
+from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)

@@ -23,7 +23,7 @@ from catalogue import (  # noqa: F401  (tests take them from here: this file kno
 )
 
 from sde_toolkit import ScoreModel
-from sde_toolkit.prediction import KINDS
+from sde_toolkit.models.prediction import KINDS
 
 __all__ = ["KINDS", "SDES", "Small", "batch", "gradient", "model_with"]
 

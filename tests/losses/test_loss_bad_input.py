@@ -30,7 +30,7 @@ from sde_toolkit.losses import (
     low_discrepancy,
     stratified_times,
 )
-from sde_toolkit.prediction import Kind
+from sde_toolkit.models.prediction import Kind
 
 U = torch.rand(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TIMES = [Uniform(), Discrete(10), LikelihoodTimes(), LogNormal(), LogitNormal(), Cosine()]

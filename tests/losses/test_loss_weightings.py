@@ -19,7 +19,7 @@ from sde_toolkit.losses import (
     g_squared,
     sigma_squared,
 )
-from sde_toolkit.time_inputs import ScaledTime
+from sde_toolkit.models.time_inputs import ScaledTime
 
 WEIGHTINGS = [constant, sigma_squared, g_squared, EDMWeighting(), MinSNR(), P2(), P2(2.0, 0.5), SigmoidWeighting(-1.0)]
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

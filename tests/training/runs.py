@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel, UNet
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.data import Dataset, HorizontalFlip, checkerboard
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions, train
 
 VECTORS = TrainingOptions(

@@ -12,8 +12,8 @@ from runs import rows, vectors, weights
 from test_saving import SHORT, contents
 
 from sde_toolkit import ScoreModel, claims
-from sde_toolkit.checkpoint import best_checkpoint, checkpoint_folders
 from sde_toolkit.errors import CheckpointError
+from sde_toolkit.models.checkpoint import best_checkpoint, checkpoint_folders
 from sde_toolkit.training.folder import tidy
 
 

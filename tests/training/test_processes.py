@@ -10,8 +10,8 @@ import pytest
 import torch
 from runs import RUNS, VECTORS, rows, vectors, weights
 
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions
 from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state

@@ -105,7 +105,7 @@ def start(command, tmp_path):
 
 
 EPSILON = ["prediction=epsilon"]
-CLOCK = "model.time_input={_target_:sde_toolkit.time_inputs.ScaledTime,scale:7.0}"
+CLOCK = "model.time_input={_target_:sde_toolkit.models.time_inputs.ScaledTime,scale:7.0}"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import RUNS, rows, vectors, weights
 
-from sde_toolkit.checkpoint import checkpoint_folders
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training.saving import load_state
 
 

@@ -14,10 +14,10 @@ import yaml
 from runs import VECTORS, images, rows, vectors, weights
 
 from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel
-from sde_toolkit.checkpoint import best_checkpoint, checkpoint_folders
-from sde_toolkit.claims import claimed
 from sde_toolkit.data import checkerboard
 from sde_toolkit.errors import CheckpointError, FolderInUseError
+from sde_toolkit.files.claims import claimed
+from sde_toolkit.models.checkpoint import best_checkpoint, checkpoint_folders
 from sde_toolkit.training import train
 from sde_toolkit.training.saving import mark_best, prune
 

@@ -18,8 +18,8 @@ import torch
 from runs import rows, vectors, weights
 from test_saving import SHORT
 
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import Interrupted
 from sde_toolkit.training.run import Run
 from sde_toolkit.training.saving import load_state

@@ -262,7 +262,7 @@ def shown_to(tracker, folder, name="samples"):
     from accelerate import Accelerator
     from matplotlib.image import imread
 
-    from sde_toolkit.evaluation.sheets import contact_sheet
+    from sde_toolkit.data.pictures import contact_sheet
     from sde_toolkit.training.logbook import Logbook
 
     folder.mkdir(exist_ok=True)

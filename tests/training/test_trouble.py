@@ -7,9 +7,9 @@ import torch
 from runs import VECTORS, rows, weights
 
 from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel
-from sde_toolkit.checkpoint import checkpoint_folders
 from sde_toolkit.data import Source, checkerboard
 from sde_toolkit.errors import DataError, NonFiniteError
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import train
 
 SHORT = dataclasses.replace(VECTORS, steps=30, log_every=1, evaluate_every=10, power_averages=(), held_out=0)

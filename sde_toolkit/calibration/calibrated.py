@@ -1,0 +1,178 @@
+"""What a calibration found, with its evidence: a solver, its grid, and what they gained on fresh noise."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.calibration.calibration_files import build_solver, describe_solver, model_digest, sde_fingerprint
+from sde_toolkit.calibration.problem import Measured
+from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.grids import check_grid
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.samples import Sample, sample
+from sde_toolkit.sde import VPSDE
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Calibration", "load_calibration"]
+
+FORMAT = "sde_toolkit/calibration/2"
+_BEFORE = "sde_toolkit/calibration/1"  # the factors of networks of v meant something else
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A solver on the grid that was found for it.
+
+    ``sample(model, c.solver, c.grid, tweedie=c.tweedie)`` uses it; :meth:`sample` also checks that the model is the
+    one it was made for.
+
+    ``nfe``: evaluations per sample, all counted. ``before``: error of the best uncalibrated start, ``after``: of this
+    result, both on fresh noise, root mean square to the fine solve over elements in model space (η > 0: distance
+    of distributions). ``improved``: False if nothing beat the start, which is then what this is; ``reason`` says
+    so. ``record``: provenance, plain data.
+    """
+
+    solver: Solver
+    grid: Tensor
+    tweedie: bool
+    nfe: int
+    before: Measured
+    after: Measured
+    improved: bool
+    reason: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.solver.name}, {self.nfe} evaluations: {self.before} before, {self.after} after. {self.reason}"
+
+    def check(self, model: ScoreModel) -> None:
+        """Refuse a model with another SDE; warn if its weights are not those the calibration was made with.
+
+        Raises:
+            ArgumentError: naming both SDEs.
+        """
+        made_for, has = self.record["sde"], sde_fingerprint(model.sde)
+        pairs = zip(made_for["alpha"] + made_for["sigma"], has["alpha"] + has["sigma"], strict=True)
+        if not all(abs(a - b) <= 1e-9 * max(abs(a), abs(b)) for a, b in pairs):
+            problem = f"its SDE is not the one that was calibrated, {made_for['name']}"
+            raise ArgumentError("model", model.sde, problem, "Calibrate this model: calibrate(model, ...).")
+        if self.record["model"]["sha256"] != model_digest(model):
+            said = (
+                "this calibration was made with other weights: its errors do not hold for this model. Calibrate again."
+            )
+            warnings.warn(said, UserWarning, stacklevel=3)
+
+    def sample(self, model: ScoreModel, **arguments: Any) -> Sample:
+        """``sample`` with this solver and grid, after :meth:`check`."""
+        self.check(model)
+        return sample(model, self.solver, self.grid, tweedie=self.tweedie, **arguments)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "solver": describe_solver(self.solver),
+            "grid": [float(t).hex() for t in self.grid],
+            "times": self.grid.tolist(),
+            "tweedie": self.tweedie,
+            "nfe": self.nfe,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "improved": self.improved,
+            "reason": self.reason,
+            "record": dict(self.record),
+        }
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
+        os.replace(partial, target)
+
+
+def _has_factors_of_v(found: Mapping[str, Any]) -> bool:
+    def inside(*names: str) -> Any:
+        part: Any = found
+        for name in names:
+            part = part.get(name) if isinstance(part, Mapping) else None
+        return part
+
+    return bool(inside("record", "model", "prediction") == "v" and inside("solver", "integrator", "class") == "Tuned")
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read what :meth:`Calibration.save` wrote. It is data alone: no code is run or looked up outside this package.
+
+    Raises:
+        CheckpointError: if the file is missing, foreign, damaged, or names parts that this package does not publish.
+    """
+    try:
+        found = read_json(Path(path))
+    except FileNotFoundError:
+        raise CheckpointError(path, "no such file", "Write one with calibrate(...).save(path).") from None
+    except UnreadableFileError as error:
+        raise CheckpointError(path, str(error), "Restore the file.") from None
+    if not isinstance(found, dict) or found.get("format") not in (FORMAT, _BEFORE):
+        raise CheckpointError(path, f"it is not of the format {FORMAT!r}", "It was not written by this package.")
+    if found["format"] == _BEFORE and _has_factors_of_v(found):
+        problem = "its weights are for a network of v and of an older format, in which they meant something else"
+        raise CheckpointError(path, problem, "Calibrate again.")
+    try:
+        grid = check_grid(torch.tensor([float.fromhex(t) for t in found["grid"]], dtype=torch.float64))
+        return Calibration(
+            solver=build_solver(path, found["solver"]),
+            grid=grid,
+            tweedie=_flag(found, "tweedie"),
+            nfe=_count(found, "nfe"),
+            before=_measured(found, "before"),
+            after=_measured(found, "after"),
+            improved=_flag(found, "improved"),
+            reason=str(found["reason"]),
+            record=_record(found),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        said = f"{type(error).__name__}: {error}"[:300]
+        raise CheckpointError(path, f"it is damaged ({said})", "Restore the file.") from None
+
+
+def _flag(found: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(found[name], bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return bool(found[name])
+
+
+def _count(found: Mapping[str, Any], name: str) -> int:
+    if not (is_count(found[name]) and is_number(found[name])):
+        raise ValueError(f"{name} is no count")
+    return int(found[name])
+
+
+def _measured(found: Mapping[str, Any], name: str) -> Measured:
+    value, error = (found[name][key] for key in ("value", "error"))
+    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (value, error)):
+        raise ValueError(f"{name} is no measured number")
+    return Measured(float(value), float(error))
+
+
+def _record(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`Calibration.check` looks at is there."""
+    record = found["record"]
+    made_for, times = record["sde"], len(sde_fingerprint(VPSDE())["alpha"])
+    for curve in (made_for["alpha"], made_for["sigma"]):
+        if not (isinstance(curve, list) and len(curve) == times and all(map(is_number, curve))):
+            raise ValueError("its record does not say for which SDE it was made")
+    if not (isinstance(made_for["name"], str) and isinstance(record["model"]["sha256"], str)):
+        raise ValueError("its record does not say for which model it was made")
+    return dict(record)

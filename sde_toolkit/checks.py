@@ -1,0 +1,88 @@
+"""Checks of arguments: what is a number, what is a count, what is too much, and which tensors can be looked at."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError
+
+__all__ = ["MOST", "all_hold", "as_python", "check_amount", "check_countable", "is_count", "is_number", "some_seen"]
+
+MOST = 1_000_000  # steps, evaluations, nodes: more cannot be planned, and were hardly meant
+
+
+def is_number(value: Any) -> bool:
+    """A finite real number, no larger than a float can be."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """A whole number, at least ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def as_python(value: Any) -> Any:
+    """Arrays and tensors as the number or the nested lists of numbers that they hold; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
+
+
+def all_hold(condition: Tensor) -> bool | None:
+    """Whether a condition holds everywhere; None under ``torch.func.vmap``, where no value can be looked at."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return None
+
+
+def some_seen(fault: Tensor) -> bool:
+    """Whether a fault is somewhere, as far as looking is free: never on an accelerator, in a graph or under vmap."""
+    if fault.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return all_hold(~fault) is False
+
+
+def check_countable(argument: str, value: int) -> None:
+    """Refuse a number of steps, nodes or draws that would take all memory before the first of them is taken.
+
+    Raises:
+        ArgumentError: above 1,000,000.
+    """
+    if value > MOST:
+        raise ArgumentError(argument, value, f"more than {MOST} cannot be planned", "Pass a smaller number.")
+
+
+def check_amount(argument: str, value: Any, numbers: int, bytes_each: int = 4) -> None:
+    """Refuse what needs more memory than there is, before any of it is taken.
+
+    Raises:
+        ArgumentError: naming how much it needs, and how much there is.
+    """
+    needed, there = numbers * bytes_each, _memory()
+    if needed > there:
+        problem = f"its {numbers} numbers need {needed / 2**30:.3g} GiB, and there are {there / 2**30:.3g}"
+        raise ArgumentError(argument, value, problem, "Pass a smaller number, or work in several runs.")
+
+
+@functools.cache
+def _memory() -> int:
+    """Bytes of this machine's memory, or of a GPU if one has more; where that is not told, a tebibyte."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        found = 2**40
+    if torch.cuda.is_available():
+        cards = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+        found = max(found, *(card.total_memory for card in cards))
+    return int(found)

@@ -1,0 +1,15 @@
+"""The likelihood of a whole data set under one model: exact, bounded, with every error beside it, and as a report."""
+
+from sde_toolkit.evaluation.density.density_report import write_likelihood_report
+from sde_toolkit.evaluation.density.density_request import LikelihoodRequest
+from sde_toolkit.evaluation.density.evaluating import EndTime, Evaluation, evaluate_likelihood
+from sde_toolkit.jobs.team import Team
+
+__all__ = [
+    "EndTime",
+    "Evaluation",
+    "LikelihoodRequest",
+    "Team",
+    "evaluate_likelihood",
+    "write_likelihood_report",
+]

@@ -1,0 +1,165 @@
+"""What an integrator is: the right factor of every sampler.
+
+``prepare(equation, grid)`` computes all coefficients of a grid once, in float64, one row per step.
+``step(equation, x, row, state, noise)`` is pure: it takes the state from one time to the next and may ask
+the equation's network as often as it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators.stepping import Statistics
+from sde_toolkit.noise.streams import Noise
+
+__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "Row", "combine"]
+
+Row = tuple[Tensor, ...]
+"""The coefficients of one step: 0-dim tensors in the dtype and on the device of the state."""
+
+
+def combine(coefficients: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
+    """Σ_j coefficient_j value_j, a new tensor.
+
+    The first product is the only one that takes memory: the others are added to it in place, one pass each.
+    """
+    pairs = list(zip(coefficients, values, strict=True))  # torch 2.4 would compile a zip begun by next() from its start
+    total = pairs[0][0] * pairs[0][1]
+    for coefficient, value in pairs[1:]:
+        total.addcmul_(coefficient, value)
+    return total
+
+
+@dataclass(frozen=True)
+class Integrator(ABC):
+    """Base class: immutable, with its declared properties.
+
+    ``order``: convergence order on the ODE (η = 0); None where it adapts, or needs noise. ``strong_order`` and
+    ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
+    ``in_lambda``: whether its steps see α and σ alone, so that it keeps its order in λ where they have kinks in t.
+    """
+
+    order: ClassVar[int | None]
+    strong_order: ClassVar[float | None] = None
+    weak_order: ClassVar[float | None] = None
+    evals_per_step: ClassVar[int | None]
+    in_lambda: ClassVar[bool] = False
+
+    def check(self, equation: ReverseEquation) -> None:
+        """Refuse an equation that this integrator cannot solve.
+
+        Raises:
+            ArgumentError: for a stochastic equation and a method of the ODE.
+        """
+        if equation.eta > 0 and self.weak_order is None:
+            raise ArgumentError(
+                "eta",
+                equation.eta,
+                f"{self} integrates ODEs, and noise would break its order",
+                "Use eta=0, or an integrator with a weak order, such as Euler() or Exponential().",
+            )
+
+    @abstractmethod
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Coefficients of all steps, float64, shape (steps, k)."""
+
+    @abstractmethod
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        """One step: (x at the next time, state for the next step). ``state`` is None at the first.
+
+        Every call of ``noise()`` is a standard normal draw of the shape of x; a method of the ODE makes none.
+        """
+
+    def table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
+        """Stack columns to (steps, k), refusing a grid on which one of them is not finite."""
+        table = torch.stack([c.expand(len(grid) - 1) for c in columns], dim=1)
+        finite = table.isfinite().all(1)
+        if not bool(finite.all()):
+            i = int((~finite).int().argmax())
+            raise GridError(
+                "grid",
+                grid[i : i + 2].tolist(),
+                f"{self} has no finite coefficients for step {i} of {equation.sde}",
+                f"End the grid at sampling_end={equation.sde.sampling_end} and finish with tweedie=True.",
+            )
+        return table
+
+
+class AffineStep(Integrator):
+    """One evaluation at the beginning of the step, and an update that is linear in what it gave:
+
+        x_s = A x_t + B y + K z,        y = network(x_t, t),    z ~ N(0, I)
+
+    Euler-Maruyama, ancestral DDPM and DDIM all have this form; they differ in A, B and K alone.
+    """
+
+    evals_per_step: ClassVar[int | None] = 1
+
+    @abstractmethod
+    def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(A, B, K) for the steps from the times t to the times s, float64."""
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """Columns: inputs; K if η > 0; A, B."""
+        A, B, K = self.coefficients(equation, grid[:-1], grid[1:])
+        noise = (K,) if equation.eta > 0 else ()
+        return self.table(equation, grid, *equation.inputs(grid[:-1]), *noise, A, B)
+
+    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+        head, (A, B) = row[:-2], row[-2:]
+        y = equation.output(x, head[:-1] if equation.eta > 0 else head)
+        x = (A * x).addcmul_(B, y)  # one pass and one tensor less than A * x + B * y
+        return (x.addcmul_(head[-1], noise()) if equation.eta > 0 else x), None
+
+
+@dataclass(frozen=True)
+class DenseIntegrator(Integrator):
+    """An adaptive method of the probability flow in λ that knows the solution between its steps too.
+
+    ``step`` and ``states`` are the same solve; ``states`` also tells what lies on the way.
+    """
+
+    order: ClassVar[int | None] = None
+    evals_per_step: ClassVar[int | None] = None
+
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+        """λ at the two ends of every interval; the coefficients depend on where the method steps."""
+        lambdas = equation.sde.half_log_snr(grid)
+        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
+
+    @abstractmethod
+    def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
+        """The solution through ``x`` at all ``times``, and what it took.
+
+        ``times`` (K,), K >= 2, float64 in [0, 1], strictly increasing or strictly decreasing; ``x`` (B, *event) is
+        the state of time ``times[0]``. One solve to ``times[-1]``, which is met exactly, by steps as long as the
+        tolerances allow. The states between are read off the method's own interpolant: they move no step, and
+        their error is of the size of that of the steps. Differentiable with respect to x and whatever the
+        network's output depends on, the steps being held as they are.
+
+        Shapes: (K, B, *event) in the dtype and on the device of x, the first being x.
+
+        Raises:
+            ArgumentError: for a stochastic equation, as :meth:`check`; a method that autograd cannot follow says so.
+            GridError: for times that are no such sequence, or at one of which λ is infinite (σ = 0 or α = 0).
+        """
+
+    def lambdas(self, equation: ReverseEquation, times: Tensor) -> Tensor:
+        """λ at the times of :meth:`states`, float64 on the CPU, after all that has to be refused."""
+        self.check(equation)
+        times = times.detach().to("cpu", torch.float64)
+        steps = times.diff() if times.ndim == 1 else times.new_empty(0)
+        inside = bool(((times >= 0) & (times <= 1)).all())
+        if not (len(steps) and inside and bool((steps > 0).all() | (steps < 0).all())):
+            problem = "not a strictly monotone sequence of at least two times in [0, 1]"
+            raise GridError("times", times.tolist(), problem, "Sort the times and leave out what is repeated.")
+        table = self.prepare(equation, times)
+        return torch.cat([table[:, 0], table[-1:, 1]])

@@ -1,0 +1,71 @@
+"""What a result must carry to be repeated: versions, weights, command, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.score_model import ScoreModel
+
+__all__ = ["provenance", "toolkit_version", "weights_digest"]
+
+_PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
+
+
+def provenance(
+    model: ScoreModel, model_name: str, weights: str | None, *, seed: int, command: list[str] | None = None
+) -> dict[str, Any]:
+    """Plain data for JSON. ``weights``: "ema" or "raw", None for a model without a file; ``command``: its
+    words, ``sys.argv`` by default."""
+    return {
+        "command": shlex.join(sys.argv if command is None else command),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": {
+            "name": model_name,
+            "weights": weights,
+            "sha256": weights_digest(model_name, weights) if weights else None,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "description": model.description(),
+        },
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def weights_digest(model_name: str, weights: str) -> str:
+    """SHA-256 of the weights file of a checkpoint."""
+    file = Path(checkpoint.locate(model_name)) / f"{weights}.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    if found["sde-toolkit"] is None:  # used from a checkout
+        found["sde-toolkit"] = f"{toolkit_version()} (not installed)"
+    return found
+
+
+def toolkit_version() -> str:
+    """The version of this package."""
+    from sde_toolkit import __version__
+
+    return __version__

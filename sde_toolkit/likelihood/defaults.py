@@ -1,0 +1,158 @@
+"""What a likelihood refuses before its first evaluation, and what it fills in where nothing was said."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import DenseIntegrator
+from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson
+from sde_toolkit.likelihood.jacobian import mode_name, reverse
+from sde_toolkit.likelihood.joint import Joint
+from sde_toolkit.likelihood.paths import default_flow
+from sde_toolkit.likelihood.quadrature import Quadrature, Refined, Rule
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import (
+    check_batches,
+    check_deterministic,
+    check_model,
+    check_noise_level,
+    check_parts,
+    check_shape,
+)
+from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import check_range
+
+__all__ = [
+    "check_request",
+    "choose_detail",
+    "choose_divergence",
+    "choose_flow",
+    "into_model_space",
+]
+
+_EXACT_UP_TO = 64  # dimensions
+_SMOOTH, _GREY_LEVEL = 0.22, 1 / 400  # finest structure in units of σ_d: of few dimensions, of images
+
+
+def choose_divergence(
+    x: Any, divergence: Divergence | None, quadrature: Rule | None, solver: Solver | None = None
+) -> tuple[Divergence, Rule]:
+    """Exact in few dimensions, Hutchinson's in many; 25 nodes, or what a solver's tolerances ask of an exact trace."""
+    dimension = math.prod(x.shape[1:]) if isinstance(x, Tensor) else 1
+    divergence = divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson())
+    if quadrature is None and isinstance(divergence, Exact) and solver is not None:
+        tolerances = [getattr(solver.integrator, name, None) or 0.0 for name in ("rtol", "atol")]
+        quadrature = Refined(max(tolerances)) if isinstance(solver.integrator, DenseIntegrator) else None
+    return divergence, quadrature or Quadrature()
+
+
+def choose_detail(model: Any, x: Any, detail: Any) -> float:
+    """The size of the data's finest structure in model space; more than 64 dimensions are taken for images."""
+    check_model(model)
+    if detail is None:
+        few = not isinstance(x, Tensor) or math.prod(x.shape[1:]) <= _EXACT_UP_TO
+        return model.sigma_data * (_SMOOTH if few else _GREY_LEVEL)
+    if not (is_number(detail) and detail > 0):
+        problem = "the size of the data's finest structure, in model space, is positive"
+        raise ArgumentError("detail", detail, problem, "Pass the width of a grey level, or the scale of a mode.")
+    return float(detail)
+
+
+def choose_flow(
+    model: ScoreModel, solver: Any, grid: Any, nfe: Any, end: Any, detail: float, richardson: bool
+) -> tuple[Solver, Tensor]:
+    """The solver and its grid, decreasing, whatever was left out."""
+    if solver is not None:
+        check_parts(model, solver)
+    if end is not None and grid is not None:
+        raise ArgumentError("end", end, "a grid ends where its last time says", "Pass one of end and grid.")
+    end = model.sde.likelihood_end if end is None else end
+    if not (is_number(end) and 0 <= end < 1):
+        raise ArgumentError("end", end, "data are a time in [0, 1)", "Pass 1e-5, for example.")
+    if solver is None:
+        if grid is not None:
+            raise ArgumentError("grid", grid, "a grid is for a solver", "Pass the solver too, or nfe in place of both.")
+        nfe = 50 if nfe is None else nfe
+        if not is_count(nfe, 4):
+            raise ArgumentError("nfe", nfe, "must be a whole number, at least 4", "50 is the default.")
+        check_countable("nfe", nfe)
+        return default_flow(model, nfe, end, detail, richardson)
+    check_deterministic(solver, "a likelihood")
+    if nfe is not None:
+        raise ArgumentError("nfe", nfe, "a solver of your own takes the steps of its grid", "Pass one of the two.")
+    if grid is None:
+        if not isinstance(solver.integrator, DenseIntegrator):
+            problem = f"{solver.name} takes the steps of a grid"
+            raise ArgumentError("grid", None, problem, f"Pass grids.sech(model.sde, 50, end={end:g}), for example.")
+        grid = torch.tensor([1.0, end], dtype=torch.float64)
+    return solver, check_grid(grid)
+
+
+def check_request(
+    model: ScoreModel,
+    x: Any,
+    solver: Solver,
+    grid: Tensor,
+    divergence: Any,
+    quadrature: Any,
+    prior: Any,
+    space: Any,
+    condition: Any,
+    batch_size: Any,
+    dtype: Any,
+    richardson: bool,
+    differentiable: bool,
+) -> None:
+    """Everything that can be refused without an evaluation."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError("x", x, "not a tensor", "Pass a tensor (n, *event).")
+    if x.is_complex():
+        raise ArgumentError("x", x.dtype, "densities here are of real data", "Pass a real tensor (n, *event).")
+    if not x.is_floating_point():
+        problem = "integers have no density"
+        raise ArgumentError("x", x.dtype, problem, "Use bits_per_dim(model, x, levels), which dequantises them.")
+    check_shape(model, "x", tuple(x.shape), x)
+    if space not in ("data", "model"):
+        raise ArgumentError("space", space, "unknown", 'Use "data" or "model".')
+    if not isinstance(divergence, Divergence):
+        raise ArgumentError("divergence", divergence, "not a divergence", "Pass Exact() or Hutchinson(probes=4).")
+    if not (divergence.mode is None or callable(divergence.mode)):
+        raise ArgumentError("mode", divergence.mode, "not a mode", "Pass reverse, forward or finite_differences.")
+    if not isinstance(quadrature, Rule):
+        raise ArgumentError("quadrature", quadrature, "not a quadrature", "Pass Quadrature(nodes=25).")
+    if isinstance(quadrature, Joint) and not isinstance(solver.integrator, DenseIntegrator):
+        problem = "state and log-density together are for a solver with error control"
+        raise ArgumentError("quadrature", quadrature, problem, "Pass solver=probability_flow(PerSample()), too.")
+    if not (prior is None or callable(prior)):
+        problem = "not a function (x_T, T) to log densities"
+        raise ArgumentError(
+            "prior", prior, problem, "Pass GaussianPrior.of_data(model, data), or a mixture's log_prob."
+        )
+    divergence.check(math.prod(x.shape[1:]))
+    check_evaluation_mode(model)
+    check_batches(batch_size, dtype)
+    check_noise_level(model, grid[0])
+    check_condition(condition, len(x))
+    if richardson and (isinstance(solver.integrator, DenseIntegrator) or len(grid) % 2 == 0):
+        problem = "the estimate compares a grid of an even number of steps with every second time of it"
+        raise ArgumentError("richardson", richardson, problem, "Use a fixed-step solver and an even number of steps.")
+    if differentiable and divergence.mode not in (None, reverse):
+        problem = "gradients go through reverse mode"
+        raise ArgumentError("differentiable", mode_name(divergence.mode), problem, "Leave mode out.")
+
+
+def into_model_space(model: ScoreModel, x: Tensor, space: str, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """x where the network lives, and what its change of variables adds, in nats per sample."""
+    if space == "model":
+        return x.to(dtype), 0.0
+    check_range(model.transform, x)
+    return model.transform.forward(x.to(torch.float64)).to(dtype), model.transform.log_abs_det(x.shape[1:])

@@ -1,0 +1,1 @@
+"""How far samples are from data: distances, features, judges, and records. No solver is run here."""

@@ -1,0 +1,299 @@
+"""Score models that are exactly right: Gaussians and mixtures of Gaussians, the yardstick of everything else.
+
+If the data are Σ_k w_k N(m_k, C_k), then x_t is Σ_k w_k N(α m_k, S_k) with S_k = α² C_k + σ² I, and for a
+single component, with d = x_t − α m:
+
+    ε̂ = σ S⁻¹ d        x̂_0 = m + α C S⁻¹ d        v = α ε̂ − σ x̂_0
+
+A mixture averages these with the posterior weights of its components. The model's native output is v, which
+keeps its accuracy at both ends of time: x̂_0 read from ε is lost where α → 0, ε read from x̂_0 where σ → 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from sde_toolkit.batching import as_floating, expand_to
+from sde_toolkit.checks import all_hold
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.prediction import Kind, Prediction
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.models.time_inputs import ScaledTime
+from sde_toolkit.sde import SDE, Time
+
+__all__ = ["GaussianMixture", "gaussian"]
+
+
+class _MixtureNetwork(nn.Module):
+    """v of a Gaussian mixture at (x, t); covariances as axes (if any) and variances along them."""
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor | None
+
+    def __init__(self, sde: SDE, log_weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
+        super().__init__()
+        self.sde = sde
+        self.register_buffer("log_weights", log_weights)  # (K,)
+        self.register_buffer("means", means)  # (K, D)
+        self.register_buffer("variances", variances)  # (K, D)
+        self.register_buffer("axes", axes)  # (K, D, D), columns are eigenvectors, or None: the coordinate axes
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self._v(self._flat(x), time).reshape(x.shape).to(x.dtype)
+
+    def _v(self, flat: Tensor, time: Tensor) -> Tensor:
+        """v at x (B, D)."""
+        alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
+        slope = alpha * sigma * (1 - self.variances.to(flat))
+        v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
+        others = (alpha, sigma, self.means, self.variances, self.log_weights)
+        if self.axes is None and not any(_is_differentiated(c) for c in (time, *others)):
+            return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope)
+        if self.axes is not None:
+            v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
+        v = v - sigma * means
+        return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1)
+
+    def score(self, x: Tensor, time: Tensor) -> Tensor:
+        """∇ log p_t(x) = −Σ_k r_k S_k⁻¹ d_k, also where σ = 0 and it cannot be read from v."""
+        _, _, _, log_density, scaled = self._whiten(self._flat(x), time)
+        if self.axes is not None:
+            scaled = torch.einsum("kij,bkj->bki", self.axes.to(scaled), scaled)
+        score = -(torch.softmax(log_density, dim=1).unsqueeze(-1) * scaled).sum(1)
+        return score.reshape(x.shape).to(x.dtype)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """(B, *event) to (B, D), in float64 where there is any: far from the data log densities are large numbers, and
+        the weights of the components are their differences.
+
+        Raises:
+            ArgumentError: for another number of elements.
+        """
+        D = self.means.shape[1]
+        if x[:1].numel() != D and len(x) > 0:
+            problem = f"an event of shape {tuple(x.shape[1:])} has another number of elements than the mixture's, {D}"
+            raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event).")
+        flat = x.reshape(len(x), D)
+        return flat if x.device.type == "mps" else flat.to(torch.float64)
+
+    def _averaged(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, log_density: Tensor, v: Tensor, slope: Tensor
+    ) -> Tensor:
+        """Σ_k r_k v_k for components along the coordinate axes, so that a derivative costs products of matrices.
+
+        Values are sums over differences x − α m_k: exact where components are narrow, and the same bits whatever the
+        batch. Derivatives are those of the same polynomials multiplied out, log w_k N = −½ (x² − 2 α m_k x)/S_k + ...
+        and v_k = slope x/S_k + ..., which need no (B, K, D) intermediate of their own for every direction.
+        """
+        spread = alpha**2 * self.variances.to(x) + sigma**2  # (B or 1, K, D)
+        pull = alpha * self.means.to(x) / spread
+        B = len(x)
+        pulled, squeezed = (M.mT.expand(B, -1, -1) for M in (pull, 1 / spread))
+        quadratic = _RowTimes.apply(x, pulled) - 0.5 * _RowTimes.apply(x * x, squeezed)
+        weights = torch.softmax(_value(log_density, quadratic), dim=1)
+        slopes = _RowTimes.apply(weights, (slope / spread).expand(B, -1, -1))
+        polynomial = _RowTimes.apply(weights, v.detach()) + slopes * (x - x.detach())
+        return _value((weights.unsqueeze(-1) * v).sum(1), polynomial)
+
+    def log_prob(self, x: Tensor, time: Tensor) -> Tensor:
+        return torch.logsumexp(self._whiten(self._flat(x), time)[3], dim=1).to(x.dtype)
+
+    def _whiten(self, flat: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """α, σ (B, 1, 1), the means (K, D), log(w_k N(x; k)) (B, K), and S_k⁻¹ d along the axes (B, K, D)."""
+        t = time.to(torch.float64)
+        if t.stride() == (0,):  # one time for the whole batch
+            t = t[:1]
+        alpha, sigma = (c.to(flat).reshape(-1, 1, 1) for c in (self.sde.alpha(t), self.sde.sigma(t)))
+        means, variances = self.means.to(flat), self.variances.to(flat)
+        spread = alpha**2 * variances + sigma**2
+        d = flat.unsqueeze(1) - alpha * means
+        if self.axes is not None:
+            d = torch.einsum("kji,bkj->bki", self.axes.to(flat), d)
+        scaled = d / spread
+        log_density = -0.5 * (d * scaled + torch.log(2 * math.pi * spread)).sum(-1)
+        return alpha, sigma, means, self.log_weights.to(flat) + log_density, scaled
+
+
+class _RowTimes(torch.autograd.Function):
+    """v_b M_b for rows v (B, n) and constant matrices M (B, n, m): (B, m).
+
+    Many directions at once are the rows of one product per sample, where vmap's own rule would copy M for each.
+    """
+
+    @staticmethod
+    def forward(v: Tensor, M: Tensor) -> Tensor:
+        return (v.unsqueeze(1) @ M).squeeze(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _RowTimes.apply(g, ctx.saved_tensors[0].mT), None
+
+    @staticmethod
+    def jvp(ctx: Any, v: Tensor, M: Tensor | None) -> Tensor:
+        return _RowTimes.apply(v, ctx.saved_tensors[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], v: Tensor, M: Tensor) -> tuple[Tensor, int]:
+        of_v, of_M = in_dims
+        if of_M is None and of_v is not None:
+            return (v.movedim(of_v, 1) @ M), 1
+        v, M = (a if d is None else a.movedim(d, 0) for a, d in ((v, of_v), (M, of_M)))
+        return (v.unsqueeze(-2) @ M).squeeze(-2), 0
+
+
+def _is_differentiated(c: Tensor) -> bool:
+    """Whether a derivative by c is being taken, in reverse or forward mode."""
+    return c.requires_grad or forward_ad.unpack_dual(c).tangent is not None
+
+
+def _value(value: Tensor, polynomial: Tensor) -> Tensor:
+    """What is worth ``value`` and has the derivatives of ``polynomial``."""
+    return value.detach() + (polynomial - polynomial.detach())
+
+
+@dataclass(frozen=True)
+class ExactPrediction(Prediction):
+    """What a mixture says, and its score without a division by σ."""
+
+    network: _MixtureNetwork = field(kw_only=True, repr=False)
+
+    def view(self, kind: Kind) -> Tensor:
+        """As that of a network, and finite at σ = 0: the score is computed, the velocity is f x − ½ g² score there."""
+        if kind not in ("score", "velocity"):
+            return super().view(kind)
+        score = self.network.score(self.x_t, self.readout.t.expand(len(self.x_t)))
+        if kind == "score":
+            return score
+        read, sde, t = super().view("velocity"), self.readout.sde, self.readout.t
+        f, half = (expand_to(c.to(self.x_t), self.x_t) for c in (sde.f(t), 0.5 * sde.g(t) ** 2))
+        return torch.where(read.isfinite(), read, f * self.x_t - half * score)
+
+
+class GaussianMixture(ScoreModel):
+    """A mixture of K Gaussians under any SDE: exact score, exact ``log_prob`` at every time.
+
+    Args:
+        means: (K, *event).
+        sde: the forward process.
+        std: standard deviations of the components along the coordinate axes: a number, (K,), or (K, *event).
+        covariances: full covariances instead, (K, D, D), D the number of elements of an event.
+        weights: (K,), positive; normalised here. Equal by default.
+
+    Raises:
+        ArgumentError: shapes that do not fit, weights or variances that are not positive (zero is allowed
+            for variances: a point mass), covariances that are not symmetric positive semi-definite.
+    """
+
+    network: _MixtureNetwork
+
+    def __init__(
+        self,
+        means: Any,
+        sde: SDE,
+        *,
+        std: Any = None,
+        covariances: Any = None,
+        weights: Any = None,
+    ) -> None:
+        means = torch.as_tensor(means, dtype=torch.float64)
+        if means.ndim == 0 or len(means) == 0 or not bool(means.isfinite().all()):
+            raise ArgumentError("means", means.tolist(), "not finite means (K, *event)", "Pass a tensor (K, *event).")
+        K, event_shape = len(means), tuple(means.shape[1:])
+        if (std is None) == (covariances is None):
+            given = "neither" if std is None else "both"
+            raise ArgumentError("std, covariances", given, "exactly one is needed", "Pass std=0.1, for example.")
+        if covariances is None:
+            variances, axes = _variances_from_std(std, means), None
+        else:
+            variances, axes = _principal_axes(covariances, K, math.prod(event_shape))
+        log_weights = _log_weights(weights, K)
+        exact = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
+        square = (log_weights.exp().unsqueeze(1) * (means.reshape(K, -1) ** 2 + variances)).sum(0).mean().item()
+        size = math.sqrt(square) if square > 0 else 1.0
+        super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape, sigma_data=size)
+        self._has_points = bool((variances == 0).any())
+
+    def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> ExactPrediction:
+        """As that of every score model; its score and velocity are finite at σ = 0, too."""
+        said = super().forward(x_t, t, condition)
+        return ExactPrediction(said.x_t, said.output, said.readout, network=self.network)
+
+    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
+        """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,).
+
+        Raises:
+            ArgumentError: for events of another shape, or a point mass at σ = 0, where it has no density.
+        """
+        x = as_floating(x)
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
+            problem = f"the mixture is of events of shape {self.event_shape}"
+            raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event), one row a sample.")
+        time = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        expand_to(time, x)  # refuses a t that does not fit x
+        if self._has_points and all_hold(self.sde.sigma(time) > 0) is False:
+            problem = "σ is 0 there, and a component without a spread has no density"
+            raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
+        return self.network.log_prob(x, time.expand(len(x)))
+
+    def draw(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """n exact samples of the data distribution, (n, *event)."""
+        network = self.network
+        k = torch.multinomial(network.log_weights.exp().cpu(), n, replacement=True, generator=generator)
+        z = torch.randn((n, network.means.shape[1]), generator=generator, dtype=torch.float64)
+        z = z * network.variances.cpu().sqrt()[k]
+        if network.axes is not None:
+            z = torch.einsum("bij,bj->bi", network.axes.cpu()[k], z)
+        return (network.means.cpu()[k] + z).reshape(n, *(self.event_shape or ())).to(dtype)
+
+
+def gaussian(mean: Any, sde: SDE, *, std: Any = None, covariance: Any = None) -> GaussianMixture:
+    """One Gaussian: ``mean`` of shape (*event), ``std`` a number or (*event), or ``covariance`` (D, D)."""
+    std = None if std is None else torch.as_tensor(std, dtype=torch.float64).unsqueeze(0)
+    covariances = None if covariance is None else torch.as_tensor(covariance, dtype=torch.float64).unsqueeze(0)
+    mean = torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0)
+    return GaussianMixture(mean, sde, std=std, covariances=covariances)
+
+
+def _variances_from_std(std: Any, means: Tensor) -> Tensor:
+    std = torch.as_tensor(std, dtype=torch.float64)
+    if not bool(((std >= 0) & std.isfinite()).all()):
+        raise ArgumentError("std", std.tolist(), "must be finite and not negative", "Pass standard deviations.")
+    if std.ndim == 1 and len(std) in (1, len(means)) and means.ndim != 1:
+        std = std.reshape(-1, *(1,) * (means.ndim - 1))
+    try:
+        return (std.expand(means.shape) ** 2).reshape(len(means), -1)
+    except RuntimeError:
+        problem = f"shape {tuple(std.shape)} does not fit means of shape {tuple(means.shape)}"
+        raise ArgumentError("std", tuple(std.shape), problem, "Pass a number, (K,), or (K, *event).") from None
+
+
+def _principal_axes(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
+    matrices = torch.as_tensor(covariances, dtype=torch.float64)
+    if tuple(matrices.shape) != (K, D, D):
+        raise ArgumentError("covariances", tuple(matrices.shape), f"expected {(K, D, D)}", "Pass (K, D, D).")
+    symmetric = torch.allclose(matrices, matrices.mT)
+    variances, axes = torch.linalg.eigh(matrices)
+    if not symmetric or bool((variances < -1e-12 * variances.abs().amax()).any()):
+        problem = "not symmetric positive semi-definite"
+        raise ArgumentError("covariances", tuple(matrices.shape), problem, "Pass covariance matrices.")
+    return variances.clamp(min=0), axes
+
+
+def _log_weights(weights: Any, K: int) -> Tensor:
+    values = torch.ones(K, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    if tuple(values.shape) != (K,) or not bool(((values > 0) & values.isfinite()).all()):
+        raise ArgumentError("weights", values.tolist(), f"expected {K} positive numbers", "Pass positive weights.")
+    return torch.log(values / values.sum())

@@ -1,0 +1,290 @@
+"""A score model: a network, how its output is read, how time is fed to it, and its SDE.
+
+    network(c_in x_t, time_input(t), condition=...) = y        read by :mod:`sde_toolkit.models.prediction`
+
+c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²).
+
+A solver uses a model through three methods: :meth:`ScoreModel.network_inputs` and :meth:`ScoreModel.readout` once
+per grid, :meth:`ScoreModel.output` at every evaluation. What the inputs are depends on the model; a model that wraps
+another may add to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.batching import as_floating, expand_to
+from sde_toolkit.checks import is_count, is_number, some_seen
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models import checkpoint
+from sde_toolkit.models.calls import Asking
+from sde_toolkit.models.descriptions import OWN, describe
+from sde_toolkit.models.inspection import name_of
+from sde_toolkit.models.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
+from sde_toolkit.models.time_inputs import NoiseLevel, ScaledTime
+from sde_toolkit.networks.inside import hyperparameters_of, inner_network
+from sde_toolkit.sde import SDE, Time, check_sde
+from sde_toolkit.transforms import Identity, Transform
+
+__all__ = ["Inputs", "ScoreModel"]
+
+TimeInput = Callable[[SDE, Time], Tensor]
+
+LearnedVarianceKind: TypeAlias = Literal["fraction", "range"]
+"""What the second half of a network's channels holds: v, or 2 v − 1."""
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+"""What :meth:`ScoreModel.output` wants to know of the time: tensors of the shape of t."""
+
+
+class ScoreModel(nn.Module):
+    """Whatever predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), with its meaning declared once.
+
+    Args:
+        network: any callable ``network(x, time)`` with x (B, *event) and time (B,); a module's parameters
+            become this model's. A condition, if one is given, is passed on as ``condition=...``.
+        sde: the forward process that the network was trained under.
+        prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
+        time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
+            ``edm``, t itself for all others.
+        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by ``edm``, and by whatever chooses a
+            grid, nodes, a tolerance or a scale by itself: ``auto``, calibration, adaptive solvers, likelihoods.
+        transform: the invertible map from the caller's data to the space the network lives in. Nothing here
+            applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
+        event_shape: the shape of one sample, if it is fixed.
+        learned_variance: the network answers with twice the channels (axis 1): first y, then what it says of the
+            variance of a step, log Σ = v log β + (1 − v) log β̃ (Nichol & Dhariwal 2021, eq. 15;
+            :class:`~sde_toolkit.integrators.LearnedVariance`). ``"fraction"``, or True: v itself, 0 to 1. ``"range"``:
+            a value in [−1, 1] that means v = (value + 1)/2, as networks of the published codes do.
+
+    Raises:
+        ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
+            nothing of x_0; a ``sigma_data`` that is not positive; an SDE that :func:`~sde_toolkit.sde.check_sde`
+            refuses, since it runs backwards in time, for example.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        sde: SDE,
+        prediction: Kind = "epsilon",
+        *,
+        time_input: TimeInput | None = None,
+        sigma_data: float = 1.0,
+        transform: Transform | None = None,
+        event_shape: tuple[int, ...] | None = None,
+        learned_variance: bool | LearnedVarianceKind = False,
+    ) -> None:
+        super().__init__()
+        check_kind(prediction)
+        if not callable(network):
+            raise ArgumentError("network", network, "not callable", "Pass a module or a function (x, time).")
+        check_sde(sde)
+        if prediction in ("epsilon", "score") and sde.loses_signal:
+            raise ArgumentError(
+                "prediction",
+                prediction,
+                f"{sde} has α(1) = 0 (or a rounding error of it), where ε and score carry no information about x_0",
+                "Use a network that predicts v or x0 (or edm, or velocity).",
+            )
+        if not (is_number(sigma_data) and sigma_data > 0):
+            raise ArgumentError("sigma_data", sigma_data, "must be positive and finite", "Pass √E[x_0²] of the data.")
+        if event_shape is not None and not (
+            isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
+        ):
+            raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
+        if not isinstance(learned_variance, bool) and learned_variance not in ("fraction", "range"):
+            problem, remedy = "unknown", 'Use "range" for values in [−1, 1], "fraction" (or True) for 0 to 1, or False.'
+            raise ArgumentError("learned_variance", learned_variance, problem, remedy)
+        self.network = network
+        self.sde = sde
+        self.learned_variance: Literal[False] | LearnedVarianceKind = (
+            "fraction" if learned_variance is True else learned_variance
+        )
+        self.prediction: Kind = prediction
+        self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
+        self.sigma_data = float(sigma_data)
+        self.transform = transform or Identity()
+        self._asking = Asking(network)
+        self.event_shape = None if event_shape is None else tuple(map(int, event_shape))
+
+    def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
+        """The prediction at (x_t, t). Shapes: x_t (B, *event), t scalar or (B,)."""
+        x_t = as_floating(x_t, "x_t")
+        t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        expand_to(t64, x_t)  # refuses a t that does not fit x_t
+        inputs = tuple(c.to(x_t.dtype) for c in self.network_inputs(t64))
+        y, v = self.outputs(x_t, inputs, condition)
+        return Prediction(x_t, y, self.readout(t64), v)
+
+    @property
+    def num_classes(self) -> int | None:
+        """K of a class-conditional network of this package, K itself being the label of "no class"; else None."""
+        inside = inner_network(self.network)
+        if isinstance(inside, ScoreModel):
+            return inside.num_classes
+        classes: int | None = hyperparameters_of(self.network).get("num_classes")
+        return classes
+
+    def network_inputs(self, t: Tensor) -> Inputs:
+        """What :meth:`output` wants to know of the float64 times ``t``, once per grid: time input, and c_in if not 1.
+
+        Raises:
+            ArgumentError: if the time input is not finite at one of the times.
+        """
+        if not torch.compiler.is_compiling():
+            self._asking.renew(self.network)
+        time = self.time_input(self.sde, t)
+        if some_seen(~time.isfinite()):
+            raise ArgumentError(
+                "t",
+                t.flatten()[int((~time.isfinite()).flatten().int().argmax())].item(),
+                f"{self.time_input} of {self.sde} is not finite there",
+                "Keep away from this end of time, or give the model another time_input, for example ScaledTime().",
+            )
+        if not self.scales_input:
+            return (time,)
+        return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the network sees c_in x_t with c_in ≠ 1."""
+        return self.prediction == "edm"
+
+    def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
+        """The raw network output y for prepared inputs.
+
+        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network of
+        another dtype is asked in its own (:mod:`sde_toolkit.models.calls`); x_t's comes back.
+        """
+        y = self._ask(x_t, inputs, condition)
+        return self._halves(y, x_t)[0] if self.learned_variance else y
+
+    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+        """(y, v) by one evaluation: :meth:`output`, and what the network says of the variance, if it learned one.
+
+        v (B, *event): a step's log-variance is v log β + (1 − v) log β̃, from the posterior's at 0 to that of the
+        forward process at 1 (Nichol & Dhariwal 2021, eq. 15). None without ``learned_variance``.
+        """
+        if not self.learned_variance:
+            return self.output(x_t, inputs, condition), None
+        return self._halves(self._ask(x_t, inputs, condition), x_t)
+
+    def _halves(self, answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """y and v, from twice the channels of x; a scalar event has one."""
+        y, v = (half.reshape(x_t.shape) for half in answer.chunk(2, dim=1))
+        return y, 0.5 * (v + 1) if self.learned_variance == "range" else v
+
+    def _ask(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
+        """The only place where the network is called: its whole answer, of the shape it has to have."""
+        time, *c_in = inputs
+        x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
+        if self._asking.network is not self.network:
+            self._asking.renew(self.network)
+        y = self._asking(x, time.expand(x_t.shape[0]), condition, x_t)
+        wanted: tuple[int, ...] = x_t.shape
+        if self.learned_variance:
+            wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if x_t.ndim > 1 else (len(x_t), 2)
+        if y.shape != wanted:
+            remedy = "A score network answers in the shape of x."
+            if self.learned_variance:
+                remedy = f"With learned_variance it answers in shape {tuple(wanted)}: give it out_channels."
+            problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
+            raise ArgumentError("network", name_of(self.network), problem, remedy)
+        return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
+
+    def readout(self, t: Tensor) -> Readout:
+        """How the output at the times ``t`` is turned into x_0, ε, score and the rest."""
+        return Readout(self.sde, self.prediction, t, self.sigma_data)
+
+    def score(self, x_t: Tensor, t: Time, condition: Any = None) -> Tensor:
+        """∇ log p_t(x_t), shape of x_t.
+
+        Raises:
+            ArgumentError: where σ = 0 and the score is not what the network says: it would be divided by σ.
+        """
+        said = self(x_t, t, condition)
+        score = said.score
+        t = said.readout.t.flatten()
+        vanishes = self.sde.sigma(t) == 0
+        if some_seen(vanishes) and some_seen(~score.isfinite()):
+            problem = f"σ is 0 there, and the score cannot be read from {self.prediction}"
+            remedy = f"Pass a later time, {self.sde.likelihood_end:g} for example."
+            raise ArgumentError("t", t[int(vanishes.int().argmax())].item(), problem, remedy)
+        return score
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data: what ``model.yaml`` holds."""
+        kind = self.learned_variance
+        learned = {} if kind is False else {"learned_variance": True if kind == "fraction" else kind}
+        return {
+            "sde": describe("sde", self.sde),
+            "network": self._describe_network(),
+            "prediction": self.prediction,
+            "time_input": describe("time_input", self.time_input),
+            "sigma_data": self.sigma_data,
+            "transform": describe("transform", self.transform),
+            "event_shape": None if self.event_shape is None else list(self.event_shape),
+            **learned,
+        }
+
+    def _describe_network(self) -> dict[str, Any]:
+        inside = inner_network(self.network)
+        if isinstance(inside, ScoreModel):
+            return {OWN: type(inside).__qualname__, **inside.description()}
+        return describe("network", inside)
+
+    def check_savable(self) -> None:
+        """Refuse a model that cannot be written to a checkpoint. Training calls this before its first step.
+
+        Raises:
+            ArgumentError: naming the argument of a part, or the tensor, that cannot be written.
+        """
+        checkpoint.check_writable(self.description(), checkpoint.state_of(self))
+
+    def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
+        """Write the model into a folder that :meth:`from_pretrained` reads; ``weights`` names what these are.
+
+        Numbers of numpy and torch among the arguments of its parts are written as plain numbers. Of a compiled or
+        parallel network the one inside is written.
+
+        Raises:
+            ArgumentError: for what cannot be written, before the folder is touched.
+        """
+        self.check_savable()
+        checkpoint.save(directory, self.description(), {weights: checkpoint.state_of(self)})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        weights: Literal["ema", "raw"] = "ema",
+        network: nn.Module | None = None,
+        sde: SDE | None = None,
+        time_input: TimeInput | None = None,
+        transform: Transform | None = None,
+    ) -> ScoreModel:
+        """Rebuild a model, in evaluation mode, from a checkpoint folder or an embedded name such as ``"mnist"``.
+
+        ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the
+        description, and are needed for parts that are not classes of this package. Weights in another floating
+        precision than the network's are rounded to it; other kinds of numbers are refused.
+
+        Raises:
+            CheckpointError: if the folder is missing, truncated, foreign, or does not fit.
+        """
+        directory = checkpoint.locate(path)
+        own = {"network": network, "sde": sde, "time_input": time_input, "transform": transform}
+        parts = checkpoint.load_model(directory, weights, **own)
+        model = cls(**parts)
+        checkpoint.load_weights(directory, model, weights)
+        return model.eval()
+
+    def extra_repr(self) -> str:
+        return f"sde={self.sde}, prediction={self.prediction!r}, time_input={self.time_input}"

@@ -1,0 +1,79 @@
+"""What a network is told about time. It never sees the SDE's t itself unless it asks for it.
+
+Each is an immutable callable ``(sde, t) -> Tensor`` of the shape of ``t``; any other callable of that form
+serves as well (only these are written into a checkpoint by name).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checks import as_python, is_count, is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.sde import SDE, Time
+
+__all__ = ["DiscreteIndex", "NoiseLevel", "ScaledTime"]
+
+
+@dataclass(frozen=True)
+class ScaledTime:
+    """``scale`` · t. score_sde's continuous networks use 999, others 1000 or 1."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.scale * t
+
+
+@dataclass(frozen=True)
+class DiscreteIndex:
+    """N t − 1: the index i−1 of DDPM's step i at t = i/N (0 .. N−1), fractional between the steps.
+
+    Below t = 1/N it is 0, the network's first index: it has learned none before. At t = i/N it is whole, whatever
+    rounding makes of N t, so that an embedding may round or truncate it.
+    """
+
+    N: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "N", as_python(self.N))
+        if not (is_count(self.N) and is_number(self.N)):
+            raise ArgumentError("N", self.N, "a discrete network has at least one step", "DDPM's has 1000.")
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        if not isinstance(t, Tensor):
+            t = torch.as_tensor(t, dtype=torch.float64)
+        position = self.N * t
+        whole = position.detach().round()
+        off = whole - position.detach()
+        slack = 2 * torch.finfo(position.dtype).eps * whole
+        return (position + torch.where(off.abs() <= slack, off, 0.0) - 1).clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """``scale`` · log(σ/α) = −``scale`` · λ: with 1/4, EDM's c_noise (Karras et al. 2022, table 1).
+
+    The one time input that means the same under every SDE. Not finite where α or σ vanishes.
+    """
+
+    scale: float = 0.25
+
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return -self.scale * sde.half_log_snr(t)
+
+
+def _keep_number(part: ScaledTime | NoiseLevel) -> None:
+    """``scale`` as a plain number, which it has to be."""
+    object.__setattr__(part, "scale", as_python(part.scale))
+    if not is_number(part.scale):
+        raise ArgumentError("scale", part.scale, "not a finite number", "Pass 1, 999 or 1000, for example.")

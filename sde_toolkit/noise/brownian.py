@@ -1,0 +1,257 @@
+"""Noise from a Brownian path, so that a finer grid refines the same path instead of drawing another.
+
+W is a standard Brownian motion in a clock v(t), one per sample and entry of the event. The step from t to s gets
+
+    z = (W(s) − W(t)) / √|v(s) − v(t)|        Var(W(s) − W(t)) = |v(s) − v(t)|
+
+For Euler-Maruyama the clock is t. The exponential integrator's noise composes exactly in v = exp(2η²λ): with that
+clock and x̂_0 constant in time, every grid ends in the same sample.
+
+The path is a virtual Brownian tree. W = 0 at t = 1; from there to t = 1/2, 1/4, 1/8, ... by independent increments;
+inside [2⁻ᵏ⁻¹, 2⁻ᵏ] by halving t ``levels`` times, each midpoint by a Brownian bridge (Lévy's construction) in the
+clock. Inside the last cells, of width 2⁻ˡᵉᵛᵉˡˢ relative to t, all points share one normal: every increment is exact in
+law as long as no two times of a grid lie in one cell. The normals of a node come from numpy's Philox, keyed by
+(seed, sample index), at the counter of the node: nothing else enters, no batch, split, device, grid or order of
+asking. A path in memory is one line from the root to the last cell asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.noise.streams import Noise, check_noise_dtype, check_stream
+from sde_toolkit.sde import SDE, check_sde
+
+__all__ = ["BrownianPath", "Clock", "ExponentialClock", "time_clock"]
+
+Clock = Callable[[SDE, Tensor], Tensor]
+"""(sde, times) to the clock there: float64, strictly monotone in t, finite for 0 < t <= 1."""
+
+_OCTAVES = 40  # from 2⁻⁴⁰ on, one increment leads to t = 0
+_STREAM = 0x42726F776E  # sets the keys apart from the default streams of the same samples
+
+
+def time_clock(sde: SDE, t: Tensor) -> Tensor:
+    """v = t: W is the w̄ of the reverse SDE itself, for integrators in t such as ``Euler()``."""
+    return t
+
+
+@dataclass(frozen=True)
+class ExponentialClock:
+    """v = exp(2η²λ), in which the noise of ``Exponential()`` at stochasticity ``eta`` composes exactly.
+
+    Raises:
+        ArgumentError: unless ``eta`` is positive.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.eta) and self.eta > 0):
+            raise ArgumentError("eta", self.eta, "noise needs a positive stochasticity", "Pass the solver's eta.")
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.exp(2 * self.eta**2 * sde.half_log_snr(t))
+
+
+@dataclass(frozen=True)
+class BrownianPath:
+    """One Brownian path per (seed, sample index), in the clock v: pass it to ``sample(path=...)``.
+
+    ``clock``: (sde, t) to v. ``levels``: halvings of every octave of t, so that a grid whose neighbouring times
+    differ by more than 2⁻ˡᵉᵛᵉˡˢ of their size gets increments that are exact in law. A level more costs up to a draw
+    more per step.
+
+    Raises:
+        ArgumentError: a clock that is no function, ``levels`` outside 1..40.
+    """
+
+    clock: Clock = time_clock
+    levels: int = 16
+
+    def __post_init__(self) -> None:
+        if not callable(self.clock):
+            raise ArgumentError("clock", self.clock, "not a function (sde, t) -> Tensor", "Pass ExponentialClock().")
+        if not (is_count(self.levels) and self.levels <= 40):
+            raise ArgumentError("levels", self.levels, "a tree has between 1 and 40 levels", "16 is usual.")
+
+    def values(self, sde: SDE, times: Tensor, shape: tuple[int, ...], *, seed: int = 0, first_index: int = 0) -> Tensor:
+        """W at the times (n,) for the samples ``first_index, ..., first_index + B − 1``, float64.
+
+        Shapes: ``shape`` is (B, *event), the result (n, B, *event).
+
+        Raises:
+            ArgumentError: a negative seed or index; a clock that is not finite and strictly monotone.
+            GridError: times outside [0, 1], or between 0 and 2⁻⁴⁰.
+        """
+        tree = _Tree(self, sde, times, shape, seed, first_index)
+        if not all(math.isfinite(tree.clock[t]) for t in tree.times):
+            raise ArgumentError("times", 0.0, "the clock is infinite at t=0, and W with it", "Stop short of t=0.")
+        return torch.from_numpy(np.stack([tree.value(t) for t in tree.times]))
+
+    def step_noise(
+        self,
+        sde: SDE,
+        grid: Tensor,
+        shape: tuple[int, ...],
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Callable[[int], Noise]:
+        """The noise of every step of the grid, one draw (B, *event) each; ``shape`` is (B, *event).
+
+        A step to where the clock is infinite (with :class:`ExponentialClock`, the data where σ(0) = 0) gets a normal
+        of its own. A second draw in a step is refused: a path has one increment for it.
+
+        Raises:
+            ArgumentError, GridError: as :meth:`values`.
+        """
+        check_noise_dtype(dtype)
+        tree = _Tree(self, sde, grid, shape, seed, first_index)
+
+        def noise_of(step: int) -> Noise:
+            draws = iter([tree.times[step : step + 2]])
+
+            def draw() -> Tensor:
+                ends = next(draws, None)
+                if ends is None:
+                    problem = "the integrator draws more than once per step, and a path has one increment for it"
+                    raise ArgumentError("path", self, problem, "Leave path out, or take an integrator of one draw.")
+                return torch.from_numpy(tree.normal(*ends)).to(device, dtype)
+
+            return draw
+
+        return noise_of
+
+
+class _Tree:
+    """The trees of B samples.
+
+    A node is (octave, place). Octave k spans [2⁻ᵏ⁻¹, 2⁻ᵏ), the last one [0, 2⁻⁴⁰). Place 0 is its lower end, 1 its
+    middle, 2i and 2i + 1 are the middles of the lower and the upper half of what i divides, or its two last cells.
+    """
+
+    def __init__(
+        self, path: BrownianPath, sde: SDE, times: Tensor, shape: tuple[int, ...], seed: int, first_index: int
+    ) -> None:
+        check_sde(sde)
+        check_stream(seed, first_index)
+        self.levels, self.shape, self.times = path.levels, tuple(shape), _checked_times(times)
+        self.clock = _clock_table(path.clock, sde, {u for t in self.times for u in self._asked(t)})
+        self.ends = [np.zeros(self.shape)]  # W at 1, 1/2, 1/4, ... as far as asked for
+        self.line: dict[tuple[int, int], np.ndarray] = {}  # W at the midpoints above the cell asked for last
+        self.latest: tuple[float, np.ndarray] | None = None
+        self.streams = []
+        for i in range(self.shape[0]):
+            key = np.random.SeedSequence(seed, spawn_key=(first_index + i, _STREAM)).generate_state(2, np.uint64)
+            stream = np.random.Philox(key=key)
+            self.streams.append((np.random.Generator(stream), stream, stream.state))
+
+    def normal(self, t: float, s: float) -> np.ndarray:
+        """(W(s) − W(t)) / √|v(s) − v(t)|."""
+        if math.isinf(self.clock[s]):
+            return self._draw(_OCTAVES, 0).astype(np.float64)
+        begin, end = self.value(t), self.value(s)
+        return (end - begin) / math.sqrt(abs(self.clock[s] - self.clock[t]))
+
+    def value(self, t: float) -> np.ndarray:
+        """W(t), (B, *event)."""
+        if self.latest is None or self.latest[0] != t:
+            self.latest = (t, self._value(t))
+        return self.latest[1]
+
+    def _value(self, t: float) -> np.ndarray:
+        k = _octave(t)
+        if k < 0:
+            return self.ends[0]
+        while len(self.ends) < k + 2:
+            j = len(self.ends) - 1
+            upper, lower = 2.0**-j, _lower_end(j)
+            std = math.sqrt(abs(self.clock[lower] - self.clock[upper]))
+            self.ends.append(self.ends[j] + std * self._draw(j, 0))
+        low, high, w_low, w_high, place = _lower_end(k), 2.0**-k, self.ends[k + 1], self.ends[k], 1
+        line: dict[tuple[int, int], np.ndarray] = {}
+        for level in range(self.levels + 1):
+            if t == low:
+                break
+            middle = t if level == self.levels else (low + high) / 2
+            w = self.line.get((k, place)) if level < self.levels else None
+            if w is None:
+                w = self._bridge(low, middle, high, w_low, w_high, self._draw(k, place))
+            if level == self.levels:
+                w_low = w
+                break
+            line[k, place] = w
+            if t >= middle:
+                low, w_low, place = middle, w, 2 * place + 1
+            else:
+                high, w_high, place = middle, w, 2 * place
+        self.line = line
+        return w_low
+
+    def _bridge(
+        self, low: float, middle: float, high: float, w_low: np.ndarray, w_high: np.ndarray, z: np.ndarray
+    ) -> np.ndarray:
+        a, m, b = (self.clock[u] for u in (low, middle, high))
+        weight = (m - a) / (b - a)
+        return w_low + weight * (w_high - w_low) + math.sqrt(abs((m - a) * (1 - weight))) * z
+
+    def _draw(self, octave: int, place: int) -> np.ndarray:
+        """The standard normals of one node, float32."""
+        z = np.empty(self.shape, np.float32)
+        for i, (generator, stream, state) in enumerate(self.streams):
+            state["state"]["counter"][:] = (0, 0, place, octave)
+            stream.state = state
+            z[i] = generator.standard_normal(self.shape[1:], np.float32)
+        return z
+
+    def _asked(self, t: float) -> list[float]:
+        """The times at which the clock must be known to find W(t)."""
+        k = _octave(t)
+        times = [1.0, *(_lower_end(j) for j in range(k + 1)), t]
+        low, high = (_lower_end(k), 2.0**-k) if k >= 0 else (1.0, 1.0)
+        for _ in range(self.levels if low < t < high else 0):
+            middle = (low + high) / 2
+            times.append(middle)
+            low, high = (middle, high) if t >= middle else (low, middle)
+        return times
+
+
+def _octave(t: float) -> int:
+    """k with 2⁻ᵏ⁻¹ <= t < 2⁻ᵏ; −1 for t = 1."""
+    return -math.frexp(t)[1] if t > 0 else _OCTAVES
+
+
+def _lower_end(octave: int) -> float:
+    return 2.0 ** -(octave + 1) if octave < _OCTAVES else 0.0
+
+
+def _checked_times(times: Tensor) -> list[float]:
+    listed: list[float] = torch.as_tensor(times, dtype=torch.float64).flatten().tolist()
+    for t in listed:
+        if not (t == 0 or 2.0**-_OCTAVES <= t <= 1):
+            raise GridError("times", t, f"a path is defined at 0 and from 2^-{_OCTAVES} to 1", "Choose other times.")
+    return listed
+
+
+def _clock_table(clock: Clock, sde: SDE, times: set[float]) -> dict[float, float]:
+    ordered = sorted(times)
+    table = clock(sde, torch.tensor(ordered, dtype=torch.float64)).tolist()
+    inner = table[1:] if ordered[0] == 0 else table  # at the data a clock may be infinite
+    steps = [b - a for a, b in pairwise(table)]
+    monotone = all(step > 0 for step in steps) or all(step < 0 for step in steps)
+    if not (monotone and all(map(math.isfinite, inner))):
+        problem = f"it is not finite and strictly monotone between t={ordered[0]:.4g} and t={ordered[-1]:.4g}"
+        raise ArgumentError("clock", clock, problem, "Pass a clock like time_clock or ExponentialClock().")
+    return dict(zip(ordered, table, strict=True))

@@ -1,0 +1,180 @@
+"""What a run refuses before its first evaluation: models, starts, conditions, paths that do not fit together."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.checks import check_amount, is_count
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Integrator
+from sde_toolkit.models.conditions import tensors_of
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.brownian import BrownianPath
+from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import range_problems
+
+__all__ = [
+    "check_batches",
+    "check_compile",
+    "check_deterministic",
+    "check_generator",
+    "check_gradients",
+    "check_model",
+    "check_noise_level",
+    "check_parts",
+    "check_path",
+    "check_shape",
+    "check_tensor",
+    "device_of",
+    "state_dtype",
+    "warn_outside",
+]
+
+
+def check_model(model: Any) -> None:
+    """A score model."""
+    if not isinstance(model, ScoreModel):
+        raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
+
+
+def check_parts(model: Any, solver: Any) -> None:
+    """A score model and a solver."""
+    check_model(model)
+    if not isinstance(solver, Solver):
+        raise ArgumentError("solver", solver, "not a Solver", "Call the preset, ddim(), or build Solver(...).")
+
+
+def check_deterministic(solver: Solver, purpose: str) -> None:
+    """A solver that makes no draws, since ``purpose`` is a map that has an inverse."""
+    if solver.eta > 0:
+        problem = f"{solver.name} adds noise, and {purpose} is a property of the probability flow, eta=0"
+        raise ArgumentError("solver", solver.eta, problem, "Use ddim(), probability_flow(), Solver(name, 0.0, ...).")
+
+
+def check_tensor(name: str, x: Any) -> None:
+    """A tensor of real floating point: what it holds is looked at by :func:`check_shape`."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(name, x, "not a tensor", "Pass a tensor (n, *event), in model space.")
+    if x.is_complex():
+        problem, remedy = "states are real numbers", "Pass real and imaginary part as two channels, as in training."
+        raise ArgumentError(name, x.dtype, problem, remedy)
+    if not x.is_floating_point():
+        problem = "integers are data, and a state in model space is meant"
+        raise ArgumentError(name, x.dtype, problem, "Pass model.transform.forward(x), which is floating point.")
+
+
+def check_gradients(differentiable: Any, name: str, x: Tensor | None, condition: Any) -> None:
+    """A graph is recorded where one is asked for, and no start that needs one loses it without a word."""
+    if not isinstance(differentiable, bool):
+        raise ArgumentError("differentiable", differentiable, "neither True nor False", "True keeps the graph.")
+    if differentiable:
+        if torch.is_inference_mode_enabled():
+            problem = "gradients are asked for, and inference mode records none"
+            raise ArgumentError("torch.inference_mode", True, problem, "Leave it, or leave differentiable out.")
+        return
+    given = [("condition", tensor) for tensor in tensors_of(condition)] + ([] if x is None else [(name, x)])
+    for argument, tensor in given:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            problem = "it requires a gradient, and no graph is kept"
+            raise ArgumentError(argument, tuple(tensor.shape), problem, "Pass differentiable=True, or .detach() it.")
+
+
+def warn_outside(model: ScoreModel, name: str, x: Tensor, t: Tensor) -> None:
+    """Warn of a state far outside what a transform that names the range of its data makes of them at time ``t``."""
+    slack = 8 * model.sde.sigma(t).item() + 2 * model.sigma_data
+    outside, _ = range_problems(model.transform, x.detach(), space="model", slack=slack)
+    if outside:
+        least, most = (value.item() for value in x.detach().aminmax())
+        warnings.warn(
+            f"{name} holds values from {least:.4g} to {most:.4g}, and {outside}: "
+            "pass model.transform.forward(x) for x in data space.",
+            stacklevel=3,
+        )
+
+
+def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor | None) -> None:
+    """Events of the model's shape, at least one, and finite where ``x`` holds them."""
+    if not shape or not all(map(is_count, shape)):
+        raise ArgumentError("shape", shape, "no samples", "Pass (n, *event) with n >= 1.")
+    if model.event_shape is not None and shape[1:] != model.event_shape:
+        problem = f"the model was made for events of shape {model.event_shape}"
+        raise ArgumentError("shape", shape, problem, f"Pass {(shape[0], *model.event_shape)}.")
+    if x is None:
+        check_amount("shape", shape, math.prod(shape))
+    if x is not None and not bool(x.isfinite().all()):
+        raise ArgumentError(name, tuple(x.shape), "it holds NaN or infinity", "Clean it first.")
+
+
+def check_batches(batch_size: Any, dtype: Any) -> None:
+    """A number of samples for the network to take together, and a precision of the state."""
+    if batch_size is not None and not is_count(batch_size):
+        raise ArgumentError("batch_size", batch_size, "must be a whole number, at least 1", "Use None for all at once.")
+    if dtype not in (torch.float32, torch.float64):
+        raise ArgumentError(
+            "dtype",
+            dtype,
+            "the state is float32 or float64",
+            "For a fast network use torch.autocast around the call.",
+        )
+
+
+def check_noise_level(model: ScoreModel, t: Tensor) -> None:
+    """σ is finite where a grid begins."""
+    if not math.isfinite(model.sde.sigma(t).item()):
+        raise ArgumentError("grid", t.item(), "σ is not finite at the first time", "Start later.")
+
+
+def check_generator(generator: Any) -> None:
+    """One generator for all noise, or none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        problem = f"a {type(generator).__name__} is no torch.Generator"
+        remedy = "Pass one torch.Generator; seed= gives every sample a stream of its own without any."
+        raise ArgumentError("generator", generator, problem, remedy)
+
+
+def check_path(path: Any, solver: Solver, generator: torch.Generator | None) -> None:
+    """A Brownian path that can be what the solver takes its noise from."""
+    if path is None:
+        return
+    if not isinstance(path, BrownianPath):
+        raise ArgumentError("path", path, "not a BrownianPath", "Pass BrownianPath(), or leave it out.")
+    if generator is not None:
+        problem = "its noise comes from the seed, and a generator was given too"
+        raise ArgumentError("path", path, problem, "Pass one of path and generator.")
+    if solver.eta > 0 and solver.integrator.evals_per_step is None:
+        problem = f"{solver.integrator} chooses its own steps, and the path knows those of the grid alone"
+        raise ArgumentError("path", path, problem, "Leave path out, or take an integrator of fixed steps.")
+
+
+def check_compile(compile: Any, integrator: Integrator) -> None:
+    """``compile`` is a choice, or names a backend of torch.compile; only steps of a fixed shape can be compiled."""
+    if compile is False:
+        return
+    if compile is not True and not (isinstance(compile, str) and compile in torch.compiler.list_backends(())):
+        problem = "neither True nor False nor a backend of torch.compile"
+        raise ArgumentError("compile", compile, problem, 'Pass True, or a name such as "aot_eager".')
+    if integrator.evals_per_step is None:
+        problem = f"{integrator} chooses its steps on the host, which no graph can hold"
+        raise ArgumentError("compile", compile, problem, "Leave compile out, or take an integrator of fixed steps.")
+
+
+def state_dtype(dtype: Any, x: Tensor | None) -> torch.dtype:
+    """The precision of the state: as asked for, or else float64 for a start in float64 and float32 for any other."""
+    if dtype is not None:
+        asked: torch.dtype = dtype
+        return asked
+    return torch.float64 if x is not None and x.dtype == torch.float64 else torch.float32
+
+
+def device_of(model: ScoreModel, x: Tensor | None) -> torch.device:
+    """Where to compute: with the start that was given, or else with the model."""
+    if x is not None:
+        return x.device
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

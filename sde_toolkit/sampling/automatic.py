@@ -1,0 +1,96 @@
+"""The best known solver and grid for a budget, without calibration: ``solver="auto"``.
+
+Exponential multistep methods on a grid that is dense around the λ at which data take shape
+(:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
+ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
+up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and
+their sliced Wasserstein distance. benchmarks/README.md says how, and where the choice was constrained.
+
+The tables are for data of size σ_d = 1. For others every λ in them is moved by −log σ_d: data and noise of twice the
+size get the same times, and samples of twice the size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.equation import check_eta
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.grids import sech
+from sde_toolkit.integrators import Corrected, FrozenEDM, Integrator, Multistep
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Plan", "auto"]
+
+Method = Callable[[float], Integrator]
+"""σ_d to an integrator."""
+
+
+def _edm(order: int) -> Method:
+    return lambda sigma_data: Multistep(order, FrozenEDM(sigma_data))
+
+
+def _corrected(order: int) -> Method:
+    return lambda sigma_data: Corrected(Multistep(order, FrozenEDM(sigma_data)))
+
+
+# Budget from which the row holds, method, center and width of grids.sech, and the λ at which it ends, at σ_d = 1.
+_FLOW: tuple[tuple[int, Method, float, float, float], ...] = (
+    (1, _corrected(2), 0.0, 1.5, 1.6),
+    (8, _edm(2), 0.75, 2.5, 2.75),
+    (10, _corrected(2), 0.75, 2.0, 2.75),
+    (15, _corrected(3), 0.75, 2.0, 3.5),
+    (20, _corrected(3), 0.75, 1.5, 4.5),
+    (30, _corrected(3), 0.75, 1.5, 6.0),
+    (50, _corrected(4), 0.75, 1.5, 6.0),
+)
+_SDE: tuple[tuple[int, Method, float, float, float], ...] = (
+    (1, _edm(2), 0.0, 3.0, 3.5),
+    (20, _corrected(2), 0.0, 3.0, 3.5),
+    (50, _corrected(2), 1.5, 2.0, 5.0),
+    (100, _corrected(2), 1.5, 2.0, 6.0),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to run: ``sample(model, plan.solver, plan.grid, tweedie=plan.tweedie)``."""
+
+    solver: Solver
+    grid: Tensor
+    tweedie: bool
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations per sample."""
+        return (self.solver.integrator.evals_per_step or 1) * (len(self.grid) - 1) + self.tweedie
+
+
+def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
+    """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
+
+    The grid is where the data take shape, which depends on their size: ``model.sigma_data`` should be √E[x_0²].
+
+    η = 0 is the flow; any other η gets the table that was made for η = 1.
+
+    Raises:
+        ArgumentError: if ``nfe`` is not a whole number of at least 2, or ``eta`` is negative.
+    """
+    if not is_count(nfe, least=2):
+        raise ArgumentError("nfe", nfe, "a step and the denoising at the end take two evaluations", "Pass nfe >= 2.")
+    check_countable("nfe", nfe)
+    check_eta(eta)
+    name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
+    sde = model.sde
+    rows = _FLOW if eta == 0 else _SDE
+    _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
+    size = model.sigma_data
+    end = sde.inverse_half_log_snr(min(last - math.log(size), sde.half_log_snr(0.0).item())).item()
+    grid = sech(sde, nfe - 1, center=center, width=width, sigma_data=size, end=end)
+    return Plan(Solver(name, eta, method(size)), grid, True)

@@ -1,0 +1,126 @@
+"""A step as one graph: integrator and network compiled together, once for all steps of a grid.
+
+The coefficients are a tensor, the row of the step, so that no step is compiled again because its numbers differ.
+Steps come in *kinds*: the shape and dtype of x, and the structure of the state that a step is given (None at the
+first step, for example). Of every kind the first step is run as it is, and its network evaluations and its draws are
+counted; the later steps are the graph. A graph has no branch that depends on data, and everything else a step could
+branch on is part of its kind: it makes the very evaluations and draws that were counted. The noise is drawn outside.
+
+A kind that leads to another one (the first step of a multistep method) occurs once per batch and is never compiled,
+so that one batch shape needs one graph, whatever the number of steps and batches. Graphs are kept as long as the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Integrator
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Noise
+from sde_toolkit.sampling.monitors import Meter
+
+__all__ = ["CompiledSteps"]
+
+_NUMBERS = itertools.count()
+_GRAPHS: WeakKeyDictionary[ScoreModel, dict[Hashable, Callable[..., Any]]] = WeakKeyDictionary()
+
+
+class _Known(NamedTuple):
+    """What the first step of a kind has shown."""
+
+    evaluations: int
+    draws: int
+    recurs: bool
+
+
+class CompiledSteps:
+    """``integrator.step`` for one run, compiled by ``backend``; every evaluation is credited to ``meter``.
+
+    Raises:
+        ArgumentError: from the first compiled step, if torch.compile cannot make one graph of it.
+    """
+
+    def __init__(self, integrator: Integrator, meter: Meter, backend: str) -> None:
+        self.integrator, self.meter, self.backend = integrator, meter, backend
+        self._known: dict[Hashable, _Known] = {}
+
+    def __call__(
+        self, equation: ReverseEquation, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise
+    ) -> tuple[Tensor, Any]:
+        """One step; ``counted`` is the same equation, with its evaluations counted."""
+        kind = _kind(x, state)
+        known = self._known.get(kind)
+        if known is None or not known.recurs:
+            return self._as_it_is(counted, x, row, state, noise, kind)
+        draws = tuple(noise() for _ in range(known.draws))
+        self.meter.calls += known.evaluations
+        arguments = (self.integrator, equation, x, row, state, draws)
+        try:
+            end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
+        except _limit_reached():  # of the network's numbers that are no tensors have changed from run to run
+            end = self._graph(equation, x, anew=True)(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ArgumentError(
+                "compile",
+                self.backend,
+                f"the step of {self.integrator} did not become one graph: {reason}",
+                'Leave compile out; without a C++ compiler try compile="aot_eager".',
+            ) from error
+        return end
+
+    def _as_it_is(
+        self, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise, kind: Hashable
+    ) -> tuple[Tensor, Any]:
+        before, draws = self.meter.calls, 0
+
+        def draw() -> Tensor:
+            nonlocal draws
+            draws += 1
+            return noise()
+
+        x, state = self.integrator.step(counted, x, row.unbind(), state, draw)
+        self._known[kind] = _Known(self.meter.calls - before, draws, recurs=_kind(x, state) == kind)
+        return x, state
+
+    def _graph(self, equation: ReverseEquation, x: Tensor, anew: bool = False) -> Callable[..., Any]:
+        """Its own for every integrator, η and batch shape: torch limits how often one function is compiled.
+
+        A network with a number in it that is no tensor, a guidance scale for example, is compiled again for every value
+        of it, and ``anew`` where torch's limit is reached, the graphs of the values before being dropped.
+        """
+        graphs = _GRAPHS.setdefault(equation.model, {})
+        key = (self.integrator, equation.eta, self.backend, x.shape, x.dtype, x.device)
+        if anew or key not in graphs:
+            own = types.FunctionType(_step.__code__.replace(co_name=f"step_{next(_NUMBERS)}"), _step.__globals__)
+            graphs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
+        return graphs[key]
+
+
+def _step(
+    integrator: Integrator, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
+) -> tuple[Tensor, Any]:
+    left = iter(draws)
+    return integrator.step(equation, x, row.unbind(), state, lambda: next(left))
+
+
+def _limit_reached() -> tuple[type[Exception], ...]:
+    """What torch raises when one function has been compiled too often; its name is another one in older versions."""
+    names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
+    return tuple(getattr(torch._dynamo.exc, name) for name in names if hasattr(torch._dynamo.exc, name))
+
+
+def _kind(x: Tensor, state: Any) -> Hashable:
+    """Everything about a step's arguments that is no number in a tensor."""
+    leaves, structure = _pytree.tree_flatten((x, state))  # whose description torch 2.4 cannot hash
+    return repr(structure), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

@@ -1,0 +1,149 @@
+"""From data to noise: the probability flow, solved upwards by the solvers that solve it downwards.
+
+The flow is an ODE and its own inverse: a deterministic integrator on the reversed grid undoes what it does on the
+grid, up to its error. Encoding is that and nothing else (DDIM inversion: Song et al. 2021a, section 4.3, eq. 13, the
+integrator being the exponential one; Song et al. 2021, section D.4, for any). Round trips close at the integrator's
+order. The code of x is N(0, σ² I) noise as far as the model's density is that of x.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Statistics
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Noise
+from sde_toolkit.sampling.arguments import (
+    check_batches,
+    check_compile,
+    check_deterministic,
+    check_gradients,
+    check_noise_level,
+    check_parts,
+    check_shape,
+    check_tensor,
+    device_of,
+    state_dtype,
+    warn_outside,
+)
+from sde_toolkit.sampling.loop import Callback, solve
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Encoding", "encode"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Codes and how they came about.
+
+    ``x``: (n, *event) in model space, states of time ``grid[0]``: what ``sample(..., grid, x_start=x)`` takes. ``grid``
+    is the decreasing grid that was given, and was climbed from its end. The rest is as in
+    :class:`~sde_toolkit.sampling.Sample`, ``trajectory`` in the order of the climb.
+    """
+
+    x: Tensor
+    nfe: int
+    grid: Tensor
+    solver: Solver
+    seconds: float
+    network_seconds: float
+    trajectory: Tensor | None = None
+    statistics: Statistics | None = None
+
+
+def encode(
+    model: ScoreModel,
+    solver: Solver,
+    grid: Tensor,
+    x: Tensor,
+    *,
+    condition: Any = None,
+    batch_size: int | None = None,
+    trajectory: bool = False,
+    callback: Callback | None = None,
+    check_finite: bool = True,
+    progress: bool = False,
+    compile: bool | str = False,
+    differentiable: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Encoding:
+    """Carry ``x`` from ``grid[-1]`` up to ``grid[0]`` along the probability flow.
+
+    Args:
+        model: any score model, in evaluation mode.
+        solver: a deterministic solver, η = 0.
+        grid: the decreasing grid that sampling takes; it is climbed from its end to its beginning.
+        x: (n, *event) in model space, ``model.transform.forward`` of the data, taken as states of time ``grid[-1]``.
+            Where that is not 0 it differs from data by noise of size σ: ``model.sde.perturb(x, grid[-1], noise)``
+            adds it. Grids that end at 0 are climbed by integrators that evaluate ε or the drift there, which a
+            network of ε, v or a velocity has and a network of x_0 (and EDM's F) has not.
+
+    The other arguments are those of :func:`~sde_toolkit.sampling.sample`.
+
+    Raises:
+        ArgumentError: for a solver with η > 0, or whatever else does not fit together.
+        GridError: where the integrator has no finite coefficients; mostly from grids that end at 0.
+        NonFiniteError: naming the first step and time at which the state was no longer finite.
+    """
+    began = time.perf_counter()
+    check_parts(model, solver)
+    check_evaluation_mode(model)
+    check_deterministic(solver, "encoding")
+    grid = check_grid(grid)
+    check_tensor("x", x)
+    check_shape(model, "x", tuple(x.shape), x)
+    dtype = state_dtype(dtype, x)
+    check_batches(batch_size, dtype)
+    check_noise_level(model, grid[0])
+    check_condition(condition, len(x))
+    check_gradients(differentiable, "x", x, condition)
+    check_compile(compile, solver.integrator)
+    device = torch.device(device) if device is not None else device_of(model, x)
+    warn_outside(model, "x", x, grid[-1])
+
+    def no_noise() -> Tensor:
+        problem = "it draws noise although eta is 0, so that nothing undoes its steps"
+        raise ArgumentError("solver", solver, problem, "Encode with a deterministic integrator.")
+
+    def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
+        return x[first:last].to(device, dtype, copy=True), lambda step: no_noise
+
+    with torch.set_grad_enabled(differentiable):
+        solved = solve(
+            ReverseEquation(model, 0.0, condition),
+            solver,
+            grid.flip(0),
+            len(x),
+            start,
+            batch_size=batch_size,
+            tweedie=False,
+            trajectory=trajectory,
+            callback=callback,
+            check_finite=check_finite,
+            progress=progress,
+            compile=compile,
+            dtype=dtype,
+            device=device,
+        )
+    return Encoding(
+        x=solved.x,
+        nfe=solved.nfe,
+        grid=grid,
+        solver=solver,
+        seconds=time.perf_counter() - began,
+        network_seconds=solved.network_seconds,
+        trajectory=solved.trajectory,
+        statistics=solved.statistics,
+    )

@@ -1,0 +1,204 @@
+"""The only loop: a solver steps a batch along times, down to the data or up to the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Integrator, Row, Statistics
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.noise.streams import Noise
+from sde_toolkit.progress import progress_bar
+from sde_toolkit.sampling.compiled import CompiledSteps
+from sde_toolkit.sampling.monitors import FiniteWatch, Meter
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Callback", "Solved", "Start", "Step", "rows_of", "solve"]
+
+_ROWS_AT_ONCE = 64  # of a table that are taken apart together: cheaper than one by one, and no longer than a long grid
+
+Start = Callable[[int, int], tuple[Tensor, Callable[[int], Noise]]]
+"""(first, last) of a batch to its x at the first time, and the noise of each step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a callback is told after step ``index`` from ``t`` to ``s``; ``first`` is the batch's first sample."""
+
+    index: int
+    t: float
+    s: float
+    x: Tensor
+    first: int = 0
+
+
+Callback: TypeAlias = Callable[[Step], Tensor | None]
+"""Called after each step. A tensor that it returns replaces the state, and the solver starts anew from it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """Where all batches ended, and what was counted and measured on the way."""
+
+    x: Tensor
+    nfe: int
+    network_seconds: float
+    trajectory: Tensor | None
+    statistics: Statistics | None
+
+
+def solve(
+    equation: ReverseEquation,
+    solver: Solver,
+    times: Tensor,
+    n: int,
+    start: Start,
+    *,
+    batch_size: int | None,
+    tweedie: bool,
+    trajectory: bool,
+    callback: Callback | None,
+    check_finite: bool,
+    progress: bool,
+    compile: bool | str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Solved:
+    """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
+
+    Everything but the batches' starts is refused here, by ``prepare``, before any evaluation.
+    """
+    integrator = solver.integrator
+    integrator.check(equation)
+    table = integrator.prepare(equation, times).to(device, dtype)
+    batches = list(_batches(n, batch_size))
+    meter = Meter(equation.model, device)
+    take = _eager(solver) if compile is False else CompiledSteps(integrator, meter, _backend(compile))
+    repeatable = equation.eta == 0 and compile is False and callback is None
+    bar = progress_bar(len(table) * len(batches), solver.name, enabled=progress)
+
+    rows_from: Callable[[Tensor], Iterator[Any]] = _rows if compile is False else iter
+    finished: list[Tensor] = []
+    paths: list[Tensor] = []
+    statistics: list[Statistics] = []
+    listed = times.tolist()
+    for first, last in batches:
+        meter.restart()
+        x, noise_of = start(first, last)
+        bare = replace(equation, condition=rows_of(equation.condition, first, last))
+        counted = replace(bare, evaluate=meter.evaluate)
+        again = partial(_again, integrator, bare, table, noise_of) if repeatable else None
+        watch = FiniteWatch(times, check_finite, x, again)
+        state: Any = None
+        path, done = [x], []
+        rows = rows_from(table)
+        for i in range(len(table)):
+            x, state = take(bare, counted, x, next(rows), state, noise_of(i))
+            bar.update(1)
+            if callback is not None:
+                edited = _edited(callback, Step(i, listed[i], listed[i + 1], x, first))
+                x = x if edited is None else edited
+                if edited is not None and state is not None and i + 1 < len(table):
+                    done += [state.statistics] if hasattr(state, "statistics") else []
+                    state = None  # what it remembers led somewhere else: the solver starts anew from here
+                    rows = rows_from(integrator.prepare(equation, times[i + 1 :]).to(device, dtype))
+            watch(i, x, state)
+            if trajectory:
+                path.append(x)
+        paths += [torch.stack(path)] if trajectory else []
+        if tweedie:
+            x = _denoise(counted, x, times[-1])
+            watch(len(table), x, state)
+        watch.read()
+        finished.append(x)
+        done += [state.statistics] if hasattr(state, "statistics") else []
+        statistics += [Statistics.in_turn(done)] if done else []
+    bar.close()
+    network_seconds = meter.seconds() if compile is False else math.nan  # waits for the device
+    return Solved(
+        torch.cat(finished),
+        meter.nfe,
+        network_seconds,
+        torch.cat(paths, dim=1) if paths else None,
+        Statistics.of_all(statistics) if statistics else None,
+    )
+
+
+def _edited(callback: Callback, step: Step) -> Tensor | None:
+    """What a callback puts in the place of the state, None for nothing.
+
+    Raises:
+        ArgumentError: if it is no such state, or if the state was changed where it is.
+    """
+    version = None if step.x.is_inference() else step.x._version
+    x = callback(step)
+    if version is not None and step.x._version != version:
+        problem = "it has changed step.x in place, which the solver works with"
+        raise ArgumentError("callback", callback, problem, "Return the new state instead: return 0.9 * step.x.")
+    if x is None or x is step.x:
+        return None
+    if not isinstance(x, Tensor):
+        problem = f"it returned a {type(x).__name__}"
+        raise ArgumentError("callback", callback, problem, "Return None, or the tensor that replaces the state.")
+    found, wanted = ((tuple(v.shape), v.dtype, v.device) for v in (x, step.x))
+    if found != wanted:
+        problem = "it returned a tensor of shape {}, {} on {}; the state is of shape {}, {} on {}"
+        remedy = "Return the state in its own shape, dtype and device."
+        raise ArgumentError("callback", callback, problem.format(*found, *wanted), remedy)
+    return x
+
+
+def _eager(solver: Solver) -> Callable[..., tuple[Tensor, Any]]:
+    step = solver.integrator.step
+    return lambda bare, counted, x, row, state, noise: step(counted, x, row, state, noise)
+
+
+def _again(
+    integrator: Integrator,
+    equation: ReverseEquation,
+    table: Tensor,
+    noise_of: Callable[[int], Noise],
+    i: int,
+    x: Tensor,
+    state: Any,
+) -> tuple[Tensor, Any]:
+    """Step i once more, uncounted."""
+    return integrator.step(equation, x, table[i].unbind(), state, noise_of(i))
+
+
+def _backend(compile: bool | str) -> str:
+    return compile if isinstance(compile, str) else "inductor"
+
+
+def _rows(table: Tensor) -> Iterator[Row]:
+    """The table as tuples of 0-dim tensors."""
+    k = table.shape[1]
+    for part in table.split(_ROWS_AT_ONCE):
+        cells = part.flatten().unbind()
+        yield from (cells[i : i + k] for i in range(0, len(cells), k))
+
+
+def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
+    """Tweedie's formula: x̂_0 at (x, t)."""
+    m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
+    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(t))
+    return m * x + n * equation.output(x, inputs)
+
+
+def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    size = n if batch_size is None else batch_size
+    for first in range(0, n, size):
+        yield first, min(n, first + size)
+
+
+def rows_of(condition: Any, first: int, last: int) -> Any:
+    """The rows of a condition that belong to a batch."""
+    return map_rows(condition, lambda rows: rows[first:last])

@@ -1,0 +1,143 @@
+"""What is measured and watched while a solver runs, without making the host wait for the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.errors import NonFiniteError
+from sde_toolkit.models.evaluation_mode import watch_random_numbers
+from sde_toolkit.models.score_model import Inputs, ScoreModel
+
+__all__ = ["FiniteWatch", "Meter"]
+
+_STEPS_BETWEEN_READS = 16  # of the finiteness of the state
+
+Again = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
+
+
+class Meter:
+    """Counts the evaluations of a network and the time they take, without waiting for the device."""
+
+    def __init__(self, model: ScoreModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.calls = 0
+        self._most_calls = 0
+        self._watched = False
+        self._elapsed = 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def restart(self) -> None:
+        """A new batch begins."""
+        self._most_calls = self.nfe
+        self.calls = 0
+
+    @property
+    def nfe(self) -> int:
+        """What each sample went through: the largest number of evaluations over the batches."""
+        return max(self._most_calls, self.calls)
+
+    def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
+        """``model.output``, or another way to ``call`` the network once."""
+        call = call or self.model.output
+        self.calls += 1
+        if not self._watched:
+            self._watched = True
+            call = self._watching(call)
+        if self.device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            y = call(x_t, inputs, condition)
+            after.record()
+            self._events.append((before, after))
+            return y
+        start = time.perf_counter()
+        y = call(x_t, inputs, condition)
+        self._elapsed += time.perf_counter() - start
+        return y
+
+    def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            with watch_random_numbers(self.device, self.model.network):
+                return call(*arguments)
+
+        return watched
+
+    def seconds(self) -> float:
+        if self._events:
+            torch.cuda.synchronize()
+            self._elapsed += sum(before.elapsed_time(after) for before, after in self._events) / 1000
+            self._events = []
+        return self._elapsed
+
+
+class FiniteWatch:
+    """Whether the state stays finite, read on the host every few steps only.
+
+    What is no longer finite stays so, since every step is linear in x. With ``again``, which takes a step once more,
+    only every sixteenth state is looked at, and where it is not finite the steps since the last look are repeated to
+    find the first. Without, for steps that cannot be repeated because they drew noise, the sum of every state is
+    kept until the next look: a sum costs as much as a third of the cheapest step.
+
+    Args:
+        grid: the times.
+        enabled: whether to look at all.
+        x: the state at the first of them.
+        again: (step, x, state) to the x and state after it.
+    """
+
+    def __init__(self, grid: Tensor, enabled: bool, x: Tensor, again: Again | None = None) -> None:
+        self.grid = grid
+        self.enabled = enabled
+        self.again = again
+        self.since: tuple[int, Tensor, Any] = (0, x, None)  # the next step, and what it starts from
+        self.latest: tuple[int, Tensor, Any] = (-1, x, None)  # the step before, and what it led to
+        self.sums: list[Tensor] = []
+
+    def __call__(self, step: int, x: Tensor, state: Any) -> None:
+        if not self.enabled:
+            return
+        self.latest = (step, x, state)
+        if self.again is None:
+            self.sums.append(x.detach().sum())
+        if step - self.since[0] == _STEPS_BETWEEN_READS - 1:
+            self.read()
+
+    def read(self) -> None:
+        """Raise if a state since the last reading was not finite."""
+        step, x, state = self.latest
+        if not self.enabled or _finite(x):
+            self.since, self.sums = (step + 1, x, state), []
+            return
+        step = self._first()
+        last = len(self.grid) - 1
+        where = "the final Tweedie step" if step == last else f"the step to t={self.grid[step + 1].item():.6g}"
+        raise NonFiniteError(
+            f"the state is not finite after {where}",
+            step=step,
+            t=self.grid[min(step, last)].item(),
+            remedy="Look for NaN in the network's weights or output; a finer grid helps if the solver diverged.",
+        )
+
+    def _first(self) -> int:
+        """The first step since the last reading after which the state was not finite; the latest one is known to be."""
+        first, x, state = self.since
+        for step in range(first, self.latest[0]):
+            if self.again is None:
+                x = self.sums[step - first]
+            else:
+                x, state = self.again(step, x, state)
+            if not _finite(x):
+                return step
+        return self.latest[0]
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all of ``x`` is: a sum is not finite when an element is not, and is cheaper than ``isfinite().all()``."""
+    return math.isfinite(x.detach().sum().item())

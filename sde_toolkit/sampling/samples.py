@@ -1,0 +1,228 @@
+"""From noise to data: the reverse equation, solved from any time, with its evidence in the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Statistics
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.brownian import BrownianPath
+from sde_toolkit.noise.streams import Noise, per_sample_noise, shared_noise
+from sde_toolkit.sampling.arguments import (
+    check_batches,
+    check_compile,
+    check_generator,
+    check_gradients,
+    check_model,
+    check_noise_level,
+    check_parts,
+    check_path,
+    check_shape,
+    check_tensor,
+    device_of,
+    state_dtype,
+    warn_outside,
+)
+from sde_toolkit.sampling.automatic import auto
+from sde_toolkit.sampling.loop import Callback, Step, solve
+from sde_toolkit.solvers import Solver
+
+__all__ = ["Sample", "Step", "sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Samples and how they came about.
+
+    ``x``: (n, *event) in model space; ``model.transform.inverse(x)`` is the caller's data space. ``nfe``:
+    network evaluations that each sample went through, counted. ``seconds`` and ``network_seconds``: wall
+    time of the whole call and of the network in it (NaN where they were compiled into one). ``trajectory``:
+    (len(grid), n, *event) if it was kept; the Tweedie step, if any, is not part of it. ``seed`` is None when a
+    generator was given. ``statistics``: from an integrator with steps per sample, what each of them took.
+    """
+
+    x: Tensor
+    nfe: int
+    grid: Tensor
+    solver: Solver
+    seed: int | None
+    tweedie: bool
+    seconds: float
+    network_seconds: float
+    trajectory: Tensor | None = None
+    statistics: Statistics | None = None
+
+
+def sample(
+    model: ScoreModel,
+    solver: Solver | Literal["auto"],
+    grid: Tensor | None = None,
+    *,
+    nfe: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    x_start: Tensor | None = None,
+    condition: Any = None,
+    seed: int = 0,
+    first_index: int = 0,
+    generator: torch.Generator | None = None,
+    path: BrownianPath | None = None,
+    batch_size: int | None = None,
+    tweedie: bool = False,
+    trajectory: bool = False,
+    callback: Callback | None = None,
+    check_finite: bool = True,
+    progress: bool = False,
+    compile: bool | str = False,
+    differentiable: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Sample:
+    """Solve the reverse equation of ``model`` from ``grid[0]`` down to ``grid[-1]``.
+
+    Args:
+        model: any score model, in evaluation mode: dropout and BatchNorm in training mode are refused
+            (:mod:`sde_toolkit.models.evaluation_mode`).
+        solver: an equation × integrator pair, such as ``ddim()``; or ``"auto"``, the best known pair and grid for
+            ``nfe`` evaluations, the last of them the Tweedie step (:func:`sde_toolkit.auto`).
+        grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None with "auto".
+        nfe: network evaluations, for "auto" alone.
+        shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
+        x_start: where to start instead, (n, *event), in model space: a state of time ``grid[0]``, such as
+            ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``. Integers and complex numbers are refused;
+            values far outside the range that the transform names for data are warned of.
+        condition: handed to the network: tensors with one row per sample, in any nesting of dicts, lists, tuples and
+            dataclasses; 0-dim tensors, numbers, strings and None are shared (:mod:`sde_toolkit.models.conditions`).
+        seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
+            first draw is the start, also where x_start replaces it. A run that goes on from where another one
+            stopped needs a seed of its own, or a ``path``, so that it does not use the same noise again.
+        generator: draws all noise instead, faster, and dependent on the batch.
+        path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
+        batch_size: samples that go through the network together; all by default.
+        tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation.
+        trajectory: keep the state at every grid time. Without it, memory does not grow with the steps.
+        callback: called once after each step. A tensor that it returns, of the shape, dtype and device of ``step.x``,
+            replaces the state, and the solver starts anew from it, as a run from there would: what multistep methods
+            remember is dropped. ``step.x`` must not be changed in place.
+        check_finite: watch for NaN and infinity, without a host synchronisation per step.
+        progress: show a bar.
+        compile: compile the whole step, network included, into one graph (:mod:`sde_toolkit.sampling.compiled`): by
+            inductor, or by the torch.compile backend that is named. The first steps run as they are.
+        differentiable: keep the graph, so that the samples can be differentiated by ``x_start``, the condition and
+            the network's parameters. Memory grows with the number of evaluations.
+        dtype, device: of the state. By default float64 for an x_start in float64 and float32 for any other, half
+            precision included; the device of x_start, or else the model's own.
+
+    Raises:
+        ArgumentError, GridError: before any evaluation, for whatever does not fit together; for a step that does
+            not compile, when it is compiled.
+        NonFiniteError: naming the first step and time at which the state was no longer finite.
+        MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
+    """
+    began = time.perf_counter()
+    if solver == "auto":
+        solver, grid, tweedie = _best_known(model, grid, nfe, tweedie)
+        nfe = None
+    check_parts(model, solver)
+    check_evaluation_mode(model)
+    if nfe is not None:
+        problem, remedy = "a solver of your own takes the steps of its grid", 'Leave it out, or use solver="auto".'
+        raise ArgumentError("nfe", nfe, problem, remedy)
+    grid = check_grid(grid)
+    shape = _check_start(model, shape, x_start)
+    dtype = state_dtype(dtype, x_start)
+    check_batches(batch_size, dtype)
+    check_noise_level(model, grid[0])
+    check_condition(condition, shape[0])
+    check_gradients(differentiable, "x_start", x_start, condition)
+    check_generator(generator)
+    check_path(path, solver, generator)
+    check_compile(compile, solver.integrator)
+    device = torch.device(device) if device is not None else device_of(model, x_start)
+    if x_start is not None:
+        warn_outside(model, "x_start", x_start, grid[0])
+
+    def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
+        events, index = (last - first, *shape[1:]), first_index + first
+        if generator is not None:
+            noise = shared_noise(generator, events, dtype=dtype, device=device)
+        else:
+            noise = per_sample_noise(seed, index, events, dtype=dtype, device=device)
+        z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
+        if x_start is None:
+            x = model.sde.sigma(grid[0]).to(device, dtype) * z
+        else:  # a copy, which no network and no callback of the caller's can reach
+            x = x_start[first:last].to(device, dtype, copy=True)
+        if path is None:
+            return x, lambda step: noise
+        return x, path.step_noise(
+            model.sde, grid, events, seed=seed, first_index=index, dtype=dtype, device=device
+        )  # fmt: skip
+
+    with torch.set_grad_enabled(differentiable):
+        solved = solve(
+            ReverseEquation(model, solver.eta, condition),
+            solver,
+            grid,
+            shape[0],
+            start,
+            batch_size=batch_size,
+            tweedie=tweedie,
+            trajectory=trajectory,
+            callback=callback,
+            check_finite=check_finite,
+            progress=progress,
+            compile=compile,
+            dtype=dtype,
+            device=device,
+        )
+    return Sample(
+        x=solved.x,
+        nfe=solved.nfe,
+        grid=grid,
+        solver=solver,
+        seed=seed if generator is None else None,
+        tweedie=tweedie,
+        seconds=time.perf_counter() - began,
+        network_seconds=solved.network_seconds,
+        trajectory=solved.trajectory,
+        statistics=solved.statistics,
+    )
+
+
+def _best_known(model: Any, grid: Tensor | None, nfe: int | None, tweedie: bool) -> tuple[Solver, Tensor, bool]:
+    """Solver, grid and last step of ``solver="auto"``."""
+    check_model(model)
+    if grid is not None or tweedie:
+        given = "grid" if grid is not None else "tweedie"
+        problem = 'solver="auto" brings its own grid and its own last step'
+        raise ArgumentError(given, grid if grid is not None else tweedie, problem, "Leave it out, and pass nfe.")
+    if nfe is None:
+        raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
+    plan = auto(model, nfe)
+    return plan.solver, plan.grid, plan.tweedie
+
+
+def _check_start(model: ScoreModel, shape: tuple[int, ...] | None, x_start: Tensor | None) -> tuple[int, ...]:
+    """The shape of all samples, after everything about the start has been found in order."""
+    if (shape is None) == (x_start is None):
+        given = {"shape": shape, "x_start": None if x_start is None else tuple(x_start.shape)}
+        raise ArgumentError("shape, x_start", given, "exactly one of them is needed", "Pass shape=(n, *event).")
+    if x_start is not None:
+        check_tensor("x_start", x_start)
+        shape = tuple(x_start.shape)
+    elif not isinstance(shape, (tuple, list)):
+        raise ArgumentError("shape", shape, "not a shape", "Pass (n, *event).")
+    shape = tuple(shape)
+    check_shape(model, "x_start", shape, x_start)
+    return shape
