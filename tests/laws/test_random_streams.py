@@ -114,8 +114,8 @@ def test_the_sets_have_the_sizes_that_are_promised(n, seconds, fit, monkeypatch)
 
 MAKERS = {"default_rng", "SeedSequence", "Philox", "RandomState", "manual_seed"}
 KNOWN = {
-    "noise.py": "the streams themselves",
-    "brownian.py": "paths: keys of their own, (index, a constant)",
+    "noise/streams.py": "the streams themselves",
+    "noise/brownian.py": "paths: keys of their own, (index, a constant)",
     "training/draws.py": "training: (use, step, index)",
     "training/run.py": "seeds of training.draws",
     "training/trial.py": "a trial of a run's parts",
@@ -124,8 +124,8 @@ KNOWN = {
     "data/memory.py": "splits and samples of memory maps",
     "data/toys.py": "toy data, by the data's seed",
     "networks/embeddings.py": "frequencies, by the network's seed",
-    "evaluation/judging.py": "splits of real data",
-    "evaluation/quality.py": "torchmetrics draws from the global generator, seeded by generator_for",
+    "metrics/judge.py": "splits of real data",
+    "metrics/quality.py": "torchmetrics draws from the global generator, seeded by generator_for",
     "likelihood/bits.py": "seeds of repetitions",
     "cli/parts.py": "real data for a command",
     "cli/likelihood.py": "real data for a command",
