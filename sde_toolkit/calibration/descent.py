@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import Integrator
+from sde_toolkit.models.calls import counted
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.noise.streams import Noise
@@ -63,8 +64,8 @@ class Descent:
 
     def _counted(self, x: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
         rows = map_rows(condition, lambda row: row.expand(len(x), *row.shape[1:]))
-        found = (call or self.model.output)(x, inputs, rows)
-        self.evaluations += len(x)
+        found, evaluations = counted(call or self.model.output, x, inputs, rows)
+        self.evaluations += len(x) * evaluations
         if self.listen is not None:
             self.listen(found if call is None else found[0])
         return found

@@ -23,6 +23,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.integrators.integrator import DenseIntegrator, Row
 from sde_toolkit.integrators.stepping import Statistics, absolute_tolerance, check_tolerances, lambda_range
+from sde_toolkit.models.calls import counted
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Scipy", "TorchDiffEq"]
@@ -47,9 +48,10 @@ class _Flow:
         t = sde.inverse_half_log_snr(min(max(lambda_t, self._low), self._high))
         if self.used >= self._max_nfe:
             raise MaxEvaluationsError(self._max_nfe, t.item())
-        self.used += 1
         rate = -(sde.g(t) ** 2) / (2 * sde.sigma(t) ** 2)
-        v = self._equation.drift(x, t) / rate.to(x.device, x.dtype)
+        drift, evaluations = counted(self._equation.drift, x, t)
+        self.used += evaluations
+        v = drift / rate.to(x.device, x.dtype)
         if not bool(v.isfinite().all()):
             bad = (~v.isfinite()).reshape(len(v), -1).any(1).nonzero().flatten().tolist()
             raise NonFiniteError(

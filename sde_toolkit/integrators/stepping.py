@@ -20,6 +20,7 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.models.calls import counted
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.sde import SDE
@@ -177,7 +178,7 @@ class PerSampleField:
         return [Stage(times, tuple(row[:-3]), *row[-3:]) for times, *row in stages]
 
     def __call__(self, x: Tensor, stage: Stage) -> Tensor:
-        """dx/dλ, one evaluation of every active sample.
+        """dx/dλ of every active sample, one evaluation of the model.
 
         Raises:
             MaxEvaluationsError: if one of them has none left.
@@ -185,8 +186,8 @@ class PerSampleField:
         spent = self.used[self.active] >= self._max_nfe
         if bool(spent.any()):
             raise MaxEvaluationsError(self._max_nfe, stage.t[int(spent.int().argmax())].item())
-        self.used[self.active] += 1
-        y = self._equation.output(x, stage.inputs)
+        y, evaluations = counted(self._equation.output, x, stage.inputs)
+        self.used[self.active] += evaluations
         return torch.addcmul(expand_to(stage.of_x, x) * x, expand_to(stage.of_y, x), y)
 
     def blame(self, velocities: Sequence[Tensor], stages: Sequence[Stage]) -> None:

@@ -12,6 +12,7 @@ A network's dtype is that of its first floating-point parameter, looked up anew 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,10 +22,28 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import tensors_of
 from sde_toolkit.models.inspection import dtype_of, name_of
 
-__all__ = ["Asking"]
+__all__ = ["Asking", "counted"]
 
 _PRECISE = (torch.float32, torch.float64)
 _IN_PLACE = "Take inplace=True out of its first layer, or begin its forward with x = x.clone()."
+_ROWS: ContextVar[list[int] | None] = ContextVar("rows", default=None)
+
+
+def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any, int]:
+    """``call(x_t, *arguments)``, and how many evaluations of networks each sample of ``x_t`` went through in it.
+
+    Evaluations are counted where a network is called, whatever stands around it: two calls with all samples are two, as
+    is one call with all of them twice. A model that answers without a network counts as one.
+    """
+    rows, around = [0], _ROWS.get()
+    token = _ROWS.set(rows)
+    try:
+        answer = call(x_t, *arguments)
+    finally:
+        _ROWS.reset(token)
+        if around is not None:
+            around[0] += rows[0]
+    return answer, max(1, -(-rows[0] // max(1, len(x_t))))
 
 
 class Asking:
@@ -53,6 +72,9 @@ class Asking:
         if torch.compiler.is_compiling():
             y = self._call(x, time, condition)
             return y if isinstance(y, Tensor) else self._refuse(y)
+        rows = _ROWS.get()
+        if rows is not None:
+            rows[0] += len(x)
         if state.is_inference():  # torch keeps no versions there
             y = self._answer(x.clone() if x is state else x, time, condition)
         else:

@@ -54,6 +54,7 @@ class Rescheduled(Wrapper):
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
         check_sde(sde)
         super().__init__(model, sde)
+        self.prediction = model.prediction
         old, new = _range(model.sde), _range(sde)
         if not (old[0] < new[1] and new[0] < old[1]):
             problem = f"its half log-SNR runs from {new[1]:.6g} to {new[0]:.6g}, that of {model.sde} from {old[1]:.6g}"
@@ -92,8 +93,12 @@ class Rescheduled(Wrapper):
         return *self.network.network_inputs(old), _scale(self.network.sde, old, self.sde, t)
 
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
+        """The answer of the network itself: x̂_0 and ε̂ are read from it, each without loss, at both ends of time."""
+        return self.outputs(x_t, inputs, condition)[0]
+
+    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
         *inner, c = inputs
-        return self.network.output(expand_to(c, x_t) * x_t, tuple(inner), condition)
+        return self.network.outputs(expand_to(c, x_t) * x_t, tuple(inner), condition)
 
     def readout(self, t: Tensor) -> Readout:
         t = t.to(torch.float64)

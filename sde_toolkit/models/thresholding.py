@@ -19,9 +19,8 @@ from torch import Tensor
 from sde_toolkit.batching import as_floating, expand_to
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.models.prediction import Readout
-from sde_toolkit.models.score_model import Inputs, ScoreModel
-from sde_toolkit.models.wrapper import Wrapper
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.models.wrapper import Inside, Wrapper
 
 __all__ = ["Clip", "DynamicThreshold", "Thresholded", "clip_x0", "dynamic_threshold"]
 
@@ -96,28 +95,12 @@ class Thresholded(Wrapper):
     """A score model whose x̂_0 goes through ``rule``: any map of (B, *event) to itself, sample by sample."""
 
     def __init__(self, model: ScoreModel, rule: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(model, prediction="x0")
+        super().__init__(model)
         self.rule = rule
 
-    def network_inputs(self, t: Tensor) -> Inputs:
-        """Those of the model inside, and (m, n) with x̂_0 = m x_t + n y, last."""
-        return *self.network.network_inputs(t), *self.network.readout(t).view("x0")
-
-    def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
+    def denoise(self, x_t: Tensor, inside: Inside, condition: Any) -> Tensor:
         """The limited x̂_0."""
-        return self.outputs(x_t, inputs, condition)[0]
-
-    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
-        """The limited x̂_0, and v as the model inside has it."""
-        *inner, m, n = inputs
-        y, v = self.network.outputs(x_t, tuple(inner), condition)
-        return self.rule(torch.addcmul(expand_to(m, x_t) * x_t, expand_to(n, x_t), y)), v
-
-    def readout(self, t: Tensor) -> Readout:
-        return Readout(self.sde, "x0", t, self.sigma_data)
-
-    def settings(self) -> dict[str, Any]:
-        return {"rule": self.rule}
+        return self.rule(inside(x_t, condition))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"

@@ -1,20 +1,78 @@
-"""What score models that wrap another one have in common: its network, its transform, its event shape."""
+"""Score models around a score model: what it says of x_0 is changed, and everything else follows.
+
+A wrapper implements one method, :meth:`Wrapper.denoise`, from x_t and the model inside to a new x̂_0. ε̂, the score and
+the rest follow from it, so that every solver, grid and η works with it, and evaluations are counted where the network
+inside is called. docs/add-a-wrapper.md has an example.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.descriptions import plain_data
-from sde_toolkit.models.prediction import Kind
-from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.models.prediction import Readout
+from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.sde import SDE
 
-__all__ = ["Wrapper"]
+__all__ = ["Inside", "Wrapper"]
+
+
+@dataclass(eq=False)
+class Inside:
+    """The model inside a wrapper, at one time: ``inside(x_t, condition)`` is its x̂_0, by one evaluation.
+
+    Attributes:
+        model: the model inside.
+        t, alpha, sigma: of this time, in the dtype and on the device of x_t; 0-dim, or (B, 1, ..., 1) beside x_t.
+        v: what it said of the variance when it was first asked; None without a learned variance.
+    """
+
+    model: ScoreModel
+    batch: int
+    inputs: Inputs
+    m: Tensor
+    n: Tensor
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    v: Tensor | None = field(default=None, init=False)
+    _asked: bool = field(default=False, init=False)
+
+    def __call__(self, x_t: Tensor, condition: Any = None) -> Tensor:
+        """x̂_0 of the model inside at x_t, told ``condition``.
+
+        x_t is (B, *event), or (k B, *event) for the batch k times over, ``torch.cat([x_t, x_t])`` for example; the
+        condition has as many rows.
+        """
+        times = len(x_t) // max(1, self.batch)
+        inputs = self.inputs if times == 1 else tuple(_over(column, times) for column in self.inputs)
+        y, v = self.model.outputs(x_t, inputs, condition)
+        if not self._asked:
+            self.v, self._asked = (v if v is None else v[: self.batch]), True
+        return torch.addcmul(_over(self.m, times) * x_t, _over(self.n, times), y)
+
+
+def _over(column: Tensor, times: int) -> Tensor:
+    """A column for the batch so many times over."""
+    return column if column.ndim == 0 or times == 1 else column.repeat(times, *(1,) * (column.ndim - 1))
 
 
 class Wrapper(ScoreModel):
-    """A score model whose network is a score model; its SDE and its parameterisation too, where none is given.
+    """A score model around ``model``, with an x̂_0 of its own: see :meth:`denoise`.
+
+    It shares the parameters, the transform, the event shape and the SDE of the model inside, which is ``network``.
+    Attributes that a subclass sets are noted in the record of a result (:meth:`settings`). It natively predicts x_0,
+    so that at t = 0, where σ may be 0, its ε̂ is not defined: end there by a Tweedie step.
+
+    Args:
+        model: any score model, a wrapper too.
+        sde: another path, for a subclass that changes it.
 
     Raises:
         ArgumentError: if ``model`` is not a score model.
@@ -22,28 +80,58 @@ class Wrapper(ScoreModel):
 
     network: ScoreModel
 
-    def __init__(self, model: ScoreModel, sde: SDE | None = None, prediction: Kind | None = None) -> None:
+    def __init__(self, model: ScoreModel, sde: SDE | None = None) -> None:
         if not isinstance(model, ScoreModel):
             raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
         super().__init__(
             model,
             model.sde if sde is None else sde,
-            "x0",  # allowed under every SDE; what is true follows
+            "x0",
             time_input=model.time_input,
             sigma_data=model.sigma_data,
             transform=model.transform,
             event_shape=model.event_shape,
         )
-        self.prediction = model.prediction if prediction is None else prediction
+        self._known = {*vars(self), "_known"}
         self.train(model.training)
+
+    def denoise(self, x_t: Tensor, inside: Inside, condition: Any) -> Tensor:
+        """The new x̂_0 (B, *event) at x_t: by default that of the model inside.
+
+        Args:
+            x_t: (B, *event).
+            inside: the model inside, at the time of x_t: ``inside(x_t, condition)`` is its x̂_0. It may be evaluated as
+                often as needed, at any x_t and under any condition.
+            condition: what the caller of the wrapper passed.
+        """
+        return inside(x_t, condition)
+
+    def network_inputs(self, t: Tensor) -> Inputs:
+        """Those of the model inside; then t, α, σ and (m, n) with x̂_0 = m x_t + n y."""
+        m, n = self.network.readout(t).view("x0")
+        return *self.network.network_inputs(t), t, self.sde.alpha(t), self.sde.sigma(t), m, n
+
+    def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
+        """The new x̂_0."""
+        return self.outputs(x_t, inputs, condition)[0]
+
+    def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
+        """The new x̂_0, and v as the model inside said it first."""
+        *inner, t, alpha, sigma, m, n = inputs
+        columns = (expand_to(column, x_t) for column in (m, n, t, alpha, sigma))
+        inside = Inside(self.network, len(x_t), tuple(inner), *columns)
+        return self.denoise(x_t, inside, condition), inside.v
+
+    def readout(self, t: Tensor) -> Readout:
+        return Readout(self.sde, "x0", t, self.sigma_data)
 
     def description(self) -> dict[str, Any]:
         """What it is, for the record of a result: the wrapper, and the model inside."""
         return {"wrapper": type(self).__qualname__, **plain_data(self.settings()), **super().description()}
 
     def settings(self) -> dict[str, Any]:
-        """What the wrapper was given besides the model, by name."""
-        return {}
+        """What the wrapper was given besides the model, by name: the attributes that it has set."""
+        return {name: value for name, value in vars(self).items() if name not in self._known and name[:1] != "_"}
 
     def check_savable(self) -> None:
         """A checkpoint holds the model inside.

@@ -46,7 +46,10 @@ Callback: TypeAlias = Callable[[Step], Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Where all batches ended, and what was counted and measured on the way."""
+    """Where all batches ended, and what was counted and measured on the way.
+
+    ``nfe``: evaluations of the network that a sample went through; the largest number, where samples differ.
+    """
 
     x: Tensor
     nfe: int
@@ -114,13 +117,16 @@ def solve(
             if trajectory:
                 path.append(x)
         paths += [torch.stack(path)] if trajectory else []
+        before = meter.calls
         if tweedie:
             x = _denoise(counted, x, times[-1])
             watch(len(table), x, state)
         watch.read()
         finished.append(x)
         done += [state.statistics] if hasattr(state, "statistics") else []
-        statistics += [Statistics.in_turn(done)] if done else []
+        if done:
+            statistics.append(Statistics.in_turn(done))
+            meter.calls = int(statistics[-1].evaluations.max()) + meter.calls - before
     bar.close()
     network_seconds = meter.seconds() if compile is False else math.nan  # waits for the device
     return Solved(

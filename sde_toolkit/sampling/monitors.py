@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import NonFiniteError
+from sde_toolkit.models.calls import counted
 from sde_toolkit.models.evaluation_mode import watch_random_numbers
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 
@@ -44,22 +45,22 @@ class Meter:
         return max(self._most_calls, self.calls)
 
     def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
-        """``model.output``, or another way to ``call`` the network once."""
+        """``model.output``, or another way to ``call`` the model, with the network's evaluations in it counted."""
         call = call or self.model.output
-        self.calls += 1
         if not self._watched:
             self._watched = True
             call = self._watching(call)
         if self.device.type == "cuda":
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
-            y = call(x_t, inputs, condition)
+            y, evaluations = counted(call, x_t, inputs, condition)
             after.record()
             self._events.append((before, after))
-            return y
-        start = time.perf_counter()
-        y = call(x_t, inputs, condition)
-        self._elapsed += time.perf_counter() - start
+        else:
+            start = time.perf_counter()
+            y, evaluations = counted(call, x_t, inputs, condition)
+            self._elapsed += time.perf_counter() - start
+        self.calls += evaluations
         return y
 
     def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:
