@@ -12,6 +12,7 @@ from scipy.stats import kstest
 from sde_toolkit import MLP, VPSDE, ScoreModel
 from sde_toolkit.data import Dataset
 from sde_toolkit.data.augmentation import Draws as AugmentationDraws
+from sde_toolkit.losses.times import TimeDistribution
 from sde_toolkit.training import TrainingOptions, train
 from sde_toolkit.training.batches import Portion, Recipe
 from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order, step_seed
@@ -165,3 +166,27 @@ def test_every_evaluation_sees_the_same_held_out_noise(tmp_path, drawn):
     one, two = batches[10][1], batches[-1][1]
     assert torch.equal(one.noise, two.noise)
     assert torch.equal(one.u, two.u)
+
+
+class Noted(TimeDistribution):
+    """Uniform times, which are noted."""
+
+    def __init__(self):
+        self.seen = []
+
+    def draw(self, sde, u, t_min):
+        self.seen.append(u.detach().clone())
+        return t_min + (1 - t_min) * u, torch.ones_like(u)
+
+
+def test_training_spreads_its_times_unless_told_otherwise(tmp_path):
+    data = Dataset("points", torch.randn(40, 2), torch.randn(10, 2))
+    gaps = {}
+    for name, told in (("default", {}), ("independent", {"low_discrepancy": False})):
+        noted = Noted()
+        model = ScoreModel(MLP(event_shape=(2,), width=8, depth=1), VPSDE(), "v", event_shape=(2,))
+        train(model, data, tmp_path / name, TrainingOptions(steps=3, batch_size=8, **told), times=noted)
+        u = next(u for u in noted.seen if len(u) == 8)
+        gaps[name] = (u.sort().values.diff() - 1 / 8).abs().max().item()
+    assert gaps["default"] < 1e-6
+    assert gaps["independent"] > 1e-2
