@@ -12,6 +12,7 @@ from catalogue import RandomNetwork
 
 import sde_toolkit
 from sde_toolkit import VESDE, VPSDE, Affine, ScoreModel, ddim, encode, grids, sample
+from sde_toolkit.calibration.starts import default_solvers
 from sde_toolkit.models.descriptions import HOMES, published
 
 
@@ -63,6 +64,8 @@ def test_a_start_is_measured_at_its_own_time():
         sample(model, ddim(), grid, x_start=noise)
     with pytest.warns(UserWarning, match="x_start"):
         sample(model, ddim(), grid[1:], x_start=noise)
+    with pytest.warns(UserWarning, match=r"\bx holds"):
+        encode(model, ddim(), grid[:2], noise)
 
 
 @pytest.mark.parametrize("role", HOMES)
@@ -72,3 +75,21 @@ def test_a_file_names_public_classes_of_its_room_alone(role):
     for name in {*vars(home), "no such name", 3, None}:
         assert published(role, name) is None or name in home.__all__
     assert any(published(role, name) is not None for name in home.__all__)
+
+
+def test_nothing_is_kept_compiled_or_shown_unless_asked_for(capsys):
+    """No trajectory, no graph of gradients, no compiled step, no bar."""
+    model = ScoreModel(RandomNetwork().requires_grad_(), VPSDE(), "v")
+    grid, x = grids.uniform(model.sde, 5, end=0.01), torch.zeros(2, 2, dtype=torch.float64)
+    for found in (sample(model, ddim(), grid, x_start=x), encode(model, ddim(), grid, x)):
+        assert found.trajectory is None
+        assert not found.x.requires_grad
+        assert found.network_seconds > 0  # NaN where steps are compiled
+    assert "".join(capsys.readouterr()) == ""
+
+
+@pytest.mark.parametrize("nfe", [3, 10, 24, 25, 100])
+def test_the_solvers_that_a_calibration_tries_all_differ(nfe):
+    found = [solver.integrator for solver in default_solvers(0.5, nfe)]
+    assert len(found) == len(set(found))
+    assert len({solver.name for solver in default_solvers(0.5, nfe)}) == len(found)

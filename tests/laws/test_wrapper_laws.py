@@ -24,13 +24,17 @@ from sde_toolkit import (
     EDMSDE,
     VESDE,
     VPSDE,
+    Corrected,
     CosineVPSDE,
     DenoisingScoreMatching,
     Exponential,
     FlowMatching,
+    FrozenEDM,
     GaussianMixture,
+    Multistep,
     ScoreModel,
     Solver,
+    SubVPSDE,
     clip_x0,
     ddim,
     ddpm,
@@ -43,6 +47,7 @@ from sde_toolkit import (
     time_inputs,
 )
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators.tuned import Tuned, tunable_count
 from sde_toolkit.models.prediction import KINDS
 from sde_toolkit.models.rescheduled import Rescheduled
 from sde_toolkit.models.thresholding import Thresholded
@@ -437,3 +442,30 @@ def test_wrappers_are_score_models_like_any_other():
     assert isinstance(limited, Thresholded)
     assert (moved.sde, limited.sde, limited.prediction) == (FlowMatching(), VPSDE(), "x0")
     assert "Clip(low=-1.0, high=1.0)" in str(limited)
+
+
+# Factors of a step.
+
+
+@pytest.mark.parametrize("inside", [Exponential(), Multistep(2, FrozenEDM(1.0)), Corrected(Multistep(2))], ids=str)
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), FlowMatching()], ids=name)
+def test_factors_mean_the_same_for_a_network_of_v_and_of_edms_f(sde, inside):
+    """y of a tuned step is EDM's F also where the network says v: the same factors, the same samples."""
+    count = tunable_count(inside)
+    random = torch.rand(4, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tuned = Tuned(inside, tuple(map(tuple, (0.8 + 0.4 * random).tolist())))
+    grid = grids.uniform(sde, 4, start=0.95, end=0.1)
+    x = points(sde, grid[0])
+
+    def told(kind, sigma_data=0.4):
+        exact = mixture(sde)
+        exact.sigma_data = sigma_data
+
+        def network(x, time):
+            size = (sde.alpha(time) ** 2 * sigma_data**2 + sde.sigma(time) ** 2).sqrt()[:, None]
+            return exact(size * x if kind == "edm" else x, time).view(kind)
+
+        return ScoreModel(network, sde, kind, time_input=time_inputs.ScaledTime(), sigma_data=sigma_data)
+
+    v, f = (sample(told(kind), Solver("tuned", 0.0, tuned), grid, x_start=x).x for kind in ("v", "edm"))
+    torch.testing.assert_close(v, f, rtol=1e-8, atol=1e-10)

@@ -20,9 +20,10 @@ from test_saving import SHORT
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
-from sde_toolkit.training import Interrupted
+from sde_toolkit.training import Interrupted, stopping
 from sde_toolkit.training.run import Run
 from sde_toolkit.training.saving import load_state
+from sde_toolkit.training.stopping import StopRequest
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 OPTIONS = dataclasses.replace(SHORT, held_out=50)  # a checkpoint every 5 steps of 20
@@ -249,3 +250,28 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, device):
     with pytest.raises(ArgumentError, match=f"device='{device}'"):
         train(model, checkerboard(n=50), tmp_path / "run", OPTIONS, device=device)
     assert not (tmp_path / "run").exists()
+
+
+class Two:
+    """Two processes, the other one having been sent a signal or not."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, other=0):
+        self.other, self.asked = other, 0
+
+    def gather(self, told):
+        self.asked += 1
+        return torch.cat([told, torch.tensor([[self.other, int(told[0, 1])]])])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_processes_ask_one_another_after_their_first_step_and_then_twice_a_second(monkeypatch, first):
+    clock = [100.0]
+    monkeypatch.setattr(stopping.time, "perf_counter", lambda: clock[0])
+    assert StopRequest(2).agreed(first, Two(other=15)) == 15
+    request, two = StopRequest(2), Two()
+    for step in range(first, 1000 + first):
+        clock[0] += 0.01
+        assert request.agreed(step, two) is None
+    assert 10 <= two.asked <= 40  # in ten seconds
