@@ -20,6 +20,7 @@ from catalogue import (
 )
 
 from sde_toolkit import SDE, VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
+from sde_toolkit.sde.derive import inverse_decreasing
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 every_public_sde = pytest.mark.parametrize("sde", PUBLIC_SDES, ids=name)
@@ -240,3 +241,14 @@ def test_marginal_drift_and_perturbation_act_sample_by_sample(sde, event):
         torch.testing.assert_close(drift[i], sde.drift(x[i : i + 1], t)[0])
         torch.testing.assert_close(noisy[i], x[i] * sde.alpha(t).float() + z[i] * sde.sigma(t).float())
         torch.testing.assert_close(drift[i].double(), x[i].double() * sde.f(t), rtol=1e-6, atol=1e-6)
+
+
+def test_a_schedule_is_inverted_where_it_is_flat_or_vertical():
+    """There the derivative is no help, and the time is still right, with a finite derivative."""
+    for schedule in (lambda t: 1 - t**2, lambda t: 1 - torch.sqrt(t), lambda t: (1 - t) ** 3):
+        t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+        value = schedule(t).requires_grad_()
+        found = inverse_decreasing(schedule, value)
+        torch.testing.assert_close(found, t, rtol=0, atol=1e-5)
+        (slope,) = torch.autograd.grad(found.sum(), value)
+        assert slope.isfinite().all()
