@@ -6,10 +6,15 @@ as measured, and the references in their docstrings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
 
 from sde_toolkit.equation import check_eta
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.grids import karras, quadratic, uniform, uniform_lambda
 from sde_toolkit.integrators import (
     AdaptiveSDE,
     Ancestral,
@@ -38,6 +43,7 @@ from sde_toolkit.integrators import (
 from sde_toolkit.integrators.exponential import Variance
 from sde_toolkit.integrators.interpolation import TwoPoint
 from sde_toolkit.integrators.runge_kutta import Coordinates, Straight
+from sde_toolkit.sde import SDE
 
 __all__ = [
     "Solver",
@@ -70,19 +76,28 @@ __all__ = [
 ]
 
 
+GridBuilder: TypeAlias = Callable[[SDE, int], Tensor]
+"""(sde, steps) to steps + 1 decreasing times: the builders of :mod:`sde_toolkit.grids`. They take ``start=``, too."""
+
+
 @dataclass(frozen=True)
 class Solver:
-    """A sampler: the reverse equation at stochasticity ``eta``, times an integrator.
+    """The reverse equation at stochasticity ``eta``, times an integrator, and the grid that is usual for it.
 
-    Any pair is a solver; the functions below name the ones that the field has names for.
+    Any pair is a solver; the functions below name the ones that the field has names for. ``usual_grid`` is what
+    ``sample(model, solver, steps=20)`` builds; two solvers that differ in nothing else are the same.
     """
 
     name: str
     eta: float
     integrator: Integrator
+    usual_grid: GridBuilder = field(default=uniform, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        if not callable(self.usual_grid):
+            problem, remedy = "not a function (sde, steps)", "Pass a builder such as grids.uniform_lambda."
+            raise ArgumentError("usual_grid", self.usual_grid, problem, remedy)
         if not isinstance(self.integrator, Integrator):
             problem = "not an Integrator"
             raise ArgumentError("integrator", self.integrator, problem, "Pass an instance, for example Heun().")
@@ -127,7 +142,7 @@ def ddim(eta: float = 0.0) -> Solver:
 
 def heun() -> Solver:
     """The flow by Heun's method in (x/α, σ/α), EDM's deterministic sampler (Karras et al. 2022, algorithm 1)."""
-    return Solver("heun", 0.0, EDMHeun())
+    return Solver("heun", 0.0, EDMHeun(), karras)
 
 
 def edm_stochastic(
@@ -139,42 +154,42 @@ def edm_stochastic(
     and 100 times the model's ``sigma_data``. The paper's S_noise is 1.003 to 1.007 for networks that denoise too much;
     1 keeps the marginals.
     """
-    return Solver("edm_stochastic", 0.0, EDMHeun(S_churn, S_tmin, S_tmax, S_noise))
+    return Solver("edm_stochastic", 0.0, EDMHeun(S_churn, S_tmin, S_tmax, S_noise), karras)
 
 
 def rk4(coordinates: Coordinates | None = None) -> Solver:
     """The flow by the classical Runge-Kutta method, four evaluations per step (Kutta 1901)."""
-    return Solver("rk4", 0.0, RungeKutta4(coordinates or Straight()))
+    return Solver("rk4", 0.0, RungeKutta4(coordinates or Straight()), karras)
 
 
 def dpm_solver_2(r: float = 0.5) -> Solver:
     """DPM-Solver-2, single step, noise prediction; k-diffusion's DPM2 (Lu et al. 2022a, algorithm 1)."""
-    return Solver("dpm_solver_2", 0.0, DPMSolver2(r))
+    return Solver("dpm_solver_2", 0.0, DPMSolver2(r), uniform_lambda)
 
 
 def dpm_solver_3() -> Solver:
     """DPM-Solver-3, single step, noise prediction (Lu et al. 2022a, algorithm 2)."""
-    return Solver("dpm_solver_3", 0.0, DPMSolver3())
+    return Solver("dpm_solver_3", 0.0, DPMSolver3(), uniform_lambda)
 
 
 def dpmpp_2s() -> Solver:
     """DPM-Solver++(2S), single step, data prediction (Lu et al. 2022b, algorithm 1)."""
-    return Solver("dpmpp_2s", 0.0, DPMSolver2S())
+    return Solver("dpmpp_2s", 0.0, DPMSolver2S(), uniform_lambda)
 
 
 def dpmpp_3s() -> Solver:
     """DPM-Solver++(3S), single step, data prediction (Lu et al. 2022b, appendix B)."""
-    return Solver("dpmpp_3s", 0.0, DPMSolver3S())
+    return Solver("dpmpp_3s", 0.0, DPMSolver3S(), uniform_lambda)
 
 
 def dpmpp_sde(eta: float = 1.0) -> Solver:
     """SDE-DPM-Solver++, single step of two evaluations; k-diffusion's dpmpp_sde (Lu et al. 2022b, appendix A)."""
-    return Solver(_named("dpmpp_sde", eta, 1.0), eta, DPMSolver2S())
+    return Solver(_named("dpmpp_sde", eta, 1.0), eta, DPMSolver2S(), karras)
 
 
 def dpmpp_2m() -> Solver:
     """DPM-Solver++(2M): data prediction, two values, the midpoint rule (Lu et al. 2022b, algorithm 2)."""
-    return Solver("dpmpp_2m", 0.0, Multistep(2, two_point=bh2))
+    return Solver("dpmpp_2m", 0.0, Multistep(2, two_point=bh2), uniform_lambda)
 
 
 def dpmpp_3m() -> Solver:
@@ -182,28 +197,28 @@ def dpmpp_3m() -> Solver:
 
     Third order. diffusers and k-diffusion halve the second difference's term and are of second order.
     """
-    return Solver("dpmpp_3m", 0.0, Multistep(3))
+    return Solver("dpmpp_3m", 0.0, Multistep(3), uniform_lambda)
 
 
 def dpmpp_2m_sde(eta: float = 1.0) -> Solver:
     """SDE-DPM-Solver++(2M), k-diffusion's "midpoint" (Lu et al. 2022b, appendix A)."""
-    return Solver(_named("dpmpp_2m_sde", eta, 1.0), eta, Multistep(2, two_point=bh2))
+    return Solver(_named("dpmpp_2m_sde", eta, 1.0), eta, Multistep(2, two_point=bh2), karras)
 
 
 def dpmpp_3m_sde(eta: float = 1.0) -> Solver:
     """SDE-DPM-Solver++(3M): three values, the polynomial integrated exactly (Lu et al. 2022b, appendix A)."""
-    return Solver(_named("dpmpp_3m_sde", eta, 1.0), eta, Multistep(3))
+    return Solver(_named("dpmpp_3m_sde", eta, 1.0), eta, Multistep(3), karras)
 
 
 def deis(order: int = 3) -> Solver:
     """tAB-DEIS: noise prediction, the polynomial in t (Zhang & Chen 2023, eq. 14 and 15)."""
-    return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), in_time))
+    return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), in_time), quadratic)
 
 
 def unipc(order: int = 2, variant: TwoPoint = bh2) -> Solver:
     """UniPC-p, data prediction, of order p + 1; ``variant``: bh1 or bh2 (Zhao et al. 2023, algorithms 1 and 2)."""
     name = f"unipc[{order}, {getattr(variant, '__name__', 'variant')}]"
-    return Solver(name, 0.0, Corrected(Multistep(order, two_point=variant)))
+    return Solver(name, 0.0, Corrected(Multistep(order, two_point=variant)), uniform_lambda)
 
 
 def sa_solver(eta: float = 1.0, order: int = 2, variant: TwoPoint | None = None) -> Solver:
@@ -211,22 +226,24 @@ def sa_solver(eta: float = 1.0, order: int = 2, variant: TwoPoint | None = None)
 
     ``variant=bh1`` replaces the exact integral of a straight line as diffusers' SASolverScheduler does.
     """
-    return Solver(_named(f"sa_solver[{order}]", eta, 1.0), eta, Corrected(Multistep(order, two_point=variant)))
+    return Solver(
+        _named(f"sa_solver[{order}]", eta, 1.0), eta, Corrected(Multistep(order, two_point=variant)), uniform_lambda
+    )
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:
     """k-diffusion's ancestral Euler: DDIM with the paper's η by another road (Song et al. 2021a, eq. 12 and 16)."""
-    return Solver(_named("euler_ancestral", eta, 1.0), eta, Ancestral())
+    return Solver(_named("euler_ancestral", eta, 1.0), eta, Ancestral(), karras)
 
 
 def dpm2_ancestral(eta: float = 1.0) -> Solver:
     """k-diffusion's ancestral DPM2: DPM-Solver-2 past the target, then noise (Lu et al. 2022a, algorithm 1)."""
-    return Solver(_named("dpm2_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2()))
+    return Solver(_named("dpm2_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2()), karras)
 
 
 def dpmpp_2s_ancestral(eta: float = 1.0) -> Solver:
     """k-diffusion's ancestral DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1)."""
-    return Solver(_named("dpmpp_2s_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2S()))
+    return Solver(_named("dpmpp_2s_ancestral", eta, 1.0), eta, Ancestral(DPMSolver2S()), karras)
 
 
 def reverse_diffusion() -> Solver:

@@ -1,4 +1,4 @@
-"""The best known solver and grid for a budget, without calibration: ``solver="auto"``.
+"""From a budget to a plan: the grid that is usual for a solver, or the best solver and grid known without calibration.
 
 Exponential multistep methods on a grid that is dense around the λ at which data take shape
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sde_toolkit.checks import check_countable, is_count
-from sde_toolkit.equation import check_eta
-from sde_toolkit.errors import ArgumentError
-from sde_toolkit.grids import sech
+from sde_toolkit.equation import ReverseEquation, check_eta
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.grids import sech, uniform
 from sde_toolkit.integrators import Corrected, FrozenEDM, Integrator, Multistep
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.solvers import Solver
+from sde_toolkit.solvers import GridBuilder, Solver
 
-__all__ = ["Plan", "auto"]
+__all__ = ["Plan", "auto", "usual"]
+
+_FIRST = -7.0  # λ, for data of size 1
 
 Method = Callable[[float], Integrator]
 """σ_d to an integrator."""
@@ -94,3 +96,70 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     end = sde.inverse_half_log_snr(min(last - math.log(size), sde.half_log_snr(0.0).item())).item()
     grid = sech(sde, nfe - 1, center=center, width=width, sigma_data=size, end=end)
     return Plan(Solver(name, eta, method(size)), grid, True)
+
+
+def usual(
+    model: ScoreModel,
+    solver: Solver,
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    build: GridBuilder | None = None,
+) -> Plan:
+    """A solver on the grid that is usual for it, ended as usual.
+
+    The grid runs from t = 1 to the SDE's ``sampling_end``; where α(1) = 0 and the spacing or the integrator is infinite
+    there, from λ = −7 (for data of size 1). A last evaluation denoises, unless the grid ends without noise. An
+    integrator that chooses its own steps gets the two ends.
+
+    Args:
+        steps: of the grid; the last denoising is not one of them.
+        nfe: evaluations per sample, the last denoising included. What is left over from whole steps is not spent.
+        build: another grid than ``solver.usual_grid``.
+
+    Raises:
+        ArgumentError: unless one of ``steps`` and ``nfe`` is given (neither, for an integrator that chooses its own
+            steps), or if ``nfe`` is too small for one step.
+        GridError: if the integrator cannot run on such a grid.
+    """
+    per_step, build = solver.integrator.evals_per_step, build or solver.usual_grid
+    if per_step is None:
+        if steps is not None or nfe is not None:
+            problem = f"{solver.name} chooses its own steps"
+            raise ArgumentError("steps, nfe", (steps, nfe), problem, "Leave both out; set its tolerances instead.")
+        grid = _built(model, solver, uniform, 1)
+        return Plan(solver, grid, _has_noise_left(model, grid))
+    if (steps is None) == (nfe is None):
+        remedy = "Pass steps=20, or nfe=20 to count evaluations, or a grid."
+        raise ArgumentError("steps, nfe", (steps, nfe), "one of them says how long the grid is", remedy)
+    denoise = _has_noise_left(model, _built(model, solver, build, 1))
+    if steps is None:
+        if not is_count(nfe):
+            raise ArgumentError("nfe", nfe, "not a whole number of evaluations", "Pass nfe=20, for example.")
+        steps = (int(nfe or 0) - denoise) // per_step
+        if steps < 1:
+            problem = f"{solver.name} needs at least {per_step + denoise}" + ", the last one to denoise" * denoise
+            raise ArgumentError("nfe", nfe, problem, f"Pass nfe={per_step + denoise} or more.")
+    return Plan(solver, _built(model, solver, build, steps), denoise)
+
+
+def _has_noise_left(model: ScoreModel, grid: Tensor) -> bool:
+    return model.sde.sigma(grid[-1]).item() > 0
+
+
+def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) -> Tensor:
+    """The grid from t = 1, or from where it and the integrator are finite."""
+    equation = ReverseEquation(model, solver.eta)
+    solver.integrator.check(equation)
+    try:
+        grid = build(model.sde, steps)
+        solver.integrator.prepare(equation, grid)
+    except (GridError, ArgumentError):
+        if model.sde.alpha(1.0) > 0:
+            raise
+    else:
+        return grid
+    start = model.sde.inverse_half_log_snr(_FIRST - math.log(model.sigma_data)).item()
+    grid = build(model.sde, steps, start=start)  # type: ignore[call-arg]
+    solver.integrator.prepare(equation, grid)
+    return grid

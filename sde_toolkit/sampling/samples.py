@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,9 +34,10 @@ from sde_toolkit.sampling.arguments import (
     state_dtype,
     warn_outside,
 )
-from sde_toolkit.sampling.automatic import auto
+from sde_toolkit.sampling.automatic import Plan, auto, usual
 from sde_toolkit.sampling.loop import Callback, Step, solve
 from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import Identity, Transform
 
 __all__ = ["Sample", "Step", "sample"]
 
@@ -45,11 +46,13 @@ __all__ = ["Sample", "Step", "sample"]
 class Sample:
     """Samples and how they came about.
 
-    ``x``: (n, *event) in model space; ``model.transform.inverse(x)`` is the caller's data space. ``nfe``:
-    network evaluations that each sample went through, counted. ``seconds`` and ``network_seconds``: wall
-    time of the whole call and of the network in it (NaN where they were compiled into one). ``trajectory``:
-    (len(grid), n, *event) if it was kept; the Tweedie step, if any, is not part of it. ``seed`` is None when a
-    generator was given. ``statistics``: from an integrator with steps per sample, what each of them took.
+    ``data``: (n, *event) in the caller's space; ``x``: the same in model space. ``nfe``: network evaluations that a
+    sample went through, counted where the network is called; the largest number, where samples differ. ``budget``: what
+    ``nfe`` was asked to be, None if it was not; more than ``nfe`` where whole steps do not spend it. ``seconds`` and
+    ``network_seconds``: wall time of the whole call and of the network in it (NaN where they were compiled into one).
+    ``trajectory``: (len(grid), n, *event) if it was kept, in model space; the Tweedie step, if any, is not part of it.
+    ``seed`` is None when a generator was given. ``statistics``: from an integrator with steps per sample, what each of
+    them took. ``transform``: the model's.
     """
 
     x: Tensor
@@ -62,6 +65,13 @@ class Sample:
     network_seconds: float
     trajectory: Tensor | None = None
     statistics: Statistics | None = None
+    budget: int | None = None
+    transform: Transform = field(default_factory=Identity)
+
+    @property
+    def data(self) -> Tensor:
+        """The samples in the caller's space: ``model.transform.inverse(x)``."""
+        return self.transform.inverse(self.x)
 
 
 def sample(
@@ -69,6 +79,7 @@ def sample(
     solver: Solver | Literal["auto"],
     grid: Tensor | None = None,
     *,
+    steps: int | None = None,
     nfe: int | None = None,
     shape: tuple[int, ...] | None = None,
     x_start: Tensor | None = None,
@@ -78,7 +89,7 @@ def sample(
     generator: torch.Generator | None = None,
     path: BrownianPath | None = None,
     batch_size: int | None = None,
-    tweedie: bool = False,
+    tweedie: bool | None = None,
     trajectory: bool = False,
     callback: Callback | None = None,
     check_finite: bool = True,
@@ -94,9 +105,12 @@ def sample(
         model: any score model, in evaluation mode: dropout and BatchNorm in training mode are refused
             (:mod:`sde_toolkit.models.evaluation_mode`).
         solver: an equation × integrator pair, such as ``ddim()``; or ``"auto"``, the best known pair and grid for
-            ``nfe`` evaluations, the last of them the Tweedie step (:func:`sde_toolkit.auto`).
-        grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None with "auto".
-        nfe: network evaluations, for "auto" alone.
+            ``nfe`` evaluations (:func:`sde_toolkit.auto`).
+        grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None: the grid that is
+            usual for the solver, ended as usual.
+        steps: of that grid, the last denoising not counted.
+        nfe: or network evaluations per sample, the last denoising counted. What whole steps do not spend is left over:
+            ``result.nfe`` says what was spent.
         shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
         x_start: where to start instead, (n, *event), in model space: a state of time ``grid[0]``, such as
             ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``. Integers and complex numbers are refused;
@@ -109,7 +123,8 @@ def sample(
         generator: draws all noise instead, faster, and dependent on the batch.
         path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
         batch_size: samples that go through the network together; all by default.
-        tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation.
+        tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation. By default it is
+            done where the usual grid leaves noise, and not on a grid of your own.
         trajectory: keep the state at every grid time. Without it, memory does not grow with the steps.
         callback: called once after each step. A tensor that it returns, of the shape, dtype and device of ``step.x``,
             replaces the state, and the solver starts anew from it, as a run from there would: what multistep methods
@@ -130,15 +145,9 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
-    if solver == "auto":
-        solver, grid, tweedie = _best_known(model, grid, nfe, tweedie)
-        nfe = None
-    check_parts(model, solver)
-    check_evaluation_mode(model)
-    if nfe is not None:
-        problem, remedy = "a solver of your own takes the steps of its grid", 'Leave it out, or use solver="auto".'
-        raise ArgumentError("nfe", nfe, problem, remedy)
-    grid = check_grid(grid)
+    budget = nfe
+    plan = _planned(model, solver, grid, steps, nfe, tweedie)
+    solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     shape = _check_start(model, shape, x_start)
     dtype = state_dtype(dtype, x_start)
     check_batches(batch_size, dtype)
@@ -197,20 +206,35 @@ def sample(
         network_seconds=solved.network_seconds,
         trajectory=solved.trajectory,
         statistics=solved.statistics,
+        budget=budget,
+        transform=model.transform,
     )
 
 
-def _best_known(model: Any, grid: Tensor | None, nfe: int | None, tweedie: bool) -> tuple[Solver, Tensor, bool]:
-    """Solver, grid and last step of ``solver="auto"``."""
-    check_model(model)
-    if grid is not None or tweedie:
-        given = "grid" if grid is not None else "tweedie"
-        problem = 'solver="auto" brings its own grid and its own last step'
-        raise ArgumentError(given, grid if grid is not None else tweedie, problem, "Leave it out, and pass nfe.")
-    if nfe is None:
-        raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
-    plan = auto(model, nfe)
-    return plan.solver, plan.grid, plan.tweedie
+def _planned(
+    model: Any, solver: Any, grid: Tensor | None, steps: int | None, nfe: int | None, tweedie: bool | None
+) -> Plan:
+    """Solver, grid and last step, as given, as usual, or the best known."""
+    if solver == "auto":
+        check_model(model)
+        check_evaluation_mode(model)
+        for name, value in (("grid", grid), ("steps", steps), ("tweedie", tweedie)):
+            if value is not None:
+                problem = 'solver="auto" brings its own grid and its own last step'
+                raise ArgumentError(name, value, problem, "Leave it out, and pass nfe.")
+        if nfe is None:
+            raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
+        return auto(model, nfe)
+    check_parts(model, solver)
+    check_evaluation_mode(model)
+    if grid is not None:
+        for name, value in (("steps", steps), ("nfe", nfe)):
+            if value is not None:
+                remedy = "Pass one of the two."
+                raise ArgumentError(name, value, "a solver takes the steps of the grid that it is given", remedy)
+        return Plan(solver, check_grid(grid), bool(tweedie))
+    plan = usual(model, solver, steps=steps, nfe=nfe)
+    return plan if tweedie is None else replace(plan, tweedie=tweedie)
 
 
 def _check_start(model: ScoreModel, shape: tuple[int, ...] | None, x_start: Tensor | None) -> tuple[int, ...]:
