@@ -57,7 +57,7 @@ def main() -> None:
     drawn = rows_between(model, grid, noise[: given.rows], noise[given.rows :], given.columns)
     digits = mnist_test_images().test[: 2 * given.rows]
     x = model.sde.perturb(model.transform.forward(digits), grid[-1], torch.randn(digits.shape, generator=_seeded()))
-    code = encode(model, probability_flow(Multistep()), grid, x)
+    code = encode(model, probability_flow(Multistep()), grid, x, space="model")
     real = rows_between(model, grid, code.x[: given.rows], code.x[given.rows :], given.columns)
     pages = [sheet(drawn), sheet(real)]
     gap = np.full((GAP, pages[0].shape[1]), 255, np.uint8)

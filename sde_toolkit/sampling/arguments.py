@@ -29,6 +29,7 @@ __all__ = [
     "check_parts",
     "check_path",
     "check_shape",
+    "check_space",
     "check_tensor",
     "device_of",
     "state_dtype",
@@ -66,6 +67,17 @@ def check_tensor(name: str, x: Any) -> None:
     if not x.is_floating_point():
         problem = "integers are data, and a state in model space is meant"
         raise ArgumentError(name, x.dtype, problem, "Pass model.transform.forward(x), which is floating point.")
+
+
+def check_space(space: Any) -> None:
+    """ "data" or "model".
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    if space not in ("data", "model"):
+        problem = "there is the caller's data space and the model's"
+        raise ArgumentError("space", space, problem, 'Pass space="data" or space="model".')
 
 
 def check_gradients(differentiable: Any, name: str, x: Tensor | None, condition: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from sde_toolkit.sampling.arguments import (
     check_noise_level,
     check_parts,
     check_shape,
+    check_space,
     check_tensor,
     device_of,
     state_dtype,
@@ -39,6 +40,7 @@ from sde_toolkit.sampling.arguments import (
 )
 from sde_toolkit.sampling.loop import Callback, solve
 from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import check_range
 
 __all__ = ["Encoding", "encode"]
 
@@ -68,6 +70,7 @@ def encode(
     grid: Tensor,
     x: Tensor,
     *,
+    space: Literal["data", "model"] = "data",
     condition: Any = None,
     batch_size: int | None = None,
     trajectory: bool = False,
@@ -85,10 +88,12 @@ def encode(
         model: any score model, in evaluation mode.
         solver: a deterministic solver, η = 0.
         grid: the decreasing grid that sampling takes; it is climbed from its end to its beginning.
-        x: (n, *event) in model space, ``model.transform.forward`` of the data, taken as states of time ``grid[-1]``.
-            Where that is not 0 it differs from data by noise of size σ: ``model.sde.perturb(x, grid[-1], noise)``
-            adds it. Grids that end at 0 are climbed by integrators that evaluate ε or the drift there, which a
-            network of ε, v or a velocity has and a network of x_0 (and EDM's F) has not.
+        x: (n, *event), in the caller's data space (it goes through ``model.transform``) or in model space, taken as
+            states of time ``grid[-1]``. Where that is not 0 these differ from data by noise of size σ, which
+            ``model.sde.perturb(model.transform.forward(x), grid[-1], noise)`` adds, in model space. Grids that end at 0
+            are climbed by integrators that evaluate ε or the drift there, which a network of ε, v or a velocity has and
+            a network of x_0 (and EDM's F) has not.
+        space: of x. Codes are in model space, as every state of a time above 0 is.
 
     The other arguments are those of :func:`~sde_toolkit.sampling.sample`.
 
@@ -102,6 +107,9 @@ def encode(
     check_evaluation_mode(model)
     check_deterministic(solver, "encoding")
     grid = check_grid(grid)
+    check_space(space)
+    if space == "data":
+        x = into_model_space(model, x)
     check_tensor("x", x)
     check_shape(model, "x", tuple(x.shape), x)
     dtype = state_dtype(dtype, x)
@@ -111,7 +119,8 @@ def encode(
     check_gradients(differentiable, "x", x, condition)
     check_compile(compile, solver.integrator)
     device = torch.device(device) if device is not None else device_of(model, x)
-    warn_outside(model, "x", x, grid[-1])
+    if space == "model":
+        warn_outside(model, "x", x, grid[-1])
 
     def no_noise() -> Tensor:
         problem = "it draws noise although eta is 0, so that nothing undoes its steps"
@@ -147,3 +156,15 @@ def encode(
         trajectory=solved.trajectory,
         statistics=solved.statistics,
     )
+
+
+def into_model_space(model: ScoreModel, x: Any) -> Tensor:
+    """Data through the model's transform, in the precision that they came in."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError("x", x, "not a tensor", "Pass a tensor (n, *event) of data.")
+    if x.is_complex():
+        problem, remedy = "data are real numbers", "Pass real and imaginary part as two channels, as in training."
+        raise ArgumentError("x", x.dtype, problem, remedy)
+    check_shape(model, "x", tuple(x.shape), x)
+    check_range(model.transform, x.detach())
+    return model.transform.forward(x)

@@ -65,7 +65,7 @@ def test_a_start_is_measured_at_its_own_time():
     with pytest.warns(UserWarning, match="x_start"):
         sample(model, ddim(), grid[1:], x_start=noise)
     with pytest.warns(UserWarning, match=r"\bx holds"):
-        encode(model, ddim(), grid[:2], noise)
+        encode(model, ddim(), grid[:2], noise, space="model")
 
 
 @pytest.mark.parametrize("role", HOMES)

@@ -22,7 +22,7 @@ from sde_toolkit import (
     probability_flow,
     sample,
 )
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import eight_bit
 
 SDE = VPSDE()
@@ -136,7 +136,7 @@ def test_starts_of_other_kinds_are_refused(dtype):
     x = torch.ones(3, 2).to(dtype)
     for run in (
         lambda: sample(ScoreModel(untouchable, SDE), ddim(), GRID, x_start=x),
-        lambda: encode(ScoreModel(untouchable, SDE), ddim(), GRID, x),
+        lambda: encode(ScoreModel(untouchable, SDE), ddim(), GRID, x, space="model"),
     ):
         with pytest.raises(ArgumentError, match=rf"x.*{dtype}"):
             run()
@@ -149,18 +149,26 @@ def test_grey_levels_where_model_space_is_meant_are_warned_of(sde):
     grid = grids.uniform(sde, 4, end=0.01)
     images = torch.linspace(0, 255, 40).reshape(10, 4)
     with pytest.warns(UserWarning, match=r"model\.transform\.forward"):
-        encode(model, ddim(), grid, images)
+        encode(model, ddim(), grid, images, space="model")
     with pytest.warns(UserWarning, match=r"x_start.*model\.transform\.forward"):
         sample(model, ddim(), grid, x_start=images)
     inside = eight_bit().forward(images)
     unnamed = ScoreModel(model.network, sde, transform=Affine(127.5, 1 / 127.5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        code = encode(model, ddim(), grid, inside).x
+        code = encode(model, ddim(), grid, inside, space="model").x
+        assert torch.equal(encode(model, ddim(), grid, images).x, code)
+        assert torch.equal(
+            encode(model, ddim(), grid, images.round().to(torch.uint8)).x, encode(model, ddim(), grid, images.round()).x
+        )
         sample(model, ddim(), grid, x_start=code)
         noise = torch.randn(10_000, 4, generator=torch.Generator().manual_seed(0))
         sample(model, ddim(), grid, x_start=sde.perturb(inside[0].expand(10_000, 4), grid[0], noise))
-        encode(unnamed, ddim(), grid, images)  # of which nobody knows where the data lie
+        encode(unnamed, ddim(), grid, images, space="model")  # of which nobody knows where the data lie
+    with pytest.raises(DataError, match=r"\[0, 255\]"):
+        encode(model, ddim(), grid, inside)
+    with pytest.raises(ArgumentError, match="space='pixels'"):
+        encode(model, ddim(), grid, inside, space="pixels")
 
 
 def test_generators_are_one_generator():
