@@ -23,13 +23,13 @@ from sde_toolkit import (
     DiscreteVPSDE,
     GaussianMixture,
     ReverseEquation,
-    Sample,
     SubVPSDE,
-    TorchDiffEq,
     grids,
     probability_flow,
     sample,
 )
+from sde_toolkit.integrators import TorchDiffEq
+from sde_toolkit.sampling import Sample
 
 
 def ring(sde: SDE) -> GaussianMixture:

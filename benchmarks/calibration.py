@@ -18,22 +18,11 @@ import time
 import torch
 from torch import Tensor
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
-    Corrected,
-    Exponential,
-    FrozenEDM,
-    GaussianMixture,
-    Multistep,
-    ScoreModel,
-    Solver,
-    SubVPSDE,
-    sample,
-)
+from sde_toolkit import VESDE, VPSDE, GaussianMixture, ScoreModel, Solver, SubVPSDE, sample
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.reference import fine_grid, reference_end
 from sde_toolkit.cli.parts import ring_mixture
+from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, Multistep
 
 STOCHASTIC = [Exponential(), Multistep(2), Multistep(2, FrozenEDM(1.0))]
 

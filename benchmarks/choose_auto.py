@@ -17,20 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sde_toolkit import (
-    VPSDE,
-    Corrected,
-    FrozenEDM,
-    FrozenNoise,
-    FrozenX0,
-    GaussianMixture,
-    Integrator,
-    Multistep,
-    Solver,
-    bh2,
-    grids,
-    sample,
-)
+from sde_toolkit import VPSDE, GaussianMixture, Integrator, Solver, grids, sample
+from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep, bh2
 
 # dimension, modes, standard deviation of a mode, seed, spread of the modes
 MIXTURES = (

@@ -21,17 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit import (
-    VPSDE,
-    GaussianMixture,
-    PerSample,
-    Scipy,
-    ScoreModel,
-    Solver,
-    TorchDiffEq,
-    grids,
-    probability_flow,
-)
+from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, Solver, grids, probability_flow
+from sde_toolkit.integrators import PerSample, Scipy, TorchDiffEq
 from sde_toolkit.likelihood import (
     Adams,
     Exact,

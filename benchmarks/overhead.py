@@ -20,7 +20,6 @@ import torch
 
 from sde_toolkit import (
     VPSDE,
-    Euler,
     ReverseEquation,
     ScoreModel,
     ddim,
@@ -36,6 +35,7 @@ from sde_toolkit import (
     sample,
     unipc,
 )
+from sde_toolkit.integrators import Euler
 
 SHAPE = (16, 3, 32, 32)
 

@@ -14,7 +14,9 @@ import time
 
 import torch
 
-from sde_toolkit import VPSDE, GaussianMixture, PerSample, Sample, Solver, TorchDiffEq, grids, probability_flow, sample
+from sde_toolkit import VPSDE, GaussianMixture, Solver, grids, probability_flow, sample
+from sde_toolkit.integrators import PerSample, TorchDiffEq
+from sde_toolkit.sampling import Sample
 
 SDE = VPSDE()
 ANGLE = torch.arange(8) * 2 * math.pi / 8

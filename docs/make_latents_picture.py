@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sde_toolkit import Multistep, ScoreModel, encode, grids, probability_flow, sample, slerp
+from sde_toolkit import ScoreModel, encode, grids, probability_flow, sample, slerp
 from sde_toolkit.data import mnist_test_images
+from sde_toolkit.integrators import Multistep
 from sde_toolkit.noise.streams import per_sample_noise
 
 MARGIN, GAP, SCALE = 2, 14, 2

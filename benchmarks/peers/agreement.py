@@ -24,13 +24,8 @@ from torch import Tensor
 from with_kdiffusion import sampling
 
 from sde_toolkit import (
-    Corrected,
-    FrozenNoise,
-    Multistep,
     ReverseEquation,
     Solver,
-    bh1,
-    bh2,
     ddim,
     dpm2_ancestral,
     dpm_solver_2,
@@ -46,6 +41,7 @@ from sde_toolkit import (
     sa_solver,
     unipc,
 )
+from sde_toolkit.integrators import Corrected, FrozenNoise, Multistep, bh1, bh2
 
 __all__ = ["PEERS", "Case", "Noise", "Peer", "ours"]
 

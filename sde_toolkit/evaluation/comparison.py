@@ -73,7 +73,7 @@ def compare_solvers(
         model: in evaluation mode, without which dropout is refused, with an ``event_shape``, on ``device``.
         solvers, grids: by the name that the rows shall bear; a list, or one alone, bears its own names. The grid is
             ``uniform`` by default. A planner such as :func:`sde_toolkit.auto` (or "auto"), or a ready
-            :class:`sde_toolkit.Plan`, brings its own grid.
+            :class:`sde_toolkit.sampling.Plan`, brings its own grid.
         budgets: network evaluations per sample.
         n: samples per row.
         judge: real data to compare with; ``without_judge`` is the reason there is none.

@@ -1,5 +1,6 @@
 """Score models: a network, how its output is read, how time is fed to it; and what is put around one. No guidance."""
 
+from sde_toolkit.models import time_inputs
 from sde_toolkit.models.mixture import GaussianMixture, gaussian
 from sde_toolkit.models.prediction import Prediction
 from sde_toolkit.models.rescheduled import Rescheduled, reschedule
@@ -19,4 +20,5 @@ __all__ = [
     "dynamic_threshold",
     "gaussian",
     "reschedule",
+    "time_inputs",
 ]

@@ -11,15 +11,8 @@ import sde_toolkit
 from sde_toolkit import (
     VESDE,
     VPSDE,
-    Corrected,
-    Exponential,
     FlowMatching,
-    FrozenEDM,
-    FrozenNoise,
-    FrozenX0,
     GaussianMixture,
-    Heun,
-    Multistep,
     ReverseEquation,
     Solver,
     SubVPSDE,
@@ -40,6 +33,7 @@ from sde_toolkit.calibration.problem import Problem, softened
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
+from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, FrozenNoise, FrozenX0, Heun, Multistep
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.noise.streams import Purpose, per_sample_noise
 

@@ -8,19 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_toolkit import (
-    VPSDE,
-    Corrected,
-    FlowMatching,
-    FrozenEDM,
-    FrozenX0,
-    GaussianMixture,
-    Multistep,
-    ReverseEquation,
-    Solver,
-    gaussian,
-    grids,
-)
+from sde_toolkit import VPSDE, FlowMatching, GaussianMixture, ReverseEquation, Solver, gaussian, grids
 from sde_toolkit.calibration import distributions, knots
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness, residuals, sliced_squares
@@ -30,6 +18,7 @@ from sde_toolkit.calibration.problem import Measured, Problem
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.search import RIDGES, fitted_weights, pattern_search
 from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenX0, Multistep
 from sde_toolkit.integrators.tuned import Tuned, tunable_count
 
 FLOAT = torch.float64

@@ -17,9 +17,7 @@ from sde_toolkit import (
     VESDE,
     VPSDE,
     Affine,
-    Euler,
     GaussianMixture,
-    Heun,
     Identity,
     ScoreModel,
     SubVPSDE,
@@ -41,6 +39,7 @@ from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
 from sde_toolkit.evaluation.report import require_report_packages, write_report
+from sde_toolkit.integrators import Euler, Heun
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.metrics.distances import Estimate, kernel_distance
 from sde_toolkit.metrics.judge import Judge, at_floor, classifier_features, exact_features, flat_features

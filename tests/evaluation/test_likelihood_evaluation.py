@@ -14,13 +14,9 @@ from sde_toolkit import (
     VPSDE,
     Affine,
     CosineVPSDE,
-    Exact,
     FlowMatching,
     GaussianMixture,
-    GaussianPrior,
-    Hutchinson,
     Levels,
-    Quadrature,
     ScoreModel,
     UNet,
     bits_per_dim,
@@ -36,7 +32,7 @@ from sde_toolkit.evaluation.density.summary import Background, findings, records
 from sde_toolkit.grids import karras, uniform_lambda
 from sde_toolkit.jobs.fingerprints import digest
 from sde_toolkit.jobs.store import PartStore, write_atomically
-from sde_toolkit.likelihood import dequantise
+from sde_toolkit.likelihood import Exact, GaussianPrior, Hutchinson, Quadrature, dequantise
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 
 LEVELS = Levels(17, 0.0, 16.0)

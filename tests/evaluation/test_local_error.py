@@ -11,24 +11,10 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent / "laws"))
 from catalogue import FIXED_STEP, SDES, RandomNetwork, flow_solution, gaussian_data, model_of, name, start_at
 
-from sde_toolkit import (
-    VPSDE,
-    Corrected,
-    Euler,
-    Exponential,
-    FrozenEDM,
-    Heun,
-    Multistep,
-    Solver,
-    ddim,
-    ddpm,
-    gaussian,
-    grids,
-    probability_flow,
-    sample,
-)
+from sde_toolkit import VPSDE, Solver, ddim, ddpm, gaussian, grids, probability_flow, sample
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import local_errors
+from sde_toolkit.integrators import Corrected, Euler, Exponential, FrozenEDM, Heun, Multistep
 
 BEGIN, END = 0.8, 0.4
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

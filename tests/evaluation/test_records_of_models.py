@@ -5,7 +5,17 @@ import json
 import pytest
 import torch
 
-from sde_toolkit import MLP, VPSDE, CosineVPSDE, FlowMatching, ScoreModel, clip_x0, ddim, dynamic_threshold, reschedule
+from sde_toolkit import (
+    MLP,
+    VPSDE,
+    CosineVPSDE,
+    FlowMatching,
+    ScoreModel,
+    clip_x0,
+    ddim,
+    dynamic_threshold,
+    reschedule,
+)
 from sde_toolkit.calibration.calibration_files import model_digest
 from sde_toolkit.evaluation import compare_solvers
 from sde_toolkit.jobs.fingerprints import behaviour, digest, model_fingerprint

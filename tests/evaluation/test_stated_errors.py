@@ -11,10 +11,11 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent / "laws"))
 from catalogue import flow_solution, gaussian_data, start_at
 
-from sde_toolkit import VPSDE, GaussianMixture, Heun, ScoreModel, ddim, gaussian, grids, probability_flow, sample
+from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, ddim, gaussian, grids, probability_flow, sample
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import endpoint_cost, flow_endpoint, solve_endpoint
 from sde_toolkit.evaluation.findings import _joint
+from sde_toolkit.integrators import Heun
 from sde_toolkit.metrics.distances import (
     Estimate,
     kernel_distance,

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import sde_toolkit
-from sde_toolkit import SDE, Integrator, ReverseEquation, ScoreModel, Solver, expand_to, integrators, solvers
+from sde_toolkit import SDE, Integrator, ReverseEquation, ScoreModel, Solver, integrators, solvers
+from sde_toolkit.batching import expand_to
 from sde_toolkit.models.prediction import KINDS
 
 EVENT_SHAPES = [(), (2,), (16, 64), (3, 8, 8)]

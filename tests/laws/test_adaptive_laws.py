@@ -7,8 +7,9 @@ import pytest
 import torch
 from catalogue import ADAPTIVE, EVENT_SHAPES, SDES, doubles, flow_solution, gaussian_data, model_of, name
 
-from sde_toolkit import VPSDE, GaussianMixture, Scipy, Solver, gaussian, grids, probability_flow, sample
+from sde_toolkit import VPSDE, GaussianMixture, Solver, gaussian, grids, probability_flow, sample
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.integrators import Scipy
 
 every_adaptive = pytest.mark.parametrize("integrator", ADAPTIVE, ids=name)
 every_method = pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from sde_toolkit import (
     MLP,
     VPSDE,
     DenoisingScoreMatching,
-    PerSample,
     ScoreModel,
     clip_x0,
     ddim,
@@ -22,6 +21,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import PerSample
 
 SDE = VPSDE()
 GRID = grids.uniform(SDE, 3)

@@ -12,7 +12,6 @@ from sde_toolkit import (
     CosineVPSDE,
     FlowMatching,
     GaussianMixture,
-    TorchDiffEq,
     auto,
     ddim,
     ddpm,
@@ -26,6 +25,7 @@ from sde_toolkit import (
     unipc,
 )
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import TorchDiffEq
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 

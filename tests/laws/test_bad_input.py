@@ -14,28 +14,25 @@ from sde_toolkit import (
     VPSDE,
     DenoisingScoreMatching,
     DiscreteVPSDE,
-    Euler,
     GaussianMixture,
-    Heun,
     ReverseEquation,
-    Scipy,
     ScoreModel,
     Solver,
     SubVPSDE,
-    TorchDiffEq,
     ddim,
     ddpm,
     euler_maruyama,
-    expand_to,
     gaussian,
     grids,
     probability_flow,
     sample,
     slerp,
-    time_inputs,
 )
+from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError, DefinitionError, GridError, SDEToolkitError
+from sde_toolkit.integrators import Euler, Heun, Scipy, TorchDiffEq
 from sde_toolkit.losses import stratified_times
+from sde_toolkit.models import time_inputs
 from sde_toolkit.noise.streams import per_sample_noise
 
 

@@ -6,23 +6,10 @@ import pytest
 import torch
 from catalogue import SDES, doubles, gaussian_data, model_of, name
 
-from sde_toolkit import (
-    VPSDE,
-    AdaptiveSDE,
-    BrownianPath,
-    Euler,
-    Exponential,
-    ExponentialClock,
-    Solver,
-    ddim,
-    ddpm,
-    euler_maruyama,
-    gaussian,
-    grids,
-    sample,
-)
+from sde_toolkit import VPSDE, BrownianPath, Solver, ddim, ddpm, euler_maruyama, gaussian, grids, sample
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators import AdaptiveSDE, Euler, Exponential, Integrator
+from sde_toolkit.noise import ExponentialClock
 
 SDE = VPSDE()
 CLOCKS = [BrownianPath(), BrownianPath(ExponentialClock(1.0))]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from catalogue import SOLVERS, RandomNetwork, model_of, name
 
-from sde_toolkit import VPSDE, BrownianPath, PerSample, ddim, ddpm, dpmpp_3m, encode, grids, probability_flow, sample
+from sde_toolkit import VPSDE, BrownianPath, ddim, ddpm, dpmpp_3m, encode, grids, probability_flow, sample
 from sde_toolkit.errors import ArgumentError, NonFiniteError
+from sde_toolkit.integrators import PerSample
 
 SDE = VPSDE()
 GRID = grids.uniform(SDE, 7, start=0.98, end=0.1)

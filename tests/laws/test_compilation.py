@@ -16,11 +16,6 @@ from torch._dynamo.utils import counters
 from sde_toolkit import (
     VESDE,
     VPSDE,
-    Euler,
-    Exponential,
-    Heun,
-    Multistep,
-    PerSample,
     Solver,
     UNet,
     clip_x0,
@@ -34,6 +29,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Euler, Exponential, Heun, Multistep, PerSample
 from sde_toolkit.models.prediction import KINDS
 
 BACKEND = "aot_eager"  # graphs as inductor gets them, run without a C++ compiler

@@ -10,24 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_toolkit import (
-    VPSDE,
-    Exact,
-    PerSample,
-    Refined,
-    ScoreModel,
-    ddim,
-    ddpm,
-    encode,
-    grids,
-    log_likelihood,
-    probability_flow,
-    sample,
-)
+from sde_toolkit import VPSDE, ScoreModel, ddim, ddpm, encode, grids, log_likelihood, probability_flow, sample
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import flow_endpoint, local_errors
+from sde_toolkit.integrators import PerSample
+from sde_toolkit.likelihood import Exact, Refined
 from sde_toolkit.models.conditions import map_rows, tensors_of
 
 SDE, N = VPSDE(), 7

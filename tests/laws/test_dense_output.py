@@ -12,8 +12,9 @@ from catalogue import ADAPTIVE, EVENT_SHAPES, SDES, Flow, RandomNetwork, doubles
 from catalogue import gaussian_data as gaussian_of
 from catalogue import model_of as modelled
 
-from sde_toolkit import VPSDE, GaussianMixture, PerSample, ReverseEquation, Scipy, TorchDiffEq, gaussian, integrators
+from sde_toolkit import VPSDE, GaussianMixture, ReverseEquation, gaussian, integrators
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators import PerSample, Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive import DENSE
 from sde_toolkit.integrators.per_sample import TABLEAUS
 

@@ -11,7 +11,6 @@ from sde_toolkit import (
     VESDE,
     VPSDE,
     Affine,
-    PerSample,
     ScoreModel,
     Solver,
     ddim,
@@ -23,6 +22,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.integrators import PerSample
 from sde_toolkit.transforms import eight_bit
 
 SDE = VPSDE()

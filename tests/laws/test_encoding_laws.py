@@ -17,8 +17,9 @@ from catalogue import (
     start_at,
 )
 
-from sde_toolkit import VPSDE, EDMHeun, Euler, Exponential, Heun, Multistep, Solver, ddim, ddpm, encode, grids, sample
+from sde_toolkit import VPSDE, Solver, ddim, ddpm, encode, grids, sample
 from sde_toolkit.errors import ArgumentError, GridError, NonFiniteError
+from sde_toolkit.integrators import EDMHeun, Euler, Exponential, Heun, Multistep
 
 BEGIN, END = 0.8, 0.4
 DETERMINISTIC = [integrator for integrator in FIXED_STEP if integrator.order]

@@ -21,21 +21,9 @@ from catalogue import (
 )
 from scipy.integrate import solve_ivp
 
-from sde_toolkit import (
-    VPSDE,
-    Euler,
-    Exponential,
-    GaussianMixture,
-    Solver,
-    ddim,
-    ddpm,
-    euler_maruyama,
-    forward_variance,
-    grids,
-    probability_flow,
-    sample,
-    time_inputs,
-)
+from sde_toolkit import VPSDE, GaussianMixture, Solver, ddim, ddpm, euler_maruyama, grids, probability_flow, sample
+from sde_toolkit.integrators import Euler, Exponential, forward_variance
+from sde_toolkit.models import time_inputs
 from sde_toolkit.noise.streams import per_sample_noise
 
 EXACT = 1e-10

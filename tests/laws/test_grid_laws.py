@@ -12,9 +12,10 @@ import torch
 from catalogue import SDES, Flow, doubles, name
 from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
-from sde_toolkit import EDMSDE, VESDE, VPSDE, DiscreteVPSDE, Knots, ddim, gaussian, grids, sample, time_inputs
+from sde_toolkit import EDMSDE, VESDE, VPSDE, DiscreteVPSDE, ddim, gaussian, grids, sample
 from sde_toolkit.errors import GridError
-from sde_toolkit.sde import beta_schedules
+from sde_toolkit.models import time_inputs
+from sde_toolkit.sde import Knots, beta_schedules
 
 every_sde = pytest.mark.parametrize("sde", [*SDES, Flow()], ids=name)
 END, START = 0.02, 0.97

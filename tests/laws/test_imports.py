@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sde_toolkit
 from sde_toolkit import SDE
 
@@ -83,6 +85,35 @@ def test_the_package_loads_nothing_that_torch_does_not():
     extra = loaded_after("from sde_toolkit import VPSDE") - loaded_after("import torch")
     late = {"sympy", "mpmath"}  # which torch 2.4 itself imports with some of its own modules
     assert {name for name in extra if name not in sys.stdlib_module_names} - late == {"sde_toolkit"}
+
+
+def test_an_sde_loads_its_own_room_alone():
+    code = "from sde_toolkit import VPSDE\nimport sys\nprint(*[m for m in sys.modules if m.startswith('sde_toolkit.')])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    rooms = {name.split(".")[1] for name in run.stdout.split()}
+    assert rooms == {"sde", "errors", "showing", "checks", "batching"}
+
+
+def test_the_face_is_small_and_type_checkers_see_it():
+    """About sixty names; the names that are loaded late are those that a type checker reads, and each is there."""
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert set(seen) == set(sde_toolkit.__all__)
+    assert len(seen) <= 70
+    for name, module in seen.items():
+        found = getattr(sde_toolkit, name)
+        assert found is (sde_toolkit.grids if name == "grids" else getattr(sys.modules[module], name))
+    assert set(sde_toolkit.__all__) <= set(dir(sde_toolkit))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sde_toolkit.nothing
+
+
+def test_no_function_of_the_face_hides_a_module():
+    """What has the name of a room or of a root module is that room or module."""
+    modules = {file.stem for file in ROOT.glob("*.py")} | {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert modules & set(sde_toolkit.__all__) == {"grids"}
 
 
 def test_every_room_has_a_rank_and_imports_run_left_to_right():

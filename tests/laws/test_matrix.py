@@ -6,7 +6,8 @@ import pytest
 import torch
 from catalogue import EVENT_SHAPES, SDES, SOLVERS, model_of, name
 
-from sde_toolkit import expand_to, grids, sample
+from sde_toolkit import grids, sample
+from sde_toolkit.batching import expand_to
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)

@@ -22,30 +22,23 @@ from catalogue import (
 from scipy.integrate import solve_ivp
 from test_orders import graded, measured_flow_order, measured_weak_order
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
+from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, SubVPSDE, gaussian, grids, sample
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import (
     Corrected,
     Exponential,
     FrozenEDM,
     FrozenNoise,
     FrozenX0,
     Multistep,
-    ReverseEquation,
-    Solver,
-    SubVPSDE,
     bh1,
     bh2,
-    gaussian,
-    grids,
     in_lambda,
     in_phi,
     in_tau,
     in_time,
-    sample,
-    time_inputs,
 )
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models import time_inputs
 
 EXACT = 1e-10
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

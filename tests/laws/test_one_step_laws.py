@@ -31,9 +31,9 @@ from catalogue import (
 )
 from test_orders import BEGIN, END, measured_flow_order, measured_weak_order, points, solution_on_path, uniform
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
+from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, ddim, grids, sample
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators import (
     Ancestral,
     DPMSolver1,
     DPMSolver2,
@@ -44,14 +44,8 @@ from sde_toolkit import (
     Exponential,
     InTime,
     ReverseDiffusion,
-    ReverseEquation,
     RungeKutta4,
-    Solver,
-    ddim,
-    grids,
-    sample,
 )
-from sde_toolkit.errors import ArgumentError, GridError
 
 EXACT = 1e-10
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

@@ -28,7 +28,8 @@ from catalogue import (
     spread,
 )
 
-from sde_toolkit import VPSDE, Exponential, Solver, grids, sample
+from sde_toolkit import VPSDE, Solver, grids, sample
+from sde_toolkit.integrators import Exponential
 
 BEGIN, END = 0.8, 0.4  # VE: below t = 0.3 the two leading errors of Euler-Maruyama nearly cancel and hide its order
 every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)

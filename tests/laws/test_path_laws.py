@@ -27,7 +27,6 @@ from sde_toolkit import (
     CosineVPSDE,
     DiscreteVPSDE,
     FlowMatching,
-    Knots,
     LogSNRSDE,
     ScoreModel,
     SubVPSDE,
@@ -37,6 +36,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.sde import Knots
 from sde_toolkit.sde.beta_schedules import (
     cosine_betas,
     linear_betas,

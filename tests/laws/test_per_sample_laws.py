@@ -26,11 +26,8 @@ from catalogue import (
 from sde_toolkit import (
     SDE,
     VPSDE,
-    AdaptiveSDE,
     GaussianMixture,
-    PerSample,
     ReverseEquation,
-    Scipy,
     Solver,
     gaussian,
     grids,
@@ -38,7 +35,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.integrators import adaptive_sde
+from sde_toolkit.integrators import AdaptiveSDE, PerSample, Scipy, adaptive_sde
 from sde_toolkit.integrators.adaptive_sde import KnownPath
 from sde_toolkit.integrators.per_sample import TABLEAUS
 from sde_toolkit.integrators.stepping import root_mean_square

@@ -8,8 +8,9 @@ from catalogue import SDES, Flow, RandomNetwork, difference_step, doubles, kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sde_toolkit import VESDE, VPSDE, ScoreModel, time_inputs
+from sde_toolkit import VESDE, VPSDE, ScoreModel
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models import time_inputs
 from sde_toolkit.models.prediction import KINDS
 
 SIGMA_DATA = 0.7

@@ -20,9 +20,9 @@ from catalogue import (
     start_at,
 )
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
+from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, SubVPSDE, grids, sample
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import (
     Ancestral,
     DPMSolver2S,
     Euler,
@@ -32,17 +32,11 @@ from sde_toolkit import (
     Multistep,
     PredictorCorrector,
     ReverseDiffusion,
-    ReverseEquation,
-    Solver,
-    SubVPSDE,
     TorchDiffEq,
     expected_norms,
-    grids,
     mean_norms,
     own_norms,
-    sample,
 )
-from sde_toolkit.errors import ArgumentError
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 PREDICTORS = [

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import sde_toolkit
-from sde_toolkit import VPSDE, Exponential, GaussianMixture, Multistep, Solver, ddim
+from sde_toolkit import VPSDE, GaussianMixture, Solver, ddim
 from sde_toolkit.calibration import calibrate, calibrating, distributions, gradient, problem
 from sde_toolkit.calibration.problem import Problem
+from sde_toolkit.integrators import Exponential, Multistep
 from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise, sample_streams
 
 ROOT = Path(sde_toolkit.__file__).parent

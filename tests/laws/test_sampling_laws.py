@@ -22,7 +22,6 @@ from catalogue import (
 
 from sde_toolkit import (
     VPSDE,
-    Exponential,
     GaussianMixture,
     Solver,
     ddim,
@@ -35,6 +34,7 @@ from sde_toolkit import (
     unipc,
 )
 from sde_toolkit.errors import NonFiniteError
+from sde_toolkit.integrators import Exponential
 from sde_toolkit.noise.streams import per_sample_noise
 
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=name)

@@ -21,9 +21,10 @@ from catalogue import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sde_toolkit import VPSDE, BrownianPath, Multistep, ReverseEquation, Solver, ddpm, grids, probability_flow, sample
+from sde_toolkit import VPSDE, BrownianPath, ReverseEquation, Solver, ddpm, grids, probability_flow, sample
 from sde_toolkit import slerp as slerp_of
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Multistep
 from sde_toolkit.noise.streams import per_sample_noise
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

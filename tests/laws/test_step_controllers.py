@@ -14,7 +14,8 @@ import scipy.optimize
 import torch
 from catalogue import run_on
 
-from sde_toolkit import VESDE, AdaptiveSDE, PerSample, ScoreModel, Solver, encode, probability_flow, sample
+from sde_toolkit import VESDE, ScoreModel, Solver, encode, probability_flow, sample
+from sde_toolkit.integrators import AdaptiveSDE, PerSample
 
 SDE = VESDE(sigma_min=1e-6, sigma_max=1.0)
 FIRST, LAST = SDE.half_log_snr(1.0).item(), SDE.half_log_snr(0.0).item()  # 0 and 13.8

@@ -5,16 +5,8 @@ import torch
 from catalogue import SDES, Flow, doubles, kinds_of, name
 from torch.func import grad, jacrev, jvp, vmap
 
-from sde_toolkit import (
-    VPSDE,
-    GaussianMixture,
-    LogSNRSDE,
-    ReverseEquation,
-    ScoreModel,
-    gaussian,
-    reschedule,
-    time_inputs,
-)
+from sde_toolkit import VPSDE, GaussianMixture, LogSNRSDE, ReverseEquation, ScoreModel, gaussian, reschedule
+from sde_toolkit.models import time_inputs
 
 SCHEDULES = ("alpha", "log_alpha", "sigma", "f", "g", "d_alpha", "d_sigma", "half_log_snr", "diffusion")
 T = doubles(0.05, 0.3, 0.5, 0.77, 0.9)

@@ -18,19 +18,11 @@ from sde_toolkit import (
     SDE,
     VESDE,
     VPSDE,
-    Corrected,
-    EDMHeun,
-    Exponential,
     FlowMatching,
     GaussianMixture,
-    Multistep,
-    PerSample,
-    Scipy,
     ScoreModel,
     Solver,
-    TorchDiffEq,
     auto,
-    discrete_bound,
     edm_stochastic,
     encode,
     grids,
@@ -44,7 +36,8 @@ from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, finite_differences
+from sde_toolkit.integrators import Corrected, EDMHeun, Exponential, Multistep, PerSample, Scipy, TorchDiffEq
+from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, discrete_bound, finite_differences
 from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 
 UNITS = [16.0, 1 / 300]

@@ -24,14 +24,10 @@ from sde_toolkit import (
     EDMSDE,
     VESDE,
     VPSDE,
-    Corrected,
     CosineVPSDE,
     DenoisingScoreMatching,
-    Exponential,
     FlowMatching,
-    FrozenEDM,
     GaussianMixture,
-    Multistep,
     ScoreModel,
     Solver,
     SubVPSDE,
@@ -44,10 +40,11 @@ from sde_toolkit import (
     probability_flow,
     reschedule,
     sample,
-    time_inputs,
 )
 from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, Multistep
 from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.models import time_inputs
 from sde_toolkit.models.prediction import KINDS
 from sde_toolkit.models.rescheduled import Rescheduled
 from sde_toolkit.models.thresholding import Thresholded

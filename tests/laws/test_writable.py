@@ -9,9 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from sde_toolkit import MLP, SDE, VPSDE, FlowMatching, ScoreModel, networks, sde, time_inputs, transforms
+from sde_toolkit import MLP, SDE, VPSDE, FlowMatching, ScoreModel, networks, sde, transforms
 from sde_toolkit.data import checkerboard
 from sde_toolkit.errors import ArgumentError, CheckpointError, SDEToolkitError
+from sde_toolkit.models import time_inputs
 from sde_toolkit.models.checkpoint import check_plain
 from sde_toolkit.models.descriptions import plain_data
 from sde_toolkit.models.time_inputs import DiscreteIndex, NoiseLevel, ScaledTime

@@ -7,11 +7,7 @@ import numpy as np
 import torch
 
 import sde_toolkit
-from sde_toolkit import (
-    SDE,
-    FlowMatching,
-    GaussianMixture,
-)
+from sde_toolkit import SDE, FlowMatching, GaussianMixture
 
 F64 = {"dtype": torch.float64}
 SDES = [getattr(sde_toolkit.sde, name)() for name in sde_toolkit.sde.__all__ if name != "SDE" and name.endswith("SDE")]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from densities import ALL_SDES, F64, RandomNetwork, asked, mixture, name, points
 
-from sde_toolkit import VPSDE, Corrected, CosineVPSDE, FlowMatching, FrozenEDM, Multistep, ScoreModel, Solver, grids
+from sde_toolkit import VPSDE, CosineVPSDE, FlowMatching, ScoreModel, Solver, grids
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import in_phi
+from sde_toolkit.integrators import Corrected, FrozenEDM, Multistep, in_phi
 from sde_toolkit.likelihood import Adams, Exact, log_likelihood, reverse
 
 

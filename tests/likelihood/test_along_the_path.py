@@ -20,9 +20,7 @@ from sde_toolkit import (
     VPSDE,
     CosineVPSDE,
     FlowMatching,
-    PerSample,
     ScoreModel,
-    TorchDiffEq,
     gaussian,
     grids,
     heun,
@@ -31,6 +29,7 @@ from sde_toolkit import (
     rk4,
     sample,
 )
+from sde_toolkit.integrators import PerSample, TorchDiffEq
 from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, reverse
 
 PER_SAMPLE = probability_flow(PerSample(rtol=1e-5, atol=1e-5))

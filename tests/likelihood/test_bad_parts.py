@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from sde_toolkit import (
     VPSDE,
-    PerSample,
     ScoreModel,
     edm_stochastic,
     euler_maruyama,
@@ -21,6 +20,7 @@ from sde_toolkit import (
     probability_flow,
 )
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.integrators import PerSample
 from sde_toolkit.likelihood import Adams, Exact, GaussianPrior, Hutchinson, HutchPlusPlus, Joint, Quadrature, Refined
 
 MODEL = ScoreModel(Asked(mixture(VPSDE()).network), VPSDE(), "v", event_shape=(2,))

@@ -10,8 +10,6 @@ from densities import F64, Asked, Flow, mixture, points
 from sde_toolkit import (
     VPSDE,
     Affine,
-    PerSample,
-    Scipy,
     ScoreModel,
     Solver,
     edm_stochastic,
@@ -23,7 +21,7 @@ from sde_toolkit import (
     probability_flow,
 )
 from sde_toolkit.errors import ArgumentError, GridError, NonFiniteError, SDEToolkitError
-from sde_toolkit.integrators import AdaptiveSDE
+from sde_toolkit.integrators import AdaptiveSDE, PerSample, Scipy
 from sde_toolkit.likelihood import (
     Exact,
     Hutchinson,

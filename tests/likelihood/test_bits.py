@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from sde_toolkit import VPSDE, Affine, Exact, GaussianMixture, Hutchinson, Levels, Quadrature, bits_per_dim
+from sde_toolkit import VPSDE, Affine, GaussianMixture, Levels, bits_per_dim
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.likelihood import dequantise
+from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, dequantise
 
 LEVELS = Levels(16, 0.0, 15.0)
 FINE = {"nfe": 60, "dtype": torch.float64, "end": 1e-6}

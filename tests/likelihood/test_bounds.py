@@ -30,11 +30,11 @@ from sde_toolkit import (
     FlowMatching,
     GaussianMixture,
     ScoreModel,
-    forward_variance,
     gaussian,
     grids,
     reschedule,
 )
+from sde_toolkit.integrators import forward_variance
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity
 from sde_toolkit.likelihood.prior import GaussianPrior

@@ -8,17 +8,8 @@ import torch
 from bound_truths import F64, NODES, SDES, WEIGHTS, agree, copies, doubles, pooled
 from torch.distributions import Normal, kl_divergence
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
-    Affine,
-    FlowMatching,
-    GaussianMixture,
-    ScoreModel,
-    forward_variance,
-    gaussian,
-    grids,
-)
+from sde_toolkit import VESDE, VPSDE, Affine, FlowMatching, GaussianMixture, ScoreModel, gaussian, grids
+from sde_toolkit.integrators import forward_variance
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import IntegratedBins, LevelMap, NormalisedLevels
 from sde_toolkit.likelihood.levels import Levels

@@ -7,13 +7,7 @@ import pytest
 import torch
 from bound_truths import doubles
 
-from sde_toolkit import (
-    VPSDE,
-    Affine,
-    FlowMatching,
-    ScoreModel,
-    grids,
-)
+from sde_toolkit import VPSDE, Affine, FlowMatching, ScoreModel, grids
 from sde_toolkit.errors import ArgumentError, DataError, GridError, NonFiniteError
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity, IntegratedBins

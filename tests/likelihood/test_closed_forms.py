@@ -28,10 +28,7 @@ from sde_toolkit import (
     CosineVPSDE,
     FlowMatching,
     GaussianMixture,
-    PerSample,
-    Scipy,
     ScoreModel,
-    TorchDiffEq,
     gaussian,
     grids,
     heun,
@@ -40,6 +37,7 @@ from sde_toolkit import (
     unipc,
 )
 from sde_toolkit.errors import GridError
+from sde_toolkit.integrators import PerSample, Scipy, TorchDiffEq
 from sde_toolkit.likelihood import Quadrature
 
 ADAPTIVE = [PerSample(rtol=1e-6, atol=1e-6), TorchDiffEq(rtol=1e-6, atol=1e-6), Scipy(rtol=1e-6, atol=1e-6)]

@@ -16,10 +16,8 @@ from sde_toolkit import (
     FlowMatching,
     GaussianMixture,
     Levels,
-    PerSample,
     ScoreModel,
     bits_per_dim,
-    discrete_bound,
     gaussian,
     grids,
     heun,
@@ -28,7 +26,8 @@ from sde_toolkit import (
     rk4,
     variational_bound,
 )
-from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Quadrature, Refined
+from sde_toolkit.integrators import PerSample
+from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Quadrature, Refined, discrete_bound
 
 WIDE = [VESDE(sigma_max=sigma) for sigma in (3.0, 10.0)]
 SMOOTH = [VPSDE(), VESDE(), FlowMatching()]

@@ -19,16 +19,7 @@ from densities import (
 )
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from sde_toolkit import (
-    VESDE,
-    VPSDE,
-    Affine,
-    FlowMatching,
-    ScoreModel,
-    SubVPSDE,
-    gaussian,
-    log_likelihood,
-)
+from sde_toolkit import VESDE, VPSDE, Affine, FlowMatching, ScoreModel, SubVPSDE, gaussian, log_likelihood
 from sde_toolkit.likelihood import GaussianPrior, Quadrature
 
 SMOOTH = [VPSDE(), VESDE(), FlowMatching()]

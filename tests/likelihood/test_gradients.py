@@ -5,7 +5,8 @@ import torch
 from densities import F64, Flow, mixture, name, points
 from torch import nn
 
-from sde_toolkit import VESDE, VPSDE, Affine, PerSample, ScoreModel, TorchDiffEq, log_likelihood, probability_flow
+from sde_toolkit import VESDE, VPSDE, Affine, ScoreModel, log_likelihood, probability_flow
+from sde_toolkit.integrators import PerSample, TorchDiffEq
 from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature
 
 SOLVERS = [{"nfe": 60}, {"solver": probability_flow(PerSample(rtol=1e-6, atol=1e-6))}]

@@ -7,7 +7,8 @@ import torch
 from densities import ALL_SDES, F64, asked, last_time, mixture, name, one_gaussian, points, truth, truth_of_one
 from torch import nn
 
-from sde_toolkit import VPSDE, FlowMatching, PerSample, Scipy, ScoreModel, TorchDiffEq, log_likelihood, probability_flow
+from sde_toolkit import VPSDE, FlowMatching, ScoreModel, log_likelihood, probability_flow
+from sde_toolkit.integrators import PerSample, Scipy, TorchDiffEq
 from sde_toolkit.likelihood import Exact, Hutchinson, HutchPlusPlus, Joint, Quadrature, reverse
 
 KINDS = [PerSample, TorchDiffEq, Scipy]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from densities import F64, Asked, mixture, name, points, truth
 
-from sde_toolkit import VESDE, VPSDE, FlowMatching, GaussianMixture, PerSample, ScoreModel, log_likelihood
+from sde_toolkit import VESDE, VPSDE, FlowMatching, GaussianMixture, ScoreModel, log_likelihood
 from sde_toolkit import probability_flow as flow_by
 from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.integrators import PerSample
 from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, Refined, reverse
 
 

@@ -13,17 +13,16 @@ from sde_toolkit import (
     Affine,
     GaussianMixture,
     Levels,
-    PerSample,
     ReverseEquation,
     ScoreModel,
     bits_per_dim,
-    discrete_bound,
     gaussian,
     grids,
     log_likelihood,
     probability_flow,
     variational_bound,
 )
+from sde_toolkit.integrators import PerSample
 from sde_toolkit.likelihood import (
     Exact,
     GaussianDensity,
@@ -35,6 +34,7 @@ from sde_toolkit.likelihood import (
     bits,
     denoising,
     dequantise,
+    discrete_bound,
     divergence,
     finite_differences,
     reverse,

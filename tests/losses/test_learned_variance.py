@@ -7,22 +7,11 @@ import torch
 import yaml
 from loss_tools import SDES, Small, model_with, name
 
-from sde_toolkit import (
-    VPSDE,
-    LearnedVariance,
-    ReverseEquation,
-    ScoreModel,
-    Solver,
-    beta_schedules,
-    clip_x0,
-    ddim,
-    ddpm,
-    forward_variance,
-    grids,
-    sample,
-)
+from sde_toolkit import VPSDE, ReverseEquation, ScoreModel, Solver, clip_x0, ddim, ddpm, grids, sample
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import LearnedVariance, forward_variance
 from sde_toolkit.losses import VariationalBound
+from sde_toolkit.sde import beta_schedules
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 learned = Solver("ddpm[learned]", 1.0, LearnedVariance())

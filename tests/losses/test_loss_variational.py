@@ -7,8 +7,9 @@ import torch
 from loss_tools import SDES, batch, gradient, model_with, name
 from torch.distributions import Normal, kl_divergence
 
-from sde_toolkit import VPSDE, CosineVPSDE, FlowMatching, Levels, ScoreModel, discrete_bound, expand_to, gaussian
-from sde_toolkit.likelihood import GaussianDensity, IntegratedBins
+from sde_toolkit import VPSDE, CosineVPSDE, FlowMatching, Levels, ScoreModel, gaussian
+from sde_toolkit.batching import expand_to
+from sde_toolkit.likelihood import GaussianDensity, IntegratedBins, discrete_bound
 from sde_toolkit.losses import Discrete, Hybrid, VariationalBound
 from sde_toolkit.transforms import Affine
 

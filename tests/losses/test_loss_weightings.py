@@ -6,7 +6,8 @@ import pytest
 import torch
 from loss_tools import KINDS, SDES, batch, gradient, kinds_of, model_with, name, signal_at_the_end
 
-from sde_toolkit import VPSDE, DenoisingScoreMatching, FlowMatching, ScoreModel, expand_to, gaussian
+from sde_toolkit import VPSDE, DenoisingScoreMatching, FlowMatching, ScoreModel, gaussian
+from sde_toolkit.batching import expand_to
 from sde_toolkit.losses import (
     P2,
     Anchored,

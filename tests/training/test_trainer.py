@@ -14,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel, UNet, ddim, grids, sample, time_inputs
+from sde_toolkit import MLP, VESDE, VPSDE, DenoisingScoreMatching, ScoreModel, UNet, ddim, grids, sample
 from sde_toolkit.data import Dataset, EDMAugmentation, ShuffledStream, checkerboard, waves
 from sde_toolkit.data.augmentation import Draws as AugmentationDraws
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
+from sde_toolkit.models import time_inputs
 from sde_toolkit.training import Likelihood, SampleSheet, Scene, TrainingOptions, train
 from sde_toolkit.transforms import Affine
 
