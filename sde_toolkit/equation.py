@@ -81,6 +81,12 @@ class ReverseEquation:
         both: tuple[Tensor, Tensor | None] = self.evaluate(x_t, inputs, self.condition, call)
         return both
 
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Tweedie's formula: x̂_0 at (x_t, t), one evaluation. Shapes: x_t (B, *event), t 0-dim float64."""
+        m, n = (c.to(x_t.device, x_t.dtype) for c in self.view("x0", t))
+        inputs = tuple(c.to(x_t.device, x_t.dtype) for c in self.inputs(t))
+        return m * x_t + n * self.output(x_t, inputs)
+
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""
         return self.model.readout(t).view(kind)

@@ -90,9 +90,7 @@ class Descent:
             if keep:
                 path.append(x)
         if tweedie:
-            m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", grid[-1]))
-            inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(grid[-1]))
-            x = m * x + n * equation.output(x, inputs)
+            x = equation.denoise(x, grid[-1])
         return x, torch.stack(path) if keep else None
 
 

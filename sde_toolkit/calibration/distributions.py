@@ -43,9 +43,7 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
         t = sde.inverse_half_log_snr(torch.tensor(value, dtype=torch.float64))
         z = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         x_t = sde.alpha(t).to(x) * x + sde.sigma(t).to(x) * z
-        m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
-        x_0 = m * x_t + n * equation.output(x_t, tuple(c.to(x.device, x.dtype) for c in equation.inputs(t)))
-        found.append((x - x_0).reshape(len(x), -1).square().mean(1))
+        found.append((x - equation.denoise(x_t, t)).reshape(len(x), -1).square().mean(1))
     return torch.stack(found)
 
 

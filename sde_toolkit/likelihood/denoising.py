@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
+from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, LevelMap
 from sde_toolkit.likelihood.spread import standard_error
@@ -149,10 +150,8 @@ class Denoising:
         if not denoise:
             return y + torch.exp(-sde.half_log_snr(t)) * epsilon.to(y)
         x_t = (sde.alpha(t) * y + sde.sigma(t) * epsilon.to(y)).to(self.device, self.dtype)
-        inputs = tuple(c.to(self.device, self.dtype) for c in self.model.network_inputs(t))
-        output = self.meter.evaluate(x_t, inputs, rows_of(self.condition, first, last))
-        m, n = (c.to(self.device, self.dtype) for c in self.model.readout(t).view("x0"))
-        return (m * x_t + n * output).to(y)
+        equation = ReverseEquation(self.model, 0.0, rows_of(self.condition, first, last), self.meter.evaluate)
+        return equation.denoise(x_t, t).to(y)
 
     def _columns(self, times: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Network inputs; α, σ, and y* in terms of x_0 and ε, all (b, K); and n², float64."""

@@ -119,7 +119,7 @@ def solve(
         paths += [torch.stack(path)] if trajectory else []
         before = meter.calls
         if tweedie:
-            x = _denoise(counted, x, times[-1])
+            x = counted.denoise(x, times[-1])
             watch(len(table), x, state)
         watch.read()
         finished.append(x)
@@ -190,13 +190,6 @@ def _rows(table: Tensor) -> Iterator[Row]:
     for part in table.split(_ROWS_AT_ONCE):
         cells = part.flatten().unbind()
         yield from (cells[i : i + k] for i in range(0, len(cells), k))
-
-
-def _denoise(equation: ReverseEquation, x: Tensor, t: Tensor) -> Tensor:
-    """Tweedie's formula: x̂_0 at (x, t)."""
-    m, n = (c.to(x.device, x.dtype) for c in equation.view("x0", t))
-    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(t))
-    return m * x + n * equation.output(x, inputs)
 
 
 def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
