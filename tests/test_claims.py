@@ -9,8 +9,8 @@ import types
 
 import pytest
 
-from sde_toolkit import claims
 from sde_toolkit.errors import FolderInUseError
+from sde_toolkit.files import claims
 from sde_toolkit.files.claims import claimed
 
 HOLDER = """

@@ -73,8 +73,15 @@ class Asking:
             y = self._call(x, time, condition)
             return y if isinstance(y, Tensor) else self._refuse(y)
         rows = _ROWS.get()
-        if rows is not None:
-            rows[0] += len(x)
+        if rows is None:
+            return self._checked(x, time, condition, state)
+        before = rows[0]
+        y = self._checked(x, time, condition, state)
+        rows[0] += len(x) if rows[0] == before else 0  # a network that asks score models is counted by theirs
+        return y
+
+    def _checked(self, x: Tensor, time: Tensor, condition: Any, state: Tensor) -> Tensor:
+        """The answer, and whether anything was changed that may not be."""
         if state.is_inference():  # torch keeps no versions there
             y = self._answer(x.clone() if x is state else x, time, condition)
         else:

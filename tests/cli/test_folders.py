@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sde_toolkit.cli.folders import CONFIG, OWN
-from sde_toolkit.evaluation import store
 from sde_toolkit.files.claims import LOCK, claimed
+from sde_toolkit.jobs import store
 
 FEW = ["model={path:mixture}", "progress=false", "output=run"]
 SAMPLES = ["samples=mixture", "n=8", "batch_size=4", "nfe=4", "progress=false", "output=run", "reference.n=40"]

@@ -9,7 +9,7 @@ import torch
 
 from sde_toolkit.data import eight_bit, mnist_test_images
 from sde_toolkit.errors import CheckpointError, DataError
-from sde_toolkit.evaluation import classifier as module
+from sde_toolkit.metrics import classifier as module
 from sde_toolkit.metrics.classifier import MNISTClassifier
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # round-off of the convolutions between batch sizes; logits are ~10

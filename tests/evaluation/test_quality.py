@@ -298,7 +298,7 @@ def test_without_torchmetrics_fid_is_refused_and_precision_is_not(monkeypatch):
 
 
 def test_weights_that_cannot_be_had_are_named(monkeypatch, tmp_path):
-    from sde_toolkit.evaluation import extractors
+    from sde_toolkit.metrics import extractors
 
     def offline(*args, **options):
         raise OSError("no route")
@@ -312,7 +312,7 @@ def test_weights_that_cannot_be_had_are_named(monkeypatch, tmp_path):
 
 
 def test_weights_are_never_unpickled(tmp_path):
-    from sde_toolkit.evaluation import extractors
+    from sde_toolkit.metrics import extractors
 
     class Evil:
         def __reduce__(self):

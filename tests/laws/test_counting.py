@@ -18,7 +18,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.likelihood import Exact, log_likelihood, variational_bound
-from sde_toolkit.models import Wrapper
+from sde_toolkit.models import Wrapper, time_inputs
 from sde_toolkit.sde import CosineVPSDE
 
 
@@ -53,6 +53,16 @@ class Stacked(Wrapper):
         return free + 1.5 * (given - free)
 
 
+def around_a_function(model):
+    """A network that is a function, which asks a score model twice."""
+
+    def network(x, t, condition):
+        free = {"label": 0 * condition["label"]}
+        return model(x, t, condition).v + 0.5 * model(x, t, free).v
+
+    return ScoreModel(network, model.sde, "v", time_input=time_inputs.ScaledTime(1.0))
+
+
 class Silent(Wrapper):
     """A wrapper that changes nothing."""
 
@@ -65,12 +75,13 @@ AROUND = {
     "silent": Silent,
     "in turn": InTurn,
     "stacked": Stacked,
+    "a function": around_a_function,
     "around one another": lambda model: clip_x0(reschedule(InTurn(Silent(model)), CosineVPSDE())),
 }
 N = 3
 
 
-TWICE = ("in turn", "stacked", "around one another")
+TWICE = ("in turn", "stacked", "a function", "around one another")
 
 
 def agree(found, network, last=0):

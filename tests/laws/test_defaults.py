@@ -26,7 +26,7 @@ def functions():
         for thing in names.values():
             inside = vars(thing).values() if inspect.isclass(thing) else [thing]
             for f in inside:
-                if inspect.isfunction(f) and f.__module__.startswith("sde_toolkit"):
+                if inspect.isfunction(f) and str(f.__module__).startswith("sde_toolkit"):
                     found[f"{f.__module__}.{f.__qualname__}"] = f
     return found
 

@@ -11,8 +11,8 @@ import pytest
 from runs import rows, vectors, weights
 from test_saving import SHORT, contents
 
-from sde_toolkit import ScoreModel, claims
 from sde_toolkit.errors import CheckpointError
+from sde_toolkit.files import claims
 from sde_toolkit.models.checkpoint import best_checkpoint, checkpoint_folders
 from sde_toolkit.training.folder import tidy
 
