@@ -11,6 +11,7 @@ import pytest
 from runs import rows, vectors, weights
 from test_saving import SHORT, contents
 
+from sde_toolkit import ScoreModel
 from sde_toolkit.errors import CheckpointError
 from sde_toolkit.files import claims
 from sde_toolkit.models.checkpoint import best_checkpoint, checkpoint_folders
