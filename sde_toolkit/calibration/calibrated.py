@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from sde_toolkit.calibration.problem import Measured
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.grids import check_grid
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.samples import Sample, sample
@@ -95,9 +95,8 @@ class Calibration:
         }
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
-        os.replace(partial, target)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(target, text.encode("utf-8", "backslashreplace"))
 
 
 def _has_factors_of_v(found: Mapping[str, Any]) -> bool:

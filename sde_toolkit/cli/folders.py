@@ -24,7 +24,7 @@ from sde_toolkit.cli.signals import Stopped
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.files.claims import claimed
 from sde_toolkit.files.plain import UnreadableFileError, read_json
-from sde_toolkit.jobs.store import write_atomically
+from sde_toolkit.files.whole import write_atomically
 
 __all__ = ["CONFIG", "OWN", "holding", "output_folder", "save_config"]
 

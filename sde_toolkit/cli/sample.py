@@ -29,8 +29,8 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.planning import Run, plan_run, run_of
 from sde_toolkit.evaluation.report import png_of
+from sde_toolkit.files.whole import atomic_file, write_atomically
 from sde_toolkit.jobs.provenance import provenance
-from sde_toolkit.jobs.store import atomic_file, write_atomically
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 from sde_toolkit.sampling.automatic import Plan

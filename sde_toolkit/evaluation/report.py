@@ -16,7 +16,7 @@ from sde_toolkit.errors import ArgumentError, MissingDependencyError
 from sde_toolkit.evaluation.comparison import Comparison
 from sde_toolkit.evaluation.figures import draw_all
 from sde_toolkit.evaluation.findings import cells, columns, findings, floor_cells
-from sde_toolkit.jobs.store import write_all
+from sde_toolkit.files.whole import write_all
 
 __all__ = ["as_bytes", "png_of", "require_report_packages", "summary", "write_report"]
 

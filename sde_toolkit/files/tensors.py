@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.files.whole import atomic_path
 from sde_toolkit.networks.inside import without_wrappers
 
 __all__ = [
@@ -212,12 +212,10 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = target.with_suffix(".partial")
     try:
-        save_file(_apart(tensors), partial, metadata)
-        os.replace(partial, target)
+        with atomic_path(target) as place:
+            save_file(_apart(tensors), place, metadata)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{target.name}: {error}") from None
 
 

@@ -14,21 +14,20 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.files.disk import to_disk
 from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.jobs.fingerprints import differences, digest
 
-__all__ = ["Arrays", "PartStore", "atomic_file", "write_all", "write_atomically"]
+__all__ = ["Arrays", "PartStore"]
 
 Arrays = dict[str, np.ndarray]
 _PART = re.compile(r"\d{5,}\.npz|\.\d{5,}\.npz\.\d+\.partial")
@@ -128,65 +127,3 @@ class PartStore:
 
     def _file(self, number: int) -> Path:
         return self.directory / "parts" / f"{number:05d}.npz"
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    write_all(file.parent, {file.name: content})
-
-
-def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the files of one report by their names: all are whole on the disk before the first one is seen.
-
-    Raises:
-        OSError: naming the file that could not be written; those that were there before stay as they are.
-    """
-    files = [directory / name for name in contents]
-    try:
-        for file, content in zip(files, contents.values(), strict=True):
-            with _naming(file), _beside(file).open("wb") as stream:
-                _write(stream, content)
-        for file in files:
-            with _naming(file):
-                os.replace(_beside(file), file)
-    finally:
-        for file in files:
-            _beside(file).unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a file through, which is there, whole, when the block ends, and is not if the block fails.
-
-    Raises:
-        OSError: naming the file, if it cannot be written.
-    """
-    partial = _beside(file)
-    try:
-        with _naming(file):
-            with partial.open("wb") as stream:
-                yield stream
-                _write(stream, b"")
-            os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write(stream: IO[bytes], content: bytes) -> None:
-    """And force it to the disk."""
-    stream.write(content)
-    stream.flush()
-    to_disk(stream.fileno())
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}.partial")
-
-
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Errors of writing name the file: the system says of a full disk not which file was written."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from None

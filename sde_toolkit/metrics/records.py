@@ -16,8 +16,8 @@ from typing import Any
 
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.jobs.fingerprints import differences
-from sde_toolkit.jobs.store import write_atomically
 from sde_toolkit.showing import shown
 
 __all__ = ["FORMAT", "Quality", "check_alike", "compare_records"]

@@ -35,6 +35,7 @@ from sde_toolkit.files.tensors import (
     save_tensors,
     tensors_metadata,
 )
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.models.rebuilding import DESCRIPTION, FORMAT, check_fit, read_description, rebuild
 from sde_toolkit.networks.inside import own_names
 
@@ -108,10 +109,7 @@ def save(directory: str | Path, description: Mapping[str, Any], weights: Mapping
     directory.mkdir(parents=True, exist_ok=True)
     for name, tensors in weights.items():
         save_tensors(directory / f"{name}.safetensors", tensors)
-    target = directory / DESCRIPTION
-    partial = target.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, target)
+    write_atomically(directory / DESCRIPTION, text.encode("utf-8"))
 
 
 def embedded_models() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.jobs.store import write_atomically
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.losses import lambda_histogram
 from sde_toolkit.training.folder import LOGS
 from sde_toolkit.training.saving import writing

@@ -25,8 +25,8 @@ from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.files.disk import to_disk
 from sde_toolkit.files.plain import UnreadableFileError, read_yaml
 from sde_toolkit.files.tensors import load_torch_file
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.jobs.fingerprints import flat
-from sde_toolkit.jobs.store import write_atomically
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.checkpoint import BEST, CHECKPOINTS, best_checkpoint, checkpoint_folders
 from sde_toolkit.models.descriptions import CLASS, OWN

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from sde_toolkit.cli.folders import CONFIG, OWN
+from sde_toolkit.files import whole
 from sde_toolkit.files.claims import LOCK, claimed
-from sde_toolkit.jobs import store
+from sde_toolkit.jobs.store import PartStore
 
 FEW = ["model={path:mixture}", "progress=false", "output=run"]
 SAMPLES = ["samples=mixture", "n=8", "batch_size=4", "nfe=4", "progress=false", "output=run", "reference.n=40"]
@@ -89,7 +90,7 @@ def test_a_refused_command_has_written_nothing(command, tmp_path):
     """Refused for its settings, for parts of another run, or for a broken request."""
     assert command(*COMMANDS["sample"], "n=0")[0] == 2
     assert tree(tmp_path) == {}
-    parts = store.PartStore(tmp_path / "run", {"work": "something else"})
+    parts = PartStore(tmp_path / "run", {"work": "something else"})
     parts.claim(dict)
     parts.write(0, 0, 1, {"x": np.zeros(1)})
     before = tree(tmp_path)
@@ -112,7 +113,7 @@ def test_the_record_is_that_of_the_samples_even_if_a_later_run_is_cut_off(comman
 
 
 def test_parts_are_taken_away_and_what_else_lies_there_is_not(tmp_path):
-    own = store.PartStore(tmp_path / "run", {"work": "mine"})
+    own = PartStore(tmp_path / "run", {"work": "mine"})
     own.claim(dict)
     own.write(0, 0, 1, {"x": np.zeros(1)})
     (tmp_path / "run/parts/notes.npz").write_text("mine")
@@ -176,7 +177,7 @@ def test_a_stopped_command_says_so_and_goes_on_where_it_stopped(command, tmp_pat
 @pytest.fixture
 def disk_full_after(monkeypatch):
     """The disk is full after some files, and the system does not say which file it was."""
-    real = store.to_disk
+    real = whole.to_disk
 
     def run(spared):
         left = [spared]
@@ -187,7 +188,7 @@ def disk_full_after(monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(place)
 
-        monkeypatch.setattr(store, "to_disk", full)
+        monkeypatch.setattr(whole, "to_disk", full)
 
     return run
 
@@ -195,13 +196,13 @@ def disk_full_after(monkeypatch):
 @pytest.mark.parametrize("spared", [0, 1, 2])
 def test_a_report_is_written_whole_or_not_at_all(tmp_path, disk_full_after, spared):
     old, new = ({f"{k}.txt": f"{name} {k}".encode() for k in range(3)} for name in ("old", "new"))
-    store.write_all(tmp_path, old)
+    whole.write_all(tmp_path, old)
     disk_full_after(spared)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / f'{spared}.txt'}'"):
-        store.write_all(tmp_path, new)
+        whole.write_all(tmp_path, new)
     assert tree(tmp_path) == old
     disk_full_after(3)
-    store.write_all(tmp_path, new)
+    whole.write_all(tmp_path, new)
     assert tree(tmp_path) == new
 
 

@@ -29,9 +29,10 @@ from sde_toolkit.evaluation.density import LikelihoodRequest, Team, evaluate_lik
 from sde_toolkit.evaluation.density.density_request import fingerprint
 from sde_toolkit.evaluation.density.evaluating import plan_jobs
 from sde_toolkit.evaluation.density.summary import Background, findings, records, rows, text_table
+from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.grids import karras, uniform_lambda
 from sde_toolkit.jobs.fingerprints import digest
-from sde_toolkit.jobs.store import PartStore, write_atomically
+from sde_toolkit.jobs.store import PartStore
 from sde_toolkit.likelihood import Exact, GaussianPrior, Hutchinson, Quadrature, dequantise
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 

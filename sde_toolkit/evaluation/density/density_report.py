@@ -26,7 +26,7 @@ from sde_toolkit.evaluation.density.summary import (
     unit,
 )
 from sde_toolkit.evaluation.report import _plain, as_bytes, png_of
-from sde_toolkit.jobs.store import write_all
+from sde_toolkit.files.whole import write_all
 
 __all__ = ["require_likelihood_packages", "write_likelihood_report"]
 
