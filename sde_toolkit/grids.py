@@ -219,7 +219,10 @@ def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, ti
     ends = coordinate(torch.tensor([start, end], dtype=torch.float64))
     if not bool(ends.isfinite().all()):
         problem = "this spacing is infinite there, since α or σ vanishes"
-        raise GridError("start, end", (start, end), problem, "Stop short of it and let a last Tweedie step finish.")
+        late, early = (bool(value.isfinite()) for value in ends)
+        remedies = [] if late else ["Start a little below t=1: pass start=0.999, for example."]
+        remedies += [] if early else ["Stop short of t=0, and let a last Tweedie step finish."]
+        raise GridError("start, end", (start, end), problem, " ".join(remedies))
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     times = time(ends[0] + u * (ends[1] - ends[0]))
     times[0], times[-1] = start, end

@@ -88,9 +88,19 @@ class Integrator(ABC):
                 "grid",
                 grid[i : i + 2].tolist(),
                 f"{self} has no finite coefficients for step {i} of {equation.sde}",
-                f"End the grid at sampling_end={equation.sde.sampling_end} and finish with tweedie=True.",
+                _where_it_is_finite(equation, grid[i : i + 2]),
             )
         return table
+
+
+def _where_it_is_finite(equation: ReverseEquation, step: Tensor) -> str:
+    """What to do about a step without finite coefficients: at the end of time at which it lies."""
+    start = "Start the grid a little below t=1, at 0.999 for example"
+    end = f"End the grid at sampling_end={equation.sde.sampling_end} and finish with tweedie=True"
+    remedies = [start] if step.max().item() == 1 else []
+    if step.min().item() < equation.sde.sampling_end or not remedies:
+        remedies.append(end)
+    return ". ".join(remedies) + "."
 
 
 class AffineStep(Integrator):

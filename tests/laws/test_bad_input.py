@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from catalogue import RandomNetwork, doubles, model_of, name
+from catalogue import SOLVERS, RandomNetwork, doubles, model_of, name
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from sde_toolkit import (
     SDE,
     VESDE,
     VPSDE,
+    CosineVPSDE,
     DenoisingScoreMatching,
     DiscreteVPSDE,
     GaussianMixture,
@@ -359,3 +360,24 @@ def test_things_that_are_not_what_they_stand_for():
     refused(lambda: sample(model_of(untouchable, VPSDE()), ddpm(), "abc", shape=(3, 2)), "grid='abc'")
     refused(lambda: grids.uniform(VPSDE(), 2.5), "steps=2.5")
     refused(lambda: grids.discrete(10, 2.5), "steps=2.5")
+
+
+@pytest.mark.parametrize("build", [grids.uniform, grids.uniform_lambda, grids.karras], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("solver", SOLVERS, ids=name)
+def test_whoever_follows_the_remedy_gets_samples(solver, build):
+    """Where a grid is refused at an end of time, the advice is about that end, and works."""
+    model = ScoreModel(RandomNetwork(), CosineVPSDE(), "v")
+    ends = {"start": 1.0, "end": 0.0}
+    for _ in range(3):
+        try:
+            grid = build(model.sde, 4, **ends)
+            found = sample(model, solver, grid, shape=(2, 2), dtype=torch.float64, tweedie=ends["end"] > 0)
+            break
+        except GridError as error:
+            said = str(error).lower()
+            late = "start the grid" in said or "start a little below" in said
+            early = "end the grid" in said or "stop short" in said
+            assert (late and ends["start"] == 1.0) or (early and ends["end"] == 0.0)
+            ends["start"] = 0.999 if late else ends["start"]
+            ends["end"] = model.sde.sampling_end if early else ends["end"]
+    assert found.x.isfinite().all()
