@@ -67,6 +67,10 @@ class Integrator(ABC):
                 "Use eta=0, or an integrator with a weak order, such as Euler() or Exponential().",
             )
 
+    def draws_noise(self, eta: float) -> bool:
+        """Whether its steps draw noise in the equation of this η: by default where η > 0."""
+        return eta > 0
+
     @abstractmethod
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """Coefficients of all steps, float64, shape (steps, k)."""

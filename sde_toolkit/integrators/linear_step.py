@@ -135,6 +135,10 @@ class LinearStep(Integrator):
     def _evaluations(self) -> int:
         return self.evals_per_step or 0
 
+    def draws_noise(self, eta: float) -> bool:
+        """Whether :meth:`draws` says so."""
+        return sum(self.draws(eta)) > 0
+
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
         stages, end = self.plan(equation, t, Place.at(equation.sde, s))

@@ -66,6 +66,10 @@ class PredictorCorrector(Integrator):
             raise ArgumentError("eta", equation.eta, problem, "Use eta=1, or the predictor alone.")
         self.predictor.check(equation)
 
+    def draws_noise(self, eta: float) -> bool:
+        """Always: the corrector draws."""
+        return True
+
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
         correction = self.table(equation, grid, *self.corrector.coefficients(equation, t, s), *equation.inputs(t))

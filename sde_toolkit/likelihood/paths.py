@@ -85,7 +85,7 @@ class Upwards:
         if integrator.evals_per_step is None:
             problem = f"{integrator} steps by itself and has no dense output"
             raise ArgumentError("solver", solver.name, problem, "Use PerSample(), TorchDiffEq(), Scipy() or a grid.")
-        _check_silent(equation, solver, integrator.prepare(equation, times))
+        integrator.prepare(equation, times)
         return cls(solver, times, wanted, Interpolation.prepare(equation, times, wanted))
 
     def solve(self, equation: ReverseEquation, x: Tensor) -> Path:
@@ -128,20 +128,8 @@ def _no_noise(step: int) -> Noise:
 
 
 def _silent() -> Tensor:
-    raise ArgumentError(
-        "solver",
-        "noise",
-        "it draws noise although eta is 0, and a likelihood belongs to the deterministic flow",
-        "Use a deterministic integrator, for example S_churn=0.",
-    )
-
-
-def _check_silent(equation: ReverseEquation, solver: Solver, table: Tensor) -> None:
-    """Refuse a solver that draws noise, found by its steps on a network that answers zero."""
-    dry = replace(equation, evaluate=lambda x, inputs, condition: torch.zeros_like(x))
-    x, state = torch.zeros(1, 1, dtype=table.dtype), None
-    for row in table:
-        x, state = solver.integrator.step(dry, x, row.unbind(), state, _silent)
+    problem = "its integrator draws noise, and draws_noise says that it does not"
+    raise ArgumentError("solver", "noise", problem, "Let draws_noise(eta) of the integrator say what its steps do.")
 
 
 def _check_lambda(equation: ReverseEquation, solver: Solver, times: Tensor) -> None:

@@ -55,6 +55,9 @@ def check_deterministic(solver: Solver, purpose: str) -> None:
     if solver.eta > 0:
         problem = f"{solver.name} adds noise, and {purpose} is a property of the probability flow, eta=0"
         raise ArgumentError("solver", solver.eta, problem, "Use ddim(), probability_flow(), Solver(name, 0.0, ...).")
+    if solver.integrator.draws_noise(0.0):
+        problem = f"it draws noise although eta is 0, and {purpose} belongs to the deterministic flow"
+        raise ArgumentError("solver", solver.name, problem, "Use a deterministic integrator, for example S_churn=0.")
 
 
 def check_tensor(name: str, x: Any) -> None:

@@ -2,21 +2,26 @@
 
 import pytest
 import torch
-from catalogue import ADAPTIVE, SOLVERS, RandomNetwork, name
+from catalogue import ADAPTIVE, INTEGRATORS, SOLVERS, RandomNetwork, name
 from torch import nn
 
 from sde_toolkit import (
     VPSDE,
+    ReverseEquation,
     ScoreModel,
     Solver,
     clip_x0,
     dpmpp_2m,
     dynamic_threshold,
+    edm_stochastic,
     encode,
     grids,
+    pc,
     reschedule,
     sample,
 )
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import AdaptiveSDE
 from sde_toolkit.likelihood import Exact, log_likelihood, variational_bound
 from sde_toolkit.models import Wrapper, time_inputs
 from sde_toolkit.sde import CosineVPSDE
@@ -182,3 +187,35 @@ def test_what_a_subclass_sets_is_on_record():
     assert model.settings() == {"scale": 1.5}
     assert model.description()["wrapper"].endswith("Scaled")
     assert model.description()["scale"] == 1.5
+
+
+@pytest.mark.parametrize("integrator", [*INTEGRATORS, *(s.integrator for s in SOLVERS)], ids=name)
+def test_an_integrator_says_whether_it_draws_noise(integrator):
+    """What ``draws_noise`` says is what its steps do, with noise in the equation and without."""
+    for eta in (0.0, 1.0):
+        if (eta > 0 and integrator.weak_order is None) or (eta == 0 and isinstance(integrator, AdaptiveSDE)):
+            continue
+        equation = ReverseEquation(ScoreModel(RandomNetwork(), VPSDE(), "v"), eta)
+        table = integrator.prepare(equation, torch.tensor([0.9, 0.6, 0.4], dtype=torch.float64))
+        x, state, draws = torch.zeros(2, 2, dtype=torch.float64), None, []
+
+        def noise(draws=draws):
+            draws.append(1)
+            return torch.zeros(2, 2, dtype=torch.float64)
+
+        for row in table:
+            x, state = integrator.step(equation, x, row.unbind(), state, noise)
+        assert integrator.draws_noise(eta) == bool(draws)
+
+
+@pytest.mark.parametrize("solver", [pc(), edm_stochastic()], ids=name)
+def test_who_draws_noise_cannot_encode(solver):
+    model = ScoreModel(RandomNetwork(), VPSDE(), "v")
+    flow = Solver(solver.name, 0.0, solver.integrator)
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    for call in (
+        lambda: encode(model, flow, grids.uniform(VPSDE(), 4, end=0.05), x),
+        lambda: log_likelihood(model, x, solver=flow, grid=grids.uniform(VPSDE(), 4, end=0.05)),
+    ):
+        with pytest.raises(ArgumentError, match="draws noise"):
+            call()
