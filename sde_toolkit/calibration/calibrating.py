@@ -33,7 +33,6 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import watch_random_numbers
 from sde_toolkit.models.inspection import modules_of
-from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.solvers import Solver
@@ -108,7 +107,7 @@ def calibrate(
     cost = _cost(problem)
     cheap = cost < _CHEAP
     n = n or _default_n(cheap, math.prod(shape))
-    usual = (400 if isinstance(model, GaussianMixture) else 200) if cheap else 96
+    usual = (400 if model.has_exact_score else 200) if cheap else 96
     problem.fine_steps = usual if reference_steps is None else reference_steps
     problem.times = problem.fine_times(problem.fine_steps)
     bar = progress_bar(100, "calibrate", enabled=progress)

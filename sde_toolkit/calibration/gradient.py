@@ -23,7 +23,7 @@ from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
@@ -137,9 +137,8 @@ def differentiable(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int = 1
 
 def _opened(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
     """The integrator inside, and its factors as a tensor; None where it has none."""
-    if isinstance(integrator, Tuned):
-        return integrator.integrator, torch.tensor(integrator.factors, dtype=torch.float64)
-    return integrator, None
+    factors = integrator.learned_factors
+    return integrator.untuned, None if factors is None else torch.tensor(factors, dtype=torch.float64)
 
 
 def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, grid: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, gri
 def with_ones(plan: Plan) -> Plan:
     """The same plan with factors of 1, where it can have factors."""
     integrator = plan.solver.integrator
-    count = tunable_count(integrator)
+    count = integrator.tunable_weights
     if count is None:
         return plan
     ones = ((1.0,) * count,) * (len(plan.grid) - 1)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.integrators import Corrected, FrozenX0, Multistep
-from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 
@@ -31,7 +30,7 @@ _FIRST = -7.0
 def reference_end(model: ScoreModel) -> float:
     """Where the flow is followed to: t → 0 for exact scores, the SDE's ``sampling_end`` for networks."""
     sde, last = model.sde, _LAST - math.log(model.sigma_data)
-    if not isinstance(model, GaussianMixture):
+    if not model.has_exact_score:
         return sde.sampling_end
     if sde.half_log_snr(0.0).item() <= last:
         return 0.0

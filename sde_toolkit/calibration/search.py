@@ -21,8 +21,7 @@ from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
-from sde_toolkit.integrators import Corrected, Integrator
-from sde_toolkit.integrators.tuned import Tuned, multiplied, tilt, tunable_count
+from sde_toolkit.integrators.tuned import Tuned, multiplied, tilt
 
 __all__ = ["fitted_weights", "pattern_search", "score"]
 
@@ -79,7 +78,7 @@ def pattern_search(
 def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int | None = None) -> Iterator[Plan]:
     """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
     integrator = plan.solver.integrator
-    count = tunable_count(integrator)
+    count = integrator.tunable_weights
     if count is None or problem.eta > 0:
         return
     n = len(chosen) if n is None else min(n, len(chosen))
@@ -119,7 +118,7 @@ def _fit(
 ) -> tuple[tuple[float, ...], ...] | None:
     """Factors of every step, the run so far being the tuned one."""
     integrator = plan.solver.integrator
-    free = list(range(_linear(integrator, count)))
+    free = list(range(integrator.linear_weights or 0))
     x, n = targets[0], targets.shape[1]
     state = None
     found = []
@@ -151,11 +150,6 @@ def _fit(
         found.append(tuple(ones.tolist()))
         x, state = stepped(ones)
     return tuple(found) if n else None
-
-
-def _linear(integrator: Integrator, count: int) -> int:
-    """How many of the factors x_s is linear in: the corrector's own act on the step before."""
-    return count - integrator.predictor.order - 1 if isinstance(integrator, Corrected) else count
 
 
 def _remembering(problem: Problem, memory: list[Tensor]) -> ReverseEquation:

@@ -15,8 +15,7 @@ from sde_toolkit.calibration.knots import dynamic_grids
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import fitted_weights, pattern_search, score
 from sde_toolkit.calibration.starts import Plan, usual_grids
-from sde_toolkit.integrators import Corrected, FrozenX0, Integrator, Multistep
-from sde_toolkit.integrators.frozen import Frozen
+from sde_toolkit.integrators import FrozenX0
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Stages"]
@@ -105,7 +104,7 @@ class Stages:
             steps = self.steps(start.solver)
             if steps < 2 or not start.tweedie:
                 continue
-            for label, times in dynamic_grids(self.problem, fit, _frozen(integrator), steps):
+            for label, times in dynamic_grids(self.problem, fit, integrator.frozen_quantity or FrozenX0(), steps):
                 plan = Plan(start.solver, times, label)
                 found.append((score(self.problem, plan, fit, self.probes), plan))
                 self.tell("dynamic programming", 0.0)
@@ -202,9 +201,3 @@ def _of_different_solvers(plans: Sequence[Plan], count: int) -> list[Plan]:
     for plan in plans:
         first.setdefault(repr(plan.solver), plan)
     return list(first.values())[:count]
-
-
-def _frozen(integrator: Integrator) -> Frozen:
-    """What the dynamic programme's method freezes: as the solver itself, data prediction for all others."""
-    inner = integrator.predictor if isinstance(integrator, Corrected) else integrator
-    return inner.frozen if isinstance(inner, Multistep) else FrozenX0()

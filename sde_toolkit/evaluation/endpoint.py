@@ -23,7 +23,6 @@ from sde_toolkit.integrators import TorchDiffEq
 from sde_toolkit.jobs.store import Arrays
 from sde_toolkit.metrics.distances import Estimate, rmse
 from sde_toolkit.models.conditions import check_condition
-from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.sampling.loop import rows_of
@@ -135,12 +134,12 @@ def checked_endpoint(n: int) -> int:
 
 def endpoint_cost(model: ScoreModel, steps: int) -> tuple[int, int]:
     """About how many evaluations a sample takes, and solved more finely."""
-    return (300, 400) if isinstance(model, GaussianMixture) else (2 * steps + 1, 6 * steps + 1)
+    return (300, 400) if model.has_exact_score else (2 * steps + 1, 6 * steps + 1)
 
 
 def _how(model: ScoreModel, steps: int, finer: bool) -> tuple[Solver, int, torch.dtype]:
     """Solver, intervals of its grid, and precision."""
-    if isinstance(model, GaussianMixture):
+    if model.has_exact_score:
         tolerance = 1e-10 if finer else 1e-9
         integrator = TorchDiffEq(rtol=tolerance, max_nfe=100_000)
         return probability_flow(integrator), 1, torch.float64
@@ -148,6 +147,6 @@ def _how(model: ScoreModel, steps: int, finer: bool) -> tuple[Solver, int, torch
 
 
 def _method(model: ScoreModel, steps: int) -> str:
-    if isinstance(model, GaussianMixture):
+    if model.has_exact_score:
         return "dopri5, float64, tolerance 1e-9"
     return f"Heun, {steps} steps on the quadratic grid"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.stepping import Statistics
 from sde_toolkit.noise.streams import Noise
+
+if TYPE_CHECKING:
+    from sde_toolkit.integrators.frozen import Frozen
 
 __all__ = ["AffineStep", "DenseIntegrator", "Integrator", "Row", "combine"]
 
@@ -45,6 +48,7 @@ class Integrator(ABC):
     ``order``: convergence order on the ODE (η = 0); None where it adapts, or needs noise. ``strong_order`` and
     ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
     ``in_lambda``: whether its steps see α and σ alone, so that it keeps its order in λ where they have kinks in t.
+    ``place_of_x``: of the coefficient of x_t among the tunable ones.
     """
 
     order: ClassVar[int | None]
@@ -52,6 +56,35 @@ class Integrator(ABC):
     weak_order: ClassVar[float | None] = None
     evals_per_step: ClassVar[int | None]
     in_lambda: ClassVar[bool] = False
+    place_of_x: ClassVar[int] = 0
+
+    @property
+    def tunable_weights(self) -> int | None:
+        """How many coefficients, the last ones of every row, may be multiplied by factors; None where none may.
+
+        Before them are the network's inputs, m, n and κ.
+        """
+        return None
+
+    @property
+    def linear_weights(self) -> int | None:
+        """How many of these, from the first, x_s is linear in."""
+        return self.tunable_weights
+
+    @property
+    def frozen_quantity(self) -> Frozen | None:
+        """What an exponential method freezes in a step, or continues by a polynomial; None for other methods."""
+        return None
+
+    @property
+    def untuned(self) -> Integrator:
+        """The method without the factors that were learned for it."""
+        return self
+
+    @property
+    def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
+        """These factors, steps × coefficients."""
+        return None
 
     def check(self, equation: ReverseEquation) -> None:
         """Refuse an equation that this integrator cannot solve.
@@ -116,6 +149,11 @@ class AffineStep(Integrator):
     """
 
     evals_per_step: ClassVar[int | None] = 1
+
+    @property
+    def tunable_weights(self) -> int | None:
+        """A and B."""
+        return 2
 
     @abstractmethod
     def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,6 +72,15 @@ class Multistep(Integrator):
         rule = "" if two is None else f", two_point={getattr(two, '__name__', two)}"
         return f"Multistep(order={self.order}, frozen={self.frozen}, coordinate={name}{rule})"
 
+    @property
+    def tunable_weights(self) -> int | None:
+        """A, B, and p − 1 weights of differences."""
+        return 1 + self.order
+
+    @property
+    def frozen_quantity(self) -> Frozen | None:
+        return self.frozen
+
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """Columns: inputs; m, n if F has to be computed; κ if η > 0; A, B, w_1 ... w_{p−1}."""
         m, n, A, B, kappa, weights = self.columns(equation, grid)
@@ -124,6 +133,7 @@ class Corrected(Integrator):
 
     evals_per_step: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0
+    place_of_x: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.predictor, Multistep):
@@ -137,6 +147,20 @@ class Corrected(Integrator):
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]
         return self.predictor.weak_order
+
+    @property
+    def tunable_weights(self) -> int | None:
+        """Carry, A, B, p weights to predict with, p + 1 to correct with."""
+        return 4 + 2 * self.predictor.order
+
+    @property
+    def linear_weights(self) -> int | None:
+        """All but those of the corrector, which acts on the step before."""
+        return 3 + self.predictor.order
+
+    @property
+    def frozen_quantity(self) -> Frozen | None:
+        return self.predictor.frozen
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """Columns: inputs; m, n, κ as above; carry, A, B; p to predict with; p + 1 to correct the step before."""

@@ -23,25 +23,10 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.frozen import FrozenEDM
-from sde_toolkit.integrators.integrator import AffineStep, Integrator, Row
-from sde_toolkit.integrators.multistep import Corrected, Multistep
+from sde_toolkit.integrators.integrator import Integrator, Row
 from sde_toolkit.noise.streams import Noise
 
-__all__ = ["Tuned", "multiplied", "tilt", "tunable_count"]
-
-
-def tunable_count(integrator: Integrator) -> int | None:
-    """How many coefficients, the last ones of every row, can be tuned; None where none can.
-
-    Before them are the network's inputs, m, n and κ.
-    """
-    if isinstance(integrator, AffineStep):
-        return 2  # A, B
-    if isinstance(integrator, Multistep):
-        return 1 + integrator.order  # A, B, weights
-    if isinstance(integrator, Corrected):
-        return 4 + 2 * integrator.predictor.order  # carry, A, B, p weights, p + 1 weights
-    return None
+__all__ = ["Tuned", "multiplied", "tilt"]
 
 
 def tilt(equation: ReverseEquation, grid: Tensor) -> Tensor:
@@ -58,7 +43,7 @@ def multiplied(integrator: Integrator, table: Tensor, factors: Tensor, tilts: Te
     A x + B y = (A − B m/n) x + (B/n) F: where ``tilts`` m/n are not 0 the factors f_A and f_B are those of x and F.
     """
     fixed = table.shape[1] - factors.shape[1]
-    place = 1 if isinstance(integrator, Corrected) else 0  # of A, among the coefficients
+    place = integrator.place_of_x
     f_A, f_B, B = factors[:, place], factors[:, place + 1], table[:, fixed + place + 1]
     found = table * torch.cat([table.new_ones(len(table), fixed), factors], dim=1)
     columns = list(found.unbind(1))
@@ -86,7 +71,7 @@ class Tuned(Integrator):
     evals_per_step: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        count = tunable_count(self.integrator)
+        count = self.integrator.tunable_weights
         if count is None:
             remedy = "Tune a Multistep, a Corrected or an Exponential."
             raise ArgumentError("integrator", self.integrator, "it has no coefficients that can be tuned", remedy)
@@ -95,6 +80,14 @@ class Tuned(Integrator):
             problem = f"{self.integrator} has {count} coefficients in every step"
             raise ArgumentError("factors", self.factors, problem, "Pass rows of as many finite numbers.")
         object.__setattr__(self, "factors", tuple(tuple(float(f) for f in row) for row in rows))
+
+    @property
+    def untuned(self) -> Integrator:
+        return self.integrator
+
+    @property
+    def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
+        return self.factors
 
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]

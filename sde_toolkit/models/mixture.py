@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +198,8 @@ class GaussianMixture(ScoreModel):
     """
 
     network: _MixtureNetwork
+
+    has_exact_score: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class ScoreModel(nn.Module):
             nothing of x_0; a ``sigma_data`` that is not positive; an SDE that :func:`~sde_toolkit.sde.check_sde`
             refuses, since it runs backwards in time, for example.
     """
+
+    has_exact_score: ClassVar[bool] = False  # then solvers follow the flow to t = 0, to tolerances of float64
 
     def __init__(
         self,

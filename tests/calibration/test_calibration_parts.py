@@ -19,7 +19,7 @@ from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.search import RIDGES, fitted_weights, pattern_search
 from sde_toolkit.calibration.starts import Plan
 from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenX0, Multistep
-from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.integrators.tuned import Tuned
 
 FLOAT = torch.float64
 
@@ -47,7 +47,7 @@ def test_fitted_factors_are_the_bottom_of_the_ridge_problem(inside, sde):
     chosen = problem.noise_set(24)
     grid = grids.uniform(sde, 4, end=0.05)
     plan = Plan(Solver("plain", 0.0, inside), grid, "")
-    count = tunable_count(inside)
+    count = inside.tunable_weights
     free = count if isinstance(inside, Multistep) else count - inside.predictor.order - 1
     plans = list(fitted_weights(problem, chosen, plan))
     assert len(plans) == len(RIDGES)

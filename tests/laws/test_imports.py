@@ -188,6 +188,31 @@ def sde_names():
     return {name for name, value in vars(sde_toolkit.sde).items() if inspect.isclass(value) and issubclass(value, SDE)}
 
 
+def concrete(module, base, protocols):
+    """The classes of a room that nobody outside may ask for; ``protocols``: what anybody may."""
+    found = {name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)}
+    return found - protocols
+
+
+@pytest.mark.parametrize(
+    ("room", "names"),
+    [
+        ("integrators", concrete(sde_toolkit.integrators, sde_toolkit.Integrator, {"Integrator", "DenseIntegrator"})),
+        ("models", concrete(sde_toolkit.models, sde_toolkit.ScoreModel, {"ScoreModel", "Wrapper"})),
+    ],
+)
+def test_nobody_asks_which_integrator_or_model_it_is(room, names):
+    """What another room wants to know is a property that they declare. Commands may ask: they choose for people."""
+    assert len(names) > 2
+    for file, tree in files():
+        if unit_of(file) in (room, "cli"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                asked = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node.args[1])}
+                assert not asked & names, f"{file}:{node.lineno}"
+
+
 def test_nobody_asks_which_sde_it_is():
     assert {"SDE", "VPSDE"} <= sde_names()
     for file, tree in files():

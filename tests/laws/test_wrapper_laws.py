@@ -43,7 +43,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, Multistep
-from sde_toolkit.integrators.tuned import Tuned, tunable_count
+from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.models import time_inputs
 from sde_toolkit.models.prediction import KINDS
 from sde_toolkit.models.rescheduled import Rescheduled
@@ -448,7 +448,7 @@ def test_wrappers_are_score_models_like_any_other():
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), FlowMatching()], ids=name)
 def test_factors_mean_the_same_for_a_network_of_v_and_of_edms_f(sde, inside):
     """y of a tuned step is EDM's F also where the network says v: the same factors, the same samples."""
-    count = tunable_count(inside)
+    count = inside.tunable_weights
     random = torch.rand(4, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tuned = Tuned(inside, tuple(map(tuple, (0.8 + 0.4 * random).tolist())))
     grid = grids.uniform(sde, 4, start=0.95, end=0.1)
