@@ -28,7 +28,7 @@ from sde_toolkit.calibration.problem import Measured, NoiseSet, Problem
 from sde_toolkit.calibration.refusals import check_request, check_start_grid
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
-from sde_toolkit.calibration.starts import Plan, default_solvers
+from sde_toolkit.calibration.starts import Contender, default_solvers
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import watch_random_numbers
@@ -181,7 +181,7 @@ def calibrate(
     )
 
 
-def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Plan) -> tuple[Method, str]:
+def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Method, str]:
     """The method, and what has to be said about it."""
     if method == "search":
         return "search", ""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.problem import NoiseSet, Problem
-from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator
@@ -48,13 +48,13 @@ class Descending:
 def optimise(
     problem: Problem,
     chosen: NoiseSet,
-    plan: Plan,
+    plan: Contender,
     how: Descending,
     *,
     weights: bool,
     deadline: float,
     tell: Callable[[float], None] = lambda done: None,
-) -> Plan:
+) -> Contender:
     """The plan after descending, or as far as ``deadline`` (of ``time.monotonic``) and finite gradients allowed."""
     integrator, factors = _opened(plan.solver.integrator)
     weights = weights and factors is not None
@@ -108,7 +108,7 @@ def optimise(
     return _closed(plan, integrator, grid_of(a.detach(), start, end, steps), factors)
 
 
-def differentiable(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int = 16) -> bool:
+def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int = 16) -> bool:
     """Whether the endpoint error changes along its gradient in the grid as the gradient says, to a tenth."""
     integrator, factors = _opened(plan.solver.integrator)
     steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
@@ -149,7 +149,7 @@ def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, gri
     return Tuned(integrator, ones).apply(equation, grid, factors)
 
 
-def with_ones(plan: Plan) -> Plan:
+def with_ones(plan: Contender) -> Contender:
     """The same plan with factors of 1, where it can have factors."""
     integrator = plan.solver.integrator
     count = integrator.tunable_weights
@@ -159,7 +159,7 @@ def with_ones(plan: Plan) -> Plan:
     return replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, ones)))
 
 
-def _closed(plan: Plan, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Plan:
+def _closed(plan: Contender, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Contender:
     if factors is not None:
         rows = tuple(tuple(row) for row in factors.detach().tolist())
         integrator = Tuned(integrator, rows)

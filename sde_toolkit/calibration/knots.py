@@ -30,7 +30,7 @@ from sde_toolkit.integrators.frozen import Frozen
 from sde_toolkit.integrators.interpolation import difference_weights
 from sde_toolkit.sde import SDE
 
-__all__ = ["LocalErrors", "best_knots", "dynamic_grids", "gram_matrix", "local_errors"]
+__all__ = ["StepErrors", "best_knots", "dynamic_grids", "gram_matrix", "local_errors"]
 
 _KNOTS = 64
 _ELEMENTS = 2**25  # of the stored trajectory
@@ -39,7 +39,7 @@ _POWERS = (1.0, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
-class LocalErrors:
+class StepErrors:
     """Squares, mean over elements: ``first[k]`` of the step 0 → k, ``step[i, k, j]`` of k → j after i, ``last[k]`` of
     the Tweedie step. Infinite where there is no such step."""
 
@@ -77,7 +77,7 @@ def gram_matrix(states: Tensor, outputs: Tensor, end: Tensor) -> Tensor:
     return vectors @ vectors.T / vectors.shape[1]
 
 
-def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram: Tensor) -> LocalErrors:
+def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram: Tensor) -> StepErrors:
     """Of the exponential multistep method of order 2 (order 1 in the first step)."""
     sde, K = equation.sde, len(times) - 1
     m, n = frozen.view(equation, times)
@@ -120,7 +120,7 @@ def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram:
     each = torch.arange(K + 1)
     end = torch.full_like(each, 2 * K + 2)
     last = squares([(each, x_0.first), (each + K + 1, x_0.second), (end, -torch.ones_like(m))])
-    return LocalErrors(first, step, last)
+    return StepErrors(first, step, last)
 
 
 def dynamic_grids(problem: Problem, chosen: NoiseSet, frozen: Frozen, steps: int) -> Iterator[tuple[str, Tensor]]:

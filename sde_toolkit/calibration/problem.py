@@ -24,8 +24,8 @@ from torch import Tensor
 
 from sde_toolkit.calibration.descent import CommonNoise, Descent
 from sde_toolkit.calibration.distributions import Likeness
-from sde_toolkit.calibration.reference import Path, fine_grid, reference_end, solve_finely
-from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.calibration.reference import FineSolve, fine_grid, reference_end, solve_finely
+from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise
@@ -123,7 +123,7 @@ class Problem:
         return NoiseSet(first, noise, target, likeness)
 
     @torch.no_grad()
-    def path(self, chosen: NoiseSet, n: int, times: Tensor) -> Path:
+    def path(self, chosen: NoiseSet, n: int, times: Tensor) -> FineSolve:
         """The first ``n`` fine trajectories of a set, with all their states."""
         return solve_finely(self.flow, self.starts(chosen.noise, slice(0, n)), times, keep=True)
 
@@ -141,7 +141,7 @@ class Problem:
             yield slice(first, min(n, first + size))
 
     @torch.no_grad()
-    def squares(self, plan: Plan, chosen: NoiseSet, n: int | None = None) -> Tensor:
+    def squares(self, plan: Contender, chosen: NoiseSet, n: int | None = None) -> Tensor:
         """Squared errors of a plan: (n,) per sample, η > 0: per block of samples. Infinite where it diverges."""
         n = len(chosen) if n is None else min(n, len(chosen))
         table = plan.solver.integrator.prepare(self.descent.equation, plan.grid)

@@ -21,7 +21,7 @@ from sde_toolkit.integrators import Corrected, FrozenX0, Multistep
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 
-__all__ = ["Path", "fine_grid", "reference_end", "solve_finely"]
+__all__ = ["FineSolve", "fine_grid", "reference_end", "solve_finely"]
 
 _LAST = 11.5  # λ, for data of size 1
 _FIRST = -7.0
@@ -55,7 +55,7 @@ def fine_grid(
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class FineSolve:
     """A fine solve: ``times`` (K + 1,), ``states`` (K + 1, n, *event) or None, ``end`` (n, *event) after Tweedie."""
 
     times: Tensor
@@ -63,8 +63,8 @@ class Path:
     end: Tensor
 
 
-def solve_finely(descent: Descent, x: Tensor, times: Tensor, *, keep: bool = False) -> Path:
+def solve_finely(descent: Descent, x: Tensor, times: Tensor, *, keep: bool = False) -> FineSolve:
     """The probability flow from ``x`` at ``times[0]`` down ``times``."""
     integrator = Corrected(Multistep(3, FrozenX0()))
     end, states = descent.run(integrator, times, x, None, tweedie=True, keep=keep)
-    return Path(times, states, end)
+    return FineSolve(times, states, end)

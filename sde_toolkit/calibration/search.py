@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.reference import solve_finely
-from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
@@ -29,7 +29,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 _FINEST = 0.03
 
 
-def score(problem: Problem, plan: Plan, chosen: NoiseSet, n: int | None = None) -> float:
+def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None) -> float:
     """Mean squared error of a plan, infinite where it cannot run."""
     try:
         return problem.squares(plan, chosen, n).mean().item()
@@ -40,14 +40,14 @@ def score(problem: Problem, plan: Plan, chosen: NoiseSet, n: int | None = None) 
 def pattern_search(
     problem: Problem,
     chosen: NoiseSet,
-    plan: Plan,
+    plan: Contender,
     *,
     n: int,
     deadline: float,
     runs: int = 150,
     modes: int = 4,
     tell: Callable[[float], None] = lambda done: None,
-) -> Plan:
+) -> Contender:
     """The best grid found within ``runs`` runs of ``n`` noises, or before ``deadline``."""
     steps, start = len(plan.grid) - 1, plan.grid[0].item()
     end = min(problem.earliest, plan.grid[-1].item())
@@ -75,7 +75,7 @@ def pattern_search(
     return best
 
 
-def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Plan, *, n: int | None = None) -> Iterator[Plan]:
+def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int | None = None) -> Iterator[Contender]:
     """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
     integrator = plan.solver.integrator
     count = integrator.tunable_weights
@@ -114,7 +114,7 @@ def _path_from(problem: Problem, x: Tensor, times: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fit(
-    problem: Problem, chosen: NoiseSet, plan: Plan, count: int, targets: Tensor, ridge: float
+    problem: Problem, chosen: NoiseSet, plan: Contender, count: int, targets: Tensor, ridge: float
 ) -> tuple[tuple[float, ...], ...] | None:
     """Factors of every step, the run so far being the tuned one."""
     integrator = plan.solver.integrator

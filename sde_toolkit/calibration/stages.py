@@ -14,7 +14,7 @@ from sde_toolkit.calibration.gradient import Descending, optimise, with_ones
 from sde_toolkit.calibration.knots import dynamic_grids
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import fitted_weights, pattern_search, score
-from sde_toolkit.calibration.starts import Plan, usual_grids
+from sde_toolkit.calibration.starts import Contender, usual_grids
 from sde_toolkit.integrators import FrozenX0
 from sde_toolkit.solvers import Solver
 
@@ -50,7 +50,7 @@ class Stages:
         """Noises that a candidate is scored on."""
         return 512 if self.cheap else 24
 
-    def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Plan]:
+    def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Contender]:
         """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all."""
         problem, deadline = self.problem, self.until(_SCORING)
         sde = problem.model.sde
@@ -66,12 +66,12 @@ class Stages:
                 sigma_data=problem.model.sigma_data,
             )
 
-        known: dict[tuple[int, str], tuple[float, Plan]] = {}
+        known: dict[tuple[int, str], tuple[float, Contender]] = {}
 
         def run(k: int, label: str, times: Tensor) -> None:
             late = bool(known) and time.monotonic() > deadline
             if (k, label) not in known and not late:
-                plan = Plan(solvers[k], times, label)
+                plan = Contender(solvers[k], times, label)
                 known[k, label] = (score(problem, plan, fit, self.probes), plan)
                 self.tell("candidates", 0.0)
 
@@ -94,7 +94,7 @@ class Stages:
         finite = [(e, plan) for e, plan in known.values() if math.isfinite(e)]
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
-    def dynamic(self, fit: NoiseSet, ranked: Sequence[Plan], count: int) -> list[Plan]:
+    def dynamic(self, fit: NoiseSet, ranked: Sequence[Contender], count: int) -> list[Contender]:
         """The grids of dynamic programming under the best solvers, best first."""
         if self.problem.eta > 0:
             return []
@@ -105,17 +105,17 @@ class Stages:
             if steps < 2 or not start.tweedie:
                 continue
             for label, times in dynamic_grids(self.problem, fit, integrator.frozen_quantity or FrozenX0(), steps):
-                plan = Plan(start.solver, times, label)
+                plan = Contender(start.solver, times, label)
                 found.append((score(self.problem, plan, fit, self.probes), plan))
                 self.tell("dynamic programming", 0.0)
         finite = [pair for pair in found if math.isfinite(pair[0])]
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
-    def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
+    def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
         """Short descents from the best starts, then long ones from the best of their ends, in e² and softened."""
         problem = self.problem
         how = self.descending(fit, ranked[0])
-        found: list[Plan] = []
+        found: list[Contender] = []
         if self.cheap:
             starts = _of_different_solvers(ranked, 4)
         else:  # one descent, from the best that a search finds in half the time
@@ -155,7 +155,7 @@ class Stages:
             )
         return found
 
-    def descending(self, fit: NoiseSet, plan: Plan) -> Descending:
+    def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # many steps stand on each other: 0.1 diverges at 50
             iterations = max(1, round(600 * self.effort))
@@ -164,7 +164,7 @@ class Stages:
         iterations = max(1, min(round(300 * self.effort), self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)
 
-    def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Plan]) -> list[Plan]:
+    def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
         """Dynamic programming, pattern search, least squares."""
         problem = self.problem
         known = [*self.dynamic(fit, ranked, 2), *ranked[:2]]
@@ -195,9 +195,9 @@ class Stages:
         return found
 
 
-def _of_different_solvers(plans: Sequence[Plan], count: int) -> list[Plan]:
+def _of_different_solvers(plans: Sequence[Contender], count: int) -> list[Contender]:
     """The first plan of each of the first ``count`` solvers."""
-    first: dict[str, Plan] = {}
+    first: dict[str, Contender] = {}
     for plan in plans:
         first.setdefault(repr(plan.solver), plan)
     return list(first.values())[:count]

@@ -17,11 +17,11 @@ from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0,
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Plan", "default_solvers", "usual_grids"]
+__all__ = ["Contender", "default_solvers", "usual_grids"]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Contender:
     """A solver on a grid, and what it is called. ``tweedie``: whether a last evaluation denoises."""
 
     solver: Solver

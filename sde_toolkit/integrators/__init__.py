@@ -7,11 +7,11 @@ from sde_toolkit.integrators.churn import EDMHeun
 from sde_toolkit.integrators.explicit import Euler, Heun
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
-from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator, Row
+from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator, StepRow
 from sde_toolkit.integrators.interpolation import bh1, bh2, in_lambda, in_phi, in_tau, in_time
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
 from sde_toolkit.integrators.learned import LearnedVariance
-from sde_toolkit.integrators.linear_step import LinearStep
+from sde_toolkit.integrators.linear_step import LinearStep, RecordedStep
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.per_sample import PerSample
 from sde_toolkit.integrators.predictor_corrector import PredictorCorrector
@@ -55,12 +55,13 @@ __all__ = [
     "Multistep",
     "PerSample",
     "PredictorCorrector",
+    "RecordedStep",
     "ReverseDiffusion",
-    "Row",
     "RungeKutta4",
     "Scipy",
     "SingleStep",
     "Statistics",
+    "StepRow",
     "Straight",
     "TorchDiffEq",
     "bh1",

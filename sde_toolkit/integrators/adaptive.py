@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.integrators.integrator import DenseIntegrator, Row
+from sde_toolkit.integrators.integrator import DenseIntegrator, StepRow
 from sde_toolkit.integrators.stepping import Statistics, absolute_tolerance, check_tolerances, lambda_range
 from sde_toolkit.models.calls import counted
 from sde_toolkit.noise.streams import Noise
@@ -98,7 +98,7 @@ class _Adaptive(DenseIntegrator):
             raise ArgumentError("method", self.method, "not an adaptive method", f"Use one of {self.methods}.")
         check_tolerances(self.rtol, self.atol, self.max_nfe)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         path, _ = self._solve(equation, x, torch.stack(row).to("cpu", torch.float64))
         return path[-1], None
 

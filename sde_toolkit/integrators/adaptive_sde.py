@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import Integrator, Row
+from sde_toolkit.integrators.integrator import Integrator, StepRow
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Statistics,
@@ -188,7 +188,7 @@ class AdaptiveSDE(Integrator):
         last[-1] = 1
         return self.table(equation, grid, lambdas[:-1], lambdas[1:], last)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         start, end, last_interval = (value.item() for value in row)
         if state is None:
             h = torch.full((len(x),), self.first_step * (end - start), dtype=torch.float64)

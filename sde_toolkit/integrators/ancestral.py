@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators.linear_step import Form, LinearStep, Place, Plan
+from sde_toolkit.integrators.linear_step import Form, LinearStep, Place, Recording
 from sde_toolkit.integrators.singlestep import DPMSolver1, SingleStep
 
 __all__ = ["Ancestral"]
@@ -70,7 +70,7 @@ class Ancestral(LinearStep):
         inner = self.inner.draws(0.0)
         return (*inner[:-1], inner[-1] + (eta > 0))
 
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
         sde, eta, flow = equation.sde, equation.eta, replace(equation, eta=0.0)
         if eta == 0:
             return self.inner.plan(flow, t, target)
@@ -92,7 +92,7 @@ class Ancestral(LinearStep):
         time = torch.where(sigma_down > 0, above.time, 0.0)
         stages, end = self.inner.plan(flow, t, Place(time, target.alpha, sigma_down, half_log_snr))
         stages = [(u, _with_noise(x, torch.zeros_like(up))) for u, x in stages]
-        return Plan(stages, _with_noise(end, target.sigma * up))
+        return Recording(stages, _with_noise(end, target.sigma * up))
 
 
 def _with_noise(form: Form, amount: Tensor) -> Form:

@@ -21,7 +21,7 @@ import torch
 
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.linear_step import Form, Place, Trace, TracedStep
+from sde_toolkit.integrators.linear_step import Form, Place, RecordedStep, Trace
 
 __all__ = ["EDMHeun"]
 
@@ -30,7 +30,7 @@ _USUAL = {"S_tmin": 0.1, "S_tmax": 100.0}  # in units of the data's size: Karras
 
 
 @dataclass(frozen=True)
-class EDMHeun(TracedStep):
+class EDMHeun(RecordedStep):
     """EDM's second-order sampler; with ``S_churn=0`` Heun's method in (x/α, σ/α), and then without any draw.
 
     ``S_tmin``, ``S_tmax`` are noise levels τ = σ/α, EDM's σ; None stands for 0.1 and 100 times the model's

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators.integrator import AffineStep, Integrator, Row, combine
+from sde_toolkit.integrators.integrator import AffineStep, Integrator, StepRow, combine
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Euler", "Heun"]
@@ -59,7 +59,7 @@ class Heun(Integrator):
         )
         return self.table(equation, grid, *equation.inputs(t), *equation.inputs(s), *predictor, *corrector)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         inputs, predictor, corrector = row[:-5], row[-5:-3], row[-3:]
         half = len(inputs) // 2
         y_t = equation.output(x, inputs[:half])

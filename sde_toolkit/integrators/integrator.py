@@ -23,9 +23,9 @@ from sde_toolkit.noise.streams import Noise
 if TYPE_CHECKING:
     from sde_toolkit.integrators.frozen import Frozen
 
-__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "Row", "combine"]
+__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "StepRow", "combine"]
 
-Row = tuple[Tensor, ...]
+StepRow = tuple[Tensor, ...]
 """The coefficients of one step: 0-dim tensors in the dtype and on the device of the state."""
 
 
@@ -109,7 +109,7 @@ class Integrator(ABC):
         """Coefficients of all steps, float64, shape (steps, k)."""
 
     @abstractmethod
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         """One step: (x at the next time, state for the next step). ``state`` is None at the first.
 
         Every call of ``noise()`` is a standard normal draw of the shape of x; a method of the ODE makes none.
@@ -165,7 +165,7 @@ class AffineStep(Integrator):
         noise = (K,) if equation.eta > 0 else ()
         return self.table(equation, grid, *equation.inputs(grid[:-1]), *noise, A, B)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         head, (A, B) = row[:-2], row[-2:]
         y = equation.output(x, head[:-1] if equation.eta > 0 else head)
         x = (A * x).addcmul_(B, y)  # one pass and one tensor less than A * x + B * y

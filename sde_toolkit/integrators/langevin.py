@@ -27,7 +27,7 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import Row
+from sde_toolkit.integrators.integrator import StepRow
 from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.noise.streams import Noise
 
@@ -72,7 +72,7 @@ class Corrector(ABC):
         """What :meth:`correct` needs for correcting at the times ``t`` before steps to ``s``, float64."""
 
     @abstractmethod
-    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: Row, noise: Noise) -> Tensor:
+    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: StepRow, noise: Noise) -> Tensor:
         """The corrections at one time: the network's inputs and the coefficients there."""
 
 
@@ -109,7 +109,7 @@ class Langevin(Corrector):
         a = (sde.alpha(t) / sde.alpha(s)) ** 2
         return (*equation.view("epsilon", t), sde.sigma(t), 2 * a * self.snr**2)
 
-    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: Row, noise: Noise) -> Tensor:
+    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: StepRow, noise: Noise) -> Tensor:
         m, n, sigma, size = row
         for _ in range(self.steps):
             epsilon = torch.addcmul(m * x, n, equation.output(x, inputs))

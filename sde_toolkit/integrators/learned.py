@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators.exponential import Exponential
-from sde_toolkit.integrators.integrator import Integrator, Row
+from sde_toolkit.integrators.integrator import Integrator, StepRow
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["LearnedVariance"]
@@ -48,7 +48,7 @@ class LearnedVariance(Integrator):
         gain = torch.where(sigma_s > 0, torch.log(sigma_t / sigma_s), 0.0)
         return self.table(equation, grid, *equation.inputs(t), *Exponential().coefficients(equation, t, s), gain)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         """One step; the state is not used."""
         inputs, (A, B, kappa, gain) = row[:-4], row[-4:]
         y, v = equation.outputs(x, inputs)

@@ -26,12 +26,12 @@ from torch import Tensor
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.integrators.integrator import Integrator, Row, combine
+from sde_toolkit.integrators.integrator import Integrator, StepRow, combine
 from sde_toolkit.models.prediction import Kind
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sde import SDE
 
-__all__ = ["Evaluation", "Form", "LinearStep", "Place", "Plan", "Trace", "TracedStep"]
+__all__ = ["Evaluation", "Form", "LinearStep", "Place", "RecordedStep", "Recording", "Trace"]
 
 Form: TypeAlias = Tensor
 """Coefficients (known, steps) of one linear combination of x_t, the y_i and the z_i, in the order of their coming."""
@@ -107,7 +107,7 @@ class Trace:
         return self._next()
 
 
-class Plan(NamedTuple):
+class Recording(NamedTuple):
     """A recorded step: the stages (t_j, x_j) at which the network is asked, and the form of x_s."""
 
     stages: list[tuple[Tensor, Form]]
@@ -116,7 +116,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearStep(Integrator):
-    """A step that is played back from a :class:`Plan`. A subclass gives :meth:`plan`, and :meth:`draws`.
+    """A step that is played back from a :class:`Recording`. A subclass gives :meth:`plan`, and :meth:`draws`.
 
     ``begins_at_x``: whether the first evaluation is at x_t itself, which then needs no multiplication.
     """
@@ -124,7 +124,7 @@ class LinearStep(Integrator):
     begins_at_x: ClassVar[bool] = False
 
     @abstractmethod
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
         """The steps from the times ``t`` to ``target``, with ``evals_per_step`` evaluations."""
 
     def draws(self, eta: float) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ class LinearStep(Integrator):
             counts[0] = 0
         return counts
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         draws = self.draws(equation.eta)
         counts = self._counts(draws)
         inputs = (len(row) - sum(counts)) // (len(draws) - 1)
@@ -177,14 +177,14 @@ class LinearStep(Integrator):
 
 
 @dataclass(frozen=True)
-class TracedStep(LinearStep):
+class RecordedStep(LinearStep):
     """An explicit one-step method, written as :meth:`trace`."""
 
     @abstractmethod
     def trace(self, trace: Trace, target: Place) -> Form:
         """The form of x at the target, reached from ``trace.start`` with ``evals_per_step`` evaluations."""
 
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Plan:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
         """The trace; where a step of a method in λ is infinitely long, exponential steps of order 1."""
         begin = Place.at(equation.sde, t)
         width = 1 + self._evaluations + sum(self.draws(equation.eta))
@@ -192,13 +192,13 @@ class TracedStep(LinearStep):
         if not self.in_lambda or bool(finite.all()):
             trace = Trace(equation, begin, width, len(t))
             end = self.trace(trace, target)
-            return Plan(trace.asked, end)
+            return Recording(trace.asked, end)
         short = Trace(equation, begin.where(finite), width, len(t))
         end = self.trace(short, target.where(finite))
         long = Trace(equation, begin.where(~finite), width, len(t))
-        return _merge(finite, Plan(short.asked, end), self._in_substeps(long, target.where(~finite)))
+        return _merge(finite, Recording(short.asked, end), self._in_substeps(long, target.where(~finite)))
 
-    def _in_substeps(self, trace: Trace, target: Place) -> Plan:
+    def _in_substeps(self, trace: Trace, target: Place) -> Recording:
         """Exponential steps of order 1 and equal length in t; draws that they have no use for get no weight."""
         sde, eta, n = trace.equation.sde, trace.equation.eta, self._evaluations
         draws = self.draws(eta)
@@ -214,7 +214,7 @@ class TracedStep(LinearStep):
             x = there.alpha * found.view("x0") + there.sigma * rho * found.view("epsilon")
             if noise:
                 x = x + there.sigma * kappa * noise[-1]
-        return Plan(trace.asked, x)
+        return Recording(trace.asked, x)
 
 
 def _unit(form: Form) -> Form:
@@ -224,7 +224,7 @@ def _unit(form: Form) -> Form:
     return unit
 
 
-def _merge(mask: Tensor, chosen: Plan, other: Plan) -> Plan:
+def _merge(mask: Tensor, chosen: Recording, other: Recording) -> Recording:
     """One plan of those where the mask holds and those where it does not."""
 
     def merged(a: Tensor, b: Tensor) -> Tensor:
@@ -234,4 +234,4 @@ def _merge(mask: Tensor, chosen: Plan, other: Plan) -> Plan:
 
     pairs = zip(chosen.stages, other.stages, strict=True)
     stages = [(merged(t, u), merged(x, y)) for (t, x), (u, y) in pairs]
-    return Plan(stages, merged(chosen.end, other.end))
+    return Recording(stages, merged(chosen.end, other.end))

@@ -26,7 +26,7 @@ from sde_toolkit.checks import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
-from sde_toolkit.integrators.integrator import Integrator, Row, combine
+from sde_toolkit.integrators.integrator import Integrator, StepRow, combine
 from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
@@ -107,7 +107,7 @@ class Multistep(Integrator):
         """Whether F has to be computed from x and y, for the steps to come."""
         return self.order > 1 and not self.frozen.is_output_of(model)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         split = len(row) - self.order - 1
         head, weights = row[:split], row[split:]
         y, now = _evaluate(equation, x, head, self.views(equation.model))
@@ -180,7 +180,7 @@ class Corrected(Integrator):
             equation, grid, *_head(equation, grid, view, kappa), carry, A - carry, B, *predictions, *corrections
         )
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor.order
         split = len(row) - 2 * p - 4
         head, (carry, A, B), weights = row[:split], row[split : split + 3], row[split + 3 :]
@@ -200,7 +200,7 @@ def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kap
     return [*equation.inputs(grid[:-1]), *view, *([kappa] if equation.eta > 0 else [])]
 
 
-def _evaluate(equation: ReverseEquation, x: Tensor, head: Row, views: bool) -> tuple[Tensor, Tensor]:
+def _evaluate(equation: ReverseEquation, x: Tensor, head: StepRow, views: bool) -> tuple[Tensor, Tensor]:
     """The output y, and F = m x + n y; y again where ``head`` has no m and n."""
     inputs = head[:-1] if equation.eta > 0 else head
     if not views:
@@ -219,7 +219,7 @@ def _of_the_step_before(weights: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(weights[:1]), weights[:-1]])
 
 
-def _add(x: Tensor, weights: Row, values: tuple[Tensor, ...]) -> Tensor:
+def _add(x: Tensor, weights: StepRow, values: tuple[Tensor, ...]) -> Tensor:
     """x + Σ_j weight_j value_j, at least one of them; x itself stays as it is."""
     pairs = list(zip(weights, values, strict=True))
     total = torch.addcmul(x, *pairs[0])

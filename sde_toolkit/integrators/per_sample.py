@@ -29,7 +29,7 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import DenseIntegrator, Row
+from sde_toolkit.integrators.integrator import DenseIntegrator, StepRow
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Stage,
@@ -168,7 +168,7 @@ class PerSample(DenseIntegrator):
             raise ArgumentError("method", self.method, "not an embedded pair", f"Use one of {self.methods}.")
         check_tolerances(self.rtol, self.atol, self.max_nfe)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         lambdas = torch.stack(row).to("cpu", torch.float64)
         _, arrived, state = self._solve(equation, x, lambdas, state)
         return arrived, state

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import Integrator, Row
+from sde_toolkit.integrators.integrator import Integrator, StepRow
 from sde_toolkit.integrators.langevin import Corrector, Langevin
 from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
 from sde_toolkit.noise.streams import Noise
@@ -75,7 +75,7 @@ class PredictorCorrector(Integrator):
         correction = self.table(equation, grid, *self.corrector.coefficients(equation, t, s), *equation.inputs(t))
         return torch.cat([correction, self.predictor.prepare(equation, grid)], dim=1)
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         if state is None:  # how many inputs the network has is the model's affair: asked once
             state = (len(equation.inputs(torch.tensor(0.5, dtype=torch.float64))), None)
         width, of_predictor = state

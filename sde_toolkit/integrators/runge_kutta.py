@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, Trace, TracedStep
+from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, RecordedStep, Trace
 from sde_toolkit.sde import SDE
 
 __all__ = ["Coordinates", "InTime", "RungeKutta4", "Straight"]
@@ -84,7 +84,7 @@ class Straight(Coordinates):
 
 
 @dataclass(frozen=True)
-class RungeKutta4(TracedStep):
+class RungeKutta4(RecordedStep):
     """The classical method of order 4 (Kutta 1901), four evaluations a step.
 
         k_1 = F(x̃, u)    k_2 = F(x̃ + ½h k_1, u + ½h)    k_3 = F(x̃ + ½h k_2, u + ½h)    k_4 = F(x̃ + h k_3, u + h)

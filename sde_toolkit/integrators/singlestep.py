@@ -26,7 +26,7 @@ from torch import Tensor
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, Trace, TracedStep
+from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, RecordedStep, Trace
 
 __all__ = ["DPMSolver1", "DPMSolver2", "DPMSolver2S", "DPMSolver3", "DPMSolver3S", "SingleStep"]
 
@@ -78,7 +78,7 @@ def stage(trace: Trace, target: Place, r: float) -> tuple[Place, Tensor]:
 
 
 @dataclass(frozen=True)
-class SingleStep(TracedStep):
+class SingleStep(RecordedStep):
     """What is shared: the quantity that is interpolated, and the integral that goes with it."""
 
     in_lambda: ClassVar[bool] = True

@@ -23,7 +23,7 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.frozen import FrozenEDM
-from sde_toolkit.integrators.integrator import Integrator, Row
+from sde_toolkit.integrators.integrator import Integrator, StepRow
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Tuned", "multiplied", "tilt"]
@@ -108,5 +108,5 @@ class Tuned(Integrator):
         table = self.integrator.prepare(equation, grid)
         return multiplied(self.integrator, table, factors, tilt(equation, grid))
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         return self.integrator.step(equation, x, row, state, noise)

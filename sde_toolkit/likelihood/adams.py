@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.checks import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import FrozenEDM, Integrator, Row
+from sde_toolkit.integrators import FrozenEDM, Integrator, StepRow
 from sde_toolkit.integrators.integrator import combine
 from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.models.prediction import edm_input_scale
@@ -88,7 +88,7 @@ class Adams(Integrator):
             return None
         return columns if bool(torch.cat(columns).isfinite().all()) else None
 
-    def step(self, equation: ReverseEquation, x: Tensor, row: Row, state: Any, noise: Noise) -> tuple[Tensor, Any]:
+    def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor
         width = (len(row) - 2 * p - 2) // 2
         begin, end, (carry, *weights) = row[:width], row[width : 2 * width], row[2 * width :]
@@ -98,7 +98,7 @@ class Adams(Integrator):
         return combine((carry, *weights[p:]), (x, now, *past)), (now, *past[:-1])
 
 
-def _value(equation: ReverseEquation, x: Tensor, columns: Row) -> Tensor:
+def _value(equation: ReverseEquation, x: Tensor, columns: StepRow) -> Tensor:
     """F at x."""
     m, n, *inputs = columns
     return combine((m, n), (x, equation.output(x, tuple(inputs))))

@@ -21,7 +21,7 @@ from sde_toolkit.likelihood.divergence import Divergence
 from sde_toolkit.likelihood.jacobian import Field, Mode, check_differentiable, check_repeatable, fastest, reverse, sized
 from sde_toolkit.likelihood.joint import JointEquation
 from sde_toolkit.likelihood.path_ends import prior_cost, roughness, truncation
-from sde_toolkit.likelihood.paths import Path, Upwards
+from sde_toolkit.likelihood.paths import FlowPath, Upwards
 from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.likelihood.quadrature import Ladder, Nodes
 from sde_toolkit.models.conditions import map_rows
@@ -133,7 +133,7 @@ class Work:
         return self._answer(equation, flow, x, path, latent, integral, unknown, taken, seen)
 
     def _answer(
-        self, equation: ReverseEquation, flow: Upwards, x: Tensor, path: Path, latent: Tensor, integral: Tensor,
+        self, equation: ReverseEquation, flow: Upwards, x: Tensor, path: FlowPath, latent: Tensor, integral: Tensor,
         error: Tensor, divergences: Tensor, seen: Seen,
     ) -> Batch:  # fmt: skip
         D, start, times = math.prod(x.shape[1:]), flow.times[-1], seen.nodes.times

@@ -27,7 +27,7 @@ from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.loop import solve
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Interpolation", "Path", "Upwards", "default_flow"]
+__all__ = ["FlowPath", "Interpolation", "Upwards", "default_flow"]
 
 _POINTS = 8
 _TIGHTER = 0.25
@@ -50,7 +50,7 @@ def default_flow(model: ScoreModel, nfe: int, end: float, detail: float, even: b
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class FlowPath:
     """``states`` (Q, B, *event) at the wanted times, the state ``latent`` at the last time, and what it took."""
 
     states: Tensor
@@ -88,12 +88,12 @@ class Upwards:
         integrator.prepare(equation, times)
         return cls(solver, times, wanted, Interpolation.prepare(equation, times, wanted))
 
-    def solve(self, equation: ReverseEquation, x: Tensor) -> Path:
+    def solve(self, equation: ReverseEquation, x: Tensor) -> FlowPath:
         """Carry x (B, *event), of the first time, up to the last."""
         integrator = self.solver.integrator
         if isinstance(integrator, DenseIntegrator):
             states, statistics = integrator.states(equation, x, self.times)
-            return Path(states[: len(self.wanted)], states[-1], int(statistics.evaluations.max()), statistics)
+            return FlowPath(states[: len(self.wanted)], states[-1], int(statistics.evaluations.max()), statistics)
         solved = solve(
             equation,
             self.solver,
@@ -110,7 +110,7 @@ class Upwards:
             dtype=x.dtype,
             device=x.device,
         )
-        return Path(self._between(solved.trajectory), solved.x, solved.nfe, solved.statistics)
+        return FlowPath(self._between(solved.trajectory), solved.x, solved.nfe, solved.statistics)
 
     def _between(self, trajectory: Tensor | None) -> Tensor:
         if self.interpolation is None or trajectory is None:

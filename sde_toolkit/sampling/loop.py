@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import Integrator, Row, Statistics
+from sde_toolkit.integrators import Integrator, Statistics, StepRow
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.progress import progress_bar
@@ -184,7 +184,7 @@ def _backend(compile: bool | str) -> str:
     return compile if isinstance(compile, str) else "inductor"
 
 
-def _rows(table: Tensor) -> Iterator[Row]:
+def _rows(table: Tensor) -> Iterator[StepRow]:
     """The table as tuples of 0-dim tensors."""
     k = table.shape[1]
     for part in table.split(_ROWS_AT_ONCE):

@@ -31,7 +31,7 @@ from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.knots import best_knots, gram_matrix, local_errors
 from sde_toolkit.calibration.problem import Problem, softened
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
-from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
 from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, FrozenNoise, FrozenX0, Heun, Multistep
 from sde_toolkit.integrators.tuned import Tuned
@@ -223,7 +223,7 @@ def test_a_plan_that_overfits_is_caught_on_fresh_noise(monkeypatch):
 
     monkeypatch.setattr(calibrating, "score", fooled)
     monkeypatch.setattr(stages, "score", fooled)
-    monkeypatch.setattr(stages, "pattern_search", lambda problem, fit, plan, **_: Plan(plan.solver, bad, "bad"))
+    monkeypatch.setattr(stages, "pattern_search", lambda problem, fit, plan, **_: Contender(plan.solver, bad, "bad"))
     found = quick(model, ddim(), 5, method="search", weights=False)
     assert not found.improved
     assert "did not beat" in found.reason
@@ -461,7 +461,7 @@ def test_a_wrong_gradient_is_noticed():
 
     model = sde_toolkit.ScoreModel(turned, VPSDE(), "v", event_shape=(2,))
     problem = Problem(model, 0.0, 0, (2,), FLOAT, torch.device("cpu"))
-    plan = Plan(ddim(), grids.uniform(model.sde, 4, end=0.05), "")
+    plan = Contender(ddim(), grids.uniform(model.sde, 4, end=0.05), "")
     chosen = problem.noise_set(32)
     assert not differentiable(problem, chosen, plan)
     honest = Problem(exact, 0.0, 0, (2,), FLOAT, torch.device("cpu"))
@@ -477,7 +477,7 @@ def test_noises_that_are_lost_do_not_drown_the_others():
     means = torch.randn(10, 32, generator=torch.Generator().manual_seed(1), dtype=FLOAT)
     problem = Problem(GaussianMixture(means, VPSDE(), std=0.2), 0.0, 0, (32,), FLOAT, torch.device("cpu"))
     fit, fresh = problem.noise_set(512), problem.noise_set(512)
-    plan = Plan(flow(Multistep(2, FrozenX0())), grids.uniform_lambda(VPSDE(), 7, end=0.02), "start")
+    plan = Contender(flow(Multistep(2, FrozenX0())), grids.uniform_lambda(VPSDE(), 7, end=0.02), "start")
     how = Descending(iterations=60, batch=256, lost=0.1)
     found = optimise(problem, fit, plan, how, weights=False, deadline=math.inf)
     before, after = (problem.squares(p, fresh).sqrt() for p in (plan, found))

@@ -17,7 +17,7 @@ from sde_toolkit.calibration.increments import grid_of, increments_of, warp_mode
 from sde_toolkit.calibration.problem import Measured, Problem
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.search import RIDGES, fitted_weights, pattern_search
-from sde_toolkit.calibration.starts import Plan
+from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenX0, Multistep
 from sde_toolkit.integrators.tuned import Tuned
 
@@ -46,7 +46,7 @@ def test_fitted_factors_are_the_bottom_of_the_ridge_problem(inside, sde):
     problem = problem_of(mixture(sde))
     chosen = problem.noise_set(24)
     grid = grids.uniform(sde, 4, end=0.05)
-    plan = Plan(Solver("plain", 0.0, inside), grid, "")
+    plan = Contender(Solver("plain", 0.0, inside), grid, "")
     count = inside.tunable_weights
     free = count if isinstance(inside, Multistep) else count - inside.predictor.order - 1
     plans = list(fitted_weights(problem, chosen, plan))
@@ -83,7 +83,7 @@ def state_at(problem, chosen, t):
 def test_fitting_evaluates_the_network_once_a_step():
     problem = problem_of(mixture(VPSDE()))
     chosen = problem.noise_set(8)
-    plan = Plan(Solver("plain", 0.0, Multistep(2)), grids.uniform_lambda(VPSDE(), 5, end=0.05), "")
+    plan = Contender(Solver("plain", 0.0, Multistep(2)), grids.uniform_lambda(VPSDE(), 5, end=0.05), "")
     spent = []
     before = problem.evaluations
     for _ in fitted_weights(problem, chosen, plan):
@@ -110,7 +110,7 @@ class Bowl:
 
 
 def begin(steps=6):
-    plan = Plan(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), steps, end=0.02), "")
+    plan = Contender(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), steps, end=0.02), "")
     return plan, increments_of(plan.grid, 1e-4)
 
 
@@ -133,7 +133,7 @@ def test_the_pattern_search_grows_its_stride_by_half_at_every_success(sign):
     On the other side every success costs a failure before it. Then strides halve until they are below 0.03.
     """
     steps, far = 6, sign * 0.4 * (1.5**5 - 1) / 0.5
-    plan = Plan(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), steps, end=1e-4), "")
+    plan = Contender(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), steps, end=1e-4), "")
     a = increments_of(plan.grid, 1e-4)
     bowl = Bowl(a + far * warp_modes(a, steps, 1)[0], 1e-4)
     runs = 1 + (5 if sign > 0 else 10)
@@ -230,7 +230,7 @@ def slope_of(sizes):
 
 
 def descend(problem, iterations, rate):
-    plan = Plan(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), 4, end=0.02), "")
+    plan = Contender(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), 4, end=0.02), "")
     how = Descending(iterations=iterations, batch=2, grid_rate=rate)
     return plan, optimise(problem, [0, 1], plan, how, weights=False, deadline=math.inf)
 
