@@ -24,7 +24,7 @@ from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
-from sde_toolkit.sampling.loop import solve
+from sde_toolkit.sampling.loop import Options, solve
 from sde_toolkit.solvers import Solver
 
 __all__ = ["FlowPath", "Interpolation", "Upwards", "default_flow"]
@@ -100,15 +100,17 @@ class Upwards:
             self.times,
             len(x),
             lambda first, last: (x, _no_noise),
-            batch_size=None,
-            tweedie=False,
-            trajectory=True,
-            callback=None,
-            check_finite=True,
-            progress=False,
-            compile=False,
-            dtype=x.dtype,
-            device=x.device,
+            Options(
+                batch_size=None,
+                tweedie=False,
+                trajectory=True,
+                callback=None,
+                check_finite=True,
+                progress=False,
+                compile=False,
+                dtype=x.dtype,
+                device=x.device,
+            ),
         )
         return FlowPath(self._between(solved.trajectory), solved.x, solved.nfe, solved.statistics)
 

@@ -38,7 +38,7 @@ from sde_toolkit.sampling.arguments import (
     state_dtype,
     warn_outside,
 )
-from sde_toolkit.sampling.loop import Callback, solve
+from sde_toolkit.sampling.loop import Callback, Options, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
@@ -136,15 +136,17 @@ def encode(
             grid.flip(0),
             len(x),
             start,
-            batch_size=batch_size,
-            tweedie=False,
-            trajectory=trajectory,
-            callback=callback,
-            check_finite=check_finite,
-            progress=progress,
-            compile=compile,
-            dtype=dtype,
-            device=device,
+            Options(
+                batch_size=batch_size,
+                tweedie=False,
+                trajectory=trajectory,
+                callback=callback,
+                check_finite=check_finite,
+                progress=progress,
+                compile=compile,
+                dtype=dtype,
+                device=device,
+            ),
         )
     return Encoding(
         x=solved.x,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from sde_toolkit.sampling.compiled import CompiledSteps
 from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Callback", "Solved", "Start", "Step", "rows_of", "solve"]
+__all__ = ["Callback", "Options", "Solved", "Start", "Step", "rows_of", "solve"]
 
 _ROWS_AT_ONCE = 64  # of a table that are taken apart together: cheaper than one by one, and no longer than a long grid
 
@@ -58,84 +58,107 @@ class Solved:
     statistics: Statistics | None
 
 
-def solve(
-    equation: ReverseEquation,
-    solver: Solver,
-    times: Tensor,
-    n: int,
-    start: Start,
-    *,
-    batch_size: int | None,
-    tweedie: bool,
-    trajectory: bool,
-    callback: Callback | None,
-    check_finite: bool,
-    progress: bool,
-    compile: bool | str,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Solved:
+@dataclass(frozen=True, eq=False)
+class Options:
+    """How a solve is run, whatever the solver; :func:`sde_toolkit.sample` says what each of them does."""
+
+    dtype: torch.dtype
+    device: torch.device
+    batch_size: int | None = None
+    tweedie: bool = False
+    trajectory: bool = False
+    callback: Callback | None = None
+    check_finite: bool = True
+    progress: bool = False
+    compile: bool | str = False
+
+
+def solve(equation: ReverseEquation, solver: Solver, times: Tensor, n: int, start: Start, options: Options) -> Solved:
     """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
 
     Everything but the batches' starts is refused here, by ``prepare``, before any evaluation.
     """
-    integrator = solver.integrator
-    integrator.check(equation)
-    table = integrator.prepare(equation, times).to(device, dtype)
-    batches = list(_batches(n, batch_size))
-    meter = Meter(equation.model, device)
-    take = _eager(solver) if compile is False else CompiledSteps(integrator, meter, _backend(compile))
-    repeatable = equation.eta == 0 and compile is False and callback is None
-    bar = progress_bar(len(table) * len(batches), solver.name, enabled=progress)
+    run = _Run(equation, solver, times, start, options)
+    batches = list(_batches(n, options.batch_size))
+    bar = progress_bar(len(run.table) * len(batches), solver.name, enabled=options.progress)
+    done = [run.batch(first, last, bar) for first, last in batches]
+    bar.close()
+    statistics = [batch.statistics for batch in done if batch.statistics is not None]
+    return Solved(
+        torch.cat([batch.x for batch in done]),
+        run.meter.nfe,
+        run.meter.seconds() if options.compile is False else math.nan,  # waits for the device
+        torch.cat([batch.path for batch in done if batch.path is not None], dim=1) if options.trajectory else None,
+        Statistics.of_all(statistics) if statistics else None,
+    )
 
-    rows_from: Callable[[Tensor], Iterator[Any]] = _rows if compile is False else iter
-    finished: list[Tensor] = []
-    paths: list[Tensor] = []
-    statistics: list[Statistics] = []
-    listed = times.tolist()
-    for first, last in batches:
+
+class _Batch(NamedTuple):
+    """Where a batch ended, its states if they were kept, and what an adaptive integrator did."""
+
+    x: Tensor
+    path: Tensor | None
+    statistics: Statistics | None
+
+
+class _Run:
+    """What all batches share: the table, the meter, and how a step is taken."""
+
+    def __init__(
+        self, equation: ReverseEquation, solver: Solver, times: Tensor, start: Start, options: Options
+    ) -> None:
+        self.equation, self.integrator, self.times = equation, solver.integrator, times
+        self.start, self.options = start, options
+        self.integrator.check(equation)
+        self.table = self._prepared(times)
+        self.meter = Meter(equation.model, options.device)
+        eager, how = options.compile is False, options.compile
+        self.take = _eager(solver) if eager else CompiledSteps(self.integrator, self.meter, _backend(how))
+        self.rows: Callable[[Tensor], Iterator[Any]] = _rows if eager else iter
+        self.repeatable = equation.eta == 0 and eager and options.callback is None
+
+    def _prepared(self, times: Tensor) -> Tensor:
+        return self.integrator.prepare(self.equation, times).to(self.options.device, self.options.dtype)
+
+    def batch(self, first: int, last: int, bar: Any) -> _Batch:
+        """Step the samples from ``first`` to ``last`` along all times."""
+        options, times, table, meter = self.options, self.times, self.table, self.meter
         meter.restart()
-        x, noise_of = start(first, last)
-        bare = replace(equation, condition=rows_of(equation.condition, first, last))
+        x, noise_of = self.start(first, last)
+        bare = replace(self.equation, condition=rows_of(self.equation.condition, first, last))
         counted = replace(bare, evaluate=meter.evaluate)
-        again = partial(_again, integrator, bare, table, noise_of) if repeatable else None
-        watch = FiniteWatch(times, check_finite, x, again)
-        state: Any = None
+        again = partial(_again, self.integrator, bare, table, noise_of) if self.repeatable else None
+        watch = FiniteWatch(times, options.check_finite, x, again)
+        listed, state = times.tolist(), None
         path, done = [x], []
-        rows = rows_from(table)
+        rows = self.rows(table)
         for i in range(len(table)):
-            x, state = take(bare, counted, x, next(rows), state, noise_of(i))
+            x, state = self.take(bare, counted, x, next(rows), state, noise_of(i))
             bar.update(1)
-            if callback is not None:
-                edited = _edited(callback, Step(i, listed[i], listed[i + 1], x, first))
+            if options.callback is not None:
+                edited = _edited(options.callback, Step(i, listed[i], listed[i + 1], x, first))
                 x = x if edited is None else edited
                 if edited is not None and state is not None and i + 1 < len(table):
-                    done += [state.statistics] if hasattr(state, "statistics") else []
+                    done += _statistics(state)
                     state = None  # what it remembers led somewhere else: the solver starts anew from here
-                    rows = rows_from(integrator.prepare(equation, times[i + 1 :]).to(device, dtype))
+                    rows = self.rows(self._prepared(times[i + 1 :]))
             watch(i, x, state)
-            if trajectory:
+            if options.trajectory:
                 path.append(x)
-        paths += [torch.stack(path)] if trajectory else []
         before = meter.calls
-        if tweedie:
+        if options.tweedie:
             x = counted.denoise(x, times[-1])
             watch(len(table), x, state)
         watch.read()
-        finished.append(x)
-        done += [state.statistics] if hasattr(state, "statistics") else []
-        if done:
-            statistics.append(Statistics.in_turn(done))
-            meter.calls = int(statistics[-1].evaluations.max()) + meter.calls - before
-    bar.close()
-    network_seconds = meter.seconds() if compile is False else math.nan  # waits for the device
-    return Solved(
-        torch.cat(finished),
-        meter.nfe,
-        network_seconds,
-        torch.cat(paths, dim=1) if paths else None,
-        Statistics.of_all(statistics) if statistics else None,
-    )
+        done += _statistics(state)
+        statistics = Statistics.in_turn(done) if done else None
+        if statistics is not None:  # samples differ: the largest number counts
+            meter.calls = int(statistics.evaluations.max()) + meter.calls - before
+        return _Batch(x, torch.stack(path) if options.trajectory else None, statistics)
+
+
+def _statistics(state: Any) -> list[Statistics]:
+    return [state.statistics] if hasattr(state, "statistics") else []
 
 
 def _edited(callback: Callback, step: Step) -> Tensor | None:

@@ -35,7 +35,7 @@ from sde_toolkit.sampling.arguments import (
     warn_outside,
 )
 from sde_toolkit.sampling.automatic import Plan, auto, usual
-from sde_toolkit.sampling.loop import Callback, Step, solve
+from sde_toolkit.sampling.loop import Callback, Options, Step, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import Identity, Transform
 
@@ -185,15 +185,17 @@ def sample(
             grid,
             shape[0],
             start,
-            batch_size=batch_size,
-            tweedie=tweedie,
-            trajectory=trajectory,
-            callback=callback,
-            check_finite=check_finite,
-            progress=progress,
-            compile=compile,
-            dtype=dtype,
-            device=device,
+            Options(
+                batch_size=batch_size,
+                tweedie=tweedie,
+                trajectory=trajectory,
+                callback=callback,
+                check_finite=check_finite,
+                progress=progress,
+                compile=compile,
+                dtype=dtype,
+                device=device,
+            ),
         )
     return Sample(
         x=solved.x,
