@@ -55,7 +55,6 @@ def calibrate(
     n: int | None = None,
     seed: int = 0,
     time_limit: float = 300.0,
-    effort: float = 1.0,
     reference_steps: int | None = None,
     event_shape: tuple[int, ...] | None = None,
     condition: Any = None,
@@ -80,7 +79,6 @@ def calibrate(
         seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
             repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
-        effort: multiplies the iterations of descents and the runs of searches; 1 is what the time limit is meant for.
         reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
@@ -94,9 +92,7 @@ def calibrate(
         GridError: for a start grid with another number of steps than the budget has.
     """
     began = time.monotonic()
-    solvers, steps, shape = check_request(
-        model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit, effort=effort
-    )
+    solvers, steps, shape = check_request(model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit)
     check_condition(condition, 1)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
@@ -122,7 +118,7 @@ def calibrate(
         if callback is not None:
             callback(stage, done)
 
-    stages = Stages(problem, steps, weights, cheap, cost, effort, began, time_limit, tell)
+    stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
     tell("reference", 0.0)
     fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
     own_error = problem.reference_error(fresh, 128 if cheap else 8)

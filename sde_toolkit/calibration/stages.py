@@ -21,6 +21,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Stages"]
 
 _SCORING, _SHORT, _PATTERN, _FIRST, _WORKING = 0.25, 0.4, 0.5, 0.65, 0.9  # shares of the time limit by which stages end
+_ITERATIONS, _RUNS = (600, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
 _LOST = 0.1  # of the data's size: above it a noise is taken for lost in the softened descent
 
 
@@ -33,7 +34,6 @@ class Stages:
     weights: bool
     cheap: bool
     cost: float
-    effort: float
     began: float
     time_limit: float
     tell: Callable[[str, float], None]
@@ -158,10 +158,10 @@ class Stages:
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # many steps stand on each other: 0.1 diverges at 50
-            iterations = max(1, round(600 * self.effort))
+            iterations = _ITERATIONS[0]
             return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer)
         batch = min(16, len(fit))
-        iterations = max(1, min(round(300 * self.effort), self.affordable(plan.nfe, batch)))
+        iterations = max(1, min(_ITERATIONS[1], self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)
 
     def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
@@ -181,7 +181,7 @@ class Stages:
                     plan,
                     n=m,
                     deadline=deadline,
-                    runs=max(1, round(self.effort * (300 if self.cheap else 150))),
+                    runs=_RUNS[0] if self.cheap else _RUNS[1],
                     tell=lambda done: self.tell("pattern search", done),
                 )
             )

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from quickly import calibrate
 
 import sde_toolkit
 from sde_toolkit import (
@@ -23,7 +24,7 @@ from sde_toolkit import (
     probability_flow,
     sample,
 )
-from sde_toolkit.calibration import calibrate, load_calibration
+from sde_toolkit.calibration import load_calibration
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.gradient import Descending, differentiable, optimise

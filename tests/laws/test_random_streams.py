@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quickly import calibrate
 
 import sde_toolkit
 from sde_toolkit import VPSDE, GaussianMixture, Solver, ddim
-from sde_toolkit.calibration import calibrate, calibrating, distributions, gradient, problem
+from sde_toolkit.calibration import calibrating, distributions, gradient, problem
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.integrators import Exponential, Multistep
 from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise, sample_streams
@@ -81,7 +82,7 @@ def test_residuals_and_directions_belong_to_their_set(monkeypatch):
     whole = Problem(mixture(), 1.0, 4, (2,), torch.float64, torch.device("cpu"), fine_steps=12)
     sets = [whole.noise_set(64) for _ in range(3)]
     grid = torch.linspace(1.0, 0.1, 4, dtype=torch.float64)
-    plan = problem.Plan(Solver("", 1.0, Exponential()), grid, "")
+    plan = problem.Contender(Solver("", 1.0, Exponential()), grid, "")
     for chosen in sets:
         asked.clear()
         whole.squares(plan, chosen)

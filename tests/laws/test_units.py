@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 import pytest
 import torch
 from catalogue import SDES, SOLVERS, RandomNetwork, doubles, name
+from quickly import calibrate
 
 from sde_toolkit import (
     EDMSDE,
@@ -32,7 +33,6 @@ from sde_toolkit import (
     sample,
     variational_bound,
 )
-from sde_toolkit.calibration import calibrate
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
