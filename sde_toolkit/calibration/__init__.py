@@ -1,4 +1,4 @@
-"""Calibration: the time grid, the weights and the method that minimise a model's error within a budget."""
+"""Calibration: the time grid, the weights and the method that minimise the error of a model within a budget."""
 
 from sde_toolkit.calibration.calibrated import Calibration, load_calibration
 from sde_toolkit.calibration.calibrating import calibrate

@@ -1,4 +1,4 @@
-"""Judging samples and solvers: what a trained model's draws are worth, measured against real data."""
+"""Solvers side by side, samples against data, and the reports on both. Distances are in ``metrics``."""
 
 from sde_toolkit.evaluation.comparison import Comparison, Row, compare_in_team, compare_solvers
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
