@@ -1,4 +1,4 @@
-"""Integrators: how an equation is discretised, each a frozen dataclass with its declared order. No grid is built here."""
+"""Integrators: how an equation is discretised, each a frozen dataclass with its declared order. Grids are elsewhere."""
 
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
