@@ -49,15 +49,24 @@ def written(tmp_path_factory):
     return folder, text, yaml.safe_load(text)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def weights(written):
+    return (written[0] / "ema.safetensors").read_bytes()
+
+
 @pytest.fixture
-def folder(written):
-    """The checkpoint as it was written, for every test anew."""
+def folder(written, weights):
+    """The checkpoint as it was written, for every test anew, whatever the tests before have done to it."""
     place, text, _ = written
-    weights = (place / "ema.safetensors").read_bytes()
+
+    def restore():
+        for name, content in (("model.yaml", text.encode()), ("ema.safetensors", weights)):
+            (place / name).unlink(missing_ok=True)
+            (place / name).write_bytes(content)
+
+    restore()
     yield place
-    for name, content in (("model.yaml", text.encode()), ("ema.safetensors", weights)):
-        (place / name).unlink(missing_ok=True)
-        (place / name).write_bytes(content)
+    restore()
 
 
 def loads_or_refuses(call, kind=SDEToolkitError):
