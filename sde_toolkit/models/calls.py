@@ -43,7 +43,8 @@ def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any
         _ROWS.reset(token)
         if around is not None:
             around[0] += rows[0]
-    return answer, max(1, -(-rows[0] // max(1, len(x_t))))
+    n = x_t.shape[0]
+    return answer, 1 if rows[0] <= n else -(-rows[0] // n)
 
 
 class Asking:
@@ -73,15 +74,7 @@ class Asking:
             y = self._call(x, time, condition)
             return y if isinstance(y, Tensor) else self._refuse(y)
         rows = _ROWS.get()
-        if rows is None:
-            return self._checked(x, time, condition, state)
-        before = rows[0]
-        y = self._checked(x, time, condition, state)
-        rows[0] += len(x) if rows[0] == before else 0  # a network that asks score models is counted by theirs
-        return y
-
-    def _checked(self, x: Tensor, time: Tensor, condition: Any, state: Tensor) -> Tensor:
-        """The answer, and whether anything was changed that may not be."""
+        counted_before = 0 if rows is None else rows[0]
         if state.is_inference():  # torch keeps no versions there
             y = self._answer(x.clone() if x is state else x, time, condition)
         else:
@@ -92,6 +85,8 @@ class Asking:
                 self._blame((state, time, *told), before)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             self._refuse(y)
+        if rows is not None and rows[0] == counted_before:  # a network that asks score models is counted by theirs
+            rows[0] += x.shape[0]
         return y
 
     def _blame(self, handed: tuple[Tensor, ...], before: tuple[int, ...]) -> None:
