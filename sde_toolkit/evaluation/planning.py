@@ -16,8 +16,7 @@ from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sampling.automatic import Plan, auto
-from sde_toolkit.sde import SDE
-from sde_toolkit.solvers import Solver
+from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = [
     "Candidate",
@@ -31,9 +30,6 @@ __all__ = [
     "plan_run",
     "run_of",
 ]
-
-GridBuilder = Callable[[SDE, int], Tensor]
-"""(sde, steps) to steps + 1 decreasing times: the builders of :mod:`sde_toolkit.grids`."""
 
 Planner = Callable[[ScoreModel, int], Plan]
 """(model, budget) to solver and grid together, such as :func:`sde_toolkit.auto`."""

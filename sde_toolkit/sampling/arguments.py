@@ -73,7 +73,7 @@ def check_tensor(name: str, x: Any) -> None:
 
 
 def check_space(space: Any) -> None:
-    """ "data" or "model".
+    """Refuse what names neither the data space of the caller nor that of the model.
 
     Raises:
         ArgumentError: for anything else.

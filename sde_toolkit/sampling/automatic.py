@@ -1,6 +1,7 @@
 """From a budget to a plan: the grid that is usual for a solver, or the best solver and grid known without calibration.
 
-Exponential multistep methods on a grid that is dense around the λ at which data take shape
+:func:`usual` builds the grid that a solver names, ended as usual. :func:`auto` reads a table of solvers and grids:
+exponential multistep methods on a grid that is dense around the λ at which data take shape
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
 ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
 up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and

@@ -109,7 +109,7 @@ def encode(
     grid = check_grid(grid)
     check_space(space)
     if space == "data":
-        x = into_model_space(model, x)
+        x = _transformed(model, x)
     check_tensor("x", x)
     check_shape(model, "x", tuple(x.shape), x)
     dtype = state_dtype(dtype, x)
@@ -160,7 +160,7 @@ def encode(
     )
 
 
-def into_model_space(model: ScoreModel, x: Any) -> Tensor:
+def _transformed(model: ScoreModel, x: Any) -> Tensor:
     """Data through the model's transform, in the precision that they came in."""
     if not isinstance(x, Tensor):
         raise ArgumentError("x", x, "not a tensor", "Pass a tensor (n, *event) of data.")
