@@ -102,11 +102,6 @@ class Solver:
             problem = "not an Integrator"
             raise ArgumentError("integrator", self.integrator, problem, "Pass an instance, for example Heun().")
 
-    def steps_within(self, nfe: int) -> int | None:
-        """The largest number of steps that ``nfe`` evaluations allow; None for adaptive integrators."""
-        per_step = self.integrator.evals_per_step
-        return None if per_step is None else nfe // per_step
-
 
 def euler_maruyama(eta: float = 1.0) -> Solver:
     """The reverse SDE, stepped by Euler-Maruyama in t (Song et al. 2021, eq. 6 and appendix D)."""

@@ -1,6 +1,6 @@
 """From a budget to a plan: the grid that is usual for a solver, or the best solver and grid known without calibration.
 
-:func:`usual` builds the grid that a solver names, ended as usual. :func:`auto` reads a table of solvers and grids:
+:func:`usual_plan` builds the grid that a solver names, ended as usual. :func:`auto` reads a table of solvers and grids:
 exponential multistep methods on a grid that is dense around the λ at which data take shape
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
 ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
@@ -16,18 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 from torch import Tensor
 
 from sde_toolkit.checks import check_countable, is_count
 from sde_toolkit.equation import ReverseEquation, check_eta
-from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
 from sde_toolkit.integrators import Corrected, FrozenEDM, Integrator, Multistep
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import GridBuilder, Solver
 
-__all__ = ["Plan", "auto", "usual"]
+__all__ = ["Plan", "auto", "usual_plan"]
 
 _FIRST = -7.0  # λ, for data of size 1
 
@@ -99,7 +101,7 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     return Plan(Solver(name, eta, method(size)), grid, True)
 
 
-def usual(
+def usual_plan(
     model: ScoreModel,
     solver: Solver,
     *,
@@ -107,45 +109,52 @@ def usual(
     nfe: int | None = None,
     build: GridBuilder | None = None,
 ) -> Plan:
-    """A solver on the grid that is usual for it, ended as usual.
+    """A solver on the grid that is usual for it, ended as usual: the one rule from a budget to a number of steps.
 
-    The grid runs from t = 1 to the SDE's ``sampling_end``; where α(1) = 0 and the spacing or the integrator is infinite
-    there, from λ = −7 (for data of size 1). A last evaluation denoises, unless the grid ends without noise. An
-    integrator that chooses its own steps gets the two ends.
+    The grid runs from t = 1 to the SDE's ``sampling_end``. Where α(1) = 0 and the spacing or the integrator is infinite
+    at t = 1, it starts at λ = −7 (for data of size 1) instead. A last evaluation denoises, unless the grid ends without
+    noise. An integrator that chooses its own steps gets the two ends.
 
     Args:
         steps: of the grid; the last denoising is not one of them.
         nfe: evaluations per sample, the last denoising included. What is left over from whole steps is not spent.
-        build: another grid than ``solver.usual_grid``.
+        build: another grid than ``solver.usual_grid``. A function that takes no ``start`` keeps its own.
 
     Raises:
         ArgumentError: unless one of ``steps`` and ``nfe`` is given (neither, for an integrator that chooses its own
             steps), or if ``nfe`` is too small for one step.
         GridError: if the integrator cannot run on such a grid.
     """
-    per_step, build = solver.integrator.evals_per_step, build or solver.usual_grid
-    if per_step is None:
+    if solver.integrator.evals_per_step is None:
         if steps is not None or nfe is not None:
             problem = f"{solver.name} chooses its own steps"
             raise ArgumentError("steps, nfe", (steps, nfe), problem, "Leave both out; set its tolerances instead.")
-        grid = _built(model, solver, uniform, 1)
-        return Plan(solver, grid, _has_noise_left(model, grid))
+        return _ended_as_usual(model, solver, _built(model, solver, uniform, 1))
+    build = build or solver.usual_grid
     if (steps is None) == (nfe is None):
         remedy = "Pass steps=20, or nfe=20 to count evaluations, or a grid."
         raise ArgumentError("steps, nfe", (steps, nfe), "one of them says how long the grid is", remedy)
-    denoise = _has_noise_left(model, _built(model, solver, build, 1))
     if steps is None:
-        if not is_count(nfe):
-            raise ArgumentError("nfe", nfe, "not a whole number of evaluations", "Pass nfe=20, for example.")
-        steps = (int(nfe or 0) - denoise) // per_step
-        if steps < 1:
-            problem = f"{solver.name} needs at least {per_step + denoise}" + ", the last one to denoise" * denoise
-            raise ArgumentError("nfe", nfe, problem, f"Pass nfe={per_step + denoise} or more.")
-    return Plan(solver, _built(model, solver, build, steps), denoise)
+        ended = _ended_as_usual(model, solver, _built(model, solver, build, 1))
+        steps = _whole_steps(solver, nfe, denoise=ended.tweedie)
+    return _ended_as_usual(model, solver, _built(model, solver, build, steps))
 
 
-def _has_noise_left(model: ScoreModel, grid: Tensor) -> bool:
-    return model.sde.sigma(grid[-1]).item() > 0
+def _ended_as_usual(model: ScoreModel, solver: Solver, grid: Tensor) -> Plan:
+    """A plan that ends by denoising where the grid leaves noise."""
+    return Plan(solver, grid, model.sde.sigma(grid[-1]).item() > 0)
+
+
+def _whole_steps(solver: Solver, nfe: Any, *, denoise: bool) -> int:
+    """The largest number of steps that ``nfe`` evaluations allow a solver of fixed steps."""
+    if not is_count(nfe):
+        raise ArgumentError("nfe", nfe, "not a whole number of evaluations", "Pass nfe=20, for example.")
+    per_step = solver.integrator.evals_per_step or 1
+    steps = (int(nfe) - denoise) // per_step
+    if steps < 1:
+        problem = f"{solver.name} needs at least {per_step + denoise}" + ", the last one to denoise" * denoise
+        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={per_step + denoise} or more.")
+    return steps
 
 
 def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) -> Tensor:
@@ -155,8 +164,8 @@ def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) ->
     try:
         grid = build(model.sde, steps)
         solver.integrator.prepare(equation, grid)
-    except (GridError, ArgumentError):
-        if model.sde.alpha(1.0) > 0:
+    except ArgumentError:
+        if model.sde.alpha(1.0) > 0 or "start" not in signature(build).parameters:
             raise
     else:
         return grid

@@ -34,7 +34,7 @@ from sde_toolkit.sampling.arguments import (
     state_dtype,
     warn_outside,
 )
-from sde_toolkit.sampling.automatic import Plan, auto, usual
+from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
 from sde_toolkit.sampling.loop import Callback, Options, Step, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import Identity, Transform
@@ -235,7 +235,7 @@ def _planned(
                 remedy = "Pass one of the two."
                 raise ArgumentError(name, value, "a solver takes the steps of the grid that it is given", remedy)
         return Plan(solver, check_grid(grid), bool(tweedie))
-    plan = usual(model, solver, steps=steps, nfe=nfe)
+    plan = usual_plan(model, solver, steps=steps, nfe=nfe)
     return plan if tweedie is None else replace(plan, tweedie=tweedie)
 
 

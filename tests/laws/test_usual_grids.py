@@ -18,7 +18,8 @@ from sde_toolkit import (
     heun,
     sample,
 )
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, GridError
+from sde_toolkit.sampling import usual_plan
 
 FIXED = [solver for solver in SOLVERS if solver.integrator.evals_per_step is not None]
 every_solver = pytest.mark.parametrize("solver", FIXED, ids=name)
@@ -100,3 +101,17 @@ def test_the_grid_is_the_solvers_own_and_not_part_of_what_it_is():
     assert torch.equal(found.grid, grids.quadratic(VPSDE(), 4))
     with pytest.raises(ArgumentError, match="usual_grid"):
         Solver("ddim", 0.0, ddim().integrator, "karras")
+
+
+def test_a_grid_of_the_users_own_starts_where_it_says():
+    """Equal steps of λ begin at an infinite one here. A builder that takes a start is moved, another one is refused."""
+    model, nfe = model_under(FlowMatching()), 9
+
+    def own(sde, steps):
+        return grids.uniform_lambda(sde, steps)
+
+    moved = usual_plan(model, ddim(), nfe=nfe, build=grids.uniform_lambda)
+    assert 0.98 < moved.grid[0] < 1
+    assert moved.nfe == nfe
+    with pytest.raises(GridError, match="infinite"):
+        usual_plan(model, ddim(), nfe=nfe, build=own)
