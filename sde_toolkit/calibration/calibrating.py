@@ -31,7 +31,7 @@ from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Contender, default_solvers
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition
-from sde_toolkit.models.evaluation_mode import watch_random_numbers
+from sde_toolkit.models.evaluation_mode import refuse_random_numbers
 from sde_toolkit.models.inspection import modules_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
@@ -235,7 +235,7 @@ def _cost(problem: Problem) -> float:
     x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
     equation = problem.descent.equation
     inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
-    with watch_random_numbers(x.device, problem.model.network):
+    with refuse_random_numbers(x.device, problem.model.network):
         equation.output(x, inputs)
     took = []
     for _ in range(3):

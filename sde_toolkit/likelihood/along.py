@@ -25,6 +25,7 @@ from sde_toolkit.likelihood.paths import FlowPath, Upwards
 from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.likelihood.quadrature import Ladder, Nodes
 from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.evaluation_mode import refuse_random_numbers
 from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.sampling.loop import rows_of
 
@@ -280,7 +281,9 @@ def choose_mode(
     name, few = type(equation.model.network).__name__, (len(x) + 1) // 2
     condition = rows_of(equation.condition, 0, few)
     twice = _repeated(condition, 2)
-    check_repeatable(check_differentiable(asked(twice), torch.cat([x[:few]] * 2), divergence.mode, name), name)
+    with refuse_random_numbers(x.device, equation.model.network):
+        answers = check_differentiable(asked(twice), torch.cat([x[:few]] * 2), divergence.mode, name)
+    check_repeatable(answers, name)
     if divergence.mode is not None:
         return divergence.mode, {}
     return (reverse, {}) if differentiable else fastest(asked(rows_of(equation.condition, 0, len(x))), x)

@@ -149,7 +149,9 @@ def check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: ob
 
 
 def check_repeatable(y: Tensor, network: object) -> None:
-    """Refuse a network that answered one half of the rows y otherwise than the same rows in the other half.
+    """Refuse a network whose answers y to the same rows twice differ from one half to the other.
+
+    This finds random numbers from any source, torch's own or not.
 
     Raises:
         ArgumentError: naming what to do.
@@ -157,7 +159,7 @@ def check_repeatable(y: Tensor, network: object) -> None:
     one, other = y.chunk(2)
     if bool((one - other).abs().amax() > _ROUNDING * y.abs().amax()):
         problem = "it answers the same question twice with different numbers, and a random field has no likelihood"
-        raise ArgumentError("model.network", network, problem, "Call model.eval(), which switches dropout off.")
+        raise ArgumentError("model.network", network, problem, "Take the random numbers out of its forward.")
 
 
 def fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:

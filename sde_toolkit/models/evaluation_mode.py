@@ -1,18 +1,18 @@
 """One rule for everything that evaluates a network: the same question has one answer, and no sample sees its batch.
 
-A network may be left in training mode as long as no layer of it minds. Refused before the first evaluation are
+Training mode by itself is accepted. These layers are refused before the first evaluation:
 
     dropout of every kind, in attention and recurrent layers too; RReLU    in training mode: they draw random numbers
     BatchNorm                        in training mode, or without running statistics: it sees the batch
     InstanceNorm                     in training mode with running statistics: they change with every evaluation
 
-and a network whose first evaluation in a run drew from torch's global random numbers, as the function ``dropout`` does,
-is named in a warning. Modules are found in networks that are functions, too (:mod:`sde_toolkit.models.inspection`).
+They are found inside networks that are functions, too (:mod:`sde_toolkit.models.inspection`). What is not a layer, such
+as the function ``torch.nn.functional.dropout``, shows at the first evaluation: a network that draws from torch's global
+random numbers there is refused then.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +23,9 @@ from torch import nn
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.inspection import modules_of, name_of
 
-__all__ = ["check_evaluation_mode", "watch_random_numbers"]
+__all__ = ["check_evaluation_mode", "refuse_random_numbers"]
+
+_MANY_ANSWERS = "so that the same question has many answers"
 
 
 def check_evaluation_mode(model: nn.Module) -> None:
@@ -50,7 +52,7 @@ def _problem(layer: nn.Module) -> str | None:
     """What makes the answers of this layer depend on chance or on the batch."""
     if layer.training and _drops(layer):
         kind = "dropout" if not isinstance(layer, nn.RReLU) else "it"
-        return f"in training mode {kind} draws random numbers, so that the same question has many answers"
+        return f"in training mode {kind} draws random numbers, {_MANY_ANSWERS}"
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
         return "it normalises with the samples of the batch, so that a sample depends on its neighbours"
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.training and layer.track_running_stats:
@@ -69,16 +71,20 @@ def _drops(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def watch_random_numbers(device: torch.device, network: Any) -> Iterator[None]:
-    """Warn if the evaluation inside drew from torch's global random numbers. The states are on the host: no waiting."""
+def refuse_random_numbers(device: torch.device, network: Any) -> Iterator[None]:
+    """Refuse ``network`` if its evaluation in this context draws from torch's global random numbers.
+
+    Their states are kept on the host, so that nothing waits for the device.
+
+    Raises:
+        ArgumentError: naming the network.
+    """
     before = _states(device)
     yield
     if any(not torch.equal(*pair) for pair in zip(before, _states(device), strict=True)):
-        warnings.warn(
-            f"the network {name_of(network)} drew random numbers of its own: the same seed gives other samples, and "
-            "nothing undoes a step. If this is dropout, call model.eval() first.",
-            stacklevel=2,
-        )
+        problem = f"it draws random numbers of its own, {_MANY_ANSWERS}"
+        remedy = "If this is dropout, call model.eval() first. If it draws weights at its first call, call it before."
+        raise ArgumentError("model.network", name_of(network), problem, remedy)
 
 
 def _states(device: torch.device) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import NonFiniteError
 from sde_toolkit.models.calls import counted
-from sde_toolkit.models.evaluation_mode import watch_random_numbers
+from sde_toolkit.models.evaluation_mode import refuse_random_numbers
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 
 __all__ = ["FiniteWatch", "Meter"]
@@ -65,7 +65,7 @@ class Meter:
 
     def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any) -> Any:
-            with watch_random_numbers(self.device, self.model.network):
+            with refuse_random_numbers(self.device, self.model.network):
                 return call(*arguments)
 
         return watched

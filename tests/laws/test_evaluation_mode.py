@@ -1,7 +1,7 @@
-"""One rule for whatever evaluates a network: chance and the batch are refused before the first evaluation."""
+"""One rule for whatever evaluates a network: what depends on chance or on the batch is refused."""
 
 import functools
-import warnings
+import tempfile
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from torch import nn
 
 from sde_toolkit import (
     VPSDE,
+    Levels,
     ScoreModel,
+    bits_per_dim,
     clip_x0,
     ddim,
     encode,
@@ -22,10 +24,19 @@ from sde_toolkit import (
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import compare_solvers, local_errors
+from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood
+from sde_toolkit.likelihood import discrete_bound
 
 SDE = VPSDE()
 GRID = grids.uniform(SDE, 3)
 X = torch.linspace(-1, 1, 8).reshape(4, 2)
+BITS = Levels(2, 0.0, 1.0)
+
+
+def evaluated(model):
+    request = LikelihoodRequest(BITS, nfe=6, elbo_draws=2, discrete_steps=3, discrete_draws=2, ends=(), ends_n=0)
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate_likelihood(model, (X > 0).float(), request, folder, say=lambda _: None)
 
 
 def runs(model):
@@ -36,7 +47,10 @@ def runs(model):
         "encode": lambda: encode(model, ddim(), GRID, X),
         "calibrate": lambda: calibrate(model, ddim(), nfe=4, n=8, time_limit=0.1, event_shape=(2,)),
         "log_likelihood": lambda: log_likelihood(model, X, nfe=6),
+        "bits_per_dim": lambda: bits_per_dim(model, (X > 0).float(), BITS, nfe=6),
         "variational_bound": lambda: variational_bound(model, X),
+        "discrete_bound": lambda: discrete_bound(model, X, GRID),
+        "evaluate_likelihood": lambda: evaluated(model),
         "compare_solvers": lambda: compare_solvers(model, {"ddim": ddim()}, [3], n=4, endpoint_n=0),
         "local_errors": lambda: local_errors(model, ddim(), GRID, n=4),
     }
@@ -92,14 +106,6 @@ def test_layers_that_draw_or_mix_samples_are_refused_in_training_mode_and_run_in
     assert network.calls == 0
     found = [sample(model.eval(), ddim(), GRID, shape=(4, 2)).x for _ in range(2)]
     assert torch.equal(*found)
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_every_run_refuses_before_the_first_evaluation(run):
-    network = Around(nn.Dropout(0.5))
-    with pytest.raises(ArgumentError, match=r"network\.layer.*eval\(\)"):
-        runs(model_around(network).train())[run]()
-    assert network.calls == 0
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
@@ -161,12 +167,32 @@ class Functional(nn.Module):
         return nn.functional.dropout(self.body(x), 0.5, self.training)
 
 
-@pytest.mark.parametrize("run", ["sample", "encode", "calibrate", "local_errors"])
-def test_random_numbers_drawn_without_a_layer_are_said(run):
-    """Noticed at the first evaluation, by the global random numbers having moved on."""
-    model = model_around(Functional()).train()
-    with pytest.warns(UserWarning, match=r"random numbers.*model\.eval\(\)"):
-        runs(model)[run]()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        runs(model.eval())[run]()
+def faults():
+    """Models of every kind that the rule refuses."""
+    yield from (model_around(Around(make())).train() for make in LAYERS.values())
+    yield model_around(Around(nn.BatchNorm1d(8, track_running_stats=False))).eval()
+    yield model_around(_function(Around(nn.Dropout(0.5)))).eval()
+    yield model_around(Functional()).train()  # known from its first evaluation
+
+
+@pytest.mark.parametrize("run", [name for name in RUNS if name != "sample"])
+def test_every_run_gives_the_verdict_of_sample_in_the_same_words(run):
+    for model in faults():
+        words = []
+        for name in ("sample", run):
+            with pytest.raises(ArgumentError) as refused:
+                runs(model)[name]()
+            words.append(str(refused.value))
+        assert words[0] == words[1]
+        layered = [module for module in model.modules() if isinstance(module, Around)]
+        assert all(module.calls == 0 for module in layered)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_run_takes_a_network_whose_random_numbers_are_switched_off(run):
+    runs(model_around(Functional()).eval())[run]()
+
+
+def test_random_numbers_drawn_without_a_layer_are_refused_at_the_first_evaluation():
+    with pytest.raises(ArgumentError, match=r"random numbers.*model\.eval\(\)"):
+        sample(model_around(Functional()).train(), ddim(), GRID, shape=(4, 2))

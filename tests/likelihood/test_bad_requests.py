@@ -200,6 +200,14 @@ def test_a_random_network_has_no_likelihood(by_layer, divergence):
     assert log_likelihood(model.eval(), x, nfe=8, divergence=divergence).nats.isfinite().all()
 
 
+def test_a_network_with_random_numbers_from_elsewhere_has_no_likelihood():
+    draws = np.random.default_rng(0)
+    refused(
+        ["model.network", "random field"],
+        model=fresh(network=lambda x, time: x + torch.from_numpy(draws.random(x.shape)).to(x)),
+    )
+
+
 def test_a_network_that_sees_the_batch_has_no_likelihood_of_a_sample():
     model = fresh(network=Dropping(True, torch.nn.BatchNorm1d(2)))
     refused(["model.network.network.layer", "BatchNorm1d", "samples of the batch", "model.eval()"], model=model)
