@@ -27,6 +27,7 @@ ORDER = [
     {"likelihood"},
     {"losses"},
     {"calibration"},
+    {"interop"},
     {"data"},
     {"jobs"},
     {"metrics"},

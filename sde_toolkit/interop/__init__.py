@@ -1,0 +1,1 @@
+"""Other people's models and frameworks: their checkpoints in, our solvers out. What a model is stands in ``models``."""
