@@ -7,6 +7,10 @@
 
 A network's dtype is that of its first floating-point parameter, looked up anew for every run, in functions too
 (:mod:`.inspection`). Conditions are handed over as they are. Answers come back in the dtype of the state.
+
+    network told whole numbers of time         time comes as integers, which an ``nn.Embedding`` needs
+    answer in a tuple or list                  its first tensor counts
+    answer in an object with ``.sample``       that tensor counts (diffusers' networks)
 """
 
 from __future__ import annotations
@@ -50,11 +54,15 @@ def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any
 class Asking:
     """What is known of a network that is to be asked.
 
-    ``dtype``: of its parameters, None without any. ``time_like_x``: its layers took time in no other dtype.
+    ``condition_name``: the argument by which it is told a condition; "**" if a condition is a dictionary of arguments.
+    ``whole_times``: whether it takes time as integers; None until its first evaluation shows it. ``dtype``: of its
+    parameters, None without any. ``time_like_x``: its layers took time in no other dtype.
     """
 
-    def __init__(self, network: Callable[..., Any]) -> None:
-        self.network = network
+    def __init__(
+        self, network: Callable[..., Any], condition_name: str = "condition", whole_times: bool | None = False
+    ) -> None:
+        self.network, self.condition_name, self.whole_times = network, condition_name, whole_times
         self.dtype = dtype_of(network)
         self.time_like_x = False
 
@@ -71,7 +79,7 @@ class Asking:
             ArgumentError: if one of them was, or if the answer is no tensor of real numbers.
         """
         if torch.compiler.is_compiling():
-            y = self._call(x, time, condition)
+            y = _tensor_of(self._call(x, time, condition))
             return y if isinstance(y, Tensor) else self._refuse(y)
         rows = _ROWS.get()
         counted_before = 0 if rows is None else rows[0]
@@ -83,6 +91,7 @@ class Asking:
             y = self._answer(x, time, condition)
             if (state._version, time._version, *map(_version, told)) != before:
                 self._blame((state, time, *told), before)
+        y = _tensor_of(y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             self._refuse(y)
         if rows is not None and rows[0] == counted_before:  # a network that asks score models is counted by theirs
@@ -97,6 +106,19 @@ class Asking:
         raise ArgumentError("network", name_of(self.network), f"it works in place and has changed {what}", _IN_PLACE)
 
     def _answer(self, x: Tensor, time: Tensor, condition: Any) -> Any:
+        try:
+            return self._in_its_dtype(x, time, condition)
+        except RuntimeError as error:
+            if self.whole_times or "'indices' to have one of the following scalar types" not in str(error):
+                raise
+            if self.whole_times is False:
+                problem = "it looks its time up in a table (nn.Embedding), and that takes whole numbers alone"
+                remedy = "Pass time_input=DiscreteIndex(N, whole=True): it is then told the nearest index."
+                raise ArgumentError("network", name_of(self.network), problem, remedy) from error
+        self.whole_times = True
+        return self._in_its_dtype(x, time, condition)
+
+    def _in_its_dtype(self, x: Tensor, time: Tensor, condition: Any) -> Any:
         if self.dtype is None or self.time_like_x or self.dtype in _PRECISE:
             return self._call(x, time, condition)
         try:
@@ -116,17 +138,30 @@ class Asking:
         dtype = self.dtype  # .to() of the same dtype is as dear as a small operation
         if dtype is not None and x.dtype != dtype:
             x = x.to(dtype)
-        if dtype is not None and time.dtype != dtype and (self.time_like_x or dtype in _PRECISE):
+        if self.whole_times:
+            time = time.round().long()
+        elif dtype is not None and time.dtype != dtype and (self.time_like_x or dtype in _PRECISE):
             time = time.to(dtype)
-        return self.network(x, time) if condition is None else self.network(x, time, condition=condition)
+        if condition is None:
+            return self.network(x, time)
+        named = condition if self.condition_name == "**" else {self.condition_name: condition}
+        return self.network(x, time, **named)
 
     def _refuse(self, y: Any) -> Tensor:
         if isinstance(y, Tensor):
             problem, remedy = f"it answered in {y.dtype}", "A score network answers in real floating point."
         else:
             problem = f"it answered with {_described(y)}, not with a tensor"
-            remedy = "Return one tensor: return .sample of an output object, or [0] of a tuple, in its forward."
+            remedy = "Its forward must return a tensor, a tuple that begins with one, or an object with .sample."
         raise ArgumentError("network", name_of(self.network), problem, remedy)
+
+
+def _tensor_of(y: Any) -> Any:
+    """The tensor in a network's answer; the answer itself if it has none that is meant."""
+    if isinstance(y, Tensor):
+        return y
+    found = y[0] if isinstance(y, (tuple, list)) and y else getattr(y, "sample", None)
+    return found if isinstance(found, Tensor) else y
 
 
 def _version(tensor: Tensor) -> int:

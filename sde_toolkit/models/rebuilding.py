@@ -48,7 +48,8 @@ def rebuild(
     if missing:
         raise CheckpointError(directory, f"{DESCRIPTION} lacks {', '.join(missing)}", "Restore the file.")
     rebuilt = {key: found[key] for key in _KEYS}
-    rebuilt["learned_variance"] = found.get("learned_variance", False)
+    usual = {"learned_variance": False, "sign": 1, "condition_name": "condition"}
+    rebuilt |= {key: found.get(key, value) for key, value in usual.items()}
     for key in ("prediction", "event_shape", "sigma_data"):
         if isinstance(rebuilt[key], dict) or (key == "prediction" and not isinstance(rebuilt[key], str)):
             problem = f"its {key} is {shown(rebuilt[key])}"

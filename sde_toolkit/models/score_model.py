@@ -23,6 +23,7 @@ from sde_toolkit.checks import is_count, is_number, some_seen
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.calls import Asking
+from sde_toolkit.models.conventions import Conventions
 from sde_toolkit.models.descriptions import OWN, describe
 from sde_toolkit.models.inspection import name_of
 from sde_toolkit.models.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
@@ -42,7 +43,7 @@ Inputs: TypeAlias = tuple[Tensor, ...]
 """What :meth:`ScoreModel.output` wants to know of the time: tensors of the shape of t."""
 
 
-class ScoreModel(nn.Module):
+class ScoreModel(Conventions):
     """Whatever predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), with its meaning declared once.
 
     Args:
@@ -61,6 +62,9 @@ class ScoreModel(nn.Module):
             variance of a step, log Σ = v log β + (1 − v) log β̃ (Nichol & Dhariwal 2021, eq. 15;
             :class:`~sde_toolkit.integrators.LearnedVariance`). ``"fraction"``, or True: v itself, 0 to 1. ``"range"``:
             a value in [−1, 1] that means v = (value + 1)/2, as networks of the published codes do.
+        sign: −1 for a network that outputs −``prediction``, such as a velocity that points from the noise to the data.
+        condition_name: the argument by which the network is told a condition, ``"y"`` or ``"class_labels"`` for
+            example. ``"**"``: a condition is a dictionary of arguments.
 
     Raises:
         ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
@@ -81,6 +85,8 @@ class ScoreModel(nn.Module):
         transform: Transform | None = None,
         event_shape: tuple[int, ...] | None = None,
         learned_variance: bool | LearnedVarianceKind = False,
+        sign: Literal[1, -1] = 1,
+        condition_name: str = "condition",
     ) -> None:
         super().__init__()
         check_kind(prediction)
@@ -103,6 +109,11 @@ class ScoreModel(nn.Module):
         if not isinstance(learned_variance, bool) and learned_variance not in ("fraction", "range"):
             problem, remedy = "unknown", 'Use "range" for values in [−1, 1], "fraction" (or True) for 0 to 1, or False.'
             raise ArgumentError("learned_variance", learned_variance, problem, remedy)
+        if sign not in (1, -1):
+            raise ArgumentError("sign", sign, "a network outputs its prediction, or minus that", "Pass 1 or −1.")
+        if not (isinstance(condition_name, str) and (condition_name == "**" or condition_name.isidentifier())):
+            problem, remedy = "no name of an argument", 'Pass "y", for example, or "**" for a dictionary of arguments.'
+            raise ArgumentError("condition_name", condition_name, problem, remedy)
         self.network = network
         self.sde = sde
         self.learned_variance: Literal[False] | LearnedVarianceKind = (
@@ -112,7 +123,8 @@ class ScoreModel(nn.Module):
         self.time_input = time_input or (NoiseLevel() if prediction == "edm" else ScaledTime())
         self.sigma_data = float(sigma_data)
         self.transform = transform or Identity()
-        self._asking = Asking(network)
+        self.sign, self.condition_name = sign, condition_name
+        self._asking = Asking(network, condition_name, getattr(self.time_input, "whole", False))
         self.event_shape = None if event_shape is None else tuple(map(int, event_shape))
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Prediction:
@@ -164,8 +176,7 @@ class ScoreModel(nn.Module):
         Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network of
         another dtype is asked in its own (:mod:`sde_toolkit.models.calls`); x_t's comes back.
         """
-        y = self._ask(x_t, inputs, condition)
-        return self._halves(y, x_t)[0] if self.learned_variance else y
+        return self.outputs(x_t, inputs, condition)[0]
 
     def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
         """(y, v) by one evaluation: :meth:`output`, and what the network says of the variance, if it learned one.
@@ -173,9 +184,10 @@ class ScoreModel(nn.Module):
         v (B, *event): a step's log-variance is v log β + (1 − v) log β̃, from the posterior's at 0 to that of the
         forward process at 1 (Nichol & Dhariwal 2021, eq. 15). None without ``learned_variance``.
         """
-        if not self.learned_variance:
-            return self.output(x_t, inputs, condition), None
-        return self._halves(self._ask(x_t, inputs, condition), x_t)
+        y, v = self._ask(x_t, inputs, condition), None
+        if self.learned_variance:
+            y, v = self._halves(y, x_t)
+        return (y if self.sign == 1 else -y), v
 
     def _halves(self, answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """y and v, from twice the channels of x; a scalar event has one."""
@@ -223,7 +235,9 @@ class ScoreModel(nn.Module):
     def description(self) -> dict[str, Any]:
         """Everything but the weights, as plain data: what ``model.yaml`` holds."""
         kind = self.learned_variance
-        learned = {} if kind is False else {"learned_variance": True if kind == "fraction" else kind}
+        unusual: dict[str, Any] = {} if kind is False else {"learned_variance": True if kind == "fraction" else kind}
+        unusual |= {} if self.sign == 1 else {"sign": self.sign}
+        unusual |= {} if self.condition_name == "condition" else {"condition_name": self.condition_name}
         return {
             "sde": describe("sde", self.sde),
             "network": self._describe_network(),
@@ -232,7 +246,7 @@ class ScoreModel(nn.Module):
             "sigma_data": self.sigma_data,
             "transform": describe("transform", self.transform),
             "event_shape": None if self.event_shape is None else list(self.event_shape),
-            **learned,
+            **unusual,
         }
 
     def _describe_network(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sde_toolkit.checks import as_python, is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
-__all__ = ["DiscreteIndex", "NoiseLevel", "ScaledTime"]
+__all__ = ["DiscreteIndex", "NoiseLevel", "NoiseRatio", "RemainingTime", "ScaledTime"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,14 @@ class DiscreteIndex:
 
     Below t = 1/N it is 0, the network's first index: it has learned none before. At t = i/N it is whole, whatever
     rounding makes of N t, so that an embedding may round or truncate it.
+
+    ``whole``: the network looks the index up in a table (``nn.Embedding``). It is told the nearest index, an integer.
+    Its score then jumps in the middle between two times i/N; on a grid of such times it is exact. ``None``: it is told
+    whole numbers only if it takes nothing else.
     """
 
     N: int = 1000
+    whole: bool | None = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "N", as_python(self.N))
@@ -53,7 +58,8 @@ class DiscreteIndex:
         whole = position.detach().round()
         off = whole - position.detach()
         slack = 2 * torch.finfo(position.dtype).eps * whole
-        return (position + torch.where(off.abs() <= slack, off, 0.0) - 1).clamp(min=0.0)
+        index = (position + torch.where(off.abs() <= slack, off, 0.0) - 1).clamp(min=0.0)
+        return index.round() if self.whole else index
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,33 @@ class NoiseLevel:
         return -self.scale * sde.half_log_snr(t)
 
 
-def _keep_number(part: ScaledTime | NoiseLevel) -> None:
+@dataclass(frozen=True)
+class NoiseRatio:
+    """``scale`` · σ/α: the σ that EDM's and k-diffusion's denoisers and score_sde's VE networks are told."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.scale * torch.exp(-sde.half_log_snr(t))
+
+
+@dataclass(frozen=True)
+class RemainingTime:
+    """``scale`` · (1 − t): the time of networks that count from the noise to the data, as flow_matching's do."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return self.scale * (1 - t)
+
+
+def _keep_number(part: ScaledTime | NoiseLevel | NoiseRatio | RemainingTime) -> None:
     """``scale`` as a plain number, which it has to be."""
     object.__setattr__(part, "scale", as_python(part.scale))
     if not is_number(part.scale):
