@@ -49,7 +49,7 @@ def measured(solver: Solver, sde) -> float | None:  # type: ignore[no-untyped-de
     integrator = solver.integrator
     if integrator.evals_per_step is None or (solver.eta == 0 and integrator.order is None):
         return None
-    if solver.eta == 0 and getattr(integrator, "S_churn", 0) == 0:
+    if not integrator.draws_noise(solver.eta):
         return float(measured_flow_order(sde, integrator, graded, COUNTS))
     if integrator.weak_order == 0:
         return None
@@ -63,7 +63,7 @@ def tables() -> tuple[str, str]:
     orders = ["| | " + " | ".join(name(sde) for sde in SMOOTH) + " |", "|---|" + "---|" * len(SMOOTH)]
     for key, solver, line in presets():
         i = solver.integrator
-        noise = solver.eta > 0 or getattr(i, "S_churn", 0) > 0
+        noise = i.draws_noise(solver.eta)
         sde_orders = ", ".join(f"{v:g}" for v in (i.strong_order, i.weak_order) if v is not None)
         rows.append(
             f"| `{key}` | η = {solver.eta:g} | `{type(i).__name__}` | {_text(i.order)} | {sde_orders or '–'} | "

@@ -18,12 +18,13 @@ from sde_toolkit.grids import karras, quadratic, uniform, uniform_lambda
 from sde_toolkit.integrators import (
     AdaptiveSDE,
     Ancestral,
+    ChurnedHeun,
+    Coordinate,
     Corrected,
     DPMSolver2,
     DPMSolver2S,
     DPMSolver3,
     DPMSolver3S,
-    EDMHeun,
     Euler,
     Exponential,
     FrozenNoise,
@@ -32,17 +33,17 @@ from sde_toolkit.integrators import (
     Langevin,
     LearnedVariance,
     Multistep,
+    NoiseToSignal,
     PredictorCorrector,
     ReverseDiffusion,
     RungeKutta4,
+    Time,
     bh2,
     ddim_noise,
     expected_norms,
-    in_time,
 )
 from sde_toolkit.integrators.exponential import Variance
 from sde_toolkit.integrators.interpolation import TwoPoint
-from sde_toolkit.integrators.runge_kutta import Coordinates, Straight
 from sde_toolkit.sde import SDE
 
 __all__ = [
@@ -110,7 +111,7 @@ def euler_maruyama(eta: float = 1.0) -> Solver:
 
 def probability_flow(integrator: Integrator | None = None) -> Solver:
     """The probability flow ODE (Song et al. 2021, eq. 13); by default stepped by Heun's method in t."""
-    integrator = integrator or Heun()
+    integrator = integrator or Heun(Time())
     return Solver(f"probability_flow[{type(integrator).__name__}]", 0.0, integrator)
 
 
@@ -137,7 +138,7 @@ def ddim(eta: float = 0.0) -> Solver:
 
 def heun() -> Solver:
     """The flow by Heun's method in (x/α, σ/α), EDM's deterministic sampler (Karras et al. 2022, algorithm 1)."""
-    return Solver("heun", 0.0, EDMHeun(), karras)
+    return Solver("heun", 0.0, Heun(NoiseToSignal()), karras)
 
 
 def edm_stochastic(
@@ -149,12 +150,12 @@ def edm_stochastic(
     and 100 times the model's ``sigma_data``. The paper's S_noise is 1.003 to 1.007 for networks that denoise too much;
     1 keeps the marginals.
     """
-    return Solver("edm_stochastic", 0.0, EDMHeun(S_churn, S_tmin, S_tmax, S_noise), karras)
+    return Solver("edm_stochastic", 0.0, ChurnedHeun(S_churn, S_tmin, S_tmax, S_noise), karras)
 
 
-def rk4(coordinates: Coordinates | None = None) -> Solver:
+def rk4(coordinate: Coordinate | None = None) -> Solver:
     """The flow by the classical Runge-Kutta method, four evaluations per step (Kutta 1901)."""
-    return Solver("rk4", 0.0, RungeKutta4(coordinates or Straight()), karras)
+    return Solver("rk4", 0.0, RungeKutta4(coordinate or NoiseToSignal()), karras)
 
 
 def dpm_solver_2(r: float = 0.5) -> Solver:
@@ -207,7 +208,7 @@ def dpmpp_3m_sde(eta: float = 1.0) -> Solver:
 
 def deis(order: int = 3) -> Solver:
     """tAB-DEIS: noise prediction, the polynomial in t (Zhang & Chen 2023, eq. 14 and 15)."""
-    return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), in_time), quadratic)
+    return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), Time()), quadratic)
 
 
 def unipc(order: int = 2, variant: TwoPoint = bh2) -> Solver:

@@ -80,10 +80,29 @@ def _build(place: Any, value: Any) -> Any:
         return tuple(_build(place, v) for v in value)
     if not isinstance(value, dict):
         return value
+    value = _renamed(value)
     if "function" in value:
         return _published(place, value["function"], inspect.isfunction)
     arguments = {k: _build(place, v) for k, v in value.items() if k != "class"}
     return _published(place, value.get("class"), inspect.isclass)(**arguments)
+
+
+_POSITIONS = {"in_lambda": "HalfLogSNR", "in_tau": "NoiseToSignal", "in_phi": "Angle", "in_time": "Time"}
+_COORDINATES = {"Straight": "NoiseToSignal", "InTime": "Time"}
+
+
+def _renamed(value: dict[str, Any]) -> dict[str, Any]:
+    """A part of an older file under its present name: coordinates were functions, and Heun's method was in t alone."""
+    name = value.get("class", value.get("function"))
+    if name in _POSITIONS or name in _COORDINATES:
+        return {"class": _POSITIONS.get(name) or _COORDINATES[name]}
+    if name == "EDMHeun":
+        return {**value, "class": "ChurnedHeun"}
+    if name == "Heun" and "coordinate" not in value:
+        return {**value, "coordinate": {"class": "Time"}}
+    if name == "RungeKutta4" and "coordinates" in value:
+        return {"class": name, "coordinate": value["coordinates"]}
+    return value
 
 
 def _published(place: Any, name: Any, kind: Any) -> Any:

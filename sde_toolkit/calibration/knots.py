@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.grids import check_grid
-from sde_toolkit.integrators import in_lambda
+from sde_toolkit.integrators import HalfLogSNR
 from sde_toolkit.integrators.frozen import Frozen
 from sde_toolkit.integrators.interpolation import difference_weights
 from sde_toolkit.sde import SDE
@@ -107,7 +107,7 @@ def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram:
         i = torch.arange(k).repeat_interleave(len(j))
         j, A, B, here, one = (v.repeat(k) for v in (j, A, B, here, one))
         nodes = [lambdas[here], lambdas[i]]
-        w = difference_weights(sde, 0.0, frozen, in_lambda, None, nodes[0], times[j], nodes)[0]
+        w = difference_weights(sde, 0.0, frozen, HalfLogSNR(), None, nodes[0], times[j], nodes)[0]
         step[i, here, j] = squares(
             [
                 (here, A - w * m[k]),

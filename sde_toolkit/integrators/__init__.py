@@ -3,12 +3,13 @@
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
 from sde_toolkit.integrators.ancestral import Ancestral
-from sde_toolkit.integrators.churn import EDMHeun
-from sde_toolkit.integrators.explicit import Euler, Heun
+from sde_toolkit.integrators.churn import ChurnedHeun
+from sde_toolkit.integrators.coordinates import Angle, Coordinate, HalfLogSNR, NoiseToSignal, Time
+from sde_toolkit.integrators.euler import Euler
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
 from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator, StepRow
-from sde_toolkit.integrators.interpolation import bh1, bh2, in_lambda, in_phi, in_tau, in_time
+from sde_toolkit.integrators.interpolation import bh1, bh2
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
 from sde_toolkit.integrators.learned import LearnedVariance
 from sde_toolkit.integrators.linear_step import LinearStep, RecordedStep
@@ -16,7 +17,7 @@ from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.per_sample import PerSample
 from sde_toolkit.integrators.predictor_corrector import PredictorCorrector
 from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
-from sde_toolkit.integrators.runge_kutta import Coordinates, InTime, RungeKutta4, Straight
+from sde_toolkit.integrators.runge_kutta import Heun, RungeKutta, RungeKutta4
 from sde_toolkit.integrators.singlestep import (
     DPMSolver1,
     DPMSolver2,
@@ -31,7 +32,9 @@ __all__ = [
     "AdaptiveSDE",
     "AffineStep",
     "Ancestral",
-    "Coordinates",
+    "Angle",
+    "ChurnedHeun",
+    "Coordinate",
     "Corrected",
     "Corrector",
     "DPMSolver1",
@@ -40,29 +43,30 @@ __all__ = [
     "DPMSolver3",
     "DPMSolver3S",
     "DenseIntegrator",
-    "EDMHeun",
     "Euler",
     "Exponential",
     "FrozenEDM",
     "FrozenNoise",
     "FrozenX0",
+    "HalfLogSNR",
     "Heun",
-    "InTime",
     "Integrator",
     "Langevin",
     "LearnedVariance",
     "LinearStep",
     "Multistep",
+    "NoiseToSignal",
     "PerSample",
     "PredictorCorrector",
     "RecordedStep",
     "ReverseDiffusion",
+    "RungeKutta",
     "RungeKutta4",
     "Scipy",
     "SingleStep",
     "Statistics",
     "StepRow",
-    "Straight",
+    "Time",
     "TorchDiffEq",
     "bh1",
     "bh2",
@@ -70,10 +74,6 @@ __all__ = [
     "eta_family",
     "expected_norms",
     "forward_variance",
-    "in_lambda",
-    "in_phi",
-    "in_tau",
-    "in_time",
     "mean_norms",
     "own_norms",
 ]

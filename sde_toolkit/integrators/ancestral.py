@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators.linear_step import Form, LinearStep, Place, Recording
+from sde_toolkit.integrators.linear_step import Form, LinearStep, PathPoint, Recording
 from sde_toolkit.integrators.singlestep import DPMSolver1, SingleStep
 
 __all__ = ["Ancestral"]
@@ -39,10 +39,12 @@ class Ancestral(LinearStep):
     inner: LinearStep = field(default_factory=DPMSolver1)
 
     strong_order: ClassVar[float | None] = 1.0
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.inner, LinearStep) and self.inner.in_lambda and sum(self.inner.draws(0.0)) == 0):
+        if not (
+            isinstance(self.inner, LinearStep) and self.inner.sees_alpha_sigma_only and sum(self.inner.draws(0.0)) == 0
+        ):
             problem = "not a deterministic one-step method in λ"
             raise ArgumentError("inner", self.inner, problem, "Pass DPMSolver1(), DPMSolver2(), DPMSolver2S(), ...")
 
@@ -70,7 +72,7 @@ class Ancestral(LinearStep):
         inner = self.inner.draws(0.0)
         return (*inner[:-1], inner[-1] + (eta > 0))
 
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: PathPoint) -> Recording:
         sde, eta, flow = equation.sde, equation.eta, replace(equation, eta=0.0)
         if eta == 0:
             return self.inner.plan(flow, t, target)
@@ -88,9 +90,11 @@ class Ancestral(LinearStep):
                 f"step {i} of {self} goes down to σ/α={(sigma_down / target.alpha)[i].item():.4g}, less than {sde} has",
                 "Use more steps, a smaller eta, or Ancestral(DPMSolver2()), which stays above.",
             )
-        above = Place.at_half_log_snr(sde, torch.where(sigma_down > 0, half_log_snr, target.half_log_snr.clamp(max=0)))
+        above = PathPoint.at_half_log_snr(
+            sde, torch.where(sigma_down > 0, half_log_snr, target.half_log_snr.clamp(max=0))
+        )
         time = torch.where(sigma_down > 0, above.time, 0.0)
-        stages, end = self.inner.plan(flow, t, Place(time, target.alpha, sigma_down, half_log_snr))
+        stages, end = self.inner.plan(flow, t, PathPoint(time, target.alpha, sigma_down, half_log_snr))
         stages = [(u, _with_noise(x, torch.zeros_like(up))) for u, x in stages]
         return Recording(stages, _with_noise(end, target.sigma * up))
 

@@ -21,16 +21,18 @@ import torch
 
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.linear_step import Form, Place, RecordedStep, Trace
+from sde_toolkit.integrators.coordinates import NoiseToSignal
+from sde_toolkit.integrators.linear_step import Form, PathPoint, RecordedStep, Trace
+from sde_toolkit.integrators.runge_kutta import Heun
 
-__all__ = ["EDMHeun"]
+__all__ = ["ChurnedHeun"]
 
 
 _USUAL = {"S_tmin": 0.1, "S_tmax": 100.0}  # in units of the data's size: Karras et al. 2022, table 5, at 0.5
 
 
 @dataclass(frozen=True)
-class EDMHeun(RecordedStep):
+class ChurnedHeun(RecordedStep):
     """EDM's second-order sampler; with ``S_churn=0`` Heun's method in (x/α, σ/α), and then without any draw.
 
     ``S_tmin``, ``S_tmax`` are noise levels τ = σ/α, EDM's σ; None stands for 0.1 and 100 times the model's
@@ -48,7 +50,7 @@ class EDMHeun(RecordedStep):
 
     order: ClassVar[int | None] = 2
     evals_per_step: ClassVar[int | None] = 2
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("S_churn", "S_tmin", "S_tmax", "S_noise"):
@@ -71,7 +73,7 @@ class EDMHeun(RecordedStep):
     def draws(self, eta: float) -> tuple[int, ...]:
         return (1, 0, 0) if self.S_churn > 0 else (0, 0, 0)
 
-    def trace(self, trace: Trace, target: Place) -> Form:
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
         begin = trace.begin
         x = trace.start / begin.alpha
         if self.S_churn > 0:
@@ -82,9 +84,5 @@ class EDMHeun(RecordedStep):
             low, high = (self._level(name, trace.equation.model.sigma_data) for name in ("S_tmin", "S_tmax"))
             raised = torch.where((tau >= low) & (tau <= high), raised, tau)
             x = x + self.S_noise * torch.sqrt((raised**2 - tau**2).clamp(min=0.0)) * trace.draw()
-            begin = Place.at_half_log_snr(trace.equation.sde, -torch.log(raised))
-        h = torch.exp(-target.half_log_snr) - torch.exp(-begin.half_log_snr)
-        d = trace.evaluate(begin.alpha * x, begin.time).view("epsilon")
-        alpha = trace.equation.sde.alpha(target.time)  # not the target's, where it lies off the curve
-        d_target = trace.evaluate(alpha * (x + h * d), target.time).view("epsilon")
-        return target.alpha * (x + 0.5 * h * (d + d_target))
+            begin = PathPoint.at_half_log_snr(trace.equation.sde, -torch.log(raised))
+        return Heun(NoiseToSignal()).advance(trace, x, begin, target)

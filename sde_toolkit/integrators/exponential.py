@@ -85,7 +85,7 @@ class Exponential(AffineStep):
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0
     weak_order: ClassVar[float | None] = 1.0
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.variance is not None and not callable(self.variance):

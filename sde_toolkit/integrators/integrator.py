@@ -47,7 +47,8 @@ class Integrator(ABC):
 
     ``order``: convergence order on the ODE (η = 0); None where it adapts, or needs noise. ``strong_order`` and
     ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
-    ``in_lambda``: whether its steps see α and σ alone, so that it keeps its order in λ where they have kinks in t.
+    ``sees_alpha_sigma_only``: whether its steps depend on α and σ alone, not on their slopes in t. Such a method keeps
+    its order where α and σ have kinks in t.
     ``place_of_x``: of the coefficient of x_t among the tunable ones.
     """
 
@@ -55,7 +56,7 @@ class Integrator(ABC):
     strong_order: ClassVar[float | None] = None
     weak_order: ClassVar[float | None] = None
     evals_per_step: ClassVar[int | None]
-    in_lambda: ClassVar[bool] = False
+    sees_alpha_sigma_only: ClassVar[bool] = False
     place_of_x: ClassVar[int] = 0
 
     @property

@@ -14,37 +14,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from sde_toolkit.integrators.coordinates import Angle, Coordinate, HalfLogSNR
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
 from sde_toolkit.sde import SDE
 from sde_toolkit.sde.derive import gauss_legendre
 
-__all__ = ["Coordinate", "TwoPoint", "bh1", "bh2", "difference_weights", "in_lambda", "in_phi", "in_tau", "in_time"]
-
-Coordinate: TypeAlias = Callable[[SDE, Tensor], Tensor]
-"""(sde, λ) to the variable that the polynomial is in."""
+__all__ = ["TwoPoint", "bh1", "bh2", "difference_weights"]
 
 TwoPoint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(∫ density dλ, h density(λ_s)) to what a polynomial of degree one is multiplied with at the middle of the step."""
-
-
-def in_lambda(sde: SDE, lambda_t: Tensor) -> Tensor:
-    """λ itself (DPM-Solver++, UniPC)."""
-    return lambda_t
-
-
-def in_tau(sde: SDE, lambda_t: Tensor) -> Tensor:
-    """τ = σ/α (DEIS's ρ, Zhang & Chen 2023, section 3.3)."""
-    return torch.exp(-lambda_t)
-
-
-def in_phi(sde: SDE, lambda_t: Tensor) -> Tensor:
-    """φ = atan(σ/α), bounded at both ends of time."""
-    return torch.atan(torch.exp(-lambda_t))
-
-
-def in_time(sde: SDE, lambda_t: Tensor) -> Tensor:
-    """t (DEIS's tAB, Zhang & Chen 2023, eq. 15)."""
-    return sde.inverse_half_log_snr(lambda_t)
 
 
 def bh1(total: Tensor, at_end: Tensor) -> Tensor:
@@ -55,6 +33,9 @@ def bh1(total: Tensor, at_end: Tensor) -> Tensor:
 def bh2(total: Tensor, at_end: Tensor) -> Tensor:
     """UniPC's B(h) = e^h − 1, which is the midpoint rule of DPM-Solver++ 2M (Lu et al. 2022b, algorithm 2)."""
     return total
+
+
+_ANGLE = Angle()
 
 
 @dataclass(frozen=True)
@@ -73,9 +54,9 @@ class _Steps:
 
     def basis(self, lambda_u: Tensor) -> Tensor:
         """L_j at λ_u (Q, steps): (p, Q, steps)."""
-        return _lagrange(_coordinate_of(self.coordinate, self.sde, lambda_u), self.c, self.valid)
+        return _lagrange(_positions(self.coordinate, self.sde, lambda_u), self.c, self.valid)
 
-    def in_lambda(self) -> Tensor:
+    def integrals(self) -> Tensor:
         """∫ density L_j dλ by Gauss-Legendre, (p, steps); 0 for steps that are infinitely long in λ."""
         nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
         bounded = self.lambda_t.isfinite() & self.lambda_s.isfinite()
@@ -87,12 +68,12 @@ class _Steps:
         density = self.frozen.density(self.sde, self.eta, at, self.s)
         return (density * (end - begin) * weights * self.basis(at)).sum(1)
 
-    def in_phi(self) -> Tensor:
+    def integrals_over_angle(self) -> Tensor:
         """The same over φ, which is finite where λ is not: dλ = −dφ/(sin φ cos φ)."""
         nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
-        phi_t, phi_s = in_phi(self.sde, self.lambda_t), in_phi(self.sde, self.lambda_s)
+        phi_t, phi_s = (_ANGLE.position(self.sde, value) for value in (self.lambda_t, self.lambda_s))
         phi = phi_t + (phi_s - phi_t) * nodes
-        at = -torch.log(torch.tan(phi))
+        at = _ANGLE.half_log_snr(self.sde, phi)
         rate = self.frozen.density(self.sde, self.eta, at, self.s) * (phi_t - phi_s) / (torch.sin(phi) * torch.cos(phi))
         return (rate * weights * self.basis(at)).sum(1)
 
@@ -113,37 +94,40 @@ def difference_weights(
     repeat the end of the step (correctors).
     """
     lambda_s = sde.half_log_snr(s)
-    c = torch.stack([_coordinate_of(coordinate, sde, node) for node in nodes])  # (p, steps)
+    c = torch.stack([_positions(coordinate, sde, node) for node in nodes])  # (p, steps)
     valid = c.isfinite()
-    c_s = _coordinate_of(coordinate, sde, lambda_s)
+    c_s = _positions(coordinate, sde, lambda_s)
     reaches_data = lambda_s == torch.inf
     valid[1:] &= valid[:1] & (c_s.isfinite() | ~reaches_data)
     c = _filled(c, valid)
     steps = _Steps(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
     needed = two_point is None or len(nodes) > 2  # the exact integrals
-    weights = steps.in_lambda() if needed else torch.zeros_like(c)
+    weights = steps.integrals() if needed else torch.zeros_like(c)
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
     if needed and not bool(bounded.all()):
-        outer = steps.in_phi()
+        outer = steps.integrals_over_angle()
         if isinstance(frozen, FrozenX0):  # all its weight lies at the end
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
         weights = torch.where(bounded, weights, outer)
     if two_point is not None:
         lambdas = _filled(torch.stack(nodes), valid)
-        total = replace(steps, coordinate=in_lambda, c=lambdas[:1], valid=torch.ones_like(valid[:1])).in_lambda()[0]
+        total = replace(steps, coordinate=HalfLogSNR(), c=lambdas[:1], valid=torch.ones_like(valid[:1])).integrals()[0]
         weight = two_point(total, (lambda_s - lambda_t) * frozen.density(sde, eta, lambda_s, s))
         middle = _lagrange(((lambda_t + lambda_s) / 2).unsqueeze(0), lambdas, valid)[:, 0]
         weights = torch.where(valid.sum(0) == 2, weight * middle, weights)
     return list(torch.where(valid, weights, 0.0)[1:])
 
 
-def _coordinate_of(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor:
+def _positions(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor:
+    """The coordinate at every λ, NaN where λ is NaN."""
     known = ~lambda_t.isnan()
     if bool(known.all()):
-        return coordinate(sde, lambda_t)
+        return coordinate.position(sde, lambda_t)
     if not bool(known.any()):
         return lambda_t
-    return torch.where(known, coordinate(sde, torch.where(known, lambda_t, lambda_t[known][0].detach())), torch.nan)
+    return torch.where(
+        known, coordinate.position(sde, torch.where(known, lambda_t, lambda_t[known][0].detach())), torch.nan
+    )
 
 
 def _filled(c: Tensor, valid: Tensor) -> Tensor:

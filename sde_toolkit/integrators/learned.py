@@ -39,7 +39,7 @@ class LearnedVariance(Integrator):
     strong_order: ClassVar[float | None] = 1.0
     weak_order: ClassVar[float | None] = 1.0
     evals_per_step: ClassVar[int | None] = 1
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         """Columns: the network's inputs, A, B, κ and log(σ_t/σ_s), which is 0 where σ_s = 0."""

@@ -8,7 +8,7 @@ and x̂_0, ε̂ and the drift are linear in (x_j, y_j) at every stage. A method 
 writes it, on *forms*: float64 tensors (known, steps) of the coefficients (a, b, c), for all steps at once. What
 it asked for becomes the table; a step multiplies and adds, and evaluates the network.
 
-Methods in λ step towards a :class:`Place`, of which they use α and σ: it need not lie on the SDE's own curve.
+Methods in λ step towards a :class:`PathPoint`, of which they use α and σ: it need not lie on the SDE's own curve.
 At α_t = 0 or σ_s = 0 such a step is infinitely long in λ. It is then made of ``evals_per_step`` exponential
 steps of order 1 (:mod:`~sde_toolkit.integrators.exponential`) of equal length in t, finite, and the same cost.
 """
@@ -31,13 +31,13 @@ from sde_toolkit.models.prediction import Kind
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sde import SDE
 
-__all__ = ["Evaluation", "Form", "LinearStep", "Place", "RecordedStep", "Recording", "Trace"]
+__all__ = ["Form", "LinearStep", "PathPoint", "RecordedEvaluation", "RecordedStep", "Recording", "Trace"]
 
 Form: TypeAlias = Tensor
 """Coefficients (known, steps) of one linear combination of x_t, the y_i and the z_i, in the order of their coming."""
 
 
-class Place(NamedTuple):
+class PathPoint(NamedTuple):
     """Places of the steps on their way: time, α, σ and λ = log(α/σ), each of shape (steps,)."""
 
     time: Tensor
@@ -46,22 +46,22 @@ class Place(NamedTuple):
     half_log_snr: Tensor
 
     @classmethod
-    def at(cls, sde: SDE, t: Tensor) -> Place:
+    def at(cls, sde: SDE, t: Tensor) -> PathPoint:
         """The SDE's own place at the times ``t``."""
         return cls(t, sde.alpha(t), sde.sigma(t), sde.half_log_snr(t))
 
     @classmethod
-    def at_half_log_snr(cls, sde: SDE, value: Tensor) -> Place:
+    def at_half_log_snr(cls, sde: SDE, value: Tensor) -> PathPoint:
         """The SDE's own place where λ has the given value, or at t=0 where no λ is that large."""
         value = torch.minimum(value, sde.half_log_snr(torch.zeros_like(value)))
         return cls.at(sde, sde.inverse_half_log_snr(value))
 
-    def where(self, mask: Tensor) -> Place:
+    def select(self, mask: Tensor) -> PathPoint:
         """The places of some of the steps."""
-        return Place(*(part[mask] for part in self))
+        return PathPoint(*(part[mask] for part in self))
 
 
-class Evaluation(NamedTuple):
+class RecordedEvaluation(NamedTuple):
     """One evaluation of the network, seen in every way."""
 
     equation: ReverseEquation
@@ -86,7 +86,7 @@ class Trace:
     ``start``: the form of x_t at the places ``begin``. ``grid_steps``: how many steps the whole grid has.
     """
 
-    def __init__(self, equation: ReverseEquation, begin: Place, width: int, grid_steps: int) -> None:
+    def __init__(self, equation: ReverseEquation, begin: PathPoint, width: int, grid_steps: int) -> None:
         self.equation, self.begin, self.grid_steps = equation, begin, grid_steps
         self.asked: list[tuple[Tensor, Form]] = []
         self._units = torch.eye(width, dtype=torch.float64)[:, :, None].repeat(1, 1, len(begin.time))
@@ -97,10 +97,10 @@ class Trace:
         self._known += 1
         return self._units[self._known - 1]
 
-    def evaluate(self, x: Form, t: Tensor) -> Evaluation:
+    def evaluate(self, x: Form, t: Tensor) -> RecordedEvaluation:
         """The network asked at (x, t)."""
         self.asked.append((t, x))
-        return Evaluation(self.equation, t, x, self._next())
+        return RecordedEvaluation(self.equation, t, x, self._next())
 
     def draw(self) -> Form:
         """A new standard normal draw."""
@@ -124,7 +124,7 @@ class LinearStep(Integrator):
     begins_at_x: ClassVar[bool] = False
 
     @abstractmethod
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: PathPoint) -> Recording:
         """The steps from the times ``t`` to ``target``, with ``evals_per_step`` evaluations."""
 
     def draws(self, eta: float) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ class LinearStep(Integrator):
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
         t, s = grid[:-1], grid[1:]
-        stages, end = self.plan(equation, t, Place.at(equation.sde, s))
+        stages, end = self.plan(equation, t, PathPoint.at(equation.sde, s))
         if self.begins_at_x and bool(((stages[0][1] - _unit(stages[0][1])).abs() > 1e-14).any()):
             problem = f"the plan of {self} asks the network elsewhere first"
             raise ArgumentError("begins_at_x", True, problem, "Leave begins_at_x at False.")
@@ -181,29 +181,29 @@ class RecordedStep(LinearStep):
     """An explicit one-step method, written as :meth:`trace`."""
 
     @abstractmethod
-    def trace(self, trace: Trace, target: Place) -> Form:
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
         """The form of x at the target, reached from ``trace.start`` with ``evals_per_step`` evaluations."""
 
-    def plan(self, equation: ReverseEquation, t: Tensor, target: Place) -> Recording:
+    def plan(self, equation: ReverseEquation, t: Tensor, target: PathPoint) -> Recording:
         """The trace; where a step of a method in λ is infinitely long, exponential steps of order 1."""
-        begin = Place.at(equation.sde, t)
+        begin = PathPoint.at(equation.sde, t)
         width = 1 + self._evaluations + sum(self.draws(equation.eta))
         finite = begin.half_log_snr.isfinite() & target.half_log_snr.isfinite()
-        if not self.in_lambda or bool(finite.all()):
+        if not self.sees_alpha_sigma_only or bool(finite.all()):
             trace = Trace(equation, begin, width, len(t))
             end = self.trace(trace, target)
             return Recording(trace.asked, end)
-        short = Trace(equation, begin.where(finite), width, len(t))
-        end = self.trace(short, target.where(finite))
-        long = Trace(equation, begin.where(~finite), width, len(t))
-        return _merge(finite, Recording(short.asked, end), self._in_substeps(long, target.where(~finite)))
+        short = Trace(equation, begin.select(finite), width, len(t))
+        end = self.trace(short, target.select(finite))
+        long = Trace(equation, begin.select(~finite), width, len(t))
+        return _merge(finite, Recording(short.asked, end), self._in_substeps(long, target.select(~finite)))
 
-    def _in_substeps(self, trace: Trace, target: Place) -> Recording:
+    def _in_substeps(self, trace: Trace, target: PathPoint) -> Recording:
         """Exponential steps of order 1 and equal length in t; draws that they have no use for get no weight."""
         sde, eta, n = trace.equation.sde, trace.equation.eta, self._evaluations
         draws = self.draws(eta)
         begin = trace.begin.time
-        places = [Place.at(sde, begin + (target.time - begin) * (k / n)) for k in range(n)]
+        places = [PathPoint.at(sde, begin + (target.time - begin) * (k / n)) for k in range(n)]
         x = trace.start
         for _ in range(draws[0]):
             trace.draw()

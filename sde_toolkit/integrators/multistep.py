@@ -25,9 +25,10 @@ from torch import Tensor
 from sde_toolkit.checks import is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.coordinates import Coordinate, HalfLogSNR
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
 from sde_toolkit.integrators.integrator import Integrator, StepRow, combine
-from sde_toolkit.integrators.interpolation import Coordinate, TwoPoint, difference_weights, in_lambda
+from sde_toolkit.integrators.interpolation import TwoPoint, difference_weights
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 
@@ -53,7 +54,7 @@ class Multistep(Integrator):
 
     order: int = 2  # type: ignore[misc]
     frozen: Frozen = field(default_factory=FrozenX0)
-    coordinate: Coordinate = in_lambda
+    coordinate: Coordinate = field(default_factory=HalfLogSNR)
     two_point: TwoPoint | None = None
 
     evals_per_step: ClassVar[int | None] = 1
@@ -62,15 +63,22 @@ class Multistep(Integrator):
     def __post_init__(self) -> None:
         if not is_count(self.order):
             raise ArgumentError("order", self.order, "must be a whole number, at least 1", "2 and 3 are usual.")
+        if not isinstance(self.coordinate, Coordinate):
+            raise ArgumentError("coordinate", self.coordinate, "not a Coordinate", "Pass HalfLogSNR() or Time().")
+
+    @property
+    def sees_alpha_sigma_only(self) -> bool:  # type: ignore[override]
+        """As the coordinate."""
+        return self.coordinate.sees_alpha_sigma_only
 
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]
         return float(min(self.order, 2))
 
     def __repr__(self) -> str:
-        name, two = getattr(self.coordinate, "__name__", self.coordinate), self.two_point
+        two = self.two_point
         rule = "" if two is None else f", two_point={getattr(two, '__name__', two)}"
-        return f"Multistep(order={self.order}, frozen={self.frozen}, coordinate={name}{rule})"
+        return f"Multistep(order={self.order}, frozen={self.frozen}, coordinate={self.coordinate}{rule})"
 
     @property
     def tunable_weights(self) -> int | None:
@@ -143,6 +151,11 @@ class Corrected(Integrator):
     @property
     def order(self) -> int:  # type: ignore[override]
         return self.predictor.order + 1
+
+    @property
+    def sees_alpha_sigma_only(self) -> bool:  # type: ignore[override]
+        """As the predictor."""
+        return self.predictor.sees_alpha_sigma_only
 
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]

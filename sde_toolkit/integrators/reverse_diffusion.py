@@ -31,7 +31,7 @@ class ReverseDiffusion(AffineStep):
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0
     weak_order: ClassVar[float | None] = 1.0
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sde, eta = equation.sde, equation.eta

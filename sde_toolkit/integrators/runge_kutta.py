@@ -1,127 +1,102 @@
-"""The classical Runge-Kutta method for the probability flow, in coordinates of one's choice.
+"""Explicit Runge-Kutta methods for the probability flow, in a coordinate of one's choice.
 
-    in t             dx/dt = drift                        x itself, against t
-    straight         dx̄/dτ = ε̂,   x̄ = x/α, τ = σ/α        EDM's coordinates (Karras et al. 2022, eq. 1 and section 3)
-
-In the straight coordinates all SDEs are one curve, and for data with a density the right-hand side is bounded and
-smooth as t → 0; in t it sees f and g, and must stop where they are finite.
+With u and x̃ = x/c of the coordinate (:mod:`~sde_toolkit.integrators.coordinates`), h = u_s − u_t and F = dx̃/du, a step
+takes x̃ from u_t to u_s. The network is asked at the points that the coordinate has between the two.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, RecordedStep, Trace
-from sde_toolkit.sde import SDE
+from sde_toolkit.integrators.coordinates import Coordinate, NoiseToSignal
+from sde_toolkit.integrators.linear_step import Form, PathPoint, RecordedStep, Trace
 
-__all__ = ["Coordinates", "InTime", "RungeKutta4", "Straight"]
-
-
-class Coordinates(ABC):
-    """Coordinates of the flow: x = scale x̃, and dx̃/d(position) = rate."""
-
-    in_lambda: ClassVar[bool]
-
-    @abstractmethod
-    def position(self, place: Place) -> Tensor:
-        """The independent variable there."""
-
-    @abstractmethod
-    def place(self, sde: SDE, position: Tensor) -> Place:
-        """Where the independent variable has this value."""
-
-    @abstractmethod
-    def scale(self, place: Place) -> Tensor:
-        """x/x̃ there."""
-
-    @abstractmethod
-    def rate(self, evaluation: Evaluation) -> Form:
-        """dx̃/d(position) there."""
+__all__ = ["Heun", "RungeKutta", "RungeKutta4"]
 
 
 @dataclass(frozen=True)
-class InTime(Coordinates):
-    """x itself, against t."""
+class RungeKutta(RecordedStep):
+    """What Runge-Kutta methods share: the coordinate. A subclass gives :meth:`advance`.
 
-    in_lambda: ClassVar[bool] = False
+    ``coordinate``: ``NoiseToSignal()``, ``Time()``, ``HalfLogSNR()``, ``Angle(sigma_data)``, or one of your own.
 
-    def position(self, place: Place) -> Tensor:
-        return place.time
+    Raises:
+        ArgumentError: if ``coordinate`` is not a :class:`Coordinate`.
+    """
 
-    def place(self, sde: SDE, position: Tensor) -> Place:
-        return Place.at(sde, position)
+    coordinate: Coordinate = field(default_factory=NoiseToSignal)
 
-    def scale(self, place: Place) -> Tensor:
-        return torch.ones_like(place.time)
+    begins_at_x: ClassVar[bool] = True
 
-    def rate(self, evaluation: Evaluation) -> Form:
-        return evaluation.drift()
+    def __post_init__(self) -> None:
+        if not isinstance(self.coordinate, Coordinate):
+            raise ArgumentError("coordinate", self.coordinate, "not a Coordinate", "Pass NoiseToSignal() or Time().")
+
+    @property
+    def sees_alpha_sigma_only(self) -> bool:  # type: ignore[override]
+        """As the coordinate."""
+        return self.coordinate.sees_alpha_sigma_only
+
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
+        return self.advance(trace, trace.start / self.coordinate.scale(trace.begin), trace.begin, target)
+
+    @abstractmethod
+    def advance(self, trace: Trace, x: Form, begin: PathPoint, target: PathPoint) -> Form:
+        """The unscaled state at the target, from the scaled state ``x`` at ``begin``."""
+
+    def _slope(self, trace: Trace, x: Form, point: PathPoint) -> Form:
+        """F at the scaled state ``x``: one evaluation."""
+        return self.coordinate.rate(trace.evaluate(self.coordinate.scale(point) * x, point.time))
+
+    def _interval(self, trace: Trace, begin: PathPoint, target: PathPoint) -> Form:
+        sde = trace.equation.sde
+        return self.coordinate.position_of(sde, target) - self.coordinate.position_of(sde, begin)
 
 
 @dataclass(frozen=True)
-class Straight(Coordinates):
-    """x̄ = x/α against τ = σ/α."""
+class Heun(RungeKutta):
+    """Heun's method of order 2, the explicit trapezoidal rule, two evaluations a step.
 
-    in_lambda: ClassVar[bool] = True
+        k_1 = F(x̃, u_t)    k_2 = F(x̃ + h k_1, u_s)    x̃ ← x̃ + ½h (k_1 + k_2)
 
-    def position(self, place: Place) -> Tensor:
-        return torch.exp(-place.half_log_snr)
+    ``Heun(NoiseToSignal())`` is EDM's deterministic sampler (Karras et al. 2022, algorithm 1), whose last Euler step to
+    σ = 0 is ``tweedie=True`` of :func:`~sde_toolkit.sample`. With ``Heun(Time())`` the grid must end above t = 0 where
+    σ(0) = 0.
 
-    def place(self, sde: SDE, position: Tensor) -> Place:
-        return Place.at_half_log_snr(sde, -torch.log(position))
+    ``coordinate``: see :class:`RungeKutta`.
+    """
 
-    def scale(self, place: Place) -> Tensor:
-        return place.alpha
+    order: ClassVar[int | None] = 2
+    evals_per_step: ClassVar[int | None] = 2
 
-    def rate(self, evaluation: Evaluation) -> Form:
-        return evaluation.view("epsilon")
+    def advance(self, trace: Trace, x: Form, begin: PathPoint, target: PathPoint) -> Form:
+        h = self._interval(trace, begin, target)
+        k_1 = self._slope(trace, x, begin)
+        k_2 = self._slope(trace, x + h * k_1, PathPoint.at(trace.equation.sde, target.time))
+        return self.coordinate.scale(target) * (x + 0.5 * h * (k_1 + k_2))
 
 
 @dataclass(frozen=True)
-class RungeKutta4(RecordedStep):
+class RungeKutta4(RungeKutta):
     """The classical method of order 4 (Kutta 1901), four evaluations a step.
 
         k_1 = F(x̃, u)    k_2 = F(x̃ + ½h k_1, u + ½h)    k_3 = F(x̃ + ½h k_2, u + ½h)    k_4 = F(x̃ + h k_3, u + h)
         x̃ ← x̃ + h (k_1 + 2 k_2 + 2 k_3 + k_4)/6
 
-    ``coordinates``: ``Straight()`` or ``InTime()``, or your own.
-
-    Raises:
-        ArgumentError: if ``coordinates`` are none.
+    ``coordinate``: see :class:`RungeKutta`.
     """
-
-    coordinates: Coordinates = Straight()
 
     order: ClassVar[int | None] = 4
     evals_per_step: ClassVar[int | None] = 4
-    begins_at_x: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.coordinates, Coordinates):
-            raise ArgumentError("coordinates", self.coordinates, "not Coordinates", "Pass Straight() or InTime().")
-
-    @property
-    def in_lambda(self) -> bool:  # type: ignore[override]
-        """That of the coordinates."""
-        return self.coordinates.in_lambda
-
-    def trace(self, trace: Trace, target: Place) -> Form:
-        given, sde = self.coordinates, trace.equation.sde
-        u, h = given.position(trace.begin), given.position(target) - given.position(trace.begin)
-        middle = given.place(sde, u + 0.5 * h)
-        x = trace.start / given.scale(trace.begin)
-
-        def slope(x: Form, place: Place) -> Form:
-            return given.rate(trace.evaluate(given.scale(place) * x, place.time))
-
-        k_1 = slope(x, trace.begin)
-        k_2 = slope(x + 0.5 * h * k_1, middle)
-        k_3 = slope(x + 0.5 * h * k_2, middle)
-        k_4 = slope(x + h * k_3, Place.at(sde, target.time))  # the target itself may lie off the curve
-        return given.scale(target) * (x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4))
+    def advance(self, trace: Trace, x: Form, begin: PathPoint, target: PathPoint) -> Form:
+        sde, h = trace.equation.sde, self._interval(trace, begin, target)
+        middle = self.coordinate.point(sde, self.coordinate.position_of(sde, begin) + 0.5 * h)
+        k_1 = self._slope(trace, x, begin)
+        k_2 = self._slope(trace, x + 0.5 * h * k_1, middle)
+        k_3 = self._slope(trace, x + 0.5 * h * k_2, middle)
+        k_4 = self._slope(trace, x + h * k_3, PathPoint.at(sde, target.time))  # the target itself may lie off the curve
+        return self.coordinate.scale(target) * (x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4))

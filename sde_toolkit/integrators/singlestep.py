@@ -26,7 +26,7 @@ from torch import Tensor
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.integrators.linear_step import Evaluation, Form, Place, RecordedStep, Trace
+from sde_toolkit.integrators.linear_step import Form, PathPoint, RecordedEvaluation, RecordedStep, Trace
 
 __all__ = ["DPMSolver1", "DPMSolver2", "DPMSolver2S", "DPMSolver3", "DPMSolver3S", "SingleStep"]
 
@@ -56,24 +56,24 @@ class Integral(NamedTuple):
         return self.decay * x + self.amplitude * sum(weighted, torch.zeros_like(x))
 
 
-def noise_integral(eta: float, here: Place, there: Place) -> Integral:
+def noise_integral(eta: float, here: PathPoint, there: PathPoint) -> Integral:
     """The step with ε̂ as the integrand; of the ODE."""
     h = there.half_log_snr - here.half_log_snr
     return Integral(there.alpha / here.alpha, there.sigma, moments(-h))
 
 
-def data_integral(eta: float, here: Place, there: Place) -> Integral:
+def data_integral(eta: float, here: PathPoint, there: PathPoint) -> Integral:
     """The step with x̂_0 as the integrand."""
     h = there.half_log_snr - here.half_log_snr
     decay = there.sigma / here.sigma * torch.exp(-(eta**2) * h)
     return Integral(decay, there.alpha, moments((1 + eta**2) * h))
 
 
-def stage(trace: Trace, target: Place, r: float) -> tuple[Place, Tensor]:
+def stage(trace: Trace, target: PathPoint, r: float) -> tuple[PathPoint, Tensor]:
     """The SDE's place at λ_t + r h, and its r: less where that would lie beyond t=0 (off-curve targets alone)."""
     begin = trace.begin.half_log_snr
     h = target.half_log_snr - begin
-    place = Place.at_half_log_snr(trace.equation.sde, begin + r * h)
+    place = PathPoint.at_half_log_snr(trace.equation.sde, begin + r * h)
     return place, (place.half_log_snr - begin) / h
 
 
@@ -81,30 +81,30 @@ def stage(trace: Trace, target: Place, r: float) -> tuple[Place, Tensor]:
 class SingleStep(RecordedStep):
     """What is shared: the quantity that is interpolated, and the integral that goes with it."""
 
-    in_lambda: ClassVar[bool] = True
+    sees_alpha_sigma_only: ClassVar[bool] = True
 
     @abstractmethod
-    def integrand(self, evaluation: Evaluation) -> Form:
+    def integrand(self, evaluation: RecordedEvaluation) -> Form:
         """ε̂ or x̂_0 there."""
 
     @abstractmethod
-    def integral(self, eta: float, here: Place, there: Place) -> Integral:
+    def integral(self, eta: float, here: PathPoint, there: PathPoint) -> Integral:
         """The integral from one place to another."""
 
 
 class _NoisePrediction(SingleStep):
-    def integrand(self, evaluation: Evaluation) -> Form:
+    def integrand(self, evaluation: RecordedEvaluation) -> Form:
         return evaluation.view("epsilon")
 
-    def integral(self, eta: float, here: Place, there: Place) -> Integral:
+    def integral(self, eta: float, here: PathPoint, there: PathPoint) -> Integral:
         return noise_integral(eta, here, there)
 
 
 class _DataPrediction(SingleStep):
-    def integrand(self, evaluation: Evaluation) -> Form:
+    def integrand(self, evaluation: RecordedEvaluation) -> Form:
         return evaluation.view("x0")
 
-    def integral(self, eta: float, here: Place, there: Place) -> Integral:
+    def integral(self, eta: float, here: PathPoint, there: PathPoint) -> Integral:
         return data_integral(eta, here, there)
 
 
@@ -134,7 +134,7 @@ class _Second(SingleStep):
     def draws(self, eta: float) -> tuple[int, ...]:
         return (0, 1, 1) if eta > 0 else (0, 0, 0)
 
-    def trace(self, trace: Trace, target: Place) -> Form:
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
         eta, begin, x = trace.equation.eta, trace.begin, trace.start
         middle, r = stage(trace, target, self.r)
         F = self.integrand(trace.evaluate(x, begin.time))
@@ -151,7 +151,7 @@ class _Second(SingleStep):
         return x_s
 
 
-def _kappa(eta: float, here: Place, there: Place) -> Tensor:
+def _kappa(eta: float, here: PathPoint, there: PathPoint) -> Tensor:
     """κ/σ of the fresh noise from here to there."""
     return eta_family(eta, (here.half_log_snr - there.half_log_snr).clamp(max=0.0))[1]
 
@@ -169,7 +169,7 @@ class _Third(SingleStep):
     evals_per_step: ClassVar[int | None] = 3
     begins_at_x: ClassVar[bool] = True
 
-    def trace(self, trace: Trace, target: Place) -> Form:
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
         eta, begin, x = trace.equation.eta, trace.begin, trace.start
         first, r_1 = stage(trace, target, 1 / 3)
         second, r_2 = stage(trace, target, 2 / 3)
@@ -196,7 +196,7 @@ class DPMSolver1(_NoisePrediction):
     evals_per_step: ClassVar[int | None] = 1
     begins_at_x: ClassVar[bool] = True
 
-    def trace(self, trace: Trace, target: Place) -> Form:
+    def trace(self, trace: Trace, target: PathPoint) -> Form:
         found = trace.evaluate(trace.start, trace.begin.time)
         return target.alpha * found.view("x0") + target.sigma * found.view("epsilon")
 

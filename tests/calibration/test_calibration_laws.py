@@ -25,6 +25,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.calibration import load_calibration
+from sde_toolkit.calibration.calibration_files import build_solver
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.gradient import Descending, differentiable, optimise
@@ -62,7 +63,7 @@ def endpoints(model, x):
 
 
 def ddim_of_order(p):
-    return flow(Multistep(p, FrozenX0(), integrators.in_phi))
+    return flow(Multistep(p, FrozenX0(), integrators.Angle()))
 
 
 def error(model, solver, grid, tweedie, x, truth):
@@ -533,3 +534,29 @@ def test_details_are_seen_beside_the_noise_of_the_whole():
         for x in (other, nearest + 1.2 * (other - nearest))
     )
     assert wider > 5 * abs(same)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"class": "Heun"}, Heun(integrators.Time())),
+        ({"class": "EDMHeun", "S_churn": 3.0, "S_tmin": 0.1}, integrators.ChurnedHeun(3.0, 0.1)),
+        ({"class": "RungeKutta4", "coordinates": {"class": "InTime"}}, integrators.RungeKutta4(integrators.Time())),
+        (
+            {"class": "RungeKutta4", "coordinates": {"class": "Straight"}},
+            integrators.RungeKutta4(integrators.NoiseToSignal()),
+        ),
+        *(
+            ({"class": "Multistep", "order": 3, "coordinate": {"function": name}}, Multistep(3, coordinate=coordinate))
+            for name, coordinate in (
+                ("in_lambda", integrators.HalfLogSNR()),
+                ("in_tau", integrators.NoiseToSignal()),
+                ("in_phi", integrators.Angle()),
+                ("in_time", integrators.Time()),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_files_with_the_former_names_of_coordinates_mean_what_they_meant(written, meant):
+    assert build_solver("old.json", {"name": "old", "eta": 0.0, "integrator": written}).integrator == meant

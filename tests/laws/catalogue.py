@@ -81,6 +81,7 @@ INTEGRATORS = [
     *(cls() for cls in classes_in(integrators, Integrator)),
     integrators.Exponential(noise=integrators.ddim_noise),
 ]
+COORDINATES = [cls() for cls in classes_in(integrators, integrators.Coordinate)]
 FIXED_STEP = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is not None]
 ADAPTIVE = [i for i in INTEGRATORS if i.evals_per_step is None and i.weak_order is None]  # on the flow
 SOLVERS = [
@@ -94,7 +95,7 @@ STOCHASTIC_SOLVERS = [solver for solver in SOLVERS if solver.eta > 0]
 
 def name(value):
     """The id of a parameter in pytest's output."""
-    if isinstance(value, SDE | Integrator):
+    if isinstance(value, SDE | Integrator | integrators.Coordinate):
         return type(value).__name__
     return value.name if isinstance(value, Solver) else getattr(value, "__name__", str(value))
 

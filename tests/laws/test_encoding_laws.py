@@ -19,7 +19,7 @@ from catalogue import (
 
 from sde_toolkit import VPSDE, Solver, ddim, ddpm, encode, grids, sample
 from sde_toolkit.errors import ArgumentError, GridError, NonFiniteError
-from sde_toolkit.integrators import EDMHeun, Euler, Exponential, Heun, Multistep
+from sde_toolkit.integrators import ChurnedHeun, Euler, Exponential, Heun, Multistep
 
 BEGIN, END = 0.8, 0.4
 DETERMINISTIC = [integrator for integrator in FIXED_STEP if integrator.order]
@@ -75,7 +75,7 @@ def test_codes_and_round_trips_have_the_declared_order(sde, integrator):
     assert min(of_round_trips) > integrator.order - TOLERANCE
 
 
-@pytest.mark.parametrize("integrator", [i for i in DETERMINISTIC if i.in_lambda], ids=name)
+@pytest.mark.parametrize("integrator", [i for i in DETERMINISTIC if i.sees_alpha_sigma_only], ids=name)
 def test_and_so_in_lambda_through_the_kinks_of_discrete_schedules(integrator):
     ends = KINKED.half_log_snr(doubles(BEGIN, END))
 
@@ -148,7 +148,7 @@ def test_stochastic_solvers_are_refused_by_name(solver):
 def test_so_is_noise_that_a_solver_adds_of_its_own():
     model, asked = counting(VPSDE())
     with pytest.raises(ArgumentError, match="draws noise"):
-        encode(model, flow(EDMHeun(S_churn=10.0)), grids.uniform(VPSDE(), 5), torch.ones(3, 2))
+        encode(model, flow(ChurnedHeun(S_churn=10.0)), grids.uniform(VPSDE(), 5), torch.ones(3, 2))
     assert asked == []
 
 

@@ -25,18 +25,18 @@ from test_orders import graded, measured_flow_order, measured_weak_order
 from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, SubVPSDE, gaussian, grids, sample
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import (
+    Angle,
     Corrected,
     Exponential,
     FrozenEDM,
     FrozenNoise,
     FrozenX0,
+    HalfLogSNR,
     Multistep,
+    NoiseToSignal,
+    Time,
     bh1,
     bh2,
-    in_lambda,
-    in_phi,
-    in_tau,
-    in_time,
 )
 from sde_toolkit.models import time_inputs
 
@@ -60,7 +60,7 @@ def polynomial_model(sde, kind, sigma_data, coordinate, degree):
     """What the network says is a polynomial of the coordinate, whatever x is."""
 
     def network(x, time):
-        c = coordinate(sde, sde.half_log_snr(time[0]))
+        c = coordinate.position(sde, sde.half_log_snr(time[0]))
         return x * 0 + sum((0.7 - k) * (c / 2) ** k for k in range(degree + 1))
 
     options = {"sigma_data": sigma_data, "time_input": time_inputs.ScaledTime()} if kind == "edm" else {}
@@ -81,18 +81,18 @@ def solved(model, x, t, s):
 @every_frozen
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_polynomial_of_degree_below_the_order_is_integrated_exactly(sde, frozen, kind, sigma_data, order):
-    model = polynomial_model(sde, kind, sigma_data, in_lambda, order - 1)
+    model = polynomial_model(sde, kind, sigma_data, HalfLogSNR(), order - 1)
     path = path_of(Multistep(order, frozen), model, GRID, doubles(1.3, -0.4))
     known = order - 1  # from here on it has as many values as it wants
     expected = solved(model, path[known], GRID[known].item(), GRID[-1].item())
     assert relative_error(path[-1], expected) < 1e-9
     if order > 1:  # and no more than that
-        model = polynomial_model(sde, kind, sigma_data, in_lambda, order)
+        model = polynomial_model(sde, kind, sigma_data, HalfLogSNR(), order)
         path = path_of(Multistep(order, frozen), model, GRID, doubles(1.3, -0.4))
         assert relative_error(path[-1], solved(model, path[known], GRID[known].item(), GRID[-1].item())) > 1e-7
 
 
-@pytest.mark.parametrize("coordinate", [in_lambda, in_tau, in_phi, in_time])
+@pytest.mark.parametrize("coordinate", [HalfLogSNR(), NoiseToSignal(), Angle(), Angle(0.4), Time()], ids=str)
 @every_frozen
 def test_the_polynomial_is_one_in_the_chosen_coordinate(coordinate, frozen, kind, sigma_data):
     sde = VPSDE()
@@ -101,7 +101,7 @@ def test_the_polynomial_is_one_in_the_chosen_coordinate(coordinate, frozen, kind
     assert relative_error(path[-1], solved(model, path[2], GRID[2].item(), GRID[-1].item())) < 1e-9
 
 
-@pytest.mark.parametrize("coordinate", [in_tau, in_phi, in_time])
+@pytest.mark.parametrize("coordinate", [NoiseToSignal(), Angle(), Time()], ids=str)
 @pytest.mark.parametrize(("frozen", "kind"), [(FrozenX0(), "x0"), (FrozenNoise(), "epsilon")], ids=["x0", "noise"])
 def test_coordinates_that_are_finite_at_the_data_keep_their_order_in_the_last_step(coordinate, frozen, kind):
     sde, grid = VPSDE(), doubles(0.4, 0.3, 0.2, 0.1, 0.0)
@@ -202,7 +202,7 @@ def test_deis_in_rho(sde):
         slope = 0 if previous is None else (epsilon - previous) / (tau[i] - tau[i - 1])
         expected = sde.alpha(s) * (expected / sde.alpha(t) + h * epsilon + h**2 / 2 * slope)
         previous = epsilon
-    found = sample(model, flow(Multistep(2, FrozenNoise(), in_tau)), GRID, x_start=x, dtype=torch.float64).x
+    found = sample(model, flow(Multistep(2, FrozenNoise(), NoiseToSignal())), GRID, x_start=x, dtype=torch.float64).x
     assert relative_error(found, expected) < EXACT
 
 
@@ -277,7 +277,7 @@ def test_more_order_than_steps_is_no_harm(order, steps):
 def test_from_the_very_end_of_time_to_the_data(frozen, kind, sigma_data, eta):
     """λ is infinite at both ends; the steps there fall to first order and stay finite."""
     grid = torch.linspace(1, 0, 6, dtype=torch.float64)
-    for integrator in (Multistep(3, frozen), Corrected(Multistep(2, frozen)), Multistep(3, frozen, in_phi)):
+    for integrator in (Multistep(3, frozen), Corrected(Multistep(2, frozen)), Multistep(3, frozen, Angle())):
         model = gaussian_data(VPSDE())
         x = sample(model, flow(integrator, eta), grid, shape=(64, 2), dtype=torch.float64).x
         assert bool(x.isfinite().all())
@@ -288,6 +288,10 @@ def test_from_the_very_end_of_time_to_the_data(frozen, kind, sigma_data, eta):
 def test_bad_arguments_are_named():
     with pytest.raises(ArgumentError, match="order"):
         Multistep(0)
+    with pytest.raises(ArgumentError, match="coordinate"):
+        Multistep(2, coordinate=lambda sde, half_log_snr: half_log_snr)
+    with pytest.raises(ArgumentError, match="sigma_data"):
+        Angle(-1.0)
     with pytest.raises(ArgumentError, match="sigma_data"):
         FrozenEDM(0.0)
     with pytest.raises(ArgumentError, match="predictor"):

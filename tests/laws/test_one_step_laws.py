@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from catalogue import (
+    COORDINATES,
     FIXED_STEP,
     SDES,
     SMOOTH_SDES,
@@ -31,20 +32,23 @@ from catalogue import (
 )
 from test_orders import BEGIN, END, measured_flow_order, measured_weak_order, points, solution_on_path, uniform
 
-from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, ddim, grids, sample
+from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, ddim, gaussian, grids, reschedule, sample
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import (
     Ancestral,
+    Angle,
+    ChurnedHeun,
     DPMSolver1,
     DPMSolver2,
     DPMSolver2S,
     DPMSolver3,
     DPMSolver3S,
-    EDMHeun,
     Exponential,
-    InTime,
+    Heun,
+    NoiseToSignal,
     ReverseDiffusion,
     RungeKutta4,
+    Time,
 )
 
 EXACT = 1e-10
@@ -52,7 +56,7 @@ every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)
 NOISE = [DPMSolver1(), DPMSolver2(), DPMSolver2(r=0.3), DPMSolver3()]
 DATA = [DPMSolver2S(), DPMSolver2S(r=0.3), DPMSolver3S()]
-IN_TAU = [RungeKutta4(), EDMHeun()]
+IN_TAU = [RungeKutta4(), Heun()]
 LINES = [DPMSolver2(interpolate=True), DPMSolver2(r=0.3, interpolate=True), DPMSolver2S(interpolate=True)]
 PARABOLAS = [DPMSolver3(interpolate=True), DPMSolver3S(interpolate=True)]
 IN_LAMBDA = [*NOISE, *DATA, *IN_TAU, *LINES, *PARABOLAS]
@@ -177,7 +181,7 @@ def dpmpp_sde_step(model, x_bar, t, s, drawn):
     ("integrator", "eta", "one_step", "drawn"),
     [
         (DPMSolver2(), 0.0, midpoint_step, 0),
-        (EDMHeun(), 0.0, heun_step, 0),
+        (Heun(), 0.0, heun_step, 0),
         (DPMSolver2(r=1.0, interpolate=False), 0.0, None, 0),
         (DPMSolver2S(), 0.0, two_s_step, 0),
         (DPMSolver2S(), 1.0, dpmpp_sde_step, 2),
@@ -202,7 +206,7 @@ def test_edms_last_euler_step_is_the_tweedie_step(sde):
     x, model = start_at(sde, grid[0]), model_of(RandomNetwork(), sde)
     x_bar = straight(heun_step, model, grid, x) / sde.alpha(grid[-1])
     expected = x_bar + (0 - tau(sde, grid[-1])) * noise_at(model, x_bar, grid[-1])
-    found = sample(model, solver_of(EDMHeun()), grid, x_start=x, tweedie=True, dtype=torch.float64)
+    found = sample(model, solver_of(Heun()), grid, x_start=x, tweedie=True, dtype=torch.float64)
     assert relative_error(found.x, expected) < EXACT
     assert found.nfe == 2 * len(grid) - 1  # EDM counts 2N − 1
 
@@ -216,7 +220,7 @@ def test_ancestral_dpm_solver_1_is_ddim_at_the_papers_eta(sde, eta):
     assert relative_error(run(Ancestral(), model, grid, x, eta, z), expected) < EXACT
 
 
-@pytest.mark.parametrize("inner", [DPMSolver2(), DPMSolver3S(), EDMHeun()], ids=name)
+@pytest.mark.parametrize("inner", [DPMSolver2(), DPMSolver3S(), Heun()], ids=name)
 def test_ancestral_without_noise_is_the_inner_method(inner):
     model, grid = model_of(RandomNetwork(), VPSDE()), ragged_grid()
     x = start_at(VPSDE(), grid[0])
@@ -235,7 +239,7 @@ def test_runge_kutta_in_time_is_the_classical_method_of_the_drift():
         for c, earlier in ((0.5, 0), (0.5, 1), (1.0, 2)):
             k.append(drift(u + c * h * k[earlier], t + c * h))
         expected = u + h * (k[0] + 2 * k[1] + 2 * k[2] + k[3]) / 6
-    assert relative_error(run(RungeKutta4(InTime()), model, grid, x), expected) < EXACT
+    assert relative_error(run(RungeKutta4(Time()), model, grid, x), expected) < EXACT
 
 
 BETAS = torch.linspace(1e-3, 0.2, 40, dtype=torch.float64)
@@ -317,7 +321,7 @@ def test_and_no_polynomial_of_one_degree_more_is(integrator, kind, degree):
     assert misses(VPSDE(), integrator, kind, degree + 1) > 1e-6
 
 
-@pytest.mark.parametrize(("integrator", "degree"), [(EDMHeun(), 1), (RungeKutta4(), 3)], ids=name)
+@pytest.mark.parametrize(("integrator", "degree"), [(Heun(), 1), (RungeKutta4(), 3)], ids=name)
 def test_methods_in_tau_are_exact_for_polynomials_in_tau(integrator, degree):
     """The trapezoidal rule to degree 1, Simpson's to degree 3."""
     for extra, bound in ((0, lambda e: e < EXACT), (1, lambda e: e > 1e-6)):
@@ -350,7 +354,6 @@ VARIANTS = [
     DPMSolver2S(r=0.8),
     *LINES,
     *PARABOLAS,
-    RungeKutta4(InTime()),
     Ancestral(DPMSolver3()),
 ]
 
@@ -362,13 +365,46 @@ def test_orders_of_the_other_choices(sde, integrator):
     assert order == pytest.approx(integrator.order, abs=0.2)
 
 
+@pytest.mark.parametrize("method", [Heun, RungeKutta4])
+@pytest.mark.parametrize("coordinate", COORDINATES, ids=name)
+@every_smooth_sde
+def test_runge_kutta_methods_have_their_order_in_every_coordinate(sde, coordinate, method):
+    order = measured_flow_order(sde, method(coordinate), uniform, (32, 64, 128))
+    assert order == pytest.approx(method.order, abs=0.2)
+
+
+@pytest.mark.parametrize("method", [Heun, RungeKutta4])
+@pytest.mark.parametrize("coordinate", [c for c in COORDINATES if c.sees_alpha_sigma_only], ids=name)
+@every_sde
+def test_sdes_are_one_curve_in_coordinates_of_alpha_and_sigma(sde, coordinate, method):
+    """One network under two SDEs: at equal λ the states are the same but for their scale, on coarse grids too."""
+    model = model_of(RandomNetwork(), VPSDE(), "x0")
+    x, lambdas = start_at(VPSDE(), 0.3), doubles(-0.8, -0.5, 0.4, 1.1)  # which every SDE reaches
+    ends = []
+    for path in (model, reschedule(model, sde)):
+        times = path.sde.inverse_half_log_snr(lambdas)
+        end = run(method(coordinate), path, times, path.sde.alpha(times[0]) * x)
+        ends.append(end / path.sde.alpha(times[-1]))
+    assert relative_error(*ends) < 1e-8
+
+
+@every_sde
+def test_runge_kutta_in_the_angle_is_exact_for_gaussian_data_of_its_size(sde):
+    """There the scaled state does not move: one step is the whole flow."""
+    model, ends = gaussian(torch.zeros(2), sde, std=0.6), doubles(0.8, 0.3)
+    x = start_at(sde, ends[0])
+    size = [math.hypot(0.6 * sde.alpha(t).item(), sde.sigma(t).item()) for t in ends]
+    for method in (Heun, RungeKutta4):
+        assert relative_error(run(method(Angle(0.6)), model, ends, x), x * size[1] / size[0]) < 1e-9
+
+
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize(
     "integrator",
     [
         DPMSolver2S(r=0.8),
         DPMSolver2S(interpolate=True),
-        *(Ancestral(i) for i in (DPMSolver2(), DPMSolver2S(), DPMSolver3(), EDMHeun(), RungeKutta4())),
+        *(Ancestral(i) for i in (DPMSolver2(), DPMSolver2S(), DPMSolver3(), Heun(), RungeKutta4())),
     ],
     ids=name,
 )
@@ -403,13 +439,20 @@ def test_strong_order_of_two_draws_a_step(sde, eta):
 
 # Churn.
 
-CHURNED = EDMHeun(S_churn=8.0)
+CHURNED = ChurnedHeun(S_churn=8.0)
 
 
 def test_churn_draws_once_a_step_and_not_without_churn():
     model, grid = gaussian_data(VPSDE()), uniform(5)
     assert draws_of(solver_of(CHURNED), model, grid) == 5
-    assert draws_of(solver_of(EDMHeun()), model, grid) == 0
+    assert draws_of(solver_of(ChurnedHeun()), model, grid) == 0
+
+
+@every_sde
+def test_without_churn_it_is_heun_in_the_noise_to_signal_ratio(sde):
+    model, grid = model_of(RandomNetwork(), sde), ragged_grid()
+    x = start_at(sde, grid[0])
+    assert torch.equal(run(ChurnedHeun(S_churn=0.0), model, grid, x), run(Heun(NoiseToSignal()), model, grid, x))
 
 
 @every_smooth_sde
@@ -438,20 +481,20 @@ def test_churn_is_the_forward_process_from_tau_to_its_raise(sde):
     for S_churn, gamma in ((0.1, 0.1), (5.0, math.sqrt(2) - 1)):
         added = math.sqrt(min(here * (1 + gamma), tau(sde, doubles(1.0)).item()) ** 2 - here**2)
         for S_noise in (1.0, 1.007):
-            found = amount_of_churn(sde, EDMHeun(S_churn=S_churn, S_noise=S_noise), grid)
+            found = amount_of_churn(sde, ChurnedHeun(S_churn=S_churn, S_noise=S_noise), grid)
             assert found.item() == pytest.approx(S_noise * added, rel=1e-9)
     for limits in ({"S_tmin": 1.01 * here}, {"S_tmax": 0.99 * here}):
-        assert amount_of_churn(sde, EDMHeun(S_churn=5.0, **limits), grid) == 0
-    assert amount_of_churn(sde, EDMHeun(S_churn=5.0, S_tmin=0.99 * here, S_tmax=1.01 * here), grid) > 0
+        assert amount_of_churn(sde, ChurnedHeun(S_churn=5.0, **limits), grid) == 0
+    assert amount_of_churn(sde, ChurnedHeun(S_churn=5.0, S_tmin=0.99 * here, S_tmax=1.01 * here), grid) > 0
     if signal_at_the_end(sde):  # from t = 1 there is nowhere to go up to
-        assert amount_of_churn(sde, EDMHeun(S_churn=5.0), doubles(1.0, 0.3)) == pytest.approx(0, abs=1e-6 * here)
+        assert amount_of_churn(sde, ChurnedHeun(S_churn=5.0), doubles(1.0, 0.3)) == pytest.approx(0, abs=1e-6 * here)
 
 
 def test_churn_is_shared_by_all_steps_of_the_grid():
     """γ = S_churn/N, N the steps of the whole grid, the last one to σ = 0 too."""
     grid = doubles(0.6, 0.3, 0.1, 0.0)
     one, three = (tau(Flow(), grid[0]).item() * math.sqrt((1 + gamma) ** 2 - 1) for gamma in (0.3, 0.1))
-    sharing, alone = (amount_of_churn(Flow(), EDMHeun(S_churn=0.3), g).item() for g in (grid, grid[:2]))
+    sharing, alone = (amount_of_churn(Flow(), ChurnedHeun(S_churn=0.3), g).item() for g in (grid, grid[:2]))
     assert (sharing, alone) == (pytest.approx(three), pytest.approx(one))
 
 
@@ -462,7 +505,14 @@ def test_churn_evaluates_the_network_at_the_raised_time():
         asked.append(time[0].item())
         return 0 * x
 
-    run(EDMHeun(S_churn=0.2), model_of(network, sde), doubles(0.6, 0.3), torch.zeros(1, 2).double(), 0.0, draws(1, 1))
+    run(
+        ChurnedHeun(S_churn=0.2),
+        model_of(network, sde),
+        doubles(0.6, 0.3),
+        torch.zeros(1, 2).double(),
+        0.0,
+        draws(1, 1),
+    )
     assert tau(sde, doubles(asked[0])).item() == pytest.approx(1.2 * tau(sde, doubles(0.6)).item())
     assert asked[1] == 0.3
 
@@ -496,7 +546,7 @@ def test_few_steps_from_noise_are_finite(sde, steps):
     """Everything public, and the other choices, from t = 1; to the data where σ(0) = 0, for methods in λ."""
     kind = "epsilon" if signal_at_the_end(sde) else "v"
     model = model_of(RandomNetwork(), sde, kind)
-    for integrator in [*(i for i in FIXED_STEP if i.in_lambda), *IN_LAMBDA, *ANCESTRAL, CHURNED]:
+    for integrator in [*(i for i in FIXED_STEP if i.sees_alpha_sigma_only), *IN_LAMBDA, *ANCESTRAL, CHURNED]:
         for eta in (0.0, 0.5, 1.0) if integrator.weak_order is not None else (0.0,):
             if integrator.order is None and eta == 0:
                 continue
@@ -505,7 +555,7 @@ def test_few_steps_from_noise_are_finite(sde, steps):
             assert x.isfinite().all(), (integrator, eta)
 
 
-@pytest.mark.parametrize("inner", [EDMHeun(), RungeKutta4()], ids=name)
+@pytest.mark.parametrize("inner", [Heun(), RungeKutta4()], ids=name)
 def test_ancestral_methods_that_end_below_the_sdes_least_noise_say_so(inner):
     model = model_of(RandomNetwork(), VESDE())
     with pytest.raises(GridError, match="less than VESDE"):
@@ -515,7 +565,7 @@ def test_ancestral_methods_that_end_below_the_sdes_least_noise_say_so(inner):
 def test_methods_in_t_refuse_to_end_at_the_data():
     model = model_of(RandomNetwork(), VPSDE())
     with pytest.raises(GridError, match="tweedie"):
-        sample(model, solver_of(RungeKutta4(InTime())), doubles(1.0, 0.5, 0.0), shape=(2, 2))
+        sample(model, solver_of(RungeKutta4(Time())), doubles(1.0, 0.5, 0.0), shape=(2, 2))
 
 
 @every_sde
@@ -570,12 +620,13 @@ def test_steps_compile_whole_and_once(integrator):
         lambda: DPMSolver2(r=1.5),
         lambda: DPMSolver2S(r=math.nan),
         lambda: RungeKutta4("t"),
-        lambda: EDMHeun(S_churn=-1.0),
-        lambda: EDMHeun(S_noise=math.inf),
-        lambda: EDMHeun(S_tmin="a"),
+        lambda: Heun(math.sqrt),
+        lambda: ChurnedHeun(S_churn=-1.0),
+        lambda: ChurnedHeun(S_noise=math.inf),
+        lambda: ChurnedHeun(S_tmin="a"),
         lambda: Ancestral(Exponential()),
         lambda: Ancestral(CHURNED),
-        lambda: Ancestral(RungeKutta4(InTime())),
+        lambda: Ancestral(RungeKutta4(Time())),
     ],
 )
 def test_parameters_that_mean_nothing_are_refused(build):
@@ -583,7 +634,7 @@ def test_parameters_that_mean_nothing_are_refused(build):
         build()
 
 
-@pytest.mark.parametrize("integrator", [DPMSolver2(), DPMSolver3(), DPMSolver3S(), RungeKutta4(), EDMHeun(), CHURNED])
+@pytest.mark.parametrize("integrator", [DPMSolver2(), DPMSolver3(), DPMSolver3S(), RungeKutta4(), Heun(), CHURNED])
 def test_methods_of_the_flow_refuse_noise(integrator):
     with pytest.raises(ArgumentError, match="eta"):
         sample(model_of(RandomNetwork(), VPSDE()), solver_of(integrator, 1.0), uniform(3), shape=(2, 2))

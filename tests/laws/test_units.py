@@ -36,7 +36,7 @@ from sde_toolkit import (
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.integrators import Corrected, EDMHeun, Exponential, Multistep, PerSample, Scipy, TorchDiffEq
+from sde_toolkit.integrators import ChurnedHeun, Corrected, Exponential, Multistep, PerSample, Scipy, TorchDiffEq
 from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, discrete_bound, finite_differences
 from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 
@@ -211,7 +211,7 @@ def test_the_published_churn_is_that_of_data_of_size_one_half():
     sde, half = EDMSDE(), doubles(-0.5, 0.5)  # two points: √E[x_0²] is one half
     model = GaussianMixture(half, sde, std=0.0)
     grid = grids.uniform(sde, 12)
-    published = Solver("", 0.0, EDMHeun(40.0, 0.05, 50.0))
+    published = Solver("", 0.0, ChurnedHeun(40.0, 0.05, 50.0))
     a, b = (sample(model, s, grid, shape=(9,), seed=1, dtype=torch.float64).x for s in (edm_stochastic(), published))
     assert torch.equal(a, b)
 

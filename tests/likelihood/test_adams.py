@@ -7,7 +7,7 @@ from densities import ALL_SDES, F64, RandomNetwork, asked, mixture, name, points
 from sde_toolkit import VPSDE, CosineVPSDE, FlowMatching, ScoreModel, Solver, grids
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import Corrected, FrozenEDM, Multistep, in_phi
+from sde_toolkit.integrators import Angle, Corrected, FrozenEDM, Multistep
 from sde_toolkit.likelihood import Adams, Exact, log_likelihood, reverse
 
 
@@ -62,7 +62,7 @@ def test_the_states_on_the_way_are_better_than_predicted_ones():
     model, x = mixture(sde), points(mixture(sde), 16)
     errors = {}
     fine = path(Adams(3, 1.0), model, rising(sde, 40 * 16), x)[::16]
-    for integrator in (Adams(3, 1.0), Corrected(Multistep(3, FrozenEDM(1.0), in_phi))):
+    for integrator in (Adams(3, 1.0), Corrected(Multistep(3, FrozenEDM(1.0), Angle()))):
         found = path(integrator, model, rising(sde, 40), x)
         errors[type(integrator)] = (found - fine).abs().mean()
     assert errors[Adams] < 0.5 * errors[Corrected]
