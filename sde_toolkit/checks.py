@@ -13,7 +13,17 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["MOST", "all_hold", "as_python", "check_amount", "check_countable", "is_count", "is_number", "some_seen"]
+__all__ = [
+    "MOST",
+    "all_hold",
+    "as_python",
+    "check_amount",
+    "check_count",
+    "check_positive",
+    "is_count",
+    "is_number",
+    "some_seen",
+]
 
 MOST = 1_000_000  # steps, evaluations, nodes: more cannot be planned, and were hardly meant
 
@@ -53,14 +63,30 @@ def some_seen(fault: Tensor) -> bool:
     return all_hold(~fault) is False
 
 
-def check_countable(argument: str, value: int) -> None:
-    """Refuse a number of steps, nodes or draws that would take all memory before the first of them is taken.
+def check_count(argument: str, value: Any, remedy: str, *, least: int = 1, most: int | None = None) -> int:
+    """``value`` as an int; refuse what is not a whole number from ``least`` to ``most``.
+
+    ``most=MOST`` is for steps, nodes and draws, which would take all memory otherwise.
 
     Raises:
-        ArgumentError: above 1,000,000.
+        ArgumentError: naming the argument.
     """
-    if value > MOST:
-        raise ArgumentError(argument, value, f"more than {MOST} cannot be planned", "Pass a smaller number.")
+    if not is_count(value, least):
+        raise ArgumentError(argument, value, f"must be a whole number, at least {least}", remedy)
+    if most is not None and value > most:
+        raise ArgumentError(argument, value, f"more than {most} cannot be planned", "Pass a smaller number.")
+    return int(value)
+
+
+def check_positive(argument: str, value: Any, remedy: str) -> float:
+    """``value`` as a float; refuse what is not a finite number above 0.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    if not (is_number(value) and value > 0):
+        raise ArgumentError(argument, value, "must be positive and finite", remedy)
+    return float(value)
 
 
 def check_amount(argument: str, value: Any, numbers: int, bytes_each: int = 4) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.sde import SDE, check_sde
 
@@ -73,8 +73,7 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, start: float = 1.0, end: f
     Raises:
         ArgumentError: if ``rho`` is not positive.
     """
-    if not (is_number(rho) and rho > 0):
-        raise ArgumentError("rho", rho, "the exponent must be positive", "Karras et al. use 7.")
+    check_positive("rho", rho, "Karras et al. use 7.")
 
     def coordinate(t: Tensor) -> Tensor:
         return torch.exp(-sde.half_log_snr(t) / rho)
@@ -109,8 +108,7 @@ def sech(
     if not (is_number(width) and width > 0 and is_number(center)):
         problem = "the center is a half log-SNR, the width positive"
         raise ArgumentError("center, width", (center, width), problem, "0.75 and 1.5 are the defaults.")
-    if not (is_number(sigma_data) and sigma_data > 0):
-        raise ArgumentError("sigma_data", sigma_data, "must be positive and finite", "Pass model.sigma_data.")
+    check_positive("sigma_data", sigma_data, "Pass model.sigma_data.")
     center = center - math.log(sigma_data)
 
     def coordinate(t: Tensor) -> Tensor:
@@ -132,11 +130,10 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
         ArgumentError: unless 1 <= steps <= N.
     """
     steps = N if steps is None else steps
-    if not (is_count(steps) and is_count(N) and steps <= N):
-        raise ArgumentError(
-            "steps", steps, f"a subset of N={N!r} steps has a whole number of them, between 1 and N", "Correct steps."
-        )
-    check_countable("steps", steps)
+    check_count("N", N, "DDPM has 1000.")
+    check_count("steps", steps, f"Pass {N} or fewer.", most=MOST)
+    if steps > N:
+        raise ArgumentError("steps", steps, f"a subset of N={N} steps has no more of them", f"Pass {N} or fewer.")
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
 
 
@@ -210,9 +207,7 @@ def _time_of(sde: SDE) -> Callable[[Tensor], Tensor]:
 def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, time) -> Tensor:  # type: ignore[no-untyped-def]
     """Times at equal steps of ``coordinate``; both ends are met exactly."""
     check_sde(sde)
-    if not is_count(steps):
-        raise ArgumentError("steps", steps, "a grid has a whole number of steps, at least one", "Pass steps >= 1.")
-    check_countable("steps", steps)
+    check_count("steps", steps, "Pass steps=20, for example.", most=MOST)
     end = sde.sampling_end if end is None else end
     if not (is_number(start) and is_number(end) and 0 <= end < start <= 1):
         raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")

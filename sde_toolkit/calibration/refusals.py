@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.distributions import BLOCKS
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, check_positive
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.solvers import Solver
 
 __all__ = ["check_request", "check_start_grid"]
@@ -38,18 +39,12 @@ def check_request(
     if not isinstance(model, ScoreModel):
         raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
     check_evaluation_mode(model)
-    if not is_count(nfe, least=2):
-        raise ArgumentError("nfe", nfe, "a budget is a whole number of evaluations, at least 2", "10 is a good start.")
-    check_countable("nfe", nfe)
-    if n is not None and not is_count(n, least=4):
-        raise ArgumentError("n", n, "at least 4 noises are needed to fit to", "Leave it out, or use 64.")
+    check_count("nfe", nfe, "10 is a good start.", least=2, most=MOST)
     if n is not None:
-        check_countable("n", n)
-    if not is_count(seed, least=0):
-        raise ArgumentError("seed", seed, "a stream is named by non-negative integers", "Pass one >= 0.")
+        check_count("n", n, "Leave it out, or use 64.", least=4, most=MOST)
+    check_stream(seed, 0)
     for name, value in positive.items():
-        if not (is_number(value) and value > 0):
-            raise ArgumentError(name, value, "must be positive and finite", "Leave it out.")
+        check_positive(name, value, "Leave it out.")
     if method not in (None, "gradient", "search"):
         raise ArgumentError("method", method, "unknown", "Use 'gradient', 'search', or None for either.")
     shape = model.event_shape if event_shape is None else tuple(event_shape)

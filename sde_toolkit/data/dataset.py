@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import Stream
 from sde_toolkit.errors import ArgumentError, DataError
@@ -95,8 +95,7 @@ class Dataset:
         For what needs a few of them in memory: σ_data, moments, a picture. Always the same ones; a stream is read on
         a copy, so that its own position does not move.
         """
-        if not is_count(n):
-            raise ArgumentError("n", n, "not a number of samples", "Give a whole number >= 1.")
+        check_count("n", n, "10,000 is the default.")
         if self.stream is not None:
             return self.stream.shard(0, 1).next_batch(int(n))[0]
         size = len(self.train)

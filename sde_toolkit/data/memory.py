@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.data.arrays import affine_of, are_levels, whole_numbers
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.data.image_folders import check_fraction
 from sde_toolkit.data.reading import announce, map_numpy, read_numpy
 from sde_toolkit.data.sources import PerProcess, Source
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import DataError
 from sde_toolkit.transforms import Transform, eight_bit
 
 __all__ = ["MappedRows", "memory_map"]
@@ -93,8 +93,7 @@ def memory_map(
         DataError: naming the file; when a sample is read, naming the row.
     """
     check_fraction(test_fraction)
-    if not is_count(sample):
-        raise ArgumentError("sample", sample, "not a number of rows", "Give a whole number >= 1.")
+    check_count("sample", sample, "It is a number of rows to look at.")
     rows = MappedRows(path)
     n = len(rows)
     labels = None if labels_path is None else _labels(labels_path, n)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count, is_count
 from sde_toolkit.data.stream import Stream
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import DataError
 
 __all__ = ["ParallelStream", "outlive_signals"]
 
@@ -38,8 +38,7 @@ class ParallelStream:
 
     def __init__(self, stream: Stream, workers: int = 2, ahead: int = 4) -> None:
         for name, value in (("workers", workers), ("ahead", ahead)):
-            if not is_count(value):
-                raise ArgumentError(name, value, "not a positive number", "Give a whole number >= 1.")
+            check_count(name, value, f"Give {name}=1 or more.")
         self.stream, self.workers, self.ahead = stream, int(workers), int(ahead)
         self._states: list[dict[str, Any] | None] = [None] * self.workers
         self._turn = 0

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count, is_count
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.errors import ArgumentError, DataError
 
@@ -60,8 +60,7 @@ class Source(ABC):
     """
 
     def __init__(self, length: int, event_shape: Sequence[int], dtype: torch.dtype) -> None:
-        if not is_count(length, least=0):
-            raise ArgumentError("length", length, "not a number of samples", "Give a whole number >= 0.")
+        check_count("length", length, "Give the number of samples.", least=0)
         shape = tuple(event_shape)
         if not all(is_count(n) for n in shape):
             raise ArgumentError("event_shape", shape, "not the shape of a sample", "Give positive whole numbers.")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count, is_count
 from sde_toolkit.errors import ArgumentError, DataError
 
 __all__ = ["Sample", "Shards", "ShuffledStream", "Stream", "first_samples"]
@@ -106,8 +106,7 @@ class ShuffledStream:
 
     def __init__(self, shards: Shards, buffer: int = 10_000, seed: int = 0, rank: int = 0, size: int = 1) -> None:
         for name, value, least in (("buffer", buffer, 1), ("seed", seed, 0), ("size", size, 1), ("rank", rank, 0)):
-            if not is_count(value, least):
-                raise ArgumentError(name, value, "not such a number", f"Give a whole number >= {least}.")
+            check_count(name, value, f"Give {name}={least} or more.", least=least)
         if rank >= size:
             raise ArgumentError("rank", rank, f"there are {size} processes", f"Give one from 0 to {size - 1}.")
         self.shards, self.buffer, self.seed, self.rank, self.size = shards, int(buffer), int(seed), int(rank), int(size)

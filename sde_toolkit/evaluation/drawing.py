@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_amount, is_count
+from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.planning import Run
 from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
@@ -91,8 +91,7 @@ def draw_samples(
     check_model(model)
     if model.event_shape is None:
         raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
-    if not is_count(n):
-        raise ArgumentError("n", n, "not a whole number of at least 1", "64 is usual.")
+    check_count("n", n, "64 is usual.")
     check_amount("n", n, n * math.prod(model.event_shape))
     check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import grids
+from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import TorchDiffEq
 from sde_toolkit.jobs.store import Arrays
@@ -84,8 +85,8 @@ def flow_endpoint(
         check: number of samples solved again.
         condition: handed to the network; tensors in it have one row per sample.
     """
-    if n < 1 or check < 1 or steps < 1:
-        raise ArgumentError("n, check, steps", (n, check, steps), "each must be at least 1", "Raise it.")
+    for name, value in (("n", n), ("check", check), ("steps", steps)):
+        check_count(name, value, "Raise it.")
     if model.event_shape is None:
         raise ArgumentError("model", model, "it has no event_shape to start from", "Build it with event_shape=...")
     check_condition(condition, n)

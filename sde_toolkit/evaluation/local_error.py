@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.data.pictures import FAINT, INK, new_figure
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
@@ -147,15 +147,12 @@ def local_errors(
     check_parts(model, solver)
     check_deterministic(solver, "a local error")
     grid = check_grid(grid)
-    if not is_count(refine):
-        raise ArgumentError("refine", refine, "must be a whole number, at least 1", "4 is usual.")
-    check_countable("refine", refine)
+    check_count("refine", refine, "4 is usual.", most=MOST)
     if (n is None) == (x_start is None):
         raise ArgumentError("n, x_start", n, "exactly one of them is needed", "Pass n=16, for example.")
     shape = None
     if x_start is None:
-        if n is None or not is_count(n):
-            raise ArgumentError("n", n, "must be a whole number, at least 1", "16 is usual.")
+        n = check_count("n", n, "16 is usual.")
         if model.event_shape is None:
             raise ArgumentError("model", model, "it has no event_shape to start from", "Pass x_start.")
         shape = (n, *model.event_shape)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
-from sde_toolkit.checks import check_amount, check_countable, is_count
+from sde_toolkit.checks import MOST, check_amount, check_count, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.models.score_model import ScoreModel
@@ -212,8 +212,7 @@ def check_request(
         problem = "budgets are different whole numbers of network evaluations, at least 1"
         raise ArgumentError("budgets", list(budgets), problem, "Use [5, 10, 20], for example.")
     for budget in budgets:
-        check_countable("budgets", budget)
-    if not is_count(n, least=2):
-        raise ArgumentError("n", n, "at least two samples are needed", "512 is the default.")
+        check_count("budgets", budget, "Use [5, 10, 20], for example.", most=MOST)
+    check_count("n", n, "512 is the default.", least=2)
     check_amount("n", n, n * math.prod(model.event_shape))
     return model.event_shape

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
+from sde_toolkit.checks import check_positive
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.integrator import Integrator, StepRow
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Statistics,
-    check_positive,
     check_tolerances,
     root_mean_square,
 )

@@ -26,9 +26,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.models.prediction import Combination, edm_input_scale
 from sde_toolkit.models.score_model import ScoreModel
@@ -116,9 +115,7 @@ class FrozenEDM:
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (is_number(self.sigma_data) and self.sigma_data > 0):
-            problem, remedy = "must be positive and finite", "Pass √E[x_0²] of the data, or use FrozenX0()."
-            raise ArgumentError("sigma_data", self.sigma_data, problem, remedy)
+        check_positive("sigma_data", self.sigma_data, "Pass √E[x_0²] of the data, or use FrozenX0().")
 
     def is_output_of(self, model: ScoreModel) -> bool:
         return model.prediction == "edm" and model.sigma_data == self.sigma_data

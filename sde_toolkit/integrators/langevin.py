@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.integrator import StepRow
@@ -91,10 +91,8 @@ class Langevin(Corrector):
     columns: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        if not (is_number(self.snr) and self.snr > 0):
-            raise ArgumentError("snr", self.snr, "must be positive and finite", "Song et al. use 0.16 for images.")
-        if not is_count(self.steps, least=0):
-            raise ArgumentError("steps", self.steps, "must be a whole number, at least 0", "One step is usual.")
+        check_positive("snr", self.snr, "Song et al. use 0.16 for images.")
+        check_count("steps", self.steps, "One step is usual.", least=0)
         if not callable(self.norms):
             raise ArgumentError("norms", self.norms, "not a function", "Pass own_norms, mean_norms or expected_norms.")
 

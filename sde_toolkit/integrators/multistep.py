@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.coordinates import Coordinate, HalfLogSNR
@@ -61,8 +61,7 @@ class Multistep(Integrator):
     strong_order: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
-        if not is_count(self.order):
-            raise ArgumentError("order", self.order, "must be a whole number, at least 1", "2 and 3 are usual.")
+        check_count("order", self.order, "2 and 3 are usual.")
         if not isinstance(self.coordinate, Coordinate):
             raise ArgumentError("coordinate", self.coordinate, "not a Coordinate", "Pass HalfLogSNR() or Time().")
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
 from sde_toolkit.models.calls import counted
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs
@@ -30,7 +30,6 @@ __all__ = [
     "Stage",
     "Statistics",
     "absolute_tolerance",
-    "check_positive",
     "check_tolerances",
     "lambda_range",
     "root_mean_square",
@@ -77,16 +76,6 @@ class Statistics:
         return cls(*(torch.stack([getattr(part, name) for part in parts]).sum(0) for name in names))
 
 
-def check_positive(name: str, value: Any, remedy: str) -> None:
-    """Refuse what is not a finite number above 0.
-
-    Raises:
-        ArgumentError: naming it.
-    """
-    if not (is_number(value) and value > 0):
-        raise ArgumentError(name, value, "must be positive and finite", remedy)
-
-
 def check_tolerances(rtol: Any, atol: Any, max_nfe: Any) -> None:
     """Refuse tolerances that are not positive and limits that allow no evaluation. ``atol`` may be None.
 
@@ -96,8 +85,7 @@ def check_tolerances(rtol: Any, atol: Any, max_nfe: Any) -> None:
     check_positive("rtol", rtol, "A tolerance of 1e-5 is usual.")
     if atol is not None:
         check_positive("atol", atol, "Leave it out: then it follows the size of the data.")
-    if not is_count(max_nfe):
-        raise ArgumentError("max_nfe", max_nfe, "must allow an evaluation", "Pass a number >= 1.")
+    check_count("max_nfe", max_nfe, "10,000 is the default.")
 
 
 def absolute_tolerance(integrator: Any, equation: ReverseEquation) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import FrozenEDM, Integrator, StepRow
@@ -54,8 +54,7 @@ class Adams(Integrator):
     evals_per_step: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        if not is_count(self.predictor):
-            raise ArgumentError("predictor", self.predictor, "must be a whole number, at least 1", "3 is usual.")
+        check_count("predictor", self.predictor, "3 is usual.")
         FrozenEDM(self.sigma_data)
 
     @property

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.flow_density import log_likelihood
 from sde_toolkit.likelihood.levels import Levels, check_fits
@@ -184,9 +184,7 @@ def dequantise(
     """``draws`` versions of x, float64, every value uniform over the bin of its level."""
     levels.check(x)
     check_stream(seed, first_index)
-    if not is_count(draws):
-        raise ArgumentError("draws", draws, "must be a whole number, at least 1", "Pass draws=1.")
-    check_countable("draws", draws)
+    check_count("draws", draws, "Pass draws=1.", most=MOST)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ArgumentError("generator", generator, "not a torch.Generator", "Leave it out, and pass a seed.")
     values = levels.at(levels.index(x))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.likelihood.decoders import Decoder, LevelMap
 from sde_toolkit.likelihood.defaults import into_model_space
@@ -79,6 +79,4 @@ def prepare_bound(
 
 def check_draws(name: str, value: Any) -> None:
     """A number of draws, of repeats, ..., at least 1."""
-    if not is_count(value):
-        raise ArgumentError(name, value, "must be a whole number, at least 1", "Pass 32, for example.")
-    check_countable(name, value)
+    check_count(name, value, "Pass 32, for example.", most=MOST)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.transforms import Transform
@@ -96,8 +96,8 @@ class Decoder(ABC):
     of_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.std is not None and not (is_number(self.std) and self.std > 0):
-            raise ArgumentError("std", self.std, "must be positive and finite", "None is σ/α at the end.")
+        if self.std is not None:
+            check_positive("std", self.std, "None is σ/α at the end.")
 
     @abstractmethod
     def log_prob(self, x: Tensor, center: Tensor, std: float, spacing: float, level_map: LevelMap | None) -> Tensor:

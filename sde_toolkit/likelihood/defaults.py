@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import DenseIntegrator
@@ -61,9 +61,7 @@ def choose_detail(model: Any, x: Any, detail: Any) -> float:
     if detail is None:
         few = not isinstance(x, Tensor) or math.prod(x.shape[1:]) <= _EXACT_UP_TO
         return model.sigma_data * (_SMOOTH if few else _GREY_LEVEL)
-    if not (is_number(detail) and detail > 0):
-        problem = "the size of the data's finest structure, in model space, is positive"
-        raise ArgumentError("detail", detail, problem, "Pass the width of a grey level, or the scale of a mode.")
+    check_positive("detail", detail, "Pass the width of a grey level, or the scale of a mode, in model space.")
     return float(detail)
 
 
@@ -82,9 +80,7 @@ def choose_flow(
         if grid is not None:
             raise ArgumentError("grid", grid, "a grid is for a solver", "Pass the solver too, or nfe in place of both.")
         nfe = 50 if nfe is None else nfe
-        if not is_count(nfe, 4):
-            raise ArgumentError("nfe", nfe, "must be a whole number, at least 4", "50 is the default.")
-        check_countable("nfe", nfe)
+        check_count("nfe", nfe, "50 is the default.", least=4, most=MOST)
         return default_flow(model, nfe, end, detail, richardson)
     check_deterministic(solver, "a likelihood")
     if nfe is not None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
 from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
@@ -69,8 +69,7 @@ class Exact(Divergence):
     max_dimension: int = 1024
 
     def __post_init__(self) -> None:
-        if not is_count(self.max_dimension):
-            raise ArgumentError("max_dimension", self.max_dimension, "must be a whole number >= 1", "Pass 1024.")
+        check_count("max_dimension", self.max_dimension, "Pass 1024.")
 
     @property
     def replicates(self) -> int:
@@ -151,8 +150,7 @@ class HutchPlusPlus(Divergence):
 
     def __post_init__(self) -> None:
         check_probes(self.probes, 1)
-        if not is_count(self.rank):
-            raise ArgumentError("rank", self.rank, "must be a whole number, at least 1", "4 is usual.")
+        check_count("rank", self.rank, "4 is usual.")
 
     @property
     def replicates(self) -> int:
@@ -194,9 +192,7 @@ def check_probes(probes: int, least: int) -> None:
     Raises:
         ArgumentError: naming it.
     """
-    if not is_count(probes, least):
-        raise ArgumentError("probes", probes, f"must be a whole number, at least {least}", "Pass 4, for example.")
-    check_countable("probes", probes)
+    check_count("probes", probes, "Pass 4, for example.", least=least, most=MOST)
 
 
 def check_distribution(distribution: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import Transform
 
@@ -36,9 +36,7 @@ class Levels:
     high: float = 255.0
 
     def __post_init__(self) -> None:
-        if not is_count(self.count, 2):
-            raise ArgumentError("count", self.count, "a whole number of levels, at least 2", "8 bits are 256.")
-        check_countable("count", self.count)
+        check_count("count", self.count, "8 bits are 256.", least=2, most=MOST)
         if not (is_number(self.low) and is_number(self.high) and self.low < self.high):
             problem = "the lowest level must be less than the highest, both finite"
             raise ArgumentError("low, high", (self.low, self.high), problem, "8-bit images run from 0.0 to 255.0.")

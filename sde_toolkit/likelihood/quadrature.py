@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, check_positive, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import FrozenEDM
@@ -70,9 +70,7 @@ class Quadrature(Rule):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not is_count(self.nodes, 2):
-            raise ArgumentError("nodes", self.nodes, "must be a whole number, at least 2", "25 is the default.")
-        check_countable("nodes", self.nodes)
+        check_count("nodes", self.nodes, "25 is the default.", least=2, most=MOST)
         _check_scale(self.scale)
 
     def prepare(
@@ -98,13 +96,12 @@ class Refined(Rule):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not (is_number(self.tolerance) and self.tolerance > 0):
-            raise ArgumentError("tolerance", self.tolerance, "must be positive and finite", "Pass 1e-5, for example.")
+        check_positive("tolerance", self.tolerance, "Pass 1e-5, for example.")
         rungs = (self.most - 1) // _OPENING if is_count(self.most, _OPENING + 1) else 0
         if rungs == 0 or rungs & (rungs - 1) or self.most != rungs * _OPENING + 1:
             problem = "nested nodes are 17, 33, 65, 129, 257, ... in number"
             raise ArgumentError("most", self.most, problem, "Pass 257, for example.")
-        check_countable("most", self.most)
+        check_count("most", self.most, "Pass 257, for example.", most=MOST)
         _check_scale(self.scale)
 
     def prepare(
@@ -119,8 +116,8 @@ class Refined(Rule):
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not (is_number(scale) and scale > 0):
-        raise ArgumentError("scale", scale, "must be positive and finite", "None: by the data.")
+    if scale is not None:
+        check_positive("scale", scale, "None: by the data.")
 
 
 def _scale(given: float | None, equation: ReverseEquation, detail: float) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, check_sde
 
@@ -83,8 +83,7 @@ class Discrete(TimeDistribution):
     N: int = 1000
 
     def __post_init__(self) -> None:
-        if not is_count(self.N):
-            raise ArgumentError("N", self.N, "a whole number of steps, at least 1", "DDPM has 1000.")
+        check_count("N", self.N, "DDPM has 1000.")
 
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
         first = max(1, math.ceil(t_min * self.N - 1e-9))
@@ -191,9 +190,7 @@ class Cosine(TimeDistribution):
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (is_number(self.sigma_data) and self.sigma_data > 0):
-            problem = "a standard deviation is positive and finite"
-            raise ArgumentError("sigma_data", self.sigma_data, problem, "The default, 1.0, is for data of size 1.")
+        check_positive("sigma_data", self.sigma_data, "The default, 1.0, is for data of size 1.")
 
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
         shift = math.log(self.sigma_data)
@@ -212,8 +209,7 @@ def low_discrepancy(n: int, offset: float | Tensor, *, device: torch.device | st
     Raises:
         ArgumentError: if n is no count, or ``offset`` not one finite number.
     """
-    if not is_count(n):
-        raise ArgumentError("n", n, "a whole number of draws, at least 1", "Pass the batch size.")
+    check_count("n", n, "Pass the batch size.")
     if isinstance(offset, Tensor):
         if offset.numel() != 1:
             raise ArgumentError("offset", tuple(offset.shape), "it is one number", "Pass torch.rand(()).")
@@ -269,5 +265,4 @@ def _check_t_min(t_min: Any) -> None:
 def _check_normal(mean_name: str, mean: Any, std_name: str, std: Any) -> None:
     if not is_number(mean):
         raise ArgumentError(mean_name, mean, "not a finite number", "Leave it out for the paper's own value.")
-    if not (is_number(std) and std > 0):
-        raise ArgumentError(std_name, std, "must be positive and finite", "Leave it out for the paper's own value.")
+    check_positive(std_name, std, "Leave it out for the paper's own value.")

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.decoders import IntegratedBins, LevelMap
 from sde_toolkit.likelihood.levels import Levels, check_fits, check_levels
@@ -60,8 +60,7 @@ class VariationalBound:
     levels: Levels | None = None
 
     def __post_init__(self) -> None:
-        if not is_count(self.N, 2):
-            raise ArgumentError("N", self.N, "a whole number of steps, at least 2", "DDPM has 1000.")
+        check_count("N", self.N, "DDPM has 1000.", least=2)
         check_levels(self.levels)
 
     def __call__(self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Any = None) -> Tensor:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.prediction import Kind, Readout, check_kind
 from sde_toolkit.sde import SDE, Time
@@ -79,7 +79,7 @@ def error_ratio(sde: SDE, t: Tensor, of: Kind, to: Kind, sigma_data: float = 1.0
     """
     check_kind(of, "of")
     check_kind(to, "to")
-    _require_positive("sigma_data", sigma_data)
+    check_positive("sigma_data", sigma_data, "Leave it out for the paper's own value.")
     t = torch.as_tensor(t, dtype=torch.float64)
     if of == to:
         return torch.ones_like(t)
@@ -135,7 +135,7 @@ class Converted:
     def __post_init__(self) -> None:
         Anchored(self.weighting, self.of)
         check_kind(self.multiplies, "multiplies")
-        _require_positive("sigma_data", self.sigma_data)
+        check_positive("sigma_data", self.sigma_data, "Leave it out for the paper's own value.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         ratio = error_ratio(sde, t, self.of, self.multiplies, self.sigma_data)
@@ -154,7 +154,7 @@ class EDMWeighting:
     multiplies: ClassVar[Kind] = "x0"
 
     def __post_init__(self) -> None:
-        _require_positive("sigma_data", self.sigma_data)
+        check_positive("sigma_data", self.sigma_data, "Leave it out for the paper's own value.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         return torch.exp(2 * sde.half_log_snr(t)) + self.sigma_data**-2
@@ -172,7 +172,7 @@ class MinSNR:
     multiplies: ClassVar[Kind] = "x0"
 
     def __post_init__(self) -> None:
-        _require_positive("gamma", self.gamma)
+        check_positive("gamma", self.gamma, "Leave it out for the paper's own value.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         return torch.exp(2 * sde.half_log_snr(t)).clamp(max=self.gamma)
@@ -190,7 +190,7 @@ class P2:
     multiplies: ClassVar[Kind] = "epsilon"
 
     def __post_init__(self) -> None:
-        _require_positive("k", self.k)
+        check_positive("k", self.k, "Leave it out for the paper's own value.")
         if not (is_number(self.gamma) and self.gamma >= 0):
             raise ArgumentError("gamma", self.gamma, "must be finite and not negative", "The paper uses 0.5 and 1.")
 
@@ -230,8 +230,3 @@ def check_weighting(weighting: Any) -> None:
     multiplies = getattr(weighting, "multiplies", None)
     if multiplies is not None:
         check_kind(multiplies, "weighting.multiplies")
-
-
-def _require_positive(name: str, value: Any) -> None:
-    if not (is_number(value) and value > 0):
-        raise ArgumentError(name, value, "must be positive and finite", "Leave it out for the paper's own value.")

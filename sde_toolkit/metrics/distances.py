@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 
 __all__ = [
@@ -118,8 +119,7 @@ def rational_quadratic(scale: float) -> Kernel:
     A characteristic kernel: its MMD vanishes for equal distributions only. ``scale`` is a length, such as the
     median distance between data.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ArgumentError("scale", scale, "a length must be positive and finite", "Pass a typical distance.")
+    check_positive("scale", scale, "Pass a typical distance.")
 
     def kernel(a: Array, b: Array) -> Array:
         squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
@@ -275,8 +275,7 @@ def precision_recall(
     """
     g, r = _two_sets(generated, real)
     least = min(len(g), len(r))
-    if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
-        raise ArgumentError("neighbours", neighbours, "not a whole number of at least 1", "3 is usual.")
+    check_count("neighbours", neighbours, "3 is usual.")
     if least <= neighbours:
         problem = f"a point has no {neighbours} neighbours among {least} samples"
         raise DataError("generated, real", (len(g), len(r)), problem, "Give more samples.")

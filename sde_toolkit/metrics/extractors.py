@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.jobs.fingerprints import plain, weights_digest_of
 from sde_toolkit.metrics.classifier import MNISTClassifier
@@ -242,5 +242,5 @@ def _as_is(x: Tensor, levels: int | None) -> Tensor:
 
 def check_levels(levels: Any) -> None:
     """A number of levels, or None for continuous data."""
-    if levels is not None and not is_count(levels, 2):
-        raise ArgumentError("levels", levels, "not a number of levels", "Use 256 for 8-bit data, None for continuous.")
+    if levels is not None:
+        check_count("levels", levels, "Use 256 for 8-bit data, None for continuous.", least=2)

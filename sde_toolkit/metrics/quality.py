@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.jobs.provenance import toolkit_version
 from sde_toolkit.jobs.team import Team
@@ -224,8 +224,7 @@ def check_evaluation(
         "seed": (seed, 0),
     }
     for name, (value, low) in least.items():
-        if not is_count(value, low):
-            raise ArgumentError(name, value, f"not a whole number of at least {low}", f"Use {name}={max(low, 3)}.")
+        check_count(name, value, f"Use {name}={max(low, 3)}.", least=low)
     if "precision_recall" in metrics and min(shape[0], len(reference)) <= neighbours:
         problem = f"a point has no {neighbours} neighbours among {min(shape[0], len(reference))} samples"
         raise ArgumentError("neighbours", neighbours, problem, "Give more samples, or leave precision_recall out.")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.batching import as_floating, expand_to
-from sde_toolkit.checks import is_count, is_number, some_seen
+from sde_toolkit.checks import check_positive, is_count, some_seen
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.calls import Asking
@@ -100,8 +100,7 @@ class ScoreModel(Conventions):
                 f"{sde} has α(1) = 0 (or a rounding error of it), where ε and score carry no information about x_0",
                 "Use a network that predicts v or x0 (or edm, or velocity).",
             )
-        if not (is_number(sigma_data) and sigma_data > 0):
-            raise ArgumentError("sigma_data", sigma_data, "must be positive and finite", "Pass √E[x_0²] of the data.")
+        check_positive("sigma_data", sigma_data, "Pass √E[x_0²] of the data.")
         if event_shape is not None and not (
             isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):

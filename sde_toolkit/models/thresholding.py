@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import as_floating, expand_to
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside, Wrapper
@@ -76,8 +76,7 @@ class DynamicThreshold:
     def __post_init__(self) -> None:
         if not (is_number(self.p) and 0 < self.p <= 1):
             raise ArgumentError("p", self.p, "a quantile lies in (0, 1]", "Saharia et al. use 0.995.")
-        if not (is_number(self.max_value) and self.max_value > 0):
-            raise ArgumentError("max_value", self.max_value, "must be positive and finite", "Use 1 for [−1, 1].")
+        check_positive("max_value", self.max_value, "Use 1 for [−1, 1].")
 
     def __call__(self, x_0: Tensor) -> Tensor:
         x_0 = as_floating(x_0, "x_0")

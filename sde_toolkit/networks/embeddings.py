@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Condition", "ConditionLike", "Conditioning", "FourierEmbedding", "SinusoidalEmbedding"]
@@ -54,8 +54,8 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, dim: int, scale: float = 1.0, max_period: float = 10000.0) -> None:
         super().__init__()
         check_even(dim)
-        check_positive("scale", scale)
-        check_positive("max_period", max_period)
+        check_positive("scale", scale, "Pass a finite value above 0.")
+        check_positive("max_period", max_period, "Pass a finite value above 0.")
         self.dim = dim
         self.scale = float(scale)
         self.max_period = float(max_period)
@@ -88,7 +88,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, dim: int, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__()
         check_even(dim)
-        check_positive("scale", scale)
+        check_positive("scale", scale, "Pass a finite value above 0.")
         self.dim = dim
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(dim // 2, generator=generator, dtype=torch.float32, device="cpu")
@@ -132,7 +132,7 @@ class Conditioning(nn.Module):
             raise ArgumentError(
                 "embedding", embedding, "there is no such embedding", f"Use one of {sorted(EMBEDDINGS)}."
             )
-        check_positive("embedding_scale", scale)
+        check_positive("embedding_scale", scale, "Pass a finite value above 0.")
         if num_classes is not None and num_classes < 1:
             raise ArgumentError(
                 "num_classes", num_classes, "there must be at least one class", "Pass None for no labels."
@@ -239,11 +239,6 @@ def _check_tensors(label: Any, augmentation: Any) -> None:
 def check_even(dim: int) -> None:
     if dim < 2 or dim % 2:
         raise ArgumentError("dim", dim, "an embedding pairs sines with cosines", "Pass an even width of at least 2.")
-
-
-def check_positive(argument: str, value: float) -> None:
-    if not (is_number(value) and value > 0):
-        raise ArgumentError(argument, value, "it must be a positive number", "Pass a finite value above 0.")
 
 
 def check_time(time: Tensor) -> None:

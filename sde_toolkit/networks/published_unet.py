@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import beside, run
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
@@ -226,8 +226,7 @@ def check_published(given: dict[str, Any]) -> None:
         problem = "a filter that halves has an even number of taps, whose sum is not 0"
         raise ArgumentError("taps", taps, problem, "Use (1, 1) or (1, 3, 3, 1).")
     for name in ("skip_scale", "attention_gain", "eps"):
-        if not (is_number(given[name]) and given[name] > 0):
-            raise ArgumentError(name, given[name], "it must be a positive number", "Pass a finite value above 0.")
+        check_positive(name, given[name], "Pass a finite value above 0.")
     wide = given["embedding_width"]
     if wide is not None and (wide < 2 or wide % 2):
         raise ArgumentError("embedding_width", wide, "it must be even", "Pass an even width of at least 2.")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_positive, is_count
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.noise.streams import Noise, check_noise_dtype, check_stream
 from sde_toolkit.sde import SDE, check_sde
@@ -56,8 +56,7 @@ class ExponentialClock:
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (is_number(self.eta) and self.eta > 0):
-            raise ArgumentError("eta", self.eta, "noise needs a positive stochasticity", "Pass the solver's eta.")
+        check_positive("eta", self.eta, "Pass the solver's eta.")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.exp(2 * self.eta**2 * sde.half_log_snr(t))

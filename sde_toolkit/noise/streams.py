@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_amount, is_count
+from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
 
 __all__ = [
@@ -69,8 +69,7 @@ def check_stream(seed: int, first_index: int) -> None:
         ArgumentError: if ``seed`` or ``first_index`` is negative or no whole number.
     """
     for name, value in (("seed", seed), ("first_index", first_index)):
-        if not is_count(value, least=0):
-            raise ArgumentError(name, value, "a stream is named by non-negative integers", "Pass one >= 0.")
+        check_count(name, value, f"Pass {name}=0, for example.", least=0)
 
 
 def check_noise_dtype(dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_amount, is_count
+from sde_toolkit.checks import check_amount, check_count, is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.models.conditions import tensors_of
@@ -127,8 +127,8 @@ def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor 
 
 def check_batches(batch_size: Any, dtype: Any) -> None:
     """A number of samples for the network to take together, and a precision of the state."""
-    if batch_size is not None and not is_count(batch_size):
-        raise ArgumentError("batch_size", batch_size, "must be a whole number, at least 1", "Use None for all at once.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size, "Use None for all at once.")
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentError(
             "dtype",

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count
+from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.equation import ReverseEquation, check_eta
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
@@ -87,9 +87,7 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     Raises:
         ArgumentError: if ``nfe`` is not a whole number of at least 2, or ``eta`` is negative.
     """
-    if not is_count(nfe, least=2):
-        raise ArgumentError("nfe", nfe, "a step and the denoising at the end take two evaluations", "Pass nfe >= 2.")
-    check_countable("nfe", nfe)
+    check_count("nfe", nfe, "A step and the denoising at the end take two evaluations.", least=2, most=MOST)
     check_eta(eta)
     name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
     sde = model.sde
@@ -147,8 +145,7 @@ def _ended_as_usual(model: ScoreModel, solver: Solver, grid: Tensor) -> Plan:
 
 def _whole_steps(solver: Solver, nfe: Any, *, denoise: bool) -> int:
     """The largest number of steps that ``nfe`` evaluations allow a solver of fixed steps."""
-    if not is_count(nfe):
-        raise ArgumentError("nfe", nfe, "not a whole number of evaluations", "Pass nfe=20, for example.")
+    check_count("nfe", nfe, "Pass nfe=20, for example.")
     per_step = solver.integrator.evals_per_step or 1
     steps = (int(nfe) - denoise) // per_step
     if steps < 1:

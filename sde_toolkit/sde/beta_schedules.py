@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.cosine import CosineVPSDE
 
@@ -47,7 +47,7 @@ def cosine_betas(N: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
     Raises:
         ArgumentError: unless N >= 1, s >= 0 and 0 < max_beta <= 1 (1 leaves no signal at the end).
     """
-    _check_count(N)
+    check_count("N", N, "DDPM's has 1000.", most=MOST)
     if not (is_number(max_beta) and 0 < max_beta <= 1):
         raise ArgumentError("max_beta", max_beta, "a bound on β lies in (0, 1]", "The paper uses 0.999.")
     log_alpha = CosineVPSDE(s).log_alpha(torch.arange(N + 1, dtype=torch.float64) / N)
@@ -79,14 +79,8 @@ def zero_terminal_snr(betas: Any) -> Tensor:
     return torch.cat([b[:1], fraction * (2 - fraction)])
 
 
-def _check_count(N: Any) -> None:
-    if not is_count(N):
-        raise ArgumentError("N", N, "a schedule has a whole number of steps, at least one", "DDPM's has 1000.")
-    check_countable("N", N)
-
-
 def _check_ends(N: Any, start: Any, end: Any) -> None:
-    _check_count(N)
+    check_count("N", N, "DDPM's has 1000.", most=MOST)
     for name, beta in (("start", start), ("end", end)):
         if not (is_number(beta) and 0 < beta < 1):
             raise ArgumentError(name, beta, "every β must lie strictly between 0 and 1", "Correct it.")

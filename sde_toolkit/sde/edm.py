@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 
@@ -36,10 +36,7 @@ class EDMSDE(SDE):
     likelihood_end: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if not (is_number(self.sigma_min) and self.sigma_min > 0):
-            raise ArgumentError(
-                "sigma_min", self.sigma_min, "σ(0) must be positive and finite", "Karras et al. use 0.002."
-            )
+        check_positive("sigma_min", self.sigma_min, "Karras et al. use 0.002.")
         if not (is_number(self.sigma_max) and self.sigma_max > self.sigma_min):
             raise ArgumentError(
                 "sigma_max",
@@ -47,8 +44,7 @@ class EDMSDE(SDE):
                 f"σ(1) must be finite and exceed sigma_min={self.sigma_min}",
                 "Pass sigma_min < sigma_max; Karras et al. use 80 for data of standard deviation 0.5.",
             )
-        if not (is_number(self.rho) and self.rho > 0):
-            raise ArgumentError("rho", self.rho, "the exponent must be positive", "Karras et al. use 7.")
+        check_positive("rho", self.rho, "Karras et al. use 7.")
 
     @property
     def _first(self) -> float:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde.base import SDE, Time
 
@@ -33,10 +33,7 @@ class VESDE(SDE):
     sampling_end: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
-        if not (is_number(self.sigma_min) and self.sigma_min > 0):
-            raise ArgumentError(
-                "sigma_min", self.sigma_min, "σ(0) must be positive and finite", "Song et al. use 0.01."
-            )
+        check_positive("sigma_min", self.sigma_min, "Song et al. use 0.01.")
         if not (is_number(self.sigma_max) and self.sigma_max > self.sigma_min):
             raise ArgumentError(
                 "sigma_max",

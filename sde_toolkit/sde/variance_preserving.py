@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.checks import check_positive
 from sde_toolkit.sde.base import SDE, Time
 
 if TYPE_CHECKING:
@@ -33,11 +32,7 @@ class LinearBeta:
 
     def __post_init__(self) -> None:
         for name in ("beta_min", "beta_max"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise ArgumentError(
-                    name, value, "β is a rate of noise and must be positive", "Song et al. use 0.1 and 20."
-                )
+            check_positive(name, getattr(self, name), "Song et al. use 0.1 and 20.")
 
     def beta(self, t: Time) -> Tensor:
         """β(t)."""

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_toolkit.checks import is_count, is_number
+from sde_toolkit.checks import check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.training.averages import worth_using_from
 
 __all__ = ["PRECISIONS", "TrainingOptions"]
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # ours, accelerate's
+
+_CORRECT = "Correct this training option."
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,14 @@ class TrainingOptions:
         ):  # numbers of numpy and torch, and YAML's lists, as Python's own, which a checkpoint can hold
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
-            self._require(name, is_count(getattr(self, name)), "must be a whole number, at least 1")
+            check_count(name, getattr(self, name), _CORRECT)
         for name in ("pass_size", "checkpoint_every"):
-            value = getattr(self, name)
-            self._require(name, value is None or is_count(value), "must be a whole number, at least 1, or None")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), _CORRECT)
         for name in ("warmup_steps", "held_out", "seed", "workers"):
-            self._require(name, is_count(getattr(self, name), least=0), "must be a whole number, at least 0")
+            check_count(name, getattr(self, name), _CORRECT, least=0)
         for name in ("learning_rate", "max_gradient_norm", "epsilon"):
-            value = getattr(self, name)
-            self._require(name, is_number(value) and value > 0, "must be positive and finite")
+            check_positive(name, getattr(self, name), _CORRECT)
         for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "compile"):
             self._require(name, isinstance(getattr(self, name), bool), "must be true or false")
         for name in ("ema_decay", "label_dropout"):
@@ -117,7 +118,7 @@ class TrainingOptions:
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:
-            raise ArgumentError(name, getattr(self, name), problem, "Correct this training option.")
+            raise ArgumentError(name, getattr(self, name), problem, _CORRECT)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from sde_toolkit.checks import is_count
+from sde_toolkit.checks import check_count, is_count
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
@@ -137,6 +137,4 @@ def check_watchers(watchers: Sequence[Watcher], model: ScoreModel) -> None:
 
 def _check_counts(watcher: object, *names: str) -> None:
     for name in names:
-        value = getattr(watcher, name)
-        if not is_count(value):
-            raise ArgumentError(name, value, "must be a whole number, at least 1", "Correct this watcher.")
+        check_count(name, getattr(watcher, name), "Correct this watcher.")

@@ -1,10 +1,12 @@
-"""Every error of the package travels between processes, and its message costs no more than it says."""
+"""Every error travels between processes and costs no more than it says; counts have one refusal, sizes one."""
 
 import copy
 import importlib
+import math
 import pickle
 import pkgutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import sde_toolkit
 from sde_toolkit import MLP, VPSDE
+from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.errors import (
     ArgumentError,
     CheckpointError,
@@ -185,3 +188,31 @@ def test_of_arrays_the_shape_and_the_dtype_are_shown(value):
 def test_a_data_error_is_an_argument_error_and_a_value_error():
     assert issubclass(DataError, ArgumentError)
     assert issubclass(GridError, ValueError)
+
+
+@pytest.mark.parametrize("least", [0, 1, 4])
+@pytest.mark.parametrize(
+    "value", [True, None, "3", 4.0, 4.5, math.nan, torch.tensor(4), [4], -1, 3, 4, np.int64(4), 5, 6]
+)
+def test_a_count_is_a_whole_number_between_its_limits(least, value):
+    """Whatever an argument counts, ``range`` would take it, and its own int comes back."""
+    counts = not isinstance(value, bool) and isinstance(value, int | np.integer) and value in range(least, 6)
+    if counts:
+        found = check_count("n", value, "Pass 4.", least=least, most=5)
+        assert type(found) is int
+        assert found == value
+        return
+    with pytest.raises(ArgumentError, match=r"^n="):
+        check_count("n", value, "Pass 4.", least=least, most=5)
+
+
+@pytest.mark.parametrize("value", [True, None, "3", math.nan, math.inf, 0, -1.0, 10**400, 1j, np.float32("nan")])
+def test_what_is_not_a_positive_number_is_refused(value):
+    with pytest.raises(ArgumentError, match=r"^size=.* Pass 1\.$"):
+        check_positive("size", value, "Pass 1.")
+
+
+def test_there_is_one_refusal_of_counts_and_one_of_positive_numbers():
+    package = Path(sde_toolkit.__file__).parent
+    for said in ("must be a whole number", "must be positive and finite"):
+        assert [f.name for f in package.rglob("*.py") if said in f.read_text(encoding="utf-8")] == ["checks.py"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_countable, is_count, is_number
+from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.jobs.fingerprints import behaviour, digits_of, model_fingerprint, plain, tensor_digest, trial
@@ -80,15 +80,10 @@ class LikelihoodRequest:
     def __post_init__(self) -> None:
         least = {"draws": 1, "chunk": 1, "elbo_draws": 0, "discrete_steps": 0, "ends_n": 0, "seed": 0, "nfe": 1}
         for name, low in least.items():
-            value = getattr(self, name)
-            if not is_count(value, low):
-                problem = f"must be a whole number, at least {low}"
-                raise ArgumentError(name, value, problem, f"Pass {name}={max(low, 1)}.")
-            if name != "seed":
-                check_countable(name, value)
-        if self.discrete_draws is not None and not is_count(self.discrete_draws):
-            problem = "must be a whole number, at least 1"
-            raise ArgumentError("discrete_draws", self.discrete_draws, problem, "Use None for every step.")
+            most = None if name == "seed" else MOST
+            check_count(name, getattr(self, name), f"Pass {name}={max(low, 1)}.", least=low, most=most)
+        if self.discrete_draws is not None:
+            check_count("discrete_draws", self.discrete_draws, "Use None for every step.")
         times = [("end", self.end)] + [("ends", t) for t in self.ends or ()]
         for name, t in times:
             if t is not None and not (is_number(t) and 0 <= t < 1):
