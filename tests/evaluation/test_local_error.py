@@ -9,7 +9,18 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "laws"))
-from catalogue import FIXED_STEP, SDES, RandomNetwork, flow_solution, gaussian_data, model_of, name, start_at
+from catalogue import (
+    FIXED_STEP,
+    SDES,
+    RandomNetwork,
+    UserPath,
+    covering,
+    flow_solution,
+    gaussian_data,
+    model_of,
+    name,
+    start_at,
+)
 
 from sde_toolkit import VPSDE, Solver, ddim, ddpm, gaussian, grids, probability_flow, sample
 from sde_toolkit.errors import ArgumentError
@@ -32,8 +43,7 @@ def flow_jacobian_carries(sde, errors, grid):
     return [flow_solution(sde, d, t, END) - flow_solution(sde, zero, t, END) for d, t in zip(errors, grid, strict=True)]
 
 
-@every_sde
-@pytest.mark.parametrize("integrator", [Exponential(), Multistep(2), Corrected()], ids=["first", "2M", "UniPC"])
+@pytest.mark.parametrize(("sde", "integrator"), covering(SDES, [Exponential(), Multistep(2), Corrected()]), ids=name)
 def test_contributions_add_up_to_the_error_that_the_closed_form_gives(sde, integrator):
     solver = probability_flow(integrator)
     grid, found = measured(solver, sde, 10)
@@ -59,10 +69,10 @@ def test_each_local_error_and_what_is_left_of_it_are_the_closed_forms(sde):
         assert found.contributions[k].value == pytest.approx(left.square().mean().sqrt().item(), rel=0.02)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SDES[-2]], ids=name)
-@pytest.mark.parametrize(
-    "integrator", [i for i in FIXED_STEP if i.order and not isinstance(i, Multistep | Corrected)], ids=name
-)
+ONE_STEP = [i for i in FIXED_STEP if i.order and not isinstance(i, Multistep | Corrected)]
+
+
+@pytest.mark.parametrize(("integrator", "sde"), covering(ONE_STEP, [VPSDE(), UserPath()]), ids=name)
 def test_the_local_order_is_one_more_than_the_global_one(sde, integrator):
     """For methods without a memory: theirs is of lower order in its first steps."""
     counts = (16, 32)

@@ -93,6 +93,16 @@ SOLVERS = [
 STOCHASTIC_SOLVERS = [solver for solver in SOLVERS if solver.eta > 0]
 
 
+def covering(first, second, each=1):
+    """Pairs for laws to which the two values contribute apart: each value of the longer list meets ``each`` of the other.
+
+    All values of both occur, also those of objects that become public later.
+    """
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
+    pairs = [(a, shorter[(i + k) % len(shorter)]) for k in range(each) for i, a in enumerate(longer)]
+    return pairs if longer is first else [(a, b) for b, a in pairs]
+
+
 def name(value):
     """The id of a parameter in pytest's output."""
     if isinstance(value, SDE | Integrator | integrators.Coordinate):

@@ -9,6 +9,7 @@ from catalogue import (
     SMOOTH_SDES,
     RandomNetwork,
     convergence_order,
+    covering,
     doubles,
     flow_solution,
     gaussian_data,
@@ -24,9 +25,6 @@ from sde_toolkit.integrators import ChurnedHeun, Euler, Exponential, Heun, Multi
 BEGIN, END = 0.8, 0.4
 DETERMINISTIC = [integrator for integrator in FIXED_STEP if integrator.order]
 KINKED = VPSDE.from_betas(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))
-every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)
-every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
-deterministic = pytest.mark.parametrize("integrator", DETERMINISTIC, ids=name)
 TOLERANCE = 0.2  # of a slope over one halving
 
 
@@ -66,8 +64,7 @@ def measured(sde, integrator, grid_of, counts=(64, 128)):
     return [convergence_order(counts, column) for column in zip(*errors, strict=True)]
 
 
-@deterministic
-@every_smooth_sde
+@pytest.mark.parametrize(("integrator", "sde"), covering(DETERMINISTIC, SMOOTH_SDES, 3), ids=name)
 def test_codes_and_round_trips_have_the_declared_order(sde, integrator):
     of_code, *of_round_trips = measured(sde, integrator, in_time)
     assert of_code == pytest.approx(integrator.order, abs=TOLERANCE)
@@ -89,8 +86,7 @@ def test_and_so_in_lambda_through_the_kinks_of_discrete_schedules(integrator):
     assert min(of_round_trips) > integrator.order - TOLERANCE
 
 
-@pytest.mark.parametrize("integrator", ADAPTIVE, ids=name)
-@every_sde
+@pytest.mark.parametrize(("integrator", "sde"), covering(ADAPTIVE, SDES), ids=name)
 def test_adaptive_solvers_encode_to_their_tolerance(sde, integrator):
     model, x, ends = gaussian_data(sde), start_at(sde, END), doubles(BEGIN, END)
     found = up(model, integrator, ends, x)

@@ -11,6 +11,7 @@ from catalogue import (
     SDES,
     SMOOTH_SDES,
     convergence_order,
+    covering,
     doubles,
     flow_solution,
     gaussian_data,
@@ -42,7 +43,7 @@ from sde_toolkit.integrators.stepping import root_mean_square
 
 BEGIN, END = 0.9, 0.1
 METHODS = [PerSample(method=method) for method in PerSample.methods]
-NOISY = Solver("noisy", 1.0, AdaptiveSDE())
+NOISY = Solver("noisy", 1.0, AdaptiveSDE(rtol=0.05, atol=0.05))  # for what does not depend on tolerances
 BOTH = [probability_flow(PerSample()), NOISY]
 # Bisection for 1/λ at a time per sample is dear where α and σ are quadratures: those join the laws of few samples.
 QUICK = [sde for sde in SDES if type(sde).solve_half_log_snr is not SDE.solve_half_log_snr]
@@ -118,8 +119,7 @@ def test_every_sample_is_within_tolerance(integrator, tolerance):
 
 
 @both
-@every_quick_sde
-@pytest.mark.parametrize("grid", [(BEGIN, END), (BEGIN, 0.5, 0.3, END)], ids=len)
+@pytest.mark.parametrize(("sde", "grid"), covering(QUICK, [(BEGIN, END), (BEGIN, 0.5, 0.3, END)]), ids=name)
 def test_a_sample_is_the_same_bits_alone_and_in_any_company(sde, solver, grid):
     model, x = by_rows(two_modes(sde)), mixed_points(sde, 17)
     whole = solve(solver, model, x, grid)
@@ -256,8 +256,7 @@ def accepts_all(eta):
     return Solver("", eta, AdaptiveSDE(rtol=1e9, atol=1e9, first_step=1.0))
 
 
-@every_smooth_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH, [0.5, 1.0]), ids=name)
 def test_weak_order_of_its_scheme(sde, eta):
     counts, errors, begin, end = (16, 32, 64), [], 0.7, 0.4
     mean, covariance = marginal(sde, end)
@@ -268,8 +267,7 @@ def test_weak_order_of_its_scheme(sde, eta):
     assert -0.15 < convergence_order(counts, errors) - AdaptiveSDE.weak_order < 0.5  # linear data are kind to it
 
 
-@every_smooth_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH, [0.5, 1.0]), ids=name)
 def test_strong_order_of_its_scheme(sde, eta):
     """On one Brownian path in λ: how far n steps are from 2n, which falls as their errors do."""
     counts, finest, begin, end = (32, 64, 128), 256, 0.7, 0.4
@@ -283,8 +281,7 @@ def test_strong_order_of_its_scheme(sde, eta):
     assert convergence_order(counts, errors) == pytest.approx(AdaptiveSDE.strong_order, abs=0.15)
 
 
-@every_quick_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize(("sde", "eta"), covering(QUICK, [1.0, 0.5]), ids=name)
 def test_the_marginal_is_right_within_error_bars(sde, eta):
     n, size = 2000, spread(sde, END).max().sqrt().item()
     mean, covariance = marginal(sde, BEGIN)
@@ -328,10 +325,10 @@ def test_the_error_on_a_path_falls_with_the_tolerance(sde, monkeypatch):
     length = (sde.half_log_snr(END) - sde.half_log_snr(BEGIN)).item()
     monkeypatch.setattr(adaptive_sde, "KnownPath", lambda x: GivenPath(x, length))
     x, size, ends = points(sde, n=25), spread(sde, END).max().sqrt().item(), {}
-    for tolerance in (0.3, 0.03, 0.003):
+    for tolerance in (0.3, 0.03, 0.006):
         solver = Solver("", 1.0, AdaptiveSDE(rtol=tolerance, atol=tolerance * size))
         ends[tolerance] = solve(solver, gaussian_data(sde), x).x
-    coarse, fine = ((ends[t] - ends[0.003]).square().mean().sqrt().item() / size for t in (0.3, 0.03))
+    coarse, fine = ((ends[t] - ends[0.006]).square().mean().sqrt().item() / size for t in (0.3, 0.03))
     assert fine < coarse / 2
     assert fine < 0.1
 
@@ -345,7 +342,7 @@ def test_rejections_that_depend_on_the_noise_do_not_change_its_law(dislike):
     generator = torch.Generator().manual_seed(9)
     path, at, w = KnownPath(torch.zeros(n)), torch.zeros(n, dtype=torch.float64), torch.zeros(n)
     half, retries = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
-    for _ in range(200):
+    while (at < 1).any():
         scale = 0.4 * 0.5**retries * (0.5 + torch.rand(n, generator=generator, dtype=torch.float64))
         h = torch.minimum(scale, torch.where(at < 0.5, 0.5 - at, 1 - at))
         dw = path.increment(h, torch.randn(n, generator=generator))
@@ -354,7 +351,6 @@ def test_rejections_that_depend_on_the_noise_do_not_change_its_law(dislike):
         at, w = torch.where(good, at + h, at), torch.where(good, w + dw, w)
         half = torch.where(at <= 0.5, w, half)
         retries = torch.where(good, 0, retries + 1)
-    assert (at == 1).all()
     bar = 1 / math.sqrt(n)
     for values, variance in ((half, 0.5), (w - half, 0.5), (w, 1.0)):
         assert abs(values.mean()) < 5 * bar * math.sqrt(variance)
