@@ -94,7 +94,7 @@ STOCHASTIC_SOLVERS = [solver for solver in SOLVERS if solver.eta > 0]
 
 
 def covering(first, second, each=1):
-    """Pairs for laws to which the two values contribute apart: each value of the longer list meets ``each`` of the other.
+    """Pairs for laws to which both values contribute apart: each of the longer list meets ``each`` of the other.
 
     All values of both occur, also those of objects that become public later.
     """
