@@ -30,7 +30,16 @@ from catalogue import (
     signal_at_the_end,
     start_at,
 )
-from test_orders import BEGIN, END, measured_flow_order, measured_weak_order, points, solution_on_path, uniform
+from test_orders import (
+    BEGIN,
+    END,
+    every_smooth_sde_with_one_eta,
+    measured_flow_order,
+    measured_weak_order,
+    points,
+    solution_on_path,
+    uniform,
+)
 
 from sde_toolkit import VESDE, VPSDE, ReverseEquation, Solver, ddim, gaussian, grids, reschedule, sample
 from sde_toolkit.errors import ArgumentError, GridError
@@ -415,8 +424,7 @@ def test_ancestral_methods_lose_only_what_their_inner_method_loses(integrator, e
         assert order > integrator.weak_order - 0.15
 
 
-@every_smooth_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@every_smooth_sde_with_one_eta
 def test_strong_order_of_two_draws_a_step(sde, eta):
     """Both draws of a step are increments of the one path, up to the middle in λ and from there on."""
     counts, paths, finest = (32, 64, 128, 256), 200, 2**14

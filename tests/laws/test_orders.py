@@ -18,6 +18,7 @@ from catalogue import (
     STOCHASTIC_SOLVERS,
     VARIANCES,
     convergence_order,
+    covering,
     draws_of,
     flow_solution,
     gaussian_data,
@@ -33,6 +34,7 @@ from sde_toolkit.integrators import Exponential
 
 BEGIN, END = 0.8, 0.4  # VE: below t = 0.3 the two leading errors of Euler-Maruyama nearly cancel and hide its order
 every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)
+every_smooth_sde_with_one_eta = pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH_SDES, [0.5, 1.0]), ids=name)
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 
 
@@ -132,8 +134,7 @@ def solution_on_path(sde, eta, x, increments):
 
 
 @in_strong_order
-@every_smooth_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@every_smooth_sde_with_one_eta
 def test_strong_order_on_a_brownian_path(sde, integrator, eta):
     counts, paths, finest = (32, 64, 128, 256), 200, 4096
     width = (BEGIN - END) / finest
@@ -163,8 +164,7 @@ def measured_weak_order(sde, integrator, eta, grid_of, counts=(16, 32, 64, 128))
 
 
 @in_weak_order
-@every_smooth_sde
-@pytest.mark.parametrize("eta", [0.5, 1.0])
+@every_smooth_sde_with_one_eta
 def test_weak_order_of_mean_and_covariance(sde, integrator, eta):
     order = measured_weak_order(sde, integrator, eta, uniform, (64, 128, 256))
     assert order > integrator.weak_order - TOLERANCE  # mean and covariance are linear: nonlinear moments may lag behind

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import pytest
 import torch
-from catalogue import SDES, SOLVERS, RandomNetwork, doubles, name
+from catalogue import SDES, SOLVERS, RandomNetwork, covering, doubles, name
 from quickly import calibrate
 
 from sde_toolkit import (
@@ -119,9 +119,8 @@ RUN = {"shape": (16, 2), "seed": 5, "dtype": torch.float64}
 # What ``auto`` chooses
 
 
-@pytest.mark.parametrize("sde", SDES, ids=name)
+@pytest.mark.parametrize(("sde", "unit"), covering(SDES, UNITS), ids=name)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@every_unit
 def test_auto(sde, eta, unit):
     for nfe in (2, 9, 12, 22, 64):
         plans = [auto(mixture(sde, u, size=0.4), nfe, eta) for u in (1.0, unit)]
@@ -305,9 +304,14 @@ def calibrated(which, sde, unit):
     return calibrate(mixture(sde, unit, size=0.4), solver, 6, **how)
 
 
-@pytest.mark.parametrize("which", CALIBRATED)
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=name)
-@every_unit
+@pytest.mark.parametrize(
+    ("which", "sde", "unit"),
+    [
+        *((which, VPSDE(), UNITS[i % 2]) for i, which in enumerate(CALIBRATED)),
+        *((which, VESDE(), UNITS[i % 2]) for i, which in enumerate(CALIBRATED, start=1)),
+    ],
+    ids=name,
+)
 def test_calibration(which, sde, unit):
     one, other = calibrated(which, sde, 1.0), calibrated(which, sde, unit)
     assert one.record["start"]["grid"] == other.record["start"]["grid"]

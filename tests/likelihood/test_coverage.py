@@ -197,10 +197,10 @@ def test_truncation_does_not_mistake_a_networks_error_for_the_density(sde):
     assert sizes[1] < sizes[0] / 3
 
 
-@pytest.mark.parametrize("sde", SMOOTH, ids=str)
-@pytest.mark.parametrize(
-    "how", [{"draws": 8}, {"draws": 33}, {"grid": 12, "draws": 16}, {"grid": 12, "repeats": 4}], ids=str
-)
+BOUNDS = [{"draws": 8}, {"draws": 33}, {"grid": 12, "draws": 16}, {"grid": 12, "repeats": 4}]
+
+
+@pytest.mark.parametrize(("how", "sde"), [(how, SMOOTH[i % len(SMOOTH)]) for i, how in enumerate(BOUNDS)], ids=str)
 def test_errors_of_a_bound_are_those_of_its_draws(sde, how):
     """Over seeds, the squares have the mean of the variance, and two errors of a mean over samples cover 95 in 100."""
     model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5], [0.3, -1.0]], sde, std=0.5, weights=[0.4, 0.4, 0.2])
