@@ -15,7 +15,7 @@ from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, ddim, gaussian, grid
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import endpoint_cost, flow_endpoint, solve_endpoint
 from sde_toolkit.evaluation.findings import _joint
-from sde_toolkit.integrators import Heun
+from sde_toolkit.integrators import Heun, Time
 from sde_toolkit.metrics.distances import (
     Estimate,
     kernel_distance,
@@ -56,7 +56,7 @@ def test_the_endpoint_of_a_network_is_checked_on_a_grid_three_times_as_fine(step
 
     def run(count):
         grid = grids.quadratic(SDE, count)
-        return sample(model, probability_flow(Heun()), grid, x_start=x[:check], tweedie=True).x
+        return sample(model, probability_flow(Heun(Time())), grid, x_start=x[:check], tweedie=True).x
 
     usual, finer = run(steps), run(3 * steps)
     assert torch.equal(found.x[:check], usual)

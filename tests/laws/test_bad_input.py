@@ -31,7 +31,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError, DefinitionError, GridError, SDEToolkitError
-from sde_toolkit.integrators import Euler, Heun, Scipy, TorchDiffEq
+from sde_toolkit.integrators import Euler, Heun, Scipy, Time, TorchDiffEq
 from sde_toolkit.losses import stratified_times
 from sde_toolkit.models import time_inputs
 from sde_toolkit.noise.streams import per_sample_noise
@@ -201,7 +201,7 @@ class PathOfVP(SDE):
         return VPSDE().sigma(t)
 
 
-@pytest.mark.parametrize("integrator", [Heun(), Scipy(), TorchDiffEq()], ids=name)
+@pytest.mark.parametrize("integrator", [Heun(Time()), Scipy(), TorchDiffEq()], ids=name)
 @pytest.mark.parametrize("sde", [VPSDE(), PathOfVP()], ids=name)
 def test_the_flow_is_not_evaluated_where_its_velocity_is_infinite(sde, integrator):
     """The velocity σ′ ε is infinite at t = 0, also where σ′ is derived: no clamp may hide it."""
