@@ -4,17 +4,17 @@
     python benchmarks/choose_auto.py --eta 1 --budgets 10 20 50 100   # half an hour
 
 For every problem and budget each configuration's RMSE to the flow's endpoint is divided by the best found; the table
-takes the configuration with the smallest geometric mean of these ratios. For the SDE the figure is the variance within
-modes over its true value, 1 being right, and its mean distance from 1 on a logarithmic scale decides.
+takes the configuration with the smallest geometric mean of these ratios. For the SDE the figure is the variance
+within modes over its true value, 1 being right, and its mean distance from 1 on a logarithmic scale decides.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 
 import torch
+from report import Report, parser
 from torch import Tensor
 
 from sde_toolkit import VPSDE, GaussianMixture, Integrator, Solver, grids, sample
@@ -97,22 +97,21 @@ def spreads(model: GaussianMixture, budget: int, n: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30, 50])
-    parser.add_argument("--problems", type=int, default=len(MIXTURES), help="the first so many mixtures")
-    parser.add_argument("--n", type=int, default=128, help="noises")
-    parser.add_argument("--top", type=int, default=8)
-    parser.add_argument("--eta", type=float, choices=[0.0, 1.0], default=0.0, help="0: the flow; 1: the SDE")
-    arguments = parser.parse_args()
-    measure = errors if arguments.eta == 0 else spreads
-    for budget in arguments.budgets:
-        found = [measure(mixture(*which), budget, arguments.n) for which in MIXTURES[: arguments.problems]]
-        best = [min(table.values()) if arguments.eta == 0 else 1.0 for table in found]
-        means = {
-            key: math.exp(sum(math.log(t[key] / b) for t, b in zip(found, best, strict=True)) / len(found))
-            for key in found[0]
-        }
-        print(f"{budget} evaluations, {len(found)} mixtures")
-        for key in sorted(means, key=means.__getitem__)[: arguments.top]:
-            worst = max(t[key] / b for t, b in zip(found, best, strict=True))
-            print(f"  {means[key]:6.2f} × the best (at most {worst:6.2f})   {key}")
+    words = parser(__doc__)
+    words.add_argument("--budgets", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30, 50])
+    words.add_argument("--problems", type=int, default=len(MIXTURES), help="the first so many mixtures")
+    words.add_argument("--n", type=int, default=128, help="noises")
+    words.add_argument("--top", type=int, default=8, help="rows shown")
+    words.add_argument("--eta", type=float, choices=[0.0, 1.0], default=0.0, help="0: the flow; 1: the SDE")
+    given = words.parse_args()
+    measure = errors if given.eta == 0 else spreads
+    report = Report(given.results, f"choose-auto-eta-{given.eta:g}", "Methods and grids on random mixtures")
+    report.table("evaluations", "method and grid", "× the best, geometric mean", "at most")
+    for budget in given.budgets:
+        found = [measure(mixture(*which), budget, given.n) for which in MIXTURES[: given.problems]]
+        best = [min(table.values()) if given.eta == 0 else 1.0 for table in found]
+        ratios = {key: [t[key] / b for t, b in zip(found, best, strict=True)] for key in found[0]}
+        means = {key: math.exp(sum(map(math.log, row)) / len(row)) for key, row in ratios.items()}
+        for key in sorted(means, key=means.__getitem__)[: given.top]:
+            report.row(budget, key, f"{means[key]:.2f}", f"{max(ratios[key]):.2f}")
+    report.save()

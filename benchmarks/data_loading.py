@@ -1,18 +1,18 @@
-"""How fast samples come from disk, beside the rate at which a network uses them up: images a second.
+"""How fast samples come from disk, and whether training waits for data larger than memory.
 
-    python benchmarks/data_loading.py
-    python benchmarks/data_loading.py train      # does training wait for data larger than memory?
+    python benchmarks/data_loading.py read      # images/s of every reader: two minutes
+    python benchmarks/data_loading.py train     # from a file larger than memory: two minutes
 
-A folder of PNG images, tar shards of them, parquet files of them, and an ``.npy`` larger than the memory that the
-reading process may add (a limit on its data segment, ``RLIMIT_DATA``), each read in random or shuffled batches by
-0, 1 and 2 worker processes, with what a step needs besides: nothing but the batch. ``--network`` measures the training
-rate of a small U-Net on this machine (forward, backward, Adam). EDM's augmentation is measured apart. Files were just
-written: the operating system may hold them in its cache, so these are rates of decoding and copying, not of the disk.
+``read``: a folder of PNG images, tar shards of them, parquet files of them, and an ``.npy`` larger than the memory
+that the reading process may add (a limit on its data segment, ``RLIMIT_DATA``), in random or shuffled batches by 0, 1
+and 2 worker processes. Files were just written, so that the operating system may hold them in its cache: these are
+rates of decoding and copying, not of the disk. The last row is the rate at which the embedded MNIST network trains on
+one thread.
 
-``train``: `train` with the architecture of the embedded MNIST model on images in memory, on the ``.npy`` under the same
-limit (which is seen to refuse loading it), and on the ``.npy`` after the operating system was told to forget it, in
-turns. Images a second are those of the run's own log, its second half; ratios are of one turn. On a machine with other
-work those of processor time are steadier, and know nothing of waiting for the disk.
+``train``: ``train`` with the architecture of the embedded MNIST network on images in memory, on the ``.npy`` under
+the same limit (loading it whole is seen to fail), and on the ``.npy`` after the operating system was told to forget
+it, in turns. Images/s are those of the run's own log, its second half. Ratios are of one turn. On a machine with
+other work, ratios of processor time are steadier, but do not see any waiting for the disk.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from report import Report, parser
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sde_toolkit.data import (
     Dataset,
-    EDMAugmentation,
     ParallelStream,
     Source,
     Stream,
@@ -130,25 +130,6 @@ def rate(batches: Iterator[Tensor], seconds: float) -> float:
     return images / (time.perf_counter() - start)
 
 
-def training_rate(seconds: float) -> float:
-    """Images a second of training the embedded MNIST network's architecture on 1×28×28."""
-    from sde_toolkit import ScoreModel
-    from sde_toolkit.losses import DenoisingScoreMatching
-
-    model = ScoreModel.from_pretrained("mnist").train()
-    adam, loss = torch.optim.Adam(model.parameters(), 1e-4), DenoisingScoreMatching()
-
-    def steps() -> Iterator[Tensor]:
-        while True:
-            x = torch.randn(16, 1, 28, 28)
-            loss(model, x, torch.rand(16).double() * 0.9 + 0.05, torch.randn_like(x)).mean().backward()
-            adam.step()
-            adam.zero_grad()
-            yield x
-
-    return rate(steps(), seconds)
-
-
 def data_segment() -> int:
     """Bytes of this process's private writable mappings (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -164,12 +145,6 @@ def limited(megabytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def report(name: str, read: Callable[[int], Iterator[Tensor]], options: argparse.Namespace) -> None:
-    """One line of rates."""
-    rates = [f"{w} workers {rate(read(w), options.seconds):.0f}" for w in options.workers]
-    print(f"{name}: images/s with {', '.join(rates)}", flush=True)
 
 
 def forget(file: Path) -> None:
@@ -216,92 +191,97 @@ def batch_seconds(rows: Any, batch: int) -> float:
     return statistics.median(found)
 
 
-def training(folder: Path, options: argparse.Namespace) -> None:
+def training(report: Report, folder: Path, given: argparse.Namespace) -> None:
     """Rates from memory, from a file beyond the limit, and from the same file off the disk."""
     file = folder / "digits.npy"
     block = np.stack([picture(k)[None, :28, :28, 0] for k in range(256)])
-    n = write_array(file, options.megabytes, block)
+    n = write_array(file, given.megabytes, block)
     memory = torch.from_numpy(block).repeat(min(n, 20_000) // len(block) + 1, 1, 1, 1)
     packed = pickle.dumps(memory_map(file, test_fraction=0))  # unpacked, it has no file open yet
     in_memory = dataclasses.replace(pickle.loads(packed), train=memory)
-    rates: dict[str, list[tuple[float, float]]] = {"memory": [], ".npy": [], ".npy off the disk": []}
-    trained_rates(in_memory, options)  # imports, and what else happens once
-    with limited(options.cap):
-        said = "does not fit" if refuses_to_load(file) else "would fit"
-        print(f"{options.megabytes} MB of {n} images; loaded whole into {options.cap} MB to spare, it {said}")
-        for _ in range(options.rounds):
+    rates: dict[str, list[tuple[float, float]]] = {"memory": [], "file, cached": [], "file, off the disk": []}
+    trained_rates(in_memory, given)  # imports, and what else happens once
+    with limited(given.cap):
+        said = "it does not load" if refuses_to_load(file) else "it would load"
+        report.line(
+            f"A file of {given.megabytes} MB, {n} images, in a process with {given.cap} MB to spare: "
+            f"{said}. Batch {given.batch}, {given.rounds} rounds of {2 * given.steps} steps, one thread."
+        )
+        for _ in range(given.rounds):
             for name, found in rates.items():
-                if name == ".npy off the disk":
+                if name == "file, off the disk":
                     forget(file)
-                found.append(trained_rates(in_memory if name == "memory" else pickle.loads(packed), options))
+                found.append(trained_rates(in_memory if name == "memory" else pickle.loads(packed), given))
+    report.table("images from", "images/s", "over memory, by the clock", "over memory, by processor time")
     for name, found in rates.items():
-        line = f"{name}: {statistics.median(wall for wall, _ in found):.1f} images/s"
-        if name != "memory":
-            for which, of in enumerate(("", ", of processor time")):
-                ratios = sorted(a[which] / b[which] for a, b in zip(found, rates["memory"], strict=True))
-                quarter = len(ratios) // 4
-                line += f"{of or f', {name} / memory'} {statistics.median(ratios):.3f}"
-                line += f" (middle half {ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
-        print(line)
+        cells = [middle([a[k] / b[k] for a, b in zip(found, rates["memory"], strict=True)]) for k in (0, 1)]
+        report.row(name, f"{statistics.median(wall for wall, _ in found):.0f}", *cells)
     forget(file)
     rows = pickle.loads(packed).train
-    off_disk = batch_seconds(rows, options.batch)
+    off_disk = batch_seconds(rows, given.batch)
     np.load(file, mmap_mode="r").max()  # all of it into the cache
-    cached = batch_seconds(rows, options.batch)
-    print(f"reading a batch of {options.batch}: off the disk {1e3 * off_disk:.2f} ms, cached {1e3 * cached:.2f} ms")
+    cached = batch_seconds(rows, given.batch)
+    report.line(f"Reading a batch takes {1e3 * off_disk:.2f} ms off the disk and {1e3 * cached:.2f} ms from the cache.")
+
+
+def middle(ratios: list[float]) -> str:
+    """Median and middle half."""
+    ordered, quarter = sorted(ratios), len(ratios) // 4
+    return f"{statistics.median(ordered):.2f} ({ordered[quarter]:.2f} to {ordered[-1 - quarter]:.2f})"
+
+
+def reading(report: Report, folder: Path, given: argparse.Namespace) -> None:
+    """A row of rates for each reader."""
+    write_images(folder, given.images)
+    images = image_folder(folder / "images", test_fraction=0)
+    n = write_array(folder / "rows.npy", given.megabytes, np.stack([picture(k).transpose(2, 0, 1) for k in range(256)]))
+    rows = memory_map(folder / "rows.npy", test_fraction=0).train
+    readers: dict[str, Callable[[int], Iterator[Tensor]]] = {
+        "PNG in folders": lambda w: source_batches(images.train, w),
+        "PNG in tar shards, streamed": lambda w: stream_batches(webdataset(folder / "shards").stream, w),
+        "PNG, Hugging Face, streamed": lambda w: stream_batches(hugging_face_stream(str(folder / "parquet")).stream, w),
+    }
+    report.line(
+        f"Batches of {BATCH} of 3×32×32; {given.images} PNG files; "
+        f"an .npy of {given.megabytes} MB ({n} rows) in a process with {given.cap} MB to spare."
+    )
+    report.table("images/s from", *(f"{workers} workers" for workers in given.workers))
+
+    def measured(read: Callable[[int], Iterator[Tensor]]) -> list[str]:
+        return [f"{rate(read(workers), given.seconds):,.0f}" for workers in given.workers]
+
+    for name, read in readers.items():
+        report.row(name, *measured(read))
+    with limited(given.cap):
+        report.row("an .npy larger than memory", *measured(lambda w: source_batches(rows, w)))
+    digits = Dataset("noise", train=torch.rand(512, 1, 28, 28), test=torch.rand(0, 1, 28, 28))
+    trained = trained_rates(digits, given)[0]
+    report.row("for comparison: the network trains", f"{trained:,.0f}", *([""] * (len(given.workers) - 1)))
 
 
 def main() -> None:
     """Write, read, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["read", "train"], default="read")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--megabytes", type=int, default=2048, help="size of the .npy")
-    parser.add_argument("--cap", type=int, default=512, help="megabytes that reading may add to the data segment")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--network", action="store_true")
-    parser.add_argument("--steps", type=int, default=8, help="of half a run")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("what", choices=["read", "train"])
+    words.add_argument("--images", type=int, default=5_000)
+    words.add_argument("--megabytes", type=int, default=2048, help="size of the .npy")
+    words.add_argument("--cap", type=int, default=512, help="megabytes that reading may add to the data segment")
+    words.add_argument("--seconds", type=float, default=3.0, help="for each rate of read")
+    words.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    words.add_argument("--steps", type=int, default=4, help="of half a run")
+    words.add_argument("--batch", type=int, default=64, help="of the network")
+    words.add_argument("--rounds", type=int, default=7, help="of train")
+    given = words.parse_args()
     torch.set_num_threads(1)
+    report = Report(
+        given.results, f"data-{given.what}", {"read": "Reading images", "train": "Training from disk"}[given.what]
+    )
     folder = Path(tempfile.mkdtemp())
     try:
-        if options.what == "train":
-            training(folder, options)
-            return
-        write_images(folder, options.images)
-        start = time.perf_counter()
-        images = image_folder(folder / "images", test_fraction=0)
-        print(f"headers of {options.images} PNG checked at {options.images / (time.perf_counter() - start):.0f}/s")
-        colours = np.stack([picture(k) for k in range(256)]).transpose(0, 3, 1, 2)
-        n = write_array(folder / "rows.npy", options.megabytes, colours)
-        rows = memory_map(folder / "rows.npy", test_fraction=0).train
-        readers: dict[str, Callable[[int], Iterator[Tensor]]] = {
-            "image_folder, PNG": lambda w: source_batches(images.train, w),
-            "webdataset, PNG": lambda w: stream_batches(webdataset(folder / "shards").stream, w),
-            "hugging_face_stream, PNG": lambda w: stream_batches(
-                hugging_face_stream(str(folder / "parquet")).stream, w
-            ),
-        }
-        for name, read in readers.items():
-            report(name, read, options)
-        with limited(options.cap):
-            name = f"memory_map, {n} rows, {options.megabytes} MB with {options.cap} MB to spare"
-            report(name, lambda w: source_batches(rows, w), options)
-        edm = EDMAugmentation()
-        x, u, z = torch.randn(BATCH, 3, 32, 32), torch.rand(BATCH, 8, dtype=torch.float64), torch.randn(BATCH, 4)
-
-        def augmented() -> Iterator[Tensor]:
-            while True:
-                yield edm(x, u, z)[0]
-
-        print(f"EDMAugmentation(0.12), 3x32x32, one thread: {rate(augmented(), options.seconds):.0f} images/s")
-        if options.network:
-            print(f"training the embedded MNIST network, one thread: {training_rate(options.seconds):.0f} images/s")
+        (reading if given.what == "read" else training)(report, folder, given)
     finally:
         shutil.rmtree(folder)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
     python benchmarks/mutate.py map --seed 12 --n 50     # the whole suite once: which test evaluates which expression
     python benchmarks/mutate.py run --seed 12 --n 50     # the same draw: run the tests of each, print the table
 
-A mutant is one change in one expression: a sign, an operator, a comparison, a condition, a number (an integer by one, a
-float by 1 %), an index. Texts, annotations and messages are left alone. A file is drawn first, then a place in it, so
-that short chapters are tried as often as long ones. The map is made on a copy of the tree in which each drawn
+A mutant is one change in one expression: a sign, an operator, a comparison, a condition, a number (an integer by one,
+a float by 1 %), an index. Texts, annotations and messages are left alone. A file is drawn first, then a place in it,
+so that short chapters are tried as often as long ones. The map is made on a copy of the tree in which each drawn
 expression notes the test that evaluates it, in processes that a test starts, too. A mutant is caught if one of those
 tests fails or hangs. What survives is named; a person decides whether it is equivalent.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import concurrent.futures
 import json
@@ -27,6 +26,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from report import Report, parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "sde_toolkit"
@@ -247,22 +248,22 @@ def passes(test: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["map", "draw", "run"])
-    parser.add_argument("--seed", type=int, default=12)
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--also", type=int, default=0, help="so many more, drawn from the files of --within")
-    parser.add_argument("--within", nargs="*", default=[], help="patterns of file names below the package")
-    parser.add_argument("--only", type=int, nargs="*", help="positions in the draw, to run again")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument(
+    words = parser(__doc__)
+    words.add_argument("what", choices=["map", "draw", "run"])
+    words.add_argument("--seed", type=int, default=12)
+    words.add_argument("--n", type=int, default=50)
+    words.add_argument("--also", type=int, default=0, help="so many more, drawn from the files of --within")
+    words.add_argument("--within", nargs="*", default=[], help="patterns of file names below the package")
+    words.add_argument("--only", type=int, nargs="*", help="positions in the draw, to run again")
+    words.add_argument("--processes", type=int, default=2)
+    words.add_argument(
         "--limit",
         type=float,
         default=300.0,
         help="seconds until three files count as hanging, and after which no more are tried",
     )
-    parser.add_argument("--folder", type=Path, default=Path("outputs/mutants"), help="the map's folder; made anew")
-    arguments = parser.parse_args()
+    words.add_argument("--folder", type=Path, default=Path("outputs/mutants"), help="the map's folder; made anew")
+    arguments = words.parse_args()
     folder = arguments.folder.resolve()
     drawn = draw(arguments.seed, arguments.n, ["*.py"]) + draw(arguments.seed, arguments.also, arguments.within)
     chosen = list(enumerate(drawn))
@@ -274,14 +275,17 @@ def main() -> None:
         for i, mutant in chosen:
             print(i, mutant)
         return
+    report = Report(arguments.results, "mutations", "Seeded mutations: which the tests notice")
+    report.table("", "mutant", "verdict", "s")
     with concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
         jobs = {pool.submit(judge, i, mutant, folder, arguments.limit): (i, mutant) for i, mutant in chosen}
         caught = 0
         for job in concurrent.futures.as_completed(jobs):
             (i, mutant), (verdict, seconds) = jobs[job], job.result()
             caught += verdict.startswith("caught")
-            print(f"{i:3d} {seconds:5.0f} s  {mutant}  {verdict}", flush=True)
-        print(f"{caught} of {len(chosen)} caught (seed {arguments.seed})")
+            report.row(i, mutant, verdict, f"{seconds:.0f}")
+    report.line(f"{caught} of {len(chosen)} caught (seed {arguments.seed}).")
+    report.save()
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""What a sampling step costs beyond its network: ratios, measured interleaved in one process.
+"""What a sampling step costs beyond its network: ratios, measured in turn in one process.
 
-    python benchmarks/overhead.py
+    python benchmarks/overhead.py            # two minutes
 
-1. A trivial network at 16×3×32×32 against a bare torch loop of the fewest operations that any
-   implementation needs (two products and a sum; with noise, one draw, one product and one sum more).
-2. Multistep and several-stage steps against a bare loop of as many products and sums as their formulas have, and one
-   of fused multiply-adds: without and with the finite check, the coefficients of the grid included; these alone.
-3. The embedded MNIST network: wall time of ``sample`` over NFE × the network's own time.
+1. A network that returns its input, at 16×3×32×32, against a bare torch loop of the fewest operations that any
+   implementation needs: two products and a sum; with noise one draw, one product and one sum more.
+2. Multistep and several-stage steps, against a bare loop of as many products and sums as their formulas have (plain),
+   and one of fused multiply-adds (fused); without and with the finite check, the coefficients of the grid included.
+3. The embedded MNIST network: wall time of a ``sample`` call over that of its network evaluations alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from report import Report, parser
 
 from sde_toolkit import (
     VPSDE,
@@ -52,7 +52,7 @@ def interleaved(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def trivial_network(steps: int, repeats: int) -> None:
+def trivial_network(report: Report, steps: int, repeats: int) -> None:
     """Microseconds per step over a network that returns its input."""
 
     def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -84,14 +84,15 @@ def trivial_network(steps: int, repeats: int) -> None:
         tasks[f"{name}, generator, finite check"] = ours(solver, generator=generator)
         tasks[f"{name}, per-sample streams"] = ours(solver)
     medians = interleaved(tasks, repeats)
-    print(f"trivial network, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
+    report.line(f"A network that returns its input, {'×'.join(map(str, SHAPE))}, {steps} steps.")
+    report.table("loop", "µs/step", "× bare")
     floor = medians["bare loop"]
     for name, seconds in medians.items():
         floor = seconds if name.startswith("bare") else floor
-        print(f"  {name:<40} {1e6 * seconds / steps:8.1f} µs/step   {seconds / floor:5.2f} × bare")
+        report.row(name, f"{1e6 * seconds / steps:.1f}", f"{seconds / floor:.2f}")
 
 
-def more_solvers(steps: int, repeats: int) -> None:
+def more_solvers(report: Report, steps: int, repeats: int) -> None:
     """Microseconds per step of the other fixed-step rows, over as many terms as their formulas need."""
 
     def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -135,19 +136,19 @@ def more_solvers(steps: int, repeats: int) -> None:
         equation = ReverseEquation(model, solver.eta)
         tasks[f"{name}, coefficients"] = lambda s=solver, e=equation: s.integrator.prepare(e, grid)  # type: ignore[misc]
     medians = interleaved(tasks, repeats)
-    print(f"more solvers, {'×'.join(map(str, SHAPE))}, {steps} steps, {torch.get_num_threads()} threads")
-    print(
-        f"  {'':<16} {'terms':>5} {'µs/step':>8} {'× plain':>8} {'checked':>8} {'× fused':>8} {'checked':>8} grid, µs"
+    report.line("Other steps over the same network.")
+    report.table(
+        "solver", "terms", "µs/step", "× plain", "with check", "× fused", "with check", "of these the grid, µs/step"
     )
     for name, (_, terms) in rows.items():
         what = ("", ", finite check", ", plain", ", fused", ", coefficients")
-        alone, checked, by_parts, fused_seconds, coefficients = (medians[name + part] for part in what)
-        ratios = (alone / by_parts, checked / by_parts, alone / fused_seconds, checked / fused_seconds)
-        shown = " ".join(f"{ratio:8.2f}" for ratio in ratios)
-        print(f"  {name:<16} {terms:>5} {1e6 * alone / steps:8.1f} {shown} {1e6 * coefficients / steps:8.1f}")
+        alone, checked, plain_seconds, fused_seconds, coefficients = (medians[name + part] for part in what)
+        ratios = (alone / plain_seconds, checked / plain_seconds, alone / fused_seconds, checked / fused_seconds)
+        cells = [f"{ratio:.2f}" for ratio in ratios]
+        report.row(f"`{name}`", terms, f"{1e6 * alone / steps:.1f}", *cells, f"{1e6 * coefficients / steps:.1f}")
 
 
-def mnist_network(batch: int, steps: int, repeats: int) -> None:
+def mnist_network(report: Report, batch: int, steps: int, repeats: int) -> None:
     """Wall time of a whole ``sample`` call over NFE × the time of one network evaluation."""
     model = ScoreModel.from_pretrained("mnist")
     grid = grids.uniform(model.sde, steps)
@@ -167,24 +168,21 @@ def mnist_network(batch: int, steps: int, repeats: int) -> None:
         },
         repeats,
     )
-    print(f"MNIST network, batch {batch}, {steps} steps, {torch.get_num_threads()} threads")
+    report.line(f"The embedded MNIST network, batch {batch}, {steps} steps.")
+    report.table("call", "seconds", "× network alone", "evaluations of an image/s")
     for name, seconds in medians.items():
-        ratio = seconds / medians["network alone"]
-        print(f"  {name:<40} {seconds:8.3f} s   {ratio:6.3f} × network   {batch * steps / seconds:6.0f} images/s")
-    for solver in (ddim(), ddpm()):
-        result = sample(model, solver, grid, x_start=x)
-        print(f"  {solver.name:<40} {result.seconds / result.network_seconds:8.4f} × network, measured inside one call")
+        rate = f"{batch * steps / seconds:.0f}"
+        report.row(name, f"{seconds:.3f}", f"{seconds / medians['network alone']:.3f}", rate)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="steps over the trivial network")
-    parser.add_argument("--network-steps", type=int, default=50, help="steps over the MNIST network")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=None)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    trivial_network(arguments.steps, arguments.repeats)
-    more_solvers(arguments.steps, arguments.repeats)
-    mnist_network(batch=64, steps=arguments.network_steps, repeats=max(1, arguments.repeats // 5))
+    words = parser(__doc__)
+    words.add_argument("--steps", type=int, default=1000, help="steps over the trivial network")
+    words.add_argument("--network-steps", type=int, default=50, help="steps over the MNIST network")
+    words.add_argument("--repeats", type=int, default=11)
+    given = words.parse_args()
+    report = Report(given.results, "overhead", "What a sampling step costs beyond its network")
+    trivial_network(report, given.steps, given.repeats)
+    more_solvers(report, given.steps, given.repeats)
+    mnist_network(report, batch=64, steps=given.network_steps, repeats=max(1, given.repeats // 3))
+    report.save()

@@ -1,10 +1,10 @@
-"""Training: what the loop costs beside its network, weak scaling over processes, bfloat16 against float32.
+"""Training: what the loop costs beside its network, and weak scaling over processes.
 
-    python benchmarks/training.py loop        # seconds per step of `train` over those of the bare operations
-    python benchmarks/training.py scaling     # images/s of 1 and 2 processes, a fixed batch for each
-    python benchmarks/training.py precision   # held-out loss after the same steps
+    python benchmarks/training.py loop        # a step of `train` over the same step in a bare loop: one minute
+    python benchmarks/training.py scaling     # images/s of 1 and 2 processes, a fixed batch for each: one minute
 
-On a GPU: --device cuda --network ddpm --precision bfloat16 --compile.
+The network is that of the embedded MNIST model. On a GPU: --device cuda --network ddpm --precision bfloat16
+--compile.
 """
 
 import argparse
@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 import torch
+from report import Report, parser
 
-from sde_toolkit import MLP, VPSDE, DenoisingScoreMatching, ScoreModel, UNet
-from sde_toolkit.data import Dataset, checkerboard
+from sde_toolkit import VPSDE, DenoisingScoreMatching, ScoreModel, UNet
+from sde_toolkit.data import Dataset
 from sde_toolkit.networks import ddpm_cifar10
 from sde_toolkit.training import TrainingOptions, train
 
@@ -97,13 +98,23 @@ def loop(given):
         theirs = bare(image_model(given.network)[0], data, given.steps, given.batch, given.device)
         ratios.append(ours / theirs)
         seconds.append(ours)
+    report = Report(
+        given.results, "training-loop", "Training: a step of `train` over a bare loop of the same operations"
+    )
+    report.line(
+        f"Network {given.network}, batch {given.batch}, {given.steps} steps in each of {given.repeats} rounds, in turns. "
+        "The bare loop has loss, backward, clipping, fused Adam and a fused average."
+    )
+    report.table("ms/step", "images/s", "over the bare loop", "smallest", "largest")
     middle = statistics.median(seconds)
-    print(f"{given.network}, batch {given.batch}: {1000 * middle:.1f} ms/step, {given.batch / middle:.0f} images/s")
-    print(f"over the bare operations: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    figures = [f"{ratio:.3f}" for ratio in (statistics.median(ratios), min(ratios), max(ratios))]
+    report.row(f"{1000 * middle:.1f}", f"{given.batch / middle:.0f}", *figures)
+    report.save()
 
 
 def scaling(given):
     """Each process has a core of its own and ``batch`` samples per step."""
+    report = Report(given.results, "training-scaling", "Training: images/s of two processes over one")
     found = {1: [], 2: []}
     for _ in range(given.repeats):
         for processes in (1, 2):
@@ -114,7 +125,10 @@ def scaling(given):
                 done = subprocess.run([*words, "--folder", folder], capture_output=True, text=True, check=True)
             found[processes].append(float(done.stdout.split()[-1]))
     one, two = (statistics.median(found[n]) for n in (1, 2))
-    print(f"1 process {one:.0f} images/s, 2 processes {two:.0f} images/s: {two / one:.2f} ×")
+    report.line(f"{given.batch} images per step and process, one thread each, gloo; median of {given.repeats} rounds.")
+    report.table("images/s, 1 process", "images/s, 2 processes", "ratio")
+    report.row(f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}")
+    report.save()
 
 
 def worker(given):
@@ -125,36 +139,20 @@ def worker(given):
         print(given.batch / seconds)
 
 
-def precision(given):
-    for seed in range(given.repeats):
-        losses = {}
-        for name in ("float32", "bfloat16"):
-            torch.manual_seed(seed)
-            network = MLP(event_shape=(2,), width=64, depth=3, embedding_scale=100.0)
-            model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
-            chosen = TrainingOptions(steps=3000, batch_size=256, evaluate_every=3000, precision=name, seed=seed)
-            with tempfile.TemporaryDirectory() as folder:
-                train(model, checkerboard(), folder, chosen, loss=DenoisingScoreMatching("edm"), device=given.device)
-                with (Path(folder) / "training.csv").open() as file:
-                    losses[name] = float(list(csv.DictReader(file))[-1]["held_out_loss"])
-        ratio = losses["bfloat16"] / losses["float32"]
-        print(f"seed {seed}: float32 {losses['float32']:.5f}, bfloat16 {losses['bfloat16']:.5f}, ratio {ratio:.4f}")
-
-
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("loop", "scaling", "precision", "worker"))
-    parser.add_argument("--network", choices=("unet", "ddpm"), default="unet")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    {"loop": loop, "scaling": scaling, "precision": precision, "worker": worker}[given.what](given)
+    words = parser(__doc__)
+    words.add_argument("what", choices=("loop", "scaling", "worker"))
+    words.add_argument("--network", choices=("unet", "ddpm"), default="unet")
+    words.add_argument("--batch", type=int, default=32)
+    words.add_argument("--steps", type=int, default=12)
+    words.add_argument("--repeats", type=int, default=3)
+    words.add_argument("--device", default="cpu")
+    words.add_argument("--precision", default="float32")
+    words.add_argument("--workers", type=int, default=0)
+    words.add_argument("--compile", action="store_true")
+    words.add_argument("--folder", help=argparse.SUPPRESS)
+    given = words.parse_args()
+    {"loop": loop, "scaling": scaling, "worker": worker}[given.what](given)
 
 
 if __name__ == "__main__":

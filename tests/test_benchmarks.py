@@ -1,6 +1,7 @@
-"""The scripts behind the figures of benchmarks/README.md run, here on next to nothing."""
+"""The programs behind the claims of benchmarks/README.md run, here on next to nothing, and write their results files."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,33 +10,71 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1"]
+PEERS = ("diffusers", "azula", "flow_matching", "zuko", "k_diffusion")
+CASES = [
+    ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
+    ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "| `ddim` "),
+    ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
+    ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
+    ("per_sample.py", ["--n", "8", "--tolerances", "1e-3", "--draws", "1"], "| 8 "),
+    ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "| × the best"),
+    ("choose_likelihood.py", ["--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "| scale 0.7"),
+    ("calibration.py", ["--models", "ring", "--budgets", "3", "--time-limit", "1"], "| ring"),
+    ("training.py", ["loop", "--batch", "2", "--steps", "2", "--repeats", "1"], "over the bare loop"),
+    ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
+    ("kill.py", ["--kills", "1", "--steps", "200"], "byte for byte"),
+    ("data_loading.py", ["read", *READ, "--workers", "0", "1", "--batch", "2"], "PNG in tar shards"),
+    ("data_loading.py", ["train", *READ, "--steps", "1", "--rounds", "1", "--batch", "4"], "| file, off the disk"),
+]
+PEER_CASES = [
+    ("agreement.py", [], "agrees"),
+    ("orders.py", ["--steps", "20", "40"], "| ours `dpmpp_3m`"),
+    ("sampling_against_peers.py", ["--budgets", "3", "--n", "8", "--time-limit", "1"], "best peer"),
+    ("likelihood_against_peers.py", ["bar", "--problems", "ring", "--n", "2", "--draws", "1"], "score_sde"),
+    ("networks_against_peers.py", ["agree"], "| float64"),
+]
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "said"),
-    [
-        ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "× bare"),
-        ("ddim_headline.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "ddim"),
-        ("judge_embedded.py", ["--n", "4"], "p >= 0.9"),
-        ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "DiscreteVPSDE"),
-        ("per_sample.py", ["--n", "8", "--tolerances", "1e-3"], "PerSample"),
-        ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "× the best"),
-        ("likelihood.py", ["bar", "--n", "4", "--draws", "1", "--problems", "ring", "--tolerances"], "100 + 50"),
-        ("likelihood.py", ["trace", "--n", "2", "--repeats", "1"], "ratio"),
-        ("likelihood.py", ["choose", "--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "scale 0.7"),
-        ("jacobian_modes.py", ["--n", "1", "--repeats", "1"], "finite_differences"),
-        ("training.py", ["loop", "--batch", "2", "--steps", "2", "--repeats", "1"], "over the bare operations"),
-        ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
-        ("kill.py", ["--kills", "1", "--steps", "200"], "byte for byte"),
-        ("data_loading.py", [*READ, "--workers", "0", "1"], "images/s"),
-        ("data_loading.py", ["train", *READ, "--steps", "1", "--rounds", "1", "--batch", "4"], "off the disk / memory"),
-    ],
-)
-def test_benchmark_runs(tmp_path, script, arguments, said):
-    words = [sys.executable, str(FOLDER / script), *arguments]
+def run(folder, script, arguments):
+    """The text of the one results file that the program wrote into ``folder``, and its name."""
+    words = [sys.executable, str(FOLDER / script), *arguments, "--results", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert said in done.stdout
+    (file,) = folder.glob("*.md")
+    return file.read_text(encoding="utf-8"), file.name
+
+
+@pytest.mark.parametrize(("script", "arguments", "said"), CASES)
+def test_benchmark_writes_its_result(tmp_path, script, arguments, said):
+    """The file begins with the command that was given, without anything of this machine, and holds the table."""
+    text, _ = run(tmp_path, script, arguments)
+    assert f"`python benchmarks/{' '.join([script, *arguments])}`" in text.splitlines()
+    assert said in text
+    assert str(tmp_path) not in text
+    assert str(FOLDER.parent) not in text
+
+
+@pytest.mark.parametrize(("script", "arguments", "said"), PEER_CASES)
+def test_benchmark_against_peers_writes_its_result(tmp_path, script, arguments, said):
+    for name in PEERS:
+        pytest.importorskip(name)
+    assert said in run(tmp_path, script, arguments)[0]
+
+
+def test_every_claim_has_its_command_and_its_file():
+    """One screen; every row names a program that is there and a file that its command wrote; no file without a claim."""
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    claims = [line.strip("| ").split(" | ") for line in lines if "(results/" in line]
+    assert claims
+    assert len(lines) <= 50
+    linked = set()
+    for _, command, result in claims:
+        script = re.match(r"`(\w+\.py)", command).group(1)
+        assert (FOLDER / script).exists()
+        for name in re.findall(r"\(results/([\w-]+\.md)\)", result):
+            text = (FOLDER / "results" / name).read_text(encoding="utf-8")
+            assert f"`python benchmarks/{script}" in text, name
+            linked.add(name)
+    written_by_hand = {"mutations-judged.md"}
+    assert {file.name for file in (FOLDER / "results").iterdir()} == linked | written_by_hand

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-from configuration import Configuration
+from peers.configuration import Configuration
 
 __all__ = ["LIBRARIES", "all_configurations"]
 
-LIBRARIES = {"k-diffusion": "with_kdiffusion", "azula": "with_azula", "diffusers": "with_diffusers"}
+LIBRARIES = {"k-diffusion": "peers.with_kdiffusion", "azula": "peers.with_azula", "diffusers": "peers.with_diffusers"}
 
 
 def all_configurations(libraries: list[str] | None = None) -> list[Configuration]:

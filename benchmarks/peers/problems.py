@@ -1,8 +1,8 @@
 """The problems on which samplers are compared: fixed noise, and where the probability flow really leads.
 
 In y = x/α and r = σ/α the probability flow of every affine SDE is one equation, dy/dr = (y − D(y, r))/r, with D the
-denoiser. A problem is that denoiser, the noise at t=1 and the flow's endpoint at r = 0; the SDE decides only where
-r starts and which times are natural. Peers are run on :meth:`Problem.denoise`, which counts its calls.
+denoiser. A problem is that denoiser, the noise at t=1 and the flow's endpoint at r = 0; the SDE decides only where r
+starts and which times are natural. Peers are run on :meth:`Problem.denoise`, which counts its calls.
 
 The error of a row is the plain RMSE, the root of the mean over samples *and* coordinates of the squared difference to
 the reference. (The root of the mean squared euclidean norm is √D times as large.)

@@ -1,8 +1,8 @@
 """Grids of r = σ/α, decreasing, float64: the peers' own kinds, and three ways of ending them.
 
-``zero``: n points down to ``low`` and then 0, whose last step needs the evaluation at ``low``. ``stop``: n + 1 points,
-the sample is taken as it is at ``low``. ``denoise``: n points, one evaluation more at ``low``, and its estimate is the
-sample; n steps of a one-evaluation sampler cost n evaluations in all three.
+``zero``: n points down to ``low`` and then 0, whose last step needs the evaluation at ``low``. ``stop``: n + 1
+points, the sample is taken as it is at ``low``. ``denoise``: n points, one evaluation more at ``low``, and its
+estimate is the sample; n steps of a one-evaluation sampler cost n evaluations in all three.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from problems import Problem
+from peers.problems import Problem
 from torch import Tensor
 
 __all__ = ["ENDINGS", "KINDS", "LOWS", "build", "ratios"]

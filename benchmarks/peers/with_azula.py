@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from azula import noise
 from azula import sample as samplers
-from configuration import Configuration
-from problems import Problem
-from ratio_grids import KINDS, LOWS, build
+from peers.configuration import Configuration
+from peers.problems import Problem
+from peers.ratio_grids import KINDS, LOWS, build
 from torch import Tensor
 
 __all__ = ["AzulaDenoiser", "TableSchedule", "configurations"]

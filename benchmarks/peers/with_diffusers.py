@@ -1,9 +1,9 @@
 """diffusers' schedulers, driven as its pipelines drive them, with ε read at the σ/α that the scheduler stands at.
 
 A scheduler knows 1000 noise levels. Here they are those of t from t(low) to 1, written into ``alphas_cumprod`` in
-float64 (``table`` names low; ``native`` is the usual 1/1000 … 1). Rows ``by hand`` overwrite the scheduler's ``sigmas``
-with a grid of :mod:`ratio_grids`, which reaches grids that diffusers has no option for. Steps that a scheduler makes in
-integer timesteps (DDIM, PNDM) are given as asked: their floor is the peer's.
+float64 (``table`` names low; ``native`` is the usual 1/1000 … 1). Rows ``by hand`` overwrite the scheduler's
+``sigmas`` with a grid of :mod:`ratio_grids`, which reaches grids that diffusers has no option for. Steps that a
+scheduler makes in integer timesteps (DDIM, PNDM) are given as asked: their floor is the peer's.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from configuration import Configuration
-from problems import Problem
-from ratio_grids import ENDINGS, KINDS, LOWS, build
+from peers.configuration import Configuration
+from peers.problems import Problem
+from peers.ratio_grids import ENDINGS, KINDS, LOWS, build
 from torch import Tensor
 
 __all__ = ["configurations", "make", "simulate"]

@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from configuration import Configuration
-from problems import Problem
-from ratio_grids import ENDINGS, KINDS, LOWS, build
+from peers.configuration import Configuration
+from peers.problems import Problem
+from peers.ratio_grids import ENDINGS, KINDS, LOWS, build
 from torch import Tensor
 
 __all__ = ["configurations", "sampling"]

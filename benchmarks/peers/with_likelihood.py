@@ -21,9 +21,9 @@ from unittest import mock
 
 import torch
 from flow_matching.solver import ODESolver
+from peers.with_kdiffusion import sampling
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from with_kdiffusion import sampling
 from zuko.transforms import FreeFormJacobianTransform
 
 from sde_toolkit import ScoreModel

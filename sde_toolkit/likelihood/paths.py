@@ -38,8 +38,8 @@ def default_flow(model: ScoreModel, nfe: int, end: float, detail: float, even: b
 
     An Adams method of order 3, corrected to 4, in EDM's F and φ, one step less than evaluations, or two if the steps
     are to be ``even`` in number. Knots are densest where σ/α is √(σ_d · detail), detail at most σ_d, and spread with
-    log(σ_d/detail): for 0.22 σ_d the best of a scan over random mixtures from 20 to 100 evaluations, for dequantised
-    8-bit images of one over the embedded MNIST network (benchmarks/README.md).
+    log(σ_d/detail): for 0.22 σ_d the best of a scan over random mixtures from 20 to 100 evaluations
+    (benchmarks/choose_likelihood.py), for dequantised 8-bit images of one over the embedded MNIST network.
     """
     sigma_data = model.sigma_data
     span = max(0.0, math.log(sigma_data / detail))

@@ -60,7 +60,8 @@ class Quadrature(Rule):
     """``nodes`` Gauss-Radau nodes in φ = atan(σ/(s α)), s = ``scale``.
 
     The default scale is 1.6 ∛(σ_d · detail²) for data of size σ_d whose finest structure has the size ``detail``: in a
-    flat optimum over mixtures at 0.22 σ_d, and over the embedded MNIST network at σ_d/400 (benchmarks/README.md).
+    flat optimum over mixtures at 0.22 σ_d (benchmarks/choose_likelihood.py), and over the embedded MNIST network at
+    σ_d/400.
 
     Raises:
         ArgumentError: for less than two nodes, or a scale that is not positive.

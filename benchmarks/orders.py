@@ -1,6 +1,6 @@
-"""Convergence orders of the peers' multistep methods, on a Gaussian whose flow is known in closed form.
+"""Orders of convergence of multistep methods, ours and the peers', on a Gaussian whose flow is known in closed form.
 
-    python benchmarks/peers/orders.py
+    python benchmarks/orders.py            # one minute
 
 The grid is smooth and starts with steps so small (λ ~ u³) that the low-order steps every multistep method begins with
 do not show; it stops at σ/α = 0.05, so that no last step to 0 shows either. float64, but for schedulers that cast.
@@ -8,7 +8,6 @@ do not show; it stops at σ/α = 0.05, so that no last step to 0 shows either. f
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +15,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import with_azula
-import with_diffusers
-from problems import Problem
+from peers import with_azula, with_diffusers
+from peers.problems import Problem
+from peers.with_kdiffusion import sampling
+from report import Report, parser
 from torch import Tensor
-from with_kdiffusion import sampling
 
-from sde_toolkit import VPSDE, gaussian
+from sde_toolkit import VPSDE, Solver, dpmpp_2m, dpmpp_3m, gaussian, sample, unipc
+from sde_toolkit.integrators import FrozenNoise, Multistep
 
 HIGH, LOW, STD, MEAN = 10.0, 0.05, 0.4, 0.7
 
@@ -65,6 +65,26 @@ def with_d(kind: str, options: dict[str, Any], problem: Problem, levels: Tensor)
     return with_diffusers.simulate(problem, scheduler, kind, 0, levels)
 
 
+def with_us(solver: Solver, problem: Problem, levels: Tensor) -> Tensor:
+    """x/α at the end, from x/α at the start."""
+    sde = problem.model.sde
+    times = sde.inverse_half_log_snr(-torch.log(levels))
+    x = sde.alpha(times[0]) * problem.y_start
+    drawn = sample(problem.model, solver, times, x_start=x, dtype=torch.float64)
+    return drawn.x / sde.alpha(times[-1])
+
+
+def mine() -> dict[str, Callable[[Problem, Tensor], Tensor]]:
+    solvers = {
+        "dpmpp_2m": dpmpp_2m(),
+        "dpmpp_3m": dpmpp_3m(),
+        "unipc(2)": unipc(2),
+        "unipc(3)": unipc(3),
+        "DEIS 3": Solver("", 0.0, Multistep(3, FrozenNoise())),
+    }
+    return {f"ours `{name}`": partial(with_us, solver) for name, solver in solvers.items()}
+
+
 def peers() -> dict[str, Callable[[Problem, Tensor], Tensor]]:
     sde = {"eta": 0.0, "noise_sampler": 0}
     rows: dict[str, Callable[[Problem, Tensor], Tensor]] = {
@@ -94,18 +114,24 @@ def peers() -> dict[str, Callable[[Problem, Tensor], Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 40, 80, 160, 320])
-    parser.add_argument("--power", type=float, default=3.0, help="1 is uniform in λ, and shows the first steps")
-    arguments = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--steps", type=int, nargs="+", default=[20, 40, 80, 160, 320])
+    words.add_argument("--power", type=float, default=3.0, help="1 is uniform in λ, and shows the first steps")
+    given = words.parse_args()
     case = problem()
-    print(f"{'':<45}" + "".join(f"{n:>10}" for n in arguments.steps) + "   orders")
-    for name, run in peers().items():
+    title = "Measured orders of convergence of multistep methods, ours and peers'"
+    report = Report(given.results, "orders", title, ["diffusers", "azula", "k-diffusion"])
+    report.line(
+        "Largest errors at the end of the flow of a Gaussian; the order between a number of steps and its double."
+    )
+    report.table("method", *(f"{n} steps" for n in given.steps), *(f"order from {n}" for n in given.steps[:-1]))
+    for name, run in {**mine(), **peers()}.items():
         with torch.no_grad():
-            samples = [run(case, grid(n, arguments.power)) for n in arguments.steps]
+            samples = [run(case, grid(n, given.power)) for n in given.steps]
         errors = [float((x - case.reference).abs().max()) for x in samples]
-        rates = [math.log2(a / b) if a and b else math.nan for a, b in pairwise(errors)]
-        print(f"{name:<45}" + "".join(f"{e:10.1e}" for e in errors) + "   " + " ".join(f"{r:.2f}" for r in rates))
+        orders = [math.log2(a / b) if a and b else math.nan for a, b in pairwise(errors)]
+        report.row(name, *(f"{e:.1e}" for e in errors), *(f"{order:.2f}" for order in orders))
+    report.save()
 
 
 if __name__ == "__main__":

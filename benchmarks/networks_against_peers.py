@@ -1,13 +1,13 @@
-"""The DDPM network on CIFAR-10 against diffusers' and azula's U-Nets: same outputs, time, memory.
+"""Our U-Nets against those of diffusers and azula: the same outputs, time, memory.
 
-    python trunks.py agree                    outputs and gradients of diffusers' UNet2DModel with copied weights
-    python trunks.py time [--rounds 15]       ratios of times, ours / theirs, taken in turn in one process
-    python trunks.py memory                   highest resident memory of a step, each network in a process of its own
+    python benchmarks/networks_against_peers.py agree     # outputs and gradients with diffusers' weights: a minute
+    python benchmarks/networks_against_peers.py time      # ours over theirs, in turn in one process: three minutes
+    python benchmarks/networks_against_peers.py memory    # ours over theirs, each in a process of its own: four minutes
 
-diffusers' network is that of google/ddpm-cifar10-32 (35 746 307 parameters) with random weights. azula has no such
-network: its U-Net is given DDPM's widths and the numbers of blocks that come closest to as many parameters (36.4 M, no
-attention, half as many norms). Its like among ours is not DDPM's but ``UNet``, one skip a level: ``--own unet``.
-All are channels last. With one thread (OMP_NUM_THREADS=1) the time is the process's own.
+DDPM's network on CIFAR-10 is compared with diffusers' UNet2DModel of google/ddpm-cifar10-32 (35 746 307 parameters),
+with random weights. azula has no such network: its U-Net has one skip a level and no attention. It gets DDPM's widths
+and the numbers of blocks that come closest in size (36.4 M), and is compared with our ``UNet``, built alike. All
+networks are in the channels-last layout. With one thread (OMP_NUM_THREADS=1) the time is the process's own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import Report, parser
 from torch import Tensor, nn
 
 from sde_toolkit.networks import PublishedUNet, UNet, ddpm_cifar10
@@ -83,11 +84,12 @@ def unet() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "ours": ours,
-    "unet": unet,
+    "DDPM": ours,
+    "UNet": unet,
     "diffusers": diffusers_unet,
     "azula": azula_unet,
 }
+PAIRS = (("DDPM", "diffusers"), ("UNet", "azula"))
 
 
 def copy_weights(theirs: Any, mine: PublishedUNet) -> None:
@@ -146,7 +148,7 @@ def copy_weights(theirs: Any, mine: PublishedUNet) -> None:
             own.bias.copy_(other.bias)
 
 
-def agree() -> None:
+def agree(report: Report) -> None:
     """Largest differences, of outputs and of gradients by x, relative to the largest value."""
     torch.manual_seed(0)
     theirs, mine = diffusers_unet().eval(), ddpm_cifar10().eval()
@@ -155,15 +157,13 @@ def agree() -> None:
             parameter += 0.02 * torch.randn_like(parameter)
     copy_weights(theirs, mine)
     x, t = torch.randn(4, 3, 32, 32, requires_grad=True), torch.tensor([0.0, 1.0, 500.0, 999.0])
+    report.line("DDPM's network with the weights of diffusers': largest difference over largest value.")
+    report.table("dtype", "outputs", "gradients by x")
     for dtype in (torch.float32, torch.float64):
         theirs, mine = theirs.to(dtype), mine.to(dtype)
-        time_ = t.to(dtype)
-        a, b = theirs(x.to(dtype), time_).sample, mine(x.to(dtype), time_)
+        a, b = theirs(x.to(dtype), t.to(dtype)).sample, mine(x.to(dtype), t.to(dtype))
         da, db = (torch.autograd.grad(y.square().mean(), x)[0] for y in (a, b))
-        largest = a.abs().max().item()
-        print(f"{dtype}: outputs {relative(b, a):.1e} (largest {largest:.2f}), gradients {relative(db, da):.1e}")
-        if dtype == torch.float32 and not relative(b, a) < 1e-5:
-            sys.exit("the outputs differ")
+        report.row(str(dtype).removeprefix("torch."), f"{relative(b, a):.1e}", f"{relative(db, da):.1e}")
 
 
 def relative(b: Tensor, a: Tensor) -> float:
@@ -205,41 +205,44 @@ def timed(call: Callable[[], None]) -> float:
     return clock() - start
 
 
-def compare(own: str, modes: list[str], peers: list[str], rounds: int, batch: int) -> None:
-    """Medians over the rounds of ours / theirs, with quartiles."""
-    print(f"{torch.__version__}, {torch.get_num_threads()} thread(s), batch {batch}; s = median time of {own}")
+def times(report: Report, modes: list[str], rounds: int, batch: int) -> None:
+    """Medians over the rounds of ours over theirs, with quartiles."""
+    report.line(f"Batch {batch} of 3×32×32, median of {rounds} interleaved ratios, quartiles in brackets.")
+    report.table("mode", "pass", *(f"{own} / {peer}" for own, peer in PAIRS), *(f"s, {own}" for own, _ in PAIRS))
     for mode in modes:
         for backward in (False, True):
-            calls = {name: prepare(name, mode, batch, backward) for name in (own, *peers)}
+            calls = {name: prepare(name, mode, batch, backward) for name in NETWORKS}
             for call in calls.values():
                 call()
-                call()
-            times: dict[str, list[float]] = {name: [] for name in calls}
+            seconds: dict[str, list[float]] = {name: [] for name in calls}
             for index in range(rounds):
-                order = list(calls) if index % 2 else list(reversed(calls))
-                for name in order:
-                    times[name].append(timed(calls[name]))
-            pass_ = "forward + backward" if backward else "forward"
-            row = [f"{mode:18s} {pass_:18s} {statistics.median(times[own]):7.3f} s"]
-            for peer in peers:
-                ratios = [a / b for a, b in zip(times[own], times[peer], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                row.append(f"/{peer} {middle:.3f} ({low:.3f}..{high:.3f})")
-            print("  ".join(row), flush=True)
+                for name in list(calls) if index % 2 else reversed(calls):
+                    seconds[name].append(timed(calls[name]))
+            cells = []
+            for own, peer in PAIRS:
+                ratios = [a / b for a, b in zip(seconds[own], seconds[peer], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
+                cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+            cells += [f"{statistics.median(seconds[own]):.3f}" for own, _ in PAIRS]
+            report.row(mode, "forward, backward" if backward else "forward", *cells)
 
 
-def memory(own: str, modes: list[str], peers: list[str], batch: int) -> None:
+def memory(report: Report, modes: list[str], batch: int) -> None:
     """Growth of the highest resident memory over that of network and data alone."""
+    report.line(
+        f"Batch {batch} of 3×32×32; what a pass adds to the highest resident memory, median of three processes."
+    )
+    report.table("mode", "pass", *(f"{own} / {peer}" for own, peer in PAIRS), *(f"MiB, {own}" for own, _ in PAIRS))
     for mode in modes:
         for backward in (False, True):
             found = {}
-            for name in (own, *peers):
+            for name in NETWORKS:
                 command = [sys.executable, __file__, "one", name, mode, str(batch), str(int(backward))]
                 runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
-                found[name] = statistics.median(float(run.split()[-1]) for run in runs)  # they differ by a tenth
-            pass_ = "forward + backward" if backward else "forward"
-            ratios = "  ".join(f"/{k} {found[own] / found[k]:.3f}" for k in peers)
-            print(f"{mode:18s} {pass_:18s} {found[own]:8.0f} MiB  {ratios}", flush=True)
+                found[name] = statistics.median(float(run.split()[-1]) for run in runs)
+            ratios = [f"{found[own] / found[peer]:.2f}" for own, peer in PAIRS]
+            own_memory = [f"{found[own]:.0f}" for own, _ in PAIRS]
+            report.row(mode, "forward, backward" if backward else "forward", *ratios, *own_memory)
 
 
 def one(name: str, mode: str, batch: int, backward: bool) -> None:
@@ -261,25 +264,26 @@ def resident(kind: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("agree", "time", "memory", "one"))
-    parser.add_argument("arguments", nargs="*")
-    parser.add_argument("--own", choices=("ours", "unet"), default="ours")
-    parser.add_argument("--modes", default="float32,bfloat16,autocast")
-    parser.add_argument("--peers", default="diffusers,azula")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=8)
-    given = parser.parse_args()
-    modes = given.modes.split(",")
-    if given.what == "agree":
-        agree()
-    elif given.what == "time":
-        compare(given.own, modes, given.peers.split(","), given.rounds, given.batch)
-    elif given.what == "memory":
-        memory(given.own, modes, given.peers.split(","), given.batch)
-    else:
+    words = parser(__doc__)
+    words.add_argument("what", choices=("agree", "time", "memory", "one"))
+    words.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    words.add_argument("--modes", nargs="+", choices=MODES, default=["float32"])
+    words.add_argument("--rounds", type=int, default=7)
+    words.add_argument("--batch", type=int, default=4)
+    given = words.parse_args()
+    if given.what == "one":
         name, mode, batch, backward = given.arguments
         one(name, mode, int(batch), bool(int(backward)))
+        return
+    title = f"U-Nets against those of diffusers and azula: {given.what}"
+    report = Report(given.results, f"networks-{given.what}", title, ["diffusers", "azula"])
+    if given.what == "agree":
+        agree(report)
+    elif given.what == "time":
+        times(report, given.modes, given.rounds, given.batch)
+    else:
+        memory(report, given.modes, given.batch)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""The same step, by a peer: our solvers against theirs on one grid of σ/α, one start and, where noisy, one noise.
+"""The methods are the published ones: our solvers against those of peers on one grid, one start and one noise.
 
-    python benchmarks/peers/agreement.py
+    python benchmarks/agreement.py            # a few seconds
 
 Each entry of :data:`PEERS` runs a peer on the exact ring mixture at given σ/α in float64, with the noise of
-:class:`Noise` injected, and returns x/α at the grid's end. ``tolerance`` says how far its arithmetic allows agreement:
-schedulers that cast their sample to float32 stop at about 1e-6.
+:class:`Noise` injected, and returns x/α at the grid's end. ``tolerance`` says how far its arithmetic allows
+agreement: schedulers that cast their sample to float32 stop at about 1e-6.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,11 +16,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-import with_diffusers
-from problems import Problem, load
-from ratio_grids import build
+from peers import with_diffusers
+from peers.problems import Problem, load
+from peers.ratio_grids import build
+from peers.with_kdiffusion import sampling
+from report import Report, parser
 from torch import Tensor
-from with_kdiffusion import sampling
 
 from sde_toolkit import (
     ReverseEquation,
@@ -205,13 +205,7 @@ OURS: dict[str, Solver] = {
 
 
 def ours(name: str) -> Callable[[Case], Tensor]:
-    """Our solver of that name, as a function of a case that returns x/α at the end of the grid.
-
-    Raises:
-        NotImplementedError: where there is none to compare.
-    """
-    if name not in OURS:
-        raise NotImplementedError(name)
+    """Our solver of that name, as a function of a case that returns x/α at the end of the grid."""
     solver = OURS[name]
 
     def run(case: Case) -> Tensor:
@@ -227,30 +221,26 @@ def ours(name: str) -> Callable[[Case], Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--low", type=float, default=0.01)
-    parser.add_argument("--ending", choices=["zero", "stop"], default="stop")
-    arguments = parser.parse_args()
+    words = parser(__doc__)
+    words.add_argument("--steps", type=int, default=8)
+    words.add_argument("--low", type=float, default=0.01)
+    given = words.parse_args()
     problem = load("ring", n=64)
-    case = Case(problem, build(problem, "karras7", arguments.steps, arguments.low, arguments.ending))
+    case = Case(problem, build(problem, "karras7", given.steps, given.low, "stop"))
+    title = "Solvers step by step against those of peers: largest difference of any coordinate"
+    report = Report(given.results, "agreement", title, ["diffusers", "k-diffusion"])
+    report.line(
+        f"Exact score of the ring, {given.steps} uneven steps, float64, the same draws. "
+        "A difference above the tolerance says that the peer implements another method; see also `orders.md`."
+    )
+    report.table("solver", "peer", "difference", "tolerance", "", "remark")
     for name, peers in PEERS.items():
-        first = None
+        mine = ours(name)(case)
         for peer in peers:
-            try:
-                theirs = peer.run(case)
-            except Exception as error:  # a peer that cannot do this grid says so in the table
-                print(f"{name:<22} {peer.name:<42} {type(error).__name__}: {error}"[:150])
-                continue
-            first = theirs if first is None else first
-            between = f"{float((theirs - first).abs().max()):.1e} from the first peer"
-            try:
-                difference = float((ours(name)(case) - theirs).abs().max())
-                verdict = f"{difference:.1e} {'agrees' if difference <= peer.tolerance else 'DIFFERS'}"
-            except NotImplementedError:
-                verdict = "ours to be filled in"
-            size = float(theirs.abs().mean())
-            print(f"{name:<22} {peer.name:<42} {verdict}; {between}; mean |x| {size:.6f}  {peer.note}")
+            difference = (mine - peer.run(case)).abs().max().item()
+            verdict = "agrees" if difference <= peer.tolerance else "differs"
+            report.row(f"`{name}`", peer.name, f"{difference:.1e}", f"{peer.tolerance:.0e}", verdict, peer.note)
+    report.save()
 
 
 if __name__ == "__main__":
