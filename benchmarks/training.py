@@ -102,7 +102,7 @@ def loop(given):
         given.results, "training-loop", "Training: a step of `train` over a bare loop of the same operations"
     )
     report.line(
-        f"Network {given.network}, batch {given.batch}, {given.steps} steps in each of {given.repeats} rounds, in turns. "
+        f"{given.network}, batch {given.batch}, {given.steps} steps in each of {given.repeats} rounds in turn. "
         "The bare loop has loss, backward, clipping, fused Adam and a fused average."
     )
     report.table("ms/step", "images/s", "over the bare loop", "smallest", "largest")

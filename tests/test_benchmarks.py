@@ -1,4 +1,4 @@
-"""The programs behind the claims of benchmarks/README.md run, here on next to nothing, and write their results files."""
+"""The programs behind the claims of benchmarks/README.md run on next to nothing and write their results."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def test_benchmark_against_peers_writes_its_result(tmp_path, script, arguments, 
 
 
 def test_every_claim_has_its_command_and_its_file():
-    """One screen; every row names a program that is there and a file that its command wrote; no file without a claim."""
+    """One screen; a row names a program that is there and a file that its command wrote; no file without a claim."""
     lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
     claims = [line.strip("| ").split(" | ") for line in lines if "(results/" in line]
     assert claims

@@ -5,8 +5,8 @@ exponential multistep methods on a grid that is dense around the λ at which dat
 (:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
 ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
 up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and
-their sliced Wasserstein distance (``--eta 1``). At 8 and 10 evaluations the choice was made among the rows that are good on
-the ring of benchmarks/sampling_against_peers.py, too.
+their sliced Wasserstein distance (``--eta 1``). At 8 and 10 evaluations the choice was made among the rows that are
+good on the ring of benchmarks/sampling_against_peers.py, too.
 
 The tables are for data of size σ_d = 1. For others every λ in them is moved by −log σ_d: data and noise of twice the
 size get the same times, and samples of twice the size.
