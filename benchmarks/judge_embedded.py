@@ -15,6 +15,8 @@ from sde_toolkit import ScoreModel, ddim, grids, sample
 from sde_toolkit.data import mnist_test_images
 from sde_toolkit.metrics.judge import Judge, classifier_features
 
+KEYS = ("plausible", "sliced_wasserstein", "kernel_distance")
+
 if __name__ == "__main__":
     words = parser(__doc__)
     words.add_argument("--models", nargs="+", default=["mnist", "mnist_large"])
@@ -27,7 +29,7 @@ if __name__ == "__main__":
         model = ScoreModel.from_pretrained(name)
         grid = grids.uniform(model.sde, 50, end=0.0)
         found = judge(sample(model, ddim(), grid, shape=(given.n, 1, 28, 28), batch_size=100).data)
-        report.row(f"`{name}`", given.n, found.plausible, found.sliced_wasserstein, found.kernel_distance)
+        report.row(f"`{name}`", given.n, *(found[key] for key in KEYS))
     real = judge.floor
-    report.row("real images", given.n, real.plausible, real.sliced_wasserstein, real.kernel_distance)
+    report.row("real images", given.n, *(real[key] for key in KEYS))
     report.save()

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from sde_toolkit.calibration import calibrate
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import build_solvers, load_model, model_name, number_of_evaluations, whole_number
-from sde_toolkit.cli.setup import Place, command_words, join, switch
+from sde_toolkit.cli.setup import Workplace, command_words, join, switch
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.progress import require_progress
 
@@ -29,7 +29,7 @@ def run(config: DictConfig) -> None:
     place.team.leave()
 
 
-def _calibrate(config: DictConfig, place: Place) -> None:
+def _calibrate(config: DictConfig, place: Workplace) -> None:
     nfe, seed = number_of_evaluations(config, "nfe", 2), whole_number(config, "seed", 0)
     batch_size = None if config.batch_size is None else whole_number(config, "batch_size", 1)
     solvers: list[Any] | None = list(build_solvers(config).values()) if config.get("solvers") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from sde_toolkit.cli.parts import (
     real_data,
     whole_number,
 )
-from sde_toolkit.cli.setup import Place, command_words, join, switch
+from sde_toolkit.cli.setup import Workplace, command_words, join, switch
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.figures import figure_names
-from sde_toolkit.evaluation.findings import findings, text_table
-from sde_toolkit.evaluation.planning import Candidate, GridBuilder, Run, check_request, plan_all
+from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.planning import Candidate, ComparisonRequest
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
@@ -44,36 +44,19 @@ def run(config: DictConfig) -> None:
     """Check everything, compare, write the report, print the table."""
     require_report_packages()
     place = join(config)
-    request = _prepare(config, place)
+    request, weights = _prepare(config, place)
     with place.holding("compare", _files(request)):
-        comparison = _compare(config, place, request)
+        comparison = _compare(config, place, request, weights)
     if comparison is not None:
-        _print(comparison, request.judge, request.source, place.directory / "report.html")
+        _print(comparison, place.directory / "report.html")
     place.team.leave()
 
 
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """What is compared, and how, checked: nothing about it can be refused any more."""
+def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, str | None]:
+    """The request, which cannot be refused any more, and the weights that were loaded.
 
-    model: ScoreModel
-    weights: str | None
-    solvers: dict[str, Candidate]
-    budgets: list[int]
-    grids: dict[str, GridBuilder]
-    runs: list[Run]
-    labels: Tensor | None
-    judge: Judge | None
-    source: str
-    n: int
-    seed: int
-    endpoint_n: int
-    endpoint_steps: int
-    batch_size: int | None
-    progress: bool
-
-
-def _prepare(config: DictConfig, place: Place) -> _Request:
+    The judge is built in the main process only.
+    """
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
     n_real = whole_number(config, "n_real", 4)
     endpoint_n = whole_number(config, "exact_flow.n", 0)
@@ -84,54 +67,47 @@ def _prepare(config: DictConfig, place: Place) -> _Request:
     budgets = _budgets(config.budgets)
     solvers, grids = build_solvers(config), build_grids(config)
     model, weights = load_model(config)
-    solvers |= _calibrated(config, model)
-    event_shape = check_request(model, solvers, budgets, n)
-    runs = plan_all(model, solvers, budgets, grids)
-    check_room("n", n, event_shape, len(runs))
+    request = ComparisonRequest(
+        model=model,
+        solvers=solvers | _calibrated(config, model),
+        budgets=budgets,
+        grids=grids,
+        n=n,
+        seed=seed,
+        endpoint_n=n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
+        endpoint_steps=endpoint_steps,
+        batch_size=batch_size,
+        device=place.device,
+        progress=progress,
+    )
+    check_room("n", n, request.event_shape, len(request.runs))
     labels = choose_labels(config, model, n)
     real, source = real_data(config, model, n_real, n, labels)
     features = None if real is None else _features(config.features, model, real)
     judge = None
     if place.main and real is not None and features is not None:
         judge = Judge(real, n, features, source=source, seed=seed)
-    endpoint_n = n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n
-    return _Request(
-        model, weights, solvers, budgets, grids, runs, labels, judge, source, n, seed, endpoint_n, endpoint_steps,
-        batch_size, progress,
-    )  # fmt: skip
+    model.to(place.device)
+    condition = None if labels is None else labels.to(place.device)
+    return replace(request, judge=judge, without_judge=source, condition=condition), weights
 
 
-def _files(request: _Request) -> list[str]:
+def _files(request: ComparisonRequest) -> list[str]:
     """The names of what is written."""
     pictures = figure_names([run.grid_name for run in request.runs], {run.budget for run in request.runs})
     return ["report.html", "results.json", "results.csv", CONFIG, *(f"{name}.png" for name in pictures)]
 
 
-def _compare(config: DictConfig, place: Place, request: _Request) -> Comparison | None:
+def _compare(
+    config: DictConfig, place: Workplace, request: ComparisonRequest, weights: str | None
+) -> Comparison | None:
     """The comparison, its report written; None in all processes but the main one."""
     name, model = model_name(config), request.model
     if place.main:
         print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, seed {request.seed}")
-    comparison = compare_in_team(
-        model.to(place.device),
-        request.solvers,
-        request.budgets,
-        place.team,
-        place.directory,
-        grids=request.grids,
-        n=request.n,
-        seed=request.seed,
-        judge=request.judge,
-        without_judge=request.source,
-        endpoint_n=request.endpoint_n,
-        endpoint_steps=request.endpoint_steps,
-        batch_size=request.batch_size,
-        device=place.device,
-        condition=None if request.labels is None else request.labels.to(place.device),
-        progress=request.progress,
-    )
+    comparison = compare_in_team(request, place.team, place.directory)
     if comparison is not None:
-        record = provenance(model, name, request.weights, seed=request.seed, command=command_words())
+        record = provenance(model, name, weights, seed=request.seed, command=command_words())
         record["config"] = OmegaConf.to_container(config, resolve=True)
         write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
         save_config(config, place.directory)  # at the end, so that it is always that of the report
@@ -139,13 +115,14 @@ def _compare(config: DictConfig, place: Place, request: _Request) -> Comparison 
     return comparison
 
 
-def _print(comparison: Comparison, judge: Judge | None, source: str, page: Path) -> None:
-    print(f"\n{text_table(comparison)}\n")
+def _print(comparison: Comparison, page: Path) -> None:
+    print(f"\n{comparison_table(comparison).text()}\n")
+    judge = comparison.judge
     if judge is None:
-        print(f"No distances to real data: {source}.")
+        print(f"No distances to real data: {comparison.request.without_judge}.")
     elif judge.n < comparison.n:
         print(f"Distances use the first {judge.n} samples of each row: half of the {len(judge.real)} real ones.")
-    for sentence in findings(comparison):
+    for sentence in comparison_findings(comparison):
         print(sentence)
     print(f"{comparison.n} samples per row; n={4 * comparison.n} halves the errors and takes four times as long.")
     print(f"\nreport: {page}  ({comparison.seconds:.0f} s)")

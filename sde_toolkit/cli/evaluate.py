@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,22 @@ from torch import Tensor
 from sde_toolkit.checks import is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, whole_number
-from sde_toolkit.cli.sample import FILES, Request, draw, prepare
-from sde_toolkit.cli.setup import Place, command_words, instantiate, join, switch
+from sde_toolkit.cli.sample import FILES, SampleRequest, draw, prepare
+from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, switch
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.drawing import Drawn
+from sde_toolkit.evaluation.page import require_packages
+from sde_toolkit.evaluation.quality_report import quality_table, write_quality_report
 from sde_toolkit.evaluation.sample_files import has_samples, read_samples
 from sde_toolkit.files.plain import UnreadableFileError, read_json
-from sde_toolkit.metrics.extractors import as_extractor
+from sde_toolkit.metrics.extractors import Extractor, as_extractor
 from sde_toolkit.metrics.features import Reference
-from sde_toolkit.metrics.quality import check_evaluation, evaluate_samples, usual_metrics
-from sde_toolkit.metrics.records import Quality, compare_records
+from sde_toolkit.metrics.fid import FID, KID
+from sde_toolkit.metrics.manifolds import Precision, Recall
+from sde_toolkit.metrics.metric import Metric
+from sde_toolkit.metrics.quality import check_evaluation, evaluate_samples, metrics_with_floor, usual_metrics
+from sde_toolkit.metrics.records import Quality
 from sde_toolkit.models.checkpoint import embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
@@ -33,16 +39,18 @@ from sde_toolkit.transforms import Transform, range_problems
 
 __all__ = ["run"]
 
+WRITTEN = ("evaluation.json", "report.html")
 _DRAWS = 10_000  # of an exact mixture, unless told otherwise
 
 
 def run(config: DictConfig) -> None:
-    """Read or draw the samples, measure them, write ``evaluation.json``."""
+    """Read or draw the samples, measure them, write ``evaluation.json`` and ``report.html``."""
+    require_packages("the report on samples")
     place = join(config)
     against = None if config.against is None else Quality.load(str(config.against))
     if against is not None and place.main:
         _leave_alone(Path(str(config.against)), place.directory)
-    settings = _settings(config)
+    seed, batch_size = _settings(config)
     given, source = _given(config)
     if isinstance(given, Tensor):
         model, size = None, tuple(given.shape)
@@ -50,12 +58,12 @@ def run(config: DictConfig) -> None:
         model, size = given.model, (given.n, *(given.model.event_shape or ()))
     reference, levels, transform = _reference(config, size[1:], model)
     extractor = as_extractor(instantiate(config.extractor), size[1:], transform)
-    metrics = usual_metrics(size[1:]) if config.metrics == "auto" else config.metrics
-    metrics = list(metrics) if isinstance(metrics, ListConfig | tuple) else [metrics]
-    check_evaluation(size, reference, metrics, levels=levels, **settings)
+    metrics = check_evaluation(
+        size, reference, _metrics(config, size[1:], extractor, seed), levels=levels, seed=seed, batch_size=batch_size
+    )
     if isinstance(given, Tensor) and transform is not None:
         _doubt_range(given, source, transform)
-    with place.holding("evaluate", ["evaluation.json", *((CONFIG,) if model is None else FILES)]):
+    with place.holding("evaluate", [*WRITTEN, *((CONFIG,) if model is None else FILES)]):
         drawn = None
         if not isinstance(given, Tensor):
             drawn = draw(config, place, given, keep=True)
@@ -67,7 +75,8 @@ def run(config: DictConfig) -> None:
             extractor,
             metrics=metrics,
             levels=levels,
-            **settings,
+            seed=seed,
+            batch_size=batch_size,
             source=source,
             against=against,
             device=place.device,
@@ -76,10 +85,31 @@ def run(config: DictConfig) -> None:
             progress=switch(config, "progress"),
         )
         if quality is not None:
-            _write(config, place, quality, drawn)
+            _write(config, place, quality, metrics, against, drawn)
     if quality is not None:
-        _print(quality, against, place.directory / "evaluation.json")
+        _print(quality, metrics, against, place.directory / WRITTEN[0])
     place.team.leave()
+
+
+def _metrics(config: DictConfig, event_shape: tuple[int, ...], extractor: Extractor, seed: int) -> tuple[Metric, ...]:
+    """``metrics=[fid,my_package.Mine]``: the metrics of these names, or classes of the user's own by their paths."""
+    given = config.metrics
+    if given == "auto":
+        return usual_metrics(event_shape, extractor, seed)
+    neighbours = config.neighbours
+    named: dict[str, tuple[Metric, ...]] = {
+        "fid": (FID(),),
+        "kid": (KID(config.kid.subsets, config.kid.subset_size, seed),),
+        "precision_recall": (Precision(neighbours), Recall(neighbours)),
+        "distance": metrics_with_floor(extractor, seed),
+    }
+    found: list[Metric] = []
+    for name in [given] if isinstance(given, str) else given or []:
+        if name not in named and "." not in str(name):
+            problem = f"metrics are {', '.join(named)}, or classes such as my_package.Mine"
+            raise ArgumentError("metrics", given, problem, "Use metrics=[fid,kid,precision_recall].")
+        found += named[name] if name in named else (instantiate(DictConfig({"_target_": str(name)})),)
+    return tuple(found)
 
 
 def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
@@ -94,26 +124,31 @@ def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
         warnings.warn(f"samples={source}: {found}. Give samples in the space of the real data.", stacklevel=2)
 
 
-def _settings(config: DictConfig) -> dict[str, Any]:
-    """The whole numbers of an evaluation, checked; progress too, and that what shows it is there."""
+def _settings(config: DictConfig) -> tuple[int, int]:
+    """Seed and batch size; the other whole numbers are checked, and that what shows progress is there."""
     require_progress(switch(config, "progress"))
-    return {
-        "kid_subsets": whole_number(config, "kid.subsets", 1),
-        "kid_subset_size": whole_number(config, "kid.subset_size", 2),
-        "neighbours": whole_number(config, "neighbours", 1),
-        "seed": whole_number(config, "seed", 0),
-        "batch_size": whole_number(config, "batch_size", 1),
-    }
+    for name, least in (("kid.subsets", 1), ("kid.subset_size", 2), ("neighbours", 1)):
+        whole_number(config, name, least)
+    return whole_number(config, "seed", 0), whole_number(config, "batch_size", 1)
 
 
-def _write(config: DictConfig, place: Place, quality: Quality, drawn: Drawn | None) -> None:
+def _write(
+    config: DictConfig,
+    place: Workplace,
+    quality: Quality,
+    metrics: Sequence[Metric],
+    against: Quality | None,
+    drawn: Drawn | None,
+) -> None:
     about = {
         **quality.about,
         "command": " ".join(command_words()),
         "samples_record": _record_of(config, drawn, place),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    replace(quality, about=about).save(place.directory / "evaluation.json")
+    record = {name: about[name] for name in ("command", "samples_record", "config")}
+    write_quality_report(quality, metrics, place.directory, record, against=against)
+    replace(quality, about=about).save(place.directory / WRITTEN[0])
     save_config(config, place.directory)
     if drawn is not None and drawn.store is not None:
         drawn.store.clear()
@@ -121,12 +156,12 @@ def _write(config: DictConfig, place: Place, quality: Quality, drawn: Drawn | No
 
 def _leave_alone(record: Path, directory: Path) -> None:
     """The record that is compared with may not be the one that is about to be written."""
-    if record.resolve() == (directory / "evaluation.json").resolve():
+    if record.resolve() == (directory / WRITTEN[0]).resolve():
         problem = "it is the file that this command writes"
         raise ArgumentError("against", str(record), problem, "Name another output.")
 
 
-def _given(config: DictConfig) -> tuple[Tensor | Request, str]:
+def _given(config: DictConfig) -> tuple[Tensor | SampleRequest, str]:
     """The samples in data space, or what draws them; and where they are from."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     if not isinstance(given, str) or not given:
@@ -234,7 +269,7 @@ def _of_classes(dataset: Dataset, split: str, classes: list[int], config: DictCo
     return torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
 
 
-def _record_of(config: DictConfig, drawn: Drawn | None, place: Place) -> Any:
+def _record_of(config: DictConfig, drawn: Drawn | None, place: Workplace) -> Any:
     """What ``sample`` wrote beside the samples, without its configuration."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     folder = place.directory if drawn is not None else Path(given) if Path(given).is_dir() else Path(given).parent
@@ -245,23 +280,12 @@ def _record_of(config: DictConfig, drawn: Drawn | None, place: Place) -> Any:
         return None
 
 
-def _error(error: float | None) -> str:
-    return "" if error is None else f" ± {error:.2g}"
-
-
-def _print(quality: Quality, against: Quality | None, file: Path) -> None:
+def _print(quality: Quality, metrics: Sequence[Metric], against: Quality | None, file: Path) -> None:
     conditions = quality.conditions
     of, real = conditions["samples"], conditions["reference"]
     print(f"{of['count']} samples against {real['count']} of {real['name']} ({real['split']}), "
           f"features: {conditions['extractor']['name']}")  # fmt: skip
-    difference = {} if against is None else compare_records(against, quality)
-    for name, value in quality.values.items():
-        if value is not None:
-            line = f"  {name:<20}{value:>12.5g}" + _error(quality.errors.get(name))
-            if name in quality.floors:
-                floor, error = quality.floors[name]
-                line += f"   as many real samples: {floor:.5g}{_error(error)}"
-            print(line + (f"   difference {difference[name]:+.4g}" if name in difference else ""))
+    print(f"\n{quality_table(quality, metrics, against).text()}\n")
     for note in quality.about["notes"]:
         print(note)
     print(f"written to {file}")

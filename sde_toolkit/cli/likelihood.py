@@ -23,8 +23,8 @@ from sde_toolkit.cli.parts import (
 from sde_toolkit.cli.setup import command_words, instantiate, join, switch
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.density.density_findings import Background, likelihood_findings, likelihood_table
 from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
-from sde_toolkit.evaluation.density.summary import Background, findings, text_table
 from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
     with place.holding("likelihood", _FILES):
         if place.main:
             print(f"{name}: {background.source}, {len(x)} samples of shape {tuple(x.shape[1:])}, seed {request.seed}")
-        evaluation = evaluate_likelihood(
+        found = evaluate_likelihood(
             model,
             x,
             request,
@@ -70,17 +70,17 @@ def run(config: DictConfig) -> None:
             progress=progress,
             name=place.name,
         )
-        if evaluation is not None:
+        if found is not None:
             record = provenance(model, name, weights, seed=request.seed, command=command_words())
             record["config"] = OmegaConf.to_container(config, resolve=True)
             title = f"Likelihood: {Path(name).name}"
-            page = write_likelihood_report(evaluation, background, place.directory, record, title=title)
+            page = write_likelihood_report(found, background, place.directory, record, title=title)
             save_config(config, place.directory)
-    if evaluation is not None:
-        print(f"\n{text_table(evaluation, background)}\n")
-        for sentence in findings(evaluation, background):
+    if found is not None:
+        print(f"\n{likelihood_table(found, background).text()}\n")
+        for sentence in likelihood_findings(found, background):
             print(sentence)
-        print(f"\nreport: {page}  ({evaluation.seconds:.0f} s)")
+        print(f"\nreport: {page}  ({found.seconds:.0f} s)")
     place.team.leave()
 
 

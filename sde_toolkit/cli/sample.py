@@ -23,12 +23,12 @@ from sde_toolkit.cli.parts import (
     number_of_evaluations,
     whole_number,
 )
-from sde_toolkit.cli.setup import Place, command_words, join, switch
+from sde_toolkit.cli.setup import Workplace, command_words, join, switch
 from sde_toolkit.data.pictures import contact_sheet, require_pictures
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
-from sde_toolkit.evaluation.planning import Run, plan_run, run_of
-from sde_toolkit.evaluation.report import png_of
+from sde_toolkit.evaluation.page import as_png
+from sde_toolkit.evaluation.planning import PlannedRun, plan_run, run_of
 from sde_toolkit.files.whole import atomic_file, write_atomically
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.models.score_model import ScoreModel
@@ -36,7 +36,7 @@ from sde_toolkit.progress import require_progress
 from sde_toolkit.sampling.automatic import Plan
 from sde_toolkit.solvers import Solver
 
-__all__ = ["FILES", "Request", "draw", "plan", "prepare", "run"]
+__all__ = ["FILES", "SampleRequest", "draw", "plan", "prepare", "run"]
 
 FILES = ("samples.npz", "samples.png", "samples.json", CONFIG)
 
@@ -57,12 +57,12 @@ def run(config: DictConfig) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class SampleRequest:
     """Samples to be drawn, checked: nothing about them can be refused any more."""
 
     model: ScoreModel
     weights: str | None
-    planned: Run
+    planned: PlannedRun
     n: int
     seed: int
     first_index: int
@@ -71,7 +71,7 @@ class Request:
     progress: bool
 
 
-def prepare(config: DictConfig) -> Request:
+def prepare(config: DictConfig) -> SampleRequest:
     """Check everything that can be checked before the first evaluation.
 
     Raises:
@@ -88,10 +88,20 @@ def prepare(config: DictConfig) -> Request:
     check_room("n", n, shape)
     require_pictures(shape)
     labels = choose_labels(config, model, n, first_index)
-    return Request(model, weights, planned, n, seed, first_index, batch_size, labels, progress)
+    return SampleRequest(
+        model=model,
+        weights=weights,
+        planned=planned,
+        n=n,
+        seed=seed,
+        first_index=first_index,
+        batch_size=batch_size,
+        labels=labels,
+        progress=progress,
+    )
 
 
-def draw(config: DictConfig, place: Place, request: Request, keep: bool = False) -> Drawn | None:
+def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: bool = False) -> Drawn | None:
     """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the parts."""
     model, planned, labels, seed = request.model, request.planned, request.labels, request.seed
     drawn = draw_samples(
@@ -131,7 +141,7 @@ def draw(config: DictConfig, place: Place, request: Request, keep: bool = False)
     return drawn
 
 
-def plan(config: DictConfig, model: ScoreModel) -> Run:
+def plan(config: DictConfig, model: ScoreModel) -> PlannedRun:
     """The one solver on the one grid that draws samples, at ``nfe`` evaluations."""
     nfe = number_of_evaluations(config)
     if model.event_shape is None:
@@ -148,13 +158,13 @@ def plan(config: DictConfig, model: ScoreModel) -> Run:
 
 
 def _write(
-    directory: Path, drawn: Drawn, model: ScoreModel, planned: Run, labels: Tensor | None, record: dict[str, Any]
+    directory: Path, drawn: Drawn, model: ScoreModel, planned: PlannedRun, labels: Tensor | None, record: dict[str, Any]
 ) -> None:
     """Each file whole or not at all, the samples last but for their provenance."""
     data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
     figure = contact_sheet(data if data.ndim < 3 else data[:_DRAWN_AT_MOST])
     if figure is not None:
-        write_atomically(directory / "samples.png", png_of(figure))
+        write_atomically(directory / "samples.png", as_png(figure))
     arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()

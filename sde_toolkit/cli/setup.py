@@ -20,13 +20,13 @@ from sde_toolkit.cli.words import folder_name
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.team import Team
 
-__all__ = ["Place", "choose_device", "command_words", "instantiate", "join", "set_threads", "switch"]
+__all__ = ["Workplace", "choose_device", "command_words", "instantiate", "join", "set_threads", "switch"]
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Workplace:
     """Where a command works: its folder, its device, and the processes that share the work."""
 
     directory: Path
@@ -46,7 +46,7 @@ class Place:
             yield
 
 
-def join(config: DictConfig, name: str = "output") -> Place:
+def join(config: DictConfig, name: str = "output") -> Workplace:
     """Threads, device and folder as the configuration says, and the other processes if a launcher started some.
 
     All processes work in the folder of the main one, whatever each of them makes of a folder's name with a time in it.
@@ -57,7 +57,7 @@ def join(config: DictConfig, name: str = "output") -> Place:
     directory = output_folder(config, name)
     team = Team.join(device.type)
     directory = Path(team.agree(str(directory)))
-    return Place(directory, team.place(device, config.device), team, name)
+    return Workplace(directory, team.place(device, config.device), team, name)
 
 
 def command_words() -> list[str]:

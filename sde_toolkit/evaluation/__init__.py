@@ -7,7 +7,7 @@ from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
 from sde_toolkit.evaluation.report import write_report
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.classifier import MNISTClassifier
-from sde_toolkit.metrics.distances import Estimate, kernel_distance, precision_recall, rmse, sliced_wasserstein
+from sde_toolkit.metrics.distances import FlowError, SlicedWasserstein, rmse, sliced_wasserstein
 from sde_toolkit.metrics.extractors import (
     Extractor,
     auto_extractor,
@@ -17,22 +17,37 @@ from sde_toolkit.metrics.extractors import (
     module_extractor,
 )
 from sde_toolkit.metrics.features import Reference
+from sde_toolkit.metrics.fid import FID, KID
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
+from sde_toolkit.metrics.manifolds import Precision, Recall, precision_recall
+from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric, SampleSet
 from sde_toolkit.metrics.quality import evaluate_samples
 from sde_toolkit.metrics.records import Quality, compare_records
 
 __all__ = [
+    "FID",
+    "KID",
+    "Against",
+    "Axis",
     "Comparison",
     "Drawn",
     "Endpoint",
     "Estimate",
     "Extractor",
+    "FlowError",
     "Judge",
+    "KernelDistance",
     "LocalErrors",
     "MNISTClassifier",
+    "Metric",
+    "Precision",
     "Quality",
+    "Recall",
     "Reference",
     "Row",
+    "SampleSet",
+    "SlicedWasserstein",
     "Team",
     "auto_extractor",
     "classifier_extractor",

@@ -12,36 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_count
-from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
+from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
-from sde_toolkit.evaluation.planning import (
-    Candidate,
-    GridBuilder,
-    Run,
-    check_request,
-    named_grids,
-    named_solvers,
-    plan_all,
-)
+from sde_toolkit.evaluation.planning import Candidate, ComparisonRequest, GridBuilder, PlannedRun
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.jobs.sharing import Part, Parts, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
-from sde_toolkit.metrics.distances import rmse
 from sde_toolkit.metrics.judge import Judge
-from sde_toolkit.models.conditions import check_condition
-from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
+from sde_toolkit.metrics.splits import NO_SAMPLES
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.sampling.arguments import check_batches
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import ddim
 from sde_toolkit.transforms import check_range
 
-__all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers"]
+__all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers", "planned_evaluations"]
 
 _ADAPTIVE = 100  # evaluations, for the plan of who does what
 ENDPOINT, CHECK = -1, -2  # what parts do that belong to no row
@@ -57,6 +46,7 @@ def compare_solvers(
     seed: int = 0,
     judge: Judge | None = None,
     without_judge: str = "no real data were given",
+    metrics: Sequence[Metric] | None = None,
     endpoint_n: int = 64,
     endpoint_steps: int = 50,
     batch_size: int | None = 64,
@@ -77,6 +67,8 @@ def compare_solvers(
         budgets: network evaluations per sample.
         n: samples per row.
         judge: real data to compare with; ``without_judge`` is the reason there is none.
+        metrics: what is measured, a column for each. By default the error against the exact flow, and the metrics of
+            the judge. ``[FlowError(), *judge.metrics, mine]`` adds one to them.
         endpoint_n: samples whose exact flow endpoint is computed for deterministic solvers; 0: none.
         endpoint_steps: fineness of that solve for networks, see :func:`flow_endpoint`.
         batch_size: samples that go through the network together; wall times depend on it.
@@ -85,21 +77,16 @@ def compare_solvers(
     Raises:
         SDEToolkitError: before any evaluation, for whatever does not fit together.
     """
-    solvers, grids = named_solvers(solvers), named_grids(grids)
-    if judge is not None and isinstance(model, ScoreModel):
-        _check_judge(model, judge, n)
-        check_range(model.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
-    found = compare_in_team(
-        model,
-        solvers,
-        budgets,
-        Team(),
-        None,
+    request = ComparisonRequest(
+        model=model,
+        solvers=solvers,
+        budgets=budgets,
         grids=grids,
         n=n,
         seed=seed,
         judge=judge,
         without_judge=without_judge,
+        metrics=metrics,
         endpoint_n=endpoint_n,
         endpoint_steps=endpoint_steps,
         batch_size=batch_size,
@@ -107,219 +94,197 @@ def compare_solvers(
         condition=condition,
         progress=progress,
     )
+    if judge is not None:
+        check_range(model.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
+    found = compare_in_team(request, Team(), None)
     return cast(Comparison, found)  # a team of one is its own main process
 
 
-def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
-    """A judge of as many samples as there will be, of the model's shape.
-
-    Raises:
-        ArgumentError: for anything else, such as the real samples themselves.
-    """
-    if not isinstance(judge, Judge):
-        remedy = "Pass Judge(real, n, flat_features(model.transform, real)), from sde_toolkit.evaluation."
-        raise ArgumentError("judge", type(judge).__name__, "not a Judge", remedy)
-    shape = tuple(judge.real.shape[1:])
-    if model.event_shape is not None and shape != tuple(model.event_shape):
-        problem = f"it judges samples of shape {shape}, the model's have {tuple(model.event_shape)}"
-        raise ArgumentError("judge", type(judge).__name__, problem, "Give it real data of the model's shape.")
-    if is_count(n) and judge.n > n:
-        problem = f"it judges {judge.n} samples, and n={n} are drawn"
-        raise ArgumentError("judge", type(judge).__name__, problem, "Build it with the same n.")
-
-
-def compare_in_team(
-    model: ScoreModel,
-    solvers: Mapping[str, Candidate],
-    budgets: Sequence[int],
-    team: Team,
-    store_in: str | Path | None,
-    *,
-    grids: Mapping[str, GridBuilder] | None = None,
-    n: int = 512,
-    seed: int = 0,
-    judge: Judge | None = None,
-    without_judge: str = "no real data were given",
-    endpoint_n: int = 64,
-    endpoint_steps: int = 50,
-    batch_size: int | None = 64,
-    device: torch.device | str = "cpu",
-    condition: Any = None,
-    progress: bool = False,
-) -> Comparison | None:
+def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path | None) -> Comparison | None:
     """:func:`compare_solvers`, its batches shared by the processes of ``team``; None in all but the main one.
 
     Batches are those of one process: every sample is drawn beside the same others, whoever draws it, so that the result
     is the same but for the seconds. ``store_in``: the folder for finished parts, from which a comparison that was cut
-    off is taken up. ``judge``: needed in the main process only.
+    off is taken up. The judge is needed in the main process only.
     """
     began = time.perf_counter()
-    event_shape = check_request(model, solvers, budgets, n)
-    check_evaluation_mode(model)
-    check_batches(batch_size, torch.float32)
-    check_condition(condition, n)
-    runs = plan_all(model, solvers, budgets, named_grids(grids))
-    deterministic = any(run.solver.eta == 0 for run in runs)
-    ends = min(n, endpoint_n) if deterministic else 0
-    work = _Work(model, runs, n, event_shape, seed, condition, batch_size, device, ends, endpoint_steps)
+    work = _Batches(request)
     store = None if store_in is None else PartStore(Path(store_in), work.fingerprint(), "output")
     parts = do_parts(
-        work.parts(), work.compute, store=store, team=team, begin=lambda own: work.begin(own, progress and team.main)
+        work.parts(),
+        work.compute,
+        store=store,
+        team=team,
+        begin=lambda own: work.begin(own, request.progress and team.main),
     )
     work.bar.close()
     if parts is None:
         return None
-    endpoint = work.endpoint(parts) if ends else None
-    rows, samples = zip(*(work.row(parts, k, endpoint, judge) for k in range(len(runs))), strict=True)
+    endpoint = _endpoint(request, parts) if request.endpoints else None
+    rows, samples = zip(*(_row(request, parts, k, endpoint) for k in range(len(request.runs))), strict=True)
     return Comparison(
+        request=request,
         rows=rows,
         samples=samples,
         endpoint=endpoint,
-        endpoint_data=None if endpoint is None else model.transform.inverse(endpoint.x.float()).cpu(),
-        judge=judge,
-        without_judge="" if judge else without_judge,
-        n=n,
-        seed=seed,
-        batch_size=batch_size,
-        device=str(device),
+        endpoint_data=None if endpoint is None else request.model.transform.inverse(endpoint.x.float()).cpu(),
         seconds=time.perf_counter() - began,
         processes=team.size,
         store=store,
     )
 
 
-def planned_evaluations(
-    model: ScoreModel, runs: Sequence[Run], n: int, endpoint_n: int, endpoint_steps: int, batch_size: int | None
-) -> int:
+def planned_evaluations(request: ComparisonRequest) -> int:
     """Evaluations of the network, times samples, that a comparison is expected to make; about so for exact models."""
-    ends = min(n, endpoint_n) if any(run.solver.eta == 0 for run in runs) else 0
-    shape = model.event_shape or ()
-    work = _Work(model, runs, n, shape, 0, None, batch_size, "cpu", ends, endpoint_steps)
-    warm_up = min(n, batch_size or n)
-    return warm_up + round(sum(part.cost for part in work.parts()))
+    warm_up = min(request.n, request.batch_size or request.n)
+    return warm_up + round(sum(part.cost for part in _Batches(request).parts()))
 
 
 @dataclass(eq=False)
-class _Work:
-    """All that has to be computed, cut into batches: the rows' samples, and the flow's endpoints with their check."""
+class _Batches:
+    """All that has to be computed, in batches: the rows' samples, and the flow's endpoints with their check."""
 
-    model: ScoreModel
-    runs: Sequence[Run]
-    n: int
-    event_shape: tuple[int, ...]
-    seed: int
-    condition: Any
-    batch_size: int | None
-    device: torch.device | str
-    ends: int
-    steps: int
+    request: ComparisonRequest
     failed: set[int] = field(default_factory=set)
     bar: Any = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What the parts depend on."""
-        settings = {name: getattr(self, name) for name in ("n", "seed", "condition", "batch_size", "ends", "steps")}
-        runs = [[run.name, run.grid_name, run.grid, run.solver, run.tweedie] for run in self.runs]
+        request = self.request
+        settings = {
+            **{name: getattr(request, name) for name in ("n", "seed", "condition", "batch_size")},
+            "ends": request.endpoints,
+            "steps": request.endpoint_steps,
+        }
+        runs = [[run.name, run.grid_name, run.grid, run.solver, run.tweedie] for run in request.runs]
         return {
             "work": "comparison/1",
-            "model": model_fingerprint(self.model),
-            "behaviour": behaviour(self.model, self.event_shape),
+            "model": model_fingerprint(request.model),
+            "behaviour": behaviour(request.model, request.event_shape),
             "settings": plain(settings),
             "rows": plain(runs),
         }
 
     def parts(self) -> list[Part]:
-        parts: list[Part] = []
+        """Everything in batches, the endpoints first; what checks them is one batch."""
+        request, ends, parts = self.request, self.request.endpoints, list[Part]()
 
         def add(what: int, n: int, nfe: int, size: int | None) -> None:
             for first, last in cut(n, size):
                 parts.append(Part(len(parts), first, last, what, (last - first) * nfe))
 
-        if self.ends:
-            usual, finer = endpoint_cost(self.model, self.steps)
-            add(ENDPOINT, self.ends, usual, self.batch_size)
-            add(CHECK, checked_endpoint(self.ends), finer, None)
-        for k, run in enumerate(self.runs):
-            add(k, self.n, run.nfe if run.solver.integrator.evals_per_step else _ADAPTIVE, self.batch_size)
+        if ends:
+            usual, finer = endpoint_cost(request.model, request.endpoint_steps)
+            add(ENDPOINT, ends, usual, request.batch_size)
+            add(CHECK, checked_endpoint(ends), finer, None)
+        for k, run in enumerate(request.runs):
+            cost = run.nfe if run.solver.integrator.evals_per_step else _ADAPTIVE
+            add(k, request.n, cost, request.batch_size)
         return parts
 
     def begin(self, own: Sequence[Part], progress: bool) -> None:
         """One evaluation, so that the first row's wall time does not hold what happens only once."""
-        total = sum(self.runs[part.what].nfe for part in own if part.what >= 0)
+        request = self.request
+        total = sum(request.runs[part.what].nfe for part in own if part.what >= 0)
         self.bar = progress_bar(total, "comparing solvers", enabled=progress)
         if own:
-            one = min(self.n, self.batch_size or self.n)
-            condition = rows_of(self.condition, 0, one)
-            grid = self.runs[0].grid[[0, -1]]
-            sample(self.model, ddim(), grid, shape=(one, *self.event_shape), condition=condition, device=self.device)
+            one = min(request.n, request.batch_size or request.n)
+            grid, condition = request.runs[0].grid[[0, -1]], rows_of(request.condition, 0, one)
+            shape = (one, *request.event_shape)
+            sample(request.model, ddim(), grid, shape=shape, condition=condition, device=request.device)
 
     def compute(self, part: Part) -> Arrays:
+        """The arrays of a batch; for a run that fails, the reason."""
         if part.what < 0:
-            x, nfe, seconds = solve_endpoint(
-                self.model,
-                part.first,
-                part.last,
-                seed=self.seed,
-                steps=self.steps,
-                finer=part.what == CHECK,
-                batch_size=self.batch_size,
-                condition=rows_of(self.condition, part.first, part.last),
-                device=self.device,
-            )
-            return {"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)}
+            return self._endpoints(part)
         if part.what in self.failed:
             return {"failure": np.array("an earlier batch failed")}
-        run = self.runs[part.what]
-        self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
         try:
-            done = sample(
-                self.model,
-                run.solver,
-                run.grid,
-                shape=(part.last - part.first, *self.event_shape),
-                seed=self.seed,
-                first_index=part.first,
-                condition=rows_of(self.condition, part.first, part.last),
-                tweedie=run.tweedie,
-                device=self.device,
-                callback=lambda step: self.bar.update(run.evals_per_step),
-            )
+            return self._samples(part, self.request.runs[part.what])
         except (NonFiniteError, MaxEvaluationsError) as error:
             self.failed.add(part.what)  # its later batches are not worth drawing
             return {"failure": np.array(str(error))}
+
+    def _endpoints(self, part: Part) -> Arrays:
+        request = self.request
+        x, nfe, seconds = solve_endpoint(
+            request.model,
+            part.first,
+            part.last,
+            seed=request.seed,
+            steps=request.endpoint_steps,
+            finer=part.what == CHECK,
+            batch_size=request.batch_size,
+            condition=rows_of(request.condition, part.first, part.last),
+            device=request.device,
+        )
+        return {"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)}
+
+    def _samples(self, part: Part, run: PlannedRun) -> Arrays:
+        request = self.request
+        self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
+        done = sample(
+            request.model,
+            run.solver,
+            run.grid,
+            shape=(part.last - part.first, *request.event_shape),
+            seed=request.seed,
+            first_index=part.first,
+            condition=rows_of(request.condition, part.first, part.last),
+            tweedie=run.tweedie,
+            device=request.device,
+            callback=lambda step: self.bar.update(run.evals_per_step),
+        )
         self.bar.update(run.tweedie)
         numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
         return {"x": done.x.cpu().numpy(), **numbers}
 
-    def endpoint(self, parts: Parts) -> Endpoint:
-        usual, (finer,) = parts.of(ENDPOINT), parts.of(CHECK)
-        return Endpoint.of(self.model, self.steps, usual, finer)
 
-    def row(self, parts: Parts, k: int, endpoint: Endpoint | None, judge: Judge | None) -> tuple[Row, Tensor]:
-        """The row of run ``k`` and its samples in data space."""
-        run, own = self.runs[k], parts.of(k)
-        known: dict[str, Any] = {
-            "solver": run.name,
-            "grid": run.grid_name,
-            "budget": run.budget,
-            "times": tuple(run.grid.tolist()),
-            "tweedie": run.tweedie,
-            "eta": run.solver.eta,
-            "integrator": repr(run.solver.integrator),
-        }
-        failures = [str(arrays["failure"]) for arrays in own if "failure" in arrays]
-        if failures:  # of the first batch that failed: whoever drew it, it was not left out
-            none: dict[str, Any] = {"rmse": None, "scores": None, "seconds": 0.0, "network_seconds": 0.0}
-            return Row(**known, nfe=run.nfe, **none, failure=failures[0]), torch.empty(0, *self.event_shape)
-        x = torch.cat([torch.from_numpy(arrays["x"]) for arrays in own])
-        data = self.model.transform.inverse(x.to(self.device)).cpu()
-        against = endpoint if run.solver.eta == 0 else None
-        row = Row(
-            **known,
-            nfe=max(int(arrays["nfe"]) for arrays in own),
-            rmse=None if against is None else rmse(x[: against.n], against.x.cpu()),
-            scores=None if judge is None else judge(data),
-            seconds=sum(float(arrays["seconds"]) for arrays in own),
-            network_seconds=sum(float(arrays["network_seconds"]) for arrays in own),
-        )
-        return row, data
+def _endpoint(request: ComparisonRequest, parts: Parts) -> Endpoint:
+    usual, (finer,) = parts.of(ENDPOINT), parts.of(CHECK)
+    return Endpoint.of(request.model, request.endpoint_steps, usual, finer)
+
+
+def _row(request: ComparisonRequest, parts: Parts, k: int, endpoint: Endpoint | None) -> tuple[Row, Tensor]:
+    """The row of run ``k`` and its samples in data space."""
+    run, own = request.runs[k], parts.of(k)
+    known: dict[str, Any] = {
+        "solver": run.name,
+        "grid": run.grid_name,
+        "budget": run.budget,
+        "times": tuple(run.grid.tolist()),
+        "tweedie": run.tweedie,
+        "eta": run.solver.eta,
+        "integrator": repr(run.solver.integrator),
+    }
+    failures = [str(arrays["failure"]) for arrays in own if "failure" in arrays]
+    if failures:  # of the first batch that failed: whoever drew it, it was not left out
+        none: dict[str, Any] = {"measured": {}, "seconds": 0.0, "network_seconds": 0.0}
+        return Row(**known, nfe=run.nfe, **none, failure=failures[0]), torch.empty(0, *request.event_shape)
+    x = torch.cat([torch.from_numpy(arrays["x"]) for arrays in own])
+    data = request.model.transform.inverse(x.to(request.device)).cpu()
+    row = Row(
+        **known,
+        nfe=max(int(arrays["nfe"]) for arrays in own),
+        measured=_measure(request, x, data, endpoint if run.solver.eta == 0 else None),
+        seconds=sum(float(arrays["seconds"]) for arrays in own),
+        network_seconds=sum(float(arrays["network_seconds"]) for arrays in own),
+    )
+    return row, data
+
+
+def _measure(request: ComparisonRequest, x: Tensor, data: Tensor, endpoint: Endpoint | None) -> dict[str, Estimate]:
+    """Every metric that can be measured on samples in model space and in data space, by its name."""
+    judge = request.judge
+    against_data = SampleSet(data) if judge is None else judge.sample_set(data)
+    found: dict[str, Estimate] = {}
+    for metric in request.measured:
+        if metric.against is Against.FLOW:
+            if endpoint is not None:
+                reached = SampleSet(x[: endpoint.n])
+                found[metric.name] = metric.compute(reached, SampleSet(endpoint.x.cpu()))
+        elif judge is not None:
+            found[metric.name] = judge.parts.measure(metric, against_data)
+        else:
+            found[metric.name] = metric.compute(against_data, NO_SAMPLES)
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planning import Run
+from sde_toolkit.evaluation.planning import PlannedRun
 from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
@@ -57,7 +57,7 @@ class Drawn:
 
 def draw_samples(
     model: ScoreModel,
-    run: Run,
+    run: PlannedRun,
     n: int,
     *,
     seed: int = 0,

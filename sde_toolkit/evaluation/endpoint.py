@@ -22,7 +22,8 @@ from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import TorchDiffEq
 from sde_toolkit.jobs.store import Arrays
-from sde_toolkit.metrics.distances import Estimate, rmse
+from sde_toolkit.metrics.distances import rmse
+from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import per_sample_noise

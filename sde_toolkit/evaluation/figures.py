@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from sde_toolkit.data.pictures import FAINT, INK, new_figure, sample_rows
-from sde_toolkit.evaluation.comparison import Comparison, Row
 from sde_toolkit.evaluation.naming import file_names, literal
-from sde_toolkit.metrics.distances import Estimate
+from sde_toolkit.evaluation.page import Figure
+from sde_toolkit.evaluation.rows import Comparison
+from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric
 from sde_toolkit.noise.streams import Once, generator_for
 
-__all__ = ["draw_all", "figure_names"]
+__all__ = ["COLOURS", "SHEET", "comparison_figures", "figure_names", "style_axes"]
+
+SHEET = "samples_"  # begins the names of pictures of samples
 
 # Okabe and Ito's palette, readable with any colour vision; blue for the first, and so on
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
@@ -21,15 +25,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
-def draw_all(comparison: Comparison) -> dict[str, tuple[str, Any]]:
-    """Every figure that the comparison allows: file name without suffix → (caption, matplotlib figure)."""
-    figures: dict[str, tuple[str, Any]] = {}
-    if any(row.rmse for row in comparison.rows):
-        figures["error"] = (_ERROR, _error(comparison))
-    if comparison.judge is not None:
-        figures["distances"] = (_DISTANCES, _distances(comparison))
-    figures["time"] = (_TIME, _time(comparison))
-    return figures | _sheets(comparison)
+def comparison_figures(comparison: Comparison) -> list[Figure]:
+    """Every figure that the comparison allows: one of the metrics against the flow, one of the others, and so on."""
+    figures = []
+    for name, caption, metrics in _groups(comparison.metrics):
+        drawn = [m for m in metrics if any(m.name in row.measured for row in comparison.rows)]
+        if drawn:
+            figures.append(Figure(name, caption, _panels(comparison, drawn), narrow=len(drawn) == 1))
+    figures.append(Figure("time", _TIME, _time(comparison), narrow=True))
+    return figures + _sheets(comparison)
+
+
+def _groups(metrics: Iterable[Metric]) -> list[tuple[str, str, list[Metric]]]:
+    """Name, caption and metrics of each figure of curves."""
+    several = list(metrics)
+    of_flow = [metric for metric in several if metric.against is Against.FLOW]
+    others = [metric for metric in several if metric.against is not Against.FLOW]
+    return [("error", _ERROR, of_flow), ("distances", _DISTANCES, others)]
 
 
 _ERROR = (
@@ -41,62 +53,73 @@ _DISTANCES = (
     "real samples score, ± 2 standard errors."
 )
 _TIME = "Wall time of each run, split into the network and everything else (noise, arithmetic, bookkeeping)."
+_IN_A_ROW = 3
 
 
-def _error(comparison: Comparison) -> Any:
-    figure = new_figure(6.2, 4.2)
-    axes = figure.subplots()
-    _curves(comparison, axes, lambda row: row.rmse)
-    axes.set(xscale="log", yscale="log", ylabel="RMSE to the exact flow")
-    if comparison.endpoint is not None and comparison.endpoint.error.value > 0:
-        error = comparison.endpoint.error.value
-        low = min(row.rmse.value for row in comparison.rows if row.rmse and row.rmse.value > 0)
-        if error > low / 100:
-            axes.axhline(error, color=FAINT, linestyle="--", linewidth=1, zorder=1)
-            axes.text(
-                0.99, error, "error of the reference", transform=axes.get_yaxis_transform(),
-                ha="right", va="bottom", fontsize=8, color="#6b7280",
-            )  # fmt: skip
-    _finish(comparison, axes)
-    return figure
-
-
-def _distances(comparison: Comparison) -> Any:
-    judge = comparison.judge
-    floor = judge.floor if judge else None
-    asked = judge.features.plausible if judge else None
-    figure = new_figure(4.2 * (3 if asked else 2), 4.2)
-    panels = figure.subplots(1, 3 if asked else 2)
-    _curves(comparison, panels[0], lambda row: row.scores.sliced_wasserstein if row.scores else None)
-    panels[0].set(yscale="log", title="sliced Wasserstein distance")
-    _curves(comparison, panels[1], lambda row: row.scores.kernel_distance if row.scores else None)
-    panels[1].set(title="kernel distance (unbiased MMD²)")
-    if floor is not None:
-        _band(panels[0], floor.sliced_wasserstein)
-        _band(panels[1], floor.kernel_distance)
-        _kernel_axis(panels[1], comparison, floor.kernel_distance)
-        if asked:
-            _curves(comparison, panels[2], lambda row: row.scores.plausible if row.scores else None)
-            _band(panels[2], floor.plausible)
-            panels[2].set(title=f"plausible samples ({asked.heading})", ylim=(None, 1.03))
-    for panel in panels:
+def _panels(comparison: Comparison, metrics: list[Metric]) -> Any:
+    """A panel for each metric."""
+    if len(metrics) == 1:
+        figure = new_figure(6.2, 4.2)
+        panels = [figure.subplots()]
+    else:
+        columns = min(_IN_A_ROW, len(metrics))
+        rows = -(-len(metrics) // columns)
+        figure = new_figure(4.2 * columns, 4.2 * rows)
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in panels[len(metrics) :]:
+        unused.set_axis_off()
+    for panel, metric in zip(panels, metrics, strict=False):
+        _curves(comparison, panel, metric)
         panel.set_xscale("log")
-        _finish(comparison, panel, legend=False)
-    lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", ncols=min(6, len(lines)), frameon=False, fontsize=9
-    )
+        if len(metrics) == 1:
+            panel.set_ylabel(metric.label())
+        else:
+            panel.set_title(metric.label())
+        _scale(panel, comparison, metric)
+        _reference(panel, comparison, metric)
+        _finish(comparison, panel, legend=len(metrics) == 1)
+    if len(metrics) > 1:
+        lines = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+        figure.legend(
+            lines.values(), lines.keys(), loc="outside lower center", ncols=min(6, len(lines)), frameon=False,
+            fontsize=9,
+        )  # fmt: skip
     return figure
 
 
-def _kernel_axis(axes: Any, comparison: Comparison, floor: Estimate) -> None:
-    """Logarithmic above the floor's error, linear where estimates of zero fall on either side of it."""
-    found = [row.scores.kernel_distance for row in comparison.rows if row.scores]
-    low = min([floor.value - 3 * floor.error, *(e.value - e.error for e in found)])
-    high = max([floor.value + 3 * floor.error, *(e.value + e.error for e in found)])
-    threshold = max(4 * floor.error, 1e-9)
-    axes.set_yscale("symlog", linthresh=threshold)
-    axes.set_ylim(low - 0.1 * abs(low), max(high * 1.3, 1.1 * threshold))
+def _scale(axes: Any, comparison: Comparison, metric: Metric) -> None:
+    """The y-axis of a metric: logarithmic, of shares, or logarithmic away from zero."""
+    floor = comparison.floor(metric)
+    found = [row.measured[metric.name] for row in comparison.rows if metric.name in row.measured]
+    if metric.axis is Axis.LOG and any(e.value > 0 for e in found):
+        axes.set_yscale("log")
+    elif metric.axis is Axis.SHARE:
+        axes.set_ylim(None, 1.03)
+    elif metric.axis is Axis.SIGNED and floor is not None:
+        low = min([floor.value - 3 * floor.error, *(e.value - _bar(e) for e in found)])
+        high = max([floor.value + 3 * floor.error, *(e.value + _bar(e) for e in found)])
+        threshold = max(4 * floor.error, 1e-9)
+        axes.set_yscale("symlog", linthresh=threshold)
+        axes.set_ylim(low - 0.1 * abs(low), max(high * 1.3, 1.1 * threshold))
+
+
+def _reference(axes: Any, comparison: Comparison, metric: Metric) -> None:
+    """What the curves are read against: the band of real data, or the exact flow's own error."""
+    floor = comparison.floor(metric)
+    if floor is not None:
+        if math.isfinite(floor.error):
+            axes.axhspan(floor.value - 2 * floor.error, floor.value + 2 * floor.error, color="#e5e7eb", zorder=0)
+        axes.axhline(floor.value, color=FAINT, linewidth=1, zorder=1, label="real data")
+    if metric.against is not Against.FLOW or metric.axis is not Axis.LOG or comparison.endpoint is None:
+        return
+    error = comparison.endpoint.error.value
+    values = [row.measured[metric.name].value for row in comparison.rows if metric.name in row.measured]
+    if error > min((value for value in values if value > 0), default=math.inf) / 100:
+        axes.axhline(error, color=FAINT, linestyle="--", linewidth=1, zorder=1)
+        axes.text(
+            0.99, error, "error of the reference", transform=axes.get_yaxis_transform(),
+            ha="right", va="bottom", fontsize=8, color="#6b7280",
+        )  # fmt: skip
 
 
 def _time(comparison: Comparison) -> Any:
@@ -123,17 +146,17 @@ def _time(comparison: Comparison) -> Any:
     axes.set_xlabel("seconds (percentage: share outside the network)", fontsize=9, color=INK)
     axes.margins(x=0.08, y=0.01)
     axes.legend(fontsize=8, frameon=False, loc="lower right" if len(rows) < 3 else "best")
-    _tidy(axes)
+    style_axes(axes)
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def _sheets(comparison: Comparison) -> dict[str, tuple[str, Any]]:
+def _sheets(comparison: Comparison) -> list[Figure]:
     """One picture of samples for each budget (and grid): the same initial noise in each column."""
-    figures: dict[str, tuple[str, Any]] = {}
+    figures: list[Figure] = []
     real = None
     if comparison.judge is not None:
-        order = generator_for(comparison.seed, Once.PICTURES)
+        order = generator_for(comparison.request.seed, Once.PICTURES)
         real = comparison.judge.real[torch.randperm(len(comparison.judge.real), generator=order)[: comparison.n]]
     safe = file_names(row.grid for row in comparison.rows)
     for grid in safe:
@@ -149,34 +172,36 @@ def _sheets(comparison: Comparison) -> dict[str, tuple[str, Any]]:
             if figure is not None:
                 of = "adaptive solvers" if budget is None else f"{budget} network evaluations"
                 on = f", grid {grid}" if comparison.several_grids and budget is not None else ""
-                figures[_sheet_name(safe[grid], budget)] = (f"Samples: {of}{on}. Evaluations used in brackets.", figure)
+                caption = f"Samples: {of}{on}. Evaluations used in brackets."
+                figures.append(Figure(f"{SHEET}{_sheet_name(safe[grid], budget)}", caption, figure))
     return figures
 
 
 def _sheet_name(grid: str, budget: int | None) -> str:
     """The name of the picture of samples for a grid, by its name for files, and a budget (None: adaptive solvers)."""
-    return "samples_adaptive" if budget is None else f"samples_{grid}_{budget}"
+    return "adaptive" if budget is None else f"{grid}_{budget}"
 
 
 def figure_names(grids: Iterable[str], budgets: Iterable[int | None]) -> list[str]:
-    """All that :func:`draw_all` may draw of a comparison on these grids at these budgets."""
+    """All that :func:`comparison_figures` may draw of a comparison on these grids at these budgets."""
     safe, found = file_names(grids), list(budgets)
-    return ["error", "distances", "time", *(_sheet_name(safe[grid], budget) for grid in safe for budget in found)]
+    sheets = (f"{SHEET}{_sheet_name(safe[grid], budget)}" for grid in safe for budget in found)
+    return [*(name for name, _, _ in _groups(())), "time", *sheets]
 
 
-def _curves(comparison: Comparison, axes: Any, measure: Callable[[Row], Estimate | None]) -> None:
+def _curves(comparison: Comparison, axes: Any, metric: Metric) -> None:
     solvers = list(dict.fromkeys(row.solver for row in comparison.rows))
     grids = list(dict.fromkeys(row.grid for row in comparison.rows))
     for row_label in dict.fromkeys(comparison.label(row) for row in comparison.rows):
         rows = [row for row in comparison.rows if comparison.label(row) == row_label]
-        points = [(row.nfe, estimate) for row in rows if (estimate := measure(row)) is not None]
+        points = [(row.nfe, row.measured[metric.name]) for row in rows if metric.name in row.measured]
         if not points:
             continue
         i, j = solvers.index(rows[0].solver), grids.index(rows[0].grid)
         axes.errorbar(
             [nfe for nfe, _ in points],
             [e.value for _, e in points],
-            yerr=[e.error for _, e in points],
+            yerr=[_bar(e) for _, e in points],
             label=literal(row_label),
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
@@ -188,10 +213,9 @@ def _curves(comparison: Comparison, axes: Any, measure: Callable[[Row], Estimate
         )
 
 
-def _band(axes: Any, floor: Estimate | None) -> None:
-    if floor is not None:
-        axes.axhspan(floor.value - 2 * floor.error, floor.value + 2 * floor.error, color="#e5e7eb", zorder=0)
-        axes.axhline(floor.value, color=FAINT, linewidth=1, zorder=1, label="real data")
+def _bar(estimate: Estimate) -> float:
+    """The length of an error bar; none where the error is unknown."""
+    return estimate.error if math.isfinite(estimate.error) else 0.0
 
 
 def _finish(comparison: Comparison, axes: Any, *, legend: bool = True) -> None:
@@ -212,12 +236,12 @@ def _finish(comparison: Comparison, axes: Any, *, legend: bool = True) -> None:
     axes.title.set_color(INK)
     axes.yaxis.label.set_size(9)
     axes.yaxis.label.set_color(INK)
-    _tidy(axes)
+    style_axes(axes)
     if legend:
         axes.legend(fontsize=8, frameon=False)
 
 
-def _tidy(axes: Any) -> None:
+def style_axes(axes: Any) -> None:
     axes.tick_params(labelsize=8, colors="#4b5563", which="both")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

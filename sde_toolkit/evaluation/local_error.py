@@ -30,7 +30,8 @@ from sde_toolkit.data.pictures import FAINT, INK, new_figure
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import RungeKutta4
-from sde_toolkit.metrics.distances import Estimate, rmse
+from sde_toolkit.metrics.distances import rmse
+from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_deterministic, check_parts

@@ -1,35 +1,48 @@
-"""From a budget to a grid: everything that can be refused is refused here, before the first evaluation."""
+"""What a comparison is asked for, checked and planned: whatever can be refused is refused before any evaluation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sde_toolkit import grids as grid_builders
 from sde_toolkit.checks import MOST, check_amount, check_count, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.metrics.distances import FlowError
+from sde_toolkit.metrics.judge import Judge
+from sde_toolkit.metrics.metric import Against, Metric, check_metrics
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.arguments import check_model
-from sde_toolkit.sampling.automatic import Plan, auto
+from sde_toolkit.sampling.arguments import check_batches, check_model
+from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = [
     "Candidate",
+    "ComparisonRequest",
     "GridBuilder",
+    "PlannedRun",
     "Planner",
-    "Run",
-    "check_request",
+    "check_comparison",
     "named_grids",
     "named_solvers",
     "plan_all",
     "plan_run",
     "run_of",
 ]
+
+TAKEN = (
+    "solver", "grid", "budget", "nfe", "steps", "tweedie", "eta", "integrator", "seconds", "network_seconds",
+    "outside_network", "failure",
+)  # fmt: skip
+"""Columns of a comparison's CSV that no metric may be called."""
 
 Planner = Callable[[ScoreModel, int], Plan]
 """(model, budget) to solver and grid together, such as :func:`sde_toolkit.auto`."""
@@ -39,10 +52,11 @@ Candidate: TypeAlias = Solver | Planner | Plan
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class PlannedRun:
     """One solver on one grid: ``nfe`` evaluations if its steps are fixed, one of them for ``tweedie``.
 
-    ``budget`` is what it was allowed; None for an adaptive solver, which takes what it needs.
+    ``name``, ``grid_name``: of solver and grid in the report. ``budget``: evaluations allowed; None for an adaptive
+    solver, which takes what it needs.
     """
 
     name: str
@@ -63,51 +77,52 @@ class Run:
         return self.evals_per_step * (len(self.grid) - 1) + self.tweedie
 
 
-def plan_run(model: ScoreModel, name: str, solver: Solver, grid_name: str, build: GridBuilder, budget: int) -> Run:
-    """The finest grid of this kind that ``budget`` evaluations allow.
+def plan_run(
+    model: ScoreModel, name: str, solver: Solver, grid_name: str, build: GridBuilder, budget: int
+) -> PlannedRun:
+    """The finest grid of this kind that ``budget`` evaluations allow, see :func:`~sde_toolkit.sampling.usual_plan`.
 
-    The last of them denoises, unless the grid itself ends at the data. An adaptive solver gets the two ends.
+    The last evaluation denoises, unless the grid itself ends at the data. An adaptive solver gets the two ends.
 
     Raises:
         ArgumentError: if the budget is too small, or the solver cannot run on such a grid.
     """
-    if solver.integrator.evals_per_step is None:
-        run = Run(name, solver, "adaptive", grid_builders.uniform(model.sde, 1), None, True)
-    else:
-        ends_at_data = build(model.sde, 1)[-1].item() == 0 and model.sde.sigma(0.0).item() == 0
-        tweedie = not ends_at_data
-        steps = (budget - tweedie) // solver.integrator.evals_per_step
-        if steps < 1:
-            least = solver.integrator.evals_per_step + tweedie
-            problem = f"{name} needs at least {least} evaluations" + ", one of them to denoise at the end" * tweedie
-            raise ArgumentError("budget", budget, problem, "Raise the budget, or leave the solver out.")
-        run = Run(name, solver, grid_name, build(model.sde, steps), budget, tweedie)
-    return _checked(model, run)
+    named, fixed = replace(solver, name=name), solver.integrator.evals_per_step is not None
+    try:
+        plan = usual_plan(model, named, nfe=budget, build=build) if fixed else usual_plan(model, named)
+    except SDEToolkitError as error:
+        if getattr(error, "argument", "") == "nfe":
+            problem, remedy = str(error).partition(": ")[2].partition(". ")[0], "Raise the budget, or leave it out."
+            raise ArgumentError("budget", budget, problem, remedy) from None
+        raise _cannot_run(name, grid_name, error) from None
+    if not fixed:
+        return PlannedRun(name, solver, "adaptive", plan.grid, None, plan.tweedie)
+    return PlannedRun(name, solver, grid_name, plan.grid, budget, plan.tweedie)
 
 
-def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> Run:
+def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> PlannedRun:
     """A plan as a run; its budget is what it costs.
 
     Raises:
         ArgumentError: if its solver cannot run on its grid.
     """
-    return _checked(model, Run(name, plan.solver, grid_name, plan.grid, plan.nfe, plan.tweedie))
-
-
-def _checked(model: ScoreModel, run: Run) -> Run:
-    equation = ReverseEquation(model, run.solver.eta)
+    equation = ReverseEquation(model, plan.solver.eta)
     try:
-        run.solver.integrator.check(equation)
-        run.solver.integrator.prepare(equation, run.grid)
+        plan.solver.integrator.check(equation)
+        plan.solver.integrator.prepare(equation, plan.grid)
     except SDEToolkitError as error:
-        problem = f"it cannot run on the grid {run.grid_name!r} ({str(error).rstrip('.')})"
-        raise ArgumentError("solver", run.name, problem, "Choose another grid, or leave the solver out.") from None
-    return run
+        raise _cannot_run(name, grid_name, error) from None
+    return PlannedRun(name, plan.solver, grid_name, plan.grid, plan.nfe, plan.tweedie)
+
+
+def _cannot_run(name: str, grid_name: str, error: SDEToolkitError) -> ArgumentError:
+    problem = f"it cannot run on the grid {grid_name!r} ({str(error).rstrip('.')})"
+    return ArgumentError("solver", name, problem, "Choose another grid, or leave the solver out.")
 
 
 def plan_all(
     model: ScoreModel, solvers: Mapping[str, Candidate], budgets: Sequence[int], grids: Mapping[str, GridBuilder]
-) -> list[Run]:
+) -> list[PlannedRun]:
     """Every grid at every budget with every solver; then planners at every budget, plans, and adaptive solvers once."""
     known = {name: s for name, s in solvers.items() if isinstance(s, Solver)}
     fixed = {name: s for name, s in known.items() if s.integrator.evals_per_step is not None}
@@ -187,7 +202,7 @@ def named_grids(grids: Any) -> dict[str, GridBuilder]:
     return {str(name): build for name, build in grids.items()}
 
 
-def check_request(
+def check_comparison(
     model: ScoreModel, solvers: Mapping[str, Candidate], budgets: Sequence[int], n: int
 ) -> tuple[int, ...]:
     """The event shape, after everything about the request has been found in order.
@@ -216,3 +231,81 @@ def check_request(
     check_count("n", n, "512 is the default.", least=2)
     check_amount("n", n, n * math.prod(model.event_shape))
     return model.event_shape
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonRequest:
+    """What a comparison is asked for, see :func:`~sde_toolkit.compare_solvers`, checked when it is built.
+
+    ``runs``: what it comes to, in order; ``event_shape``: of a sample.
+
+    Raises:
+        SDEToolkitError: for whatever does not fit together.
+    """
+
+    model: ScoreModel
+    solvers: Any
+    budgets: Sequence[int]
+    grids: Any = None
+    n: int = 512
+    seed: int = 0
+    judge: Judge | None = None
+    without_judge: str = "no real data were given"
+    metrics: Sequence[Metric] | None = None
+    endpoint_n: int = 64
+    endpoint_steps: int = 50
+    batch_size: int | None = 64
+    device: torch.device | str = "cpu"
+    condition: Any = None
+    progress: bool = False
+    runs: tuple[PlannedRun, ...] = field(init=False)
+    event_shape: tuple[int, ...] = field(init=False)
+    measured: tuple[Metric, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        solvers, grids = named_solvers(self.solvers), named_grids(self.grids)
+        event_shape = check_comparison(self.model, solvers, self.budgets, self.n)
+        check_evaluation_mode(self.model)
+        check_batches(self.batch_size, torch.float32)
+        check_condition(self.condition, self.n)
+        if self.judge is not None:
+            _check_judge(self.model, self.judge, self.n)
+        runs = tuple(plan_all(self.model, solvers, self.budgets, grids))
+        for name, value in (("runs", runs), ("event_shape", event_shape), ("measured", self._metrics())):
+            object.__setattr__(self, name, value)
+
+    def _metrics(self) -> tuple[Metric, ...]:
+        if self.metrics is None:
+            usual = () if self.judge is None else self.judge.metrics
+            return check_metrics((FlowError(), *usual), TAKEN)
+        chosen = check_metrics(self.metrics, TAKEN)
+        for metric in chosen:
+            if metric.against in (Against.PARTS, Against.ALL) and self.judge is None:
+                problem = "it compares samples with real data, and there are none"
+                remedy = "Pass judge=Judge(real, n, features), from sde_toolkit.evaluation."
+                raise ArgumentError("metrics", metric.name, problem, remedy)
+            metric.check(self.n, 0 if self.judge is None else len(self.judge.real))
+        return chosen
+
+    @property
+    def endpoints(self) -> int:
+        """How many exact endpoints of the flow are computed: none without a deterministic solver."""
+        return min(self.n, self.endpoint_n) if any(run.solver.eta == 0 for run in self.runs) else 0
+
+
+def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
+    """A judge of as many samples as there will be, of the model's shape.
+
+    Raises:
+        ArgumentError: for anything else, such as the real samples themselves.
+    """
+    if not isinstance(judge, Judge):
+        remedy = "Pass Judge(real, n, flat_features(model.transform, real)), from sde_toolkit.evaluation."
+        raise ArgumentError("judge", type(judge).__name__, "not a Judge", remedy)
+    shape = tuple(judge.real.shape[1:])
+    if model.event_shape is not None and shape != tuple(model.event_shape):
+        problem = f"it judges samples of shape {shape}, the model's have {tuple(model.event_shape)}"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Give it real data of the model's shape.")
+    if judge.n > n:
+        problem = f"it judges {judge.n} samples, and n={n} are drawn"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Build it with the same n.")

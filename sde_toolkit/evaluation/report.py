@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-import json
-import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.errors import ArgumentError, MissingDependencyError
-from sde_toolkit.evaluation.comparison import Comparison
-from sde_toolkit.evaluation.figures import draw_all
-from sde_toolkit.evaluation.findings import cells, columns, findings, floor_cells
-from sde_toolkit.files.whole import write_all
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.figures import SHEET, comparison_figures
+from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.page import (
+    Block,
+    Definitions,
+    Page,
+    Section,
+    checked_provenance,
+    facts_of,
+    require_packages,
+    write_page,
+)
+from sde_toolkit.evaluation.rows import Comparison
 
-__all__ = ["as_bytes", "png_of", "require_report_packages", "summary", "write_report"]
+__all__ = ["require_report_packages", "write_report"]
 
 
 def require_report_packages() -> None:
@@ -27,11 +30,7 @@ def require_report_packages() -> None:
     Raises:
         MissingDependencyError: without matplotlib, jinja2 or POT.
     """
-    for module, package in (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), ("ot", "POT")):
-        try:
-            __import__(module)
-        except ImportError as error:
-            raise MissingDependencyError(package, "the comparison's report", "cli", error) from None
+    require_packages("the comparison's report", ("ot", "POT"))
 
 
 def write_report(
@@ -53,147 +52,164 @@ def write_report(
         ArgumentError: for what is no comparison, or a provenance that JSON cannot hold.
         OSError: naming the file that cannot be written; none is replaced then.
     """
-    require_report_packages()
+    require_packages("the comparison's report")
     if not isinstance(comparison, Comparison):
         raise ArgumentError("comparison", comparison, "not a comparison", "Pass what compare_solvers returned.")
-    about = _plain(dict(provenance or {}))
-    try:
-        json.dumps(about, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError("provenance", provenance, f"not plain data ({error})", "Use numbers and texts.") from None
-    content = summary(comparison, about)
-    files: dict[str, bytes] = {}
-    figures = []
-    for name, (caption, figure) in draw_all(comparison).items():
-        files[f"{name}.png"] = png_of(figure)
-        figures.append({"name": name, "caption": caption, "data": base64.b64encode(files[f"{name}.png"]).decode()})
-    files["results.json"] = as_bytes(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    files["results.csv"] = as_bytes(_csv(comparison))
-    files["report.html"] = as_bytes(_page(comparison, figures, content, title))
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_all(directory, files)
-    return directory / "report.html"
+    about = checked_provenance(provenance)
+    page = comparison_page(comparison, about, title)
+    results = comparison_results(comparison, about)
+    return write_page(page, directory, results, {"results.csv": comparison.records()})
 
 
-def as_bytes(text: str) -> bytes:
-    """UTF-8; what a file name or an argument had that is no letter of any alphabet is spelled out."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-def png_of(figure: Any) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def summary(comparison: Comparison, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def comparison_results(comparison: Comparison, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """All of a comparison but its samples, as plain data: what ``results.json`` holds."""
-    endpoint, judge = comparison.endpoint, comparison.judge
-    times = {}
-    for row in comparison.rows:
-        times[f"{row.solver}, {row.grid}, {row.nfe}"] = list(row.times)
-    floor = judge.floor if judge else None
+    endpoint, request = comparison.endpoint, comparison.request
+    n_real = 0 if comparison.judge is None else len(comparison.judge.real)
     return {
-        "findings": findings(comparison),
+        "findings": comparison_findings(comparison),
         "rows": comparison.records(),
-        "real_data": {
-            "source": judge.source,
-            "count": len(judge.real),
-            "compared": judge.n,
-            "features": judge.features.name,
-            "splits": judge.splits,
-            "projections": judge.projections,
-            "sliced_wasserstein": floor.sliced_wasserstein.value,
-            "sliced_wasserstein_error": floor.sliced_wasserstein.error,
-            "kernel_distance": floor.kernel_distance.value,
-            "kernel_distance_error": floor.kernel_distance.error,
-            "kernel": judge.features.kernel_name,
-            "plausible": floor.plausible.value if floor.plausible else None,
-            "plausible_error": floor.plausible.error if floor.plausible else None,
-            "plausible_means": judge.features.plausible.meaning if judge.features.plausible else None,
-        }
-        if judge and floor
-        else {"skipped": comparison.without_judge},
-        "exact_flow": {
+        "metrics": {
+            metric.name: {
+                "heading": metric.heading,
+                "meaning": metric.meaning,
+                "lower_is_better": metric.lower_is_better,
+                **metric.conditions(comparison.n, n_real),
+            }
+            for metric in comparison.metrics
+        },
+        "real_data": _real_data(comparison),
+        "exact_flow": None
+        if endpoint is None
+        else {
             "method": endpoint.method,
             "samples": endpoint.n,
             "nfe": endpoint.nfe,
             "own_error": endpoint.error.value,
             "checked": endpoint.checked,
             "seconds": endpoint.seconds,
-        }
-        if endpoint
-        else None,
-        "samples_per_row": comparison.n,
-        "seed": comparison.seed,
-        "batch_size": comparison.batch_size,
-        "device": comparison.device,
+        },
+        "samples_per_row": request.n,
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "device": str(request.device),
         "processes": comparison.processes,
         "seconds": comparison.seconds,
-        "times": times,
+        "times": {f"{row.solver}, {row.grid}, {row.nfe}": list(row.times) for row in comparison.rows},
         "provenance": dict(provenance),
     }
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _real_data(comparison: Comparison) -> dict[str, Any]:
+    judge = comparison.judge
+    if judge is None:
+        return {"skipped": comparison.request.without_judge}
+    found: dict[str, Any] = {
+        "source": judge.source,
+        "count": len(judge.real),
+        "compared": judge.n,
+        "features": judge.features.name,
+        "splits": judge.parts.splits,
+    }
+    for metric in comparison.metrics:
+        floor = comparison.floor(metric)
+        if floor is not None:
+            found |= {metric.name: floor.value, f"{metric.name}_error": floor.error}
+    return found
 
 
-def _csv(comparison: Comparison) -> str:
-    records = comparison.records()
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, fieldnames=list(records[0]))
-    writer.writeheader()
-    writer.writerows(records)
-    return buffer.getvalue()
-
-
-def _page(comparison: Comparison, figures: list[dict[str, str]], content: Mapping[str, Any], title: str) -> str:
-    import jinja2
-
-    source = (resources.files("sde_toolkit.evaluation") / "templates" / "report.html.j2").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    lines, before = [], None
-    for row in comparison.rows:
-        here = (row.budget, row.grid)
-        lines.append({"cells": cells(comparison, row), "first": before is not None and here != before})
-        before = here
-    return environment.from_string(source).render(
-        title=title,
-        facts=_facts(content),
-        command=content["provenance"].get("command"),
-        headline=content["findings"][0],
-        more=content["findings"][1:],
-        columns=columns(comparison),
-        left=2 if comparison.several_grids else 1,
-        lines=lines,
-        floor=floor_cells(comparison),
-        figures=figures,
-        content=content,
-        comparison=comparison,
-        failures=[row for row in comparison.rows if row.failure],
-        provenance=json.dumps(_plain(content["provenance"]), indent=2, ensure_ascii=False),
+def comparison_page(comparison: Comparison, provenance: Mapping[str, Any], title: str) -> Page:
+    """The page of a comparison."""
+    request = comparison.request
+    facts = facts_of(
+        provenance,
+        f"{request.n} samples per row",
+        f"seed {request.seed}",
+        device=str(request.device),
+        seconds=comparison.seconds,
     )
-
-
-def _facts(content: Mapping[str, Any]) -> list[str]:
-    """One line: what was compared, on what, and what is known of when and where."""
-    about = content["provenance"]
-    model, machine = (part if isinstance(part, dict) else {} for part in (about.get("model"), about.get("machine")))
-    threads = machine.get("cpu_threads")
-    found = [
-        model.get("name"),
-        f"{content['samples_per_row']} samples per row",
-        f"seed {content['seed']}",
-        content["device"] + (f", {threads} CPU threads" if threads else ""),
-        f"{content['seconds']:.0f} s in all",
-        about.get("date"),
+    figures = comparison_figures(comparison)
+    marks = " “≈” marks what is within two standard errors of real data: by that measure alone it cannot be told "
+    key = "± is one standard error." + (f"{marks}apart from them." if comparison.judge is not None else "")
+    failed = [row for row in comparison.rows if row.failure]
+    failures = [f"**{comparison.label(row)} at {row.nfe}** failed: {row.failure}" for row in failed]
+    together = "Every solver starts from the same initial noise: look down a column."
+    if comparison.judge is not None:
+        together += " The real data in the last place have no noise to start from and belong to no column."
+    sheets: list[Block] = [figure for figure in figures if figure.name.startswith(SHEET)]
+    sections = [
+        Section("Results", (comparison_table(comparison), key, *failures)),
+        Section("Curves", tuple(figure for figure in figures if not figure.name.startswith(SHEET))),
+        Section("Samples", (together, *sheets)),
+        Section("How this was measured", (Definitions(tuple(_explanations(comparison))),)),
     ]
-    return [str(fact) for fact in found if fact]
+    return Page(title, comparison_findings(comparison), facts, sections, provenance)
+
+
+def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
+    """What was done, term by term."""
+    request, endpoint, judge = comparison.request, comparison.endpoint, comparison.judge
+    grids = ", ".join(dict.fromkeys(row.grid for row in comparison.rows))
+    found = [
+        (
+            "Budget",
+            "Evaluations of the network are counted as they happen (NFE). Each solver takes as many steps as its "
+            "budget allows, counting the last evaluation, which replaces the state by the denoised estimate (Tweedie's "
+            "formula); where a grid ends at the data itself there is none. Heun's method needs two evaluations per "
+            "step, so that it may stay below the budget.",
+        ),
+        (
+            "Samples",
+            f"{request.n} per row. The errors shrink with the root of this number, and the time grows with it: "
+            f"`n={4 * request.n}` halves them.",
+        ),
+        (
+            "Noise",
+            f"Sample i of every row draws from the same stream (seed {request.seed}, i), the initial noise first.",
+        ),
+        (
+            "Grid",
+            f"{grids}, the same for all solvers. Which grid is best differs between solvers; compare others with "
+            "`grid=[uniform,karras]`. All times are in `results.json`.",
+        ),
+    ]
+    if endpoint is not None:
+        found.append(
+            (
+                "Exact flow",
+                "The endpoint of the probability flow ODE from the same noise, for the first "
+                f"{endpoint.n} samples: {endpoint.method}, {endpoint.nfe} evaluations, denoised at the end like all "
+                f"others. Solving {endpoint.checked} of them more finely changed them by {endpoint.error.value:.2g} "
+                "(RMSE), the reference's own error.",
+            )
+        )
+    if judge is None:
+        reason = request.without_judge
+        found.append(("Real data", f"None, so no distances between distributions: {reason}."))
+    else:
+        rest = len(judge.real) - judge.n
+        found.append(
+            (
+                "Real data",
+                f"{len(judge.real)} samples: {judge.source}. Compared in {judge.features.name}. They are split at "
+                f"random {judge.parts.splits} times into {judge.n} and the remaining {rest}; a row is its first "
+                f"{judge.n} samples against the larger parts, averaged; the floor is the smaller parts against the "
+                "larger, so that all sets compared have the same sizes. The floor's error is the standard deviation "
+                "over the splits. Errors are about the chance of the draw, not about other seeds of the training.",
+            )
+        )
+    for metric in comparison.shown:
+        title = metric.label()
+        found.append((f"{title[0].upper()}{title[1:]}", metric.explanation or _full(metric.meaning)))
+    found.append(
+        (
+            "Wall time",
+            f"One run per row after a warm-up, batch size {request.batch_size or request.n}; “outside” is the share "
+            "spent on noise, arithmetic and bookkeeping. Not repeated: other work on the machine shows in it.",
+        )
+    )
+    return found
+
+
+def _full(meaning: str) -> str:
+    """Half a sentence as a whole one."""
+    return f"{meaning[:1].upper()}{meaning[1:]}." if meaning else ""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from sde_toolkit.evaluation.endpoint import Endpoint
+from sde_toolkit.evaluation.planning import ComparisonRequest
 from sde_toolkit.jobs.store import PartStore
-from sde_toolkit.metrics.distances import Estimate
-from sde_toolkit.metrics.judge import Judge, Scores, at_floor, plausible_at_floor
+from sde_toolkit.metrics.judge import Judge
+from sde_toolkit.metrics.metric import Against, Estimate, Metric
 
 __all__ = ["Comparison", "Row"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One solver at one budget.
 
     ``solver`` and ``grid``: the names they were given. ``budget``: evaluations allowed, None for an adaptive
     solver. ``nfe``: evaluations used, counted. ``times``: the grid. ``tweedie``: whether the last evaluation
-    denoises. ``rmse``: to the flow's exact endpoint, per element, model space; None for stochastic solvers.
-    ``scores``: None without real data. ``seconds``, ``network_seconds``: wall time of all batches, one after the
-    other, and of the network in it. ``failure``: why there are no samples, or "".
+    denoises. ``measured``: by the metrics' names, of those that could be measured. ``seconds``, ``network_seconds``:
+    wall time of all batches, one after the other, and of the network in it. ``failure``: why there are no samples,
+    or "".
     """
 
     solver: str
@@ -34,8 +36,7 @@ class Row:
     tweedie: bool
     eta: float
     integrator: str
-    rmse: Estimate | None
-    scores: Scores | None
+    measured: Mapping[str, Estimate]
     seconds: float
     network_seconds: float
     failure: str = ""
@@ -55,22 +56,49 @@ class Comparison:
     """All rows and what they were measured against.
 
     ``samples``: for each row the samples (n, *event) in data space, empty if it failed. Sample i of every row
-    comes from the same noise stream (seed, i), so that columns can be compared by eye.
+    comes from the same noise stream (seed, i), so that columns can be compared by eye. ``endpoint_data``: the exact
+    endpoints of the flow, in data space.
     """
 
+    request: ComparisonRequest
     rows: tuple[Row, ...]
     samples: tuple[Tensor, ...]
     endpoint: Endpoint | None
     endpoint_data: Tensor | None
-    judge: Judge | None
-    without_judge: str
-    n: int
-    seed: int
-    batch_size: int | None
-    device: str
     seconds: float
     processes: int = 1
     store: PartStore | None = None
+
+    @property
+    def judge(self) -> Judge | None:
+        """What compared the samples with real data, if there were some."""
+        return self.request.judge
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What was measured, in the order of the columns."""
+        return self.request.measured
+
+    @property
+    def n(self) -> int:
+        """Samples per row."""
+        return self.request.n
+
+    @property
+    def shown(self) -> list[Metric]:
+        """The metrics that have a column in the table: without an endpoint none has what is compared with the flow."""
+        return [m for m in self.metrics if m.against is not Against.FLOW or self.endpoint is not None]
+
+    def floor(self, metric: Metric) -> Estimate | None:
+        """What as many real samples get; None without real data, or for a metric without a floor."""
+        if self.judge is None or metric.against is Against.FLOW:
+            return None
+        return self.judge.parts.floor(metric)
+
+    def at_floor(self, metric: Metric, row: Row) -> bool | None:
+        """Whether a row cannot be told from real samples by this metric; None where that cannot be said."""
+        found, floor = row.measured.get(metric.name), self.floor(metric)
+        return None if found is None or floor is None else metric.reaches(found, floor)
 
     def forget_parts(self) -> None:
         """Take away the parts that the comparison could be taken up from, now that its report is there."""
@@ -86,12 +114,10 @@ class Comparison:
         return f"{row.solver} · {row.grid}" if self.several_grids else row.solver
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat dictionary per row: what CSV, JSON and the report's table are made of."""
+        """One flat dictionary per row: what CSV and JSON are made of."""
         return [self._record(row) for row in self.rows]
 
     def _record(self, row: Row) -> dict[str, Any]:
-        floor = self.judge.floor if self.judge else None
-        scores = row.scores
         record: dict[str, Any] = {
             "solver": row.solver,
             "grid": row.grid,
@@ -102,24 +128,16 @@ class Comparison:
             "eta": row.eta,
             "integrator": row.integrator,
         }
-        measured: dict[str, Estimate | None] = {
-            "rmse": row.rmse,
-            "sliced_wasserstein": scores.sliced_wasserstein if scores else None,
-            "kernel_distance": scores.kernel_distance if scores else None,
-            "plausible": scores.plausible if scores else None,
-        }
-        for name, estimate in measured.items():
-            record[name] = estimate.value if estimate else None
-            record[f"{name}_error"] = estimate.error if estimate else None
-        for name in ("sliced_wasserstein", "kernel_distance"):
-            at = at_floor(getattr(scores, name), getattr(floor, name)) if scores and floor else None
-            record[f"{name}_at_floor"] = at
-        at = plausible_at_floor(scores.plausible, floor.plausible) if scores and floor and floor.plausible else None
-        record["plausible_at_floor"] = at
-        record |= {
+        for metric in self.metrics:
+            estimate = row.measured.get(metric.name)
+            record[metric.name] = estimate.value if estimate else None
+            record[f"{metric.name}_error"] = estimate.error if estimate else None
+        for metric in self.metrics:
+            if self.floor(metric) is not None:
+                record[f"{metric.name}_at_floor"] = self.at_floor(metric, row)
+        return record | {
             "seconds": row.seconds,
             "network_seconds": row.network_seconds,
             "outside_network": row.outside,
             "failure": row.failure,
         }
-        return record

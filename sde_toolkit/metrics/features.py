@@ -20,7 +20,7 @@ from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.extractors import Extractor
 from sde_toolkit.progress import progress_bar
 
-__all__ = ["Reference", "extract_features"]
+__all__ = ["Extraction", "Reference", "extract_features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,22 @@ class Reference:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Samples ``first`` to ``last`` − 1."""
-        return self.values[first:last] if self.index is None else self.values[self.index[first:last]]
+        return self[first:last]
+
+    def __getitem__(self, places: slice | Tensor) -> Tensor:
+        """The samples at these places."""
+        return self.values[places] if self.index is None else self.values[self.index[places]]
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """Features of the samples (n, d) and of the reference (N, d), float64; the hash of each set, which is one of its
+    samples' hashes in their order; and the store of finished batches, if there is one."""
+
+    samples: Tensor
+    reference: Tensor
+    hashes: dict[str, str]
+    store: PartStore | None
 
 
 def extract_features(
@@ -57,10 +72,10 @@ def extract_features(
     directory: str | Path | None,
     progress: bool,
     say: Callable[[str], None],
-) -> tuple[Tensor, Tensor, dict[str, str], PartStore | None] | None:
-    """Features (n, d), (N, d) float64, and the hash of each set, which is one of its samples' hashes in their order.
+) -> Extraction | None:
+    """The features of both sets; None in all processes but the main one.
 
-    None in all processes but the main one. ``conditions``: what the features depend on besides the samples.
+    ``conditions``: what the features depend on besides the samples.
     """
     store = None
     if directory is not None:
@@ -99,7 +114,7 @@ def extract_features(
         if not bool(features[name].isfinite().all()):
             problem = f"features of the {name} hold NaN or infinity"
             raise DataError("extractor", extractor.name, problem, "Is the range of the data what it expects?")
-    return features["samples"], features["reference"], hashes, store
+    return Extraction(features["samples"], features["reference"], hashes, store)
 
 
 def _hashes(x: Tensor) -> np.ndarray:

@@ -1,70 +1,32 @@
-"""How generated samples are judged against real ones, and how well real ones would have done.
-
-N real samples are split at random, several times, into a set B_r of N − n and a held-out set A_r of n. Generated
-sets have n samples too, so that for every distance D
-
-    a row is      mean_r D(G, B_r)       its error: jackknife over G and over B_1
-    the floor is  mean_r D(A_r, B_r)     its error: the standard deviation over r
-
-and the floor's error says by how much n *real* samples differ from one another in the same test. A distance is
-"at the floor" when it exceeds it by less than two standard errors of the difference.
-"""
+"""Generated samples beside real ones: the features in which they are compared, and the judge that compares them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import DataError
 from sde_toolkit.metrics.classifier import MNISTClassifier
-from sde_toolkit.metrics.distances import (
-    Array,
-    Estimate,
-    Kernel,
-    cubic,
-    kernel_diagonal,
-    kernel_sums,
-    rational_quadratic,
-    share,
-    sliced_wasserstein,
-    unbiased_mmd,
-    within_sums,
-)
+from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
+from sde_toolkit.metrics.kernels import Kernel, KernelDistance, cubic, rational_quadratic
+from sde_toolkit.metrics.metric import Array, Estimate, Metric, SampleSet, check_metrics
+from sde_toolkit.metrics.splits import RealParts
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.transforms import Transform
 
-__all__ = [
-    "Features",
-    "Judge",
-    "Plausible",
-    "Scores",
-    "at_floor",
-    "classifier_features",
-    "exact_features",
-    "flat_features",
-    "plausible_at_floor",
-]
-
-
-@dataclass(frozen=True)
-class Plausible:
-    """A question asked of each sample by itself: ``heading`` (short) and ``meaning`` (a sentence's part)."""
-
-    heading: str
-    meaning: str
+__all__ = ["Features", "Judge", "classifier_features", "exact_features", "flat_features"]
 
 
 @dataclass(frozen=True)
 class Features:
     """The space in which samples are compared.
 
-    ``extract`` maps data (n, *event) to features (n, d) and to one truth value per sample, the answers to
-    ``plausible`` (both None where nothing is asked). ``kernel`` is that of the kernel distance.
+    ``extract`` maps data (n, *event) to features (n, d) and to one truth value per sample, the answers to the question
+    of ``plausible`` (None where nothing is asked). ``kernel`` is that of the kernel distance.
     """
 
     name: str
@@ -73,14 +35,17 @@ class Features:
     kernel_name: str
     plausible: Plausible | None = None
 
+    def sample_set(self, data: Tensor) -> SampleSet:
+        """Data (n, *event) with their features."""
+        return SampleSet(data, *self.extract(data))
 
-@dataclass(frozen=True)
-class Scores:
-    """Distances to real data, and the share of plausible samples (None where that is not asked)."""
+    def usual_metrics(self, seed: int = 0, projections: int = 128) -> tuple[Metric, ...]:
+        """The sliced Wasserstein distance, the kernel distance, and the share of plausible samples if that is asked.
 
-    sliced_wasserstein: Estimate
-    kernel_distance: Estimate
-    plausible: Estimate | None
+        ``seed``, ``projections``: of the sliced distance's directions.
+        """
+        distances = (SlicedWasserstein(projections, seed), KernelDistance(self.kernel, self.kernel_name))
+        return distances if self.plausible is None else (*distances, self.plausible)
 
 
 def classifier_features(confidence: float = 0.9) -> Features:
@@ -160,16 +125,19 @@ def _kernel_for(flat: Array) -> tuple[Kernel, str]:
 
 
 class Judge:
-    """Real samples, their features, and the floor that n of them set.
+    """Real samples, their features, and what as many real samples would get.
+
+    A judge measures the first ``self.n`` samples of each generated set against random parts of the real data, see
+    :mod:`sde_toolkit.metrics.splits`.
 
     Args:
         real: (N, *event) real samples in data space; N >= 4.
         n: size of the generated sets to be judged. At most N // 2 of them are (``self.n``), the first ones.
         features: the space to compare in.
+        metrics: what is measured; the features' usual metrics by default.
         source: where the real samples come from, in words.
         splits: number R of random splits.
-        projections: directions of the sliced distance.
-        seed: of the splits and of the directions.
+        seed: of the splits, and of the usual metrics.
     """
 
     def __init__(
@@ -178,77 +146,42 @@ class Judge:
         n: int,
         features: Features,
         *,
+        metrics: Sequence[Metric] | None = None,
         source: str = "real data",
         splits: int = 8,
-        projections: int = 128,
         seed: int = 0,
     ) -> None:
-        if len(real) < 4:
-            raise DataError("real", tuple(real.shape), "fewer than 4 real samples", "Give more of them.")
-        if n < 2:
-            raise ArgumentError("n", n, "distances between distributions need at least two samples", "Raise n.")
-        if splits < 2:
-            raise ArgumentError("splits", splits, "the floor's error needs at least two splits", "8 is usual.")
         self.real = real
         self.source = source
         self.features = features
-        self.n = min(n, len(real) // 2)
-        self.splits = splits
-        self.projections = projections
-        self.seed = seed
-        self._values, plausible = features.extract(real)
-        rng = np.random.default_rng(seed)
-        orders = [rng.permutation(len(real)) for _ in range(splits)]
-        self._parts = [(order[: self.n], order[self.n :]) for order in orders]
-        self._rest = np.stack([1.0 - np.isin(np.arange(len(real)), a) for a, _ in self._parts], axis=1)  # (N, splits)
-        first, totals = kernel_sums(features.kernel, self._values, self._values, 1 - self._rest)
-        rest, own = totals[:, None] - first, kernel_diagonal(features.kernel, self._values)
-        self._within = [rest[b, r] - own[b] for r, (_, b) in enumerate(self._parts)]
-        self.floor = self._floor(first, rest, own, plausible)
+        self.metrics = check_metrics(features.usual_metrics(seed) if metrics is None else metrics)
+        self.parts = RealParts(features.sample_set(real), n, splits, seed)
+        for metric in self.metrics:
+            self.parts.prepared(metric)
 
-    def __call__(self, samples: Tensor) -> Scores:
-        """Judge the first ``self.n`` of generated samples (n, *event), data space."""
+    @property
+    def n(self) -> int:
+        """How many samples of each generated set are judged."""
+        return self.parts.n
+
+    def __call__(self, samples: Tensor) -> dict[str, Estimate]:
+        """The values of generated samples (n, *event), data space, by the metrics' names."""
+        generated = self.sample_set(samples)
+        return {metric.name: self.parts.measure(metric, generated) for metric in self.metrics}
+
+    @property
+    def floor(self) -> dict[str, Estimate]:
+        """What ``n`` real samples get, by the names of the metrics that have a floor."""
+        floors = {metric.name: self.parts.floor(metric) for metric in self.metrics}
+        return {name: floor for name, floor in floors.items() if floor is not None}
+
+    def sample_set(self, samples: Tensor) -> SampleSet:
+        """The first ``n`` of generated samples (n, *event), data space, with their features.
+
+        Raises:
+            DataError: for fewer samples, or of another shape.
+        """
         if len(samples) < self.n or samples.shape[1:] != self.real.shape[1:]:
             problem = f"expected at least {self.n} samples of shape {tuple(self.real.shape[1:])}"
             raise DataError("samples", tuple(samples.shape), problem, "Judge what was announced.")
-        values, plausible = self.features.extract(samples[: self.n])
-        within = within_sums(self.features.kernel, values)
-        to_rest, to_values = kernel_sums(self.features.kernel, values, self._values, self._rest)
-        sliced, kernel = [], []
-        for r, (_, b) in enumerate(self._parts):
-            sliced.append(self._sliced(values, self._values[b], blocks=0 if r else 8))
-            kernel.append(unbiased_mmd(within, self._within[r], to_rest[:, r], to_values[b]))
-        return Scores(
-            Estimate(float(np.mean([e.value for e in sliced])), sliced[0].error),
-            Estimate(float(np.mean([e.value for e in kernel])), kernel[0].error),
-            None if plausible is None else share(plausible),
-        )
-
-    def _sliced(self, a: Array, b: Array, blocks: int) -> Estimate:
-        return sliced_wasserstein(a, b, projections=self.projections, seed=self.seed, blocks=blocks)
-
-    def _floor(self, first: Array, rest: Array, own: Array, plausible: np.ndarray | None) -> Scores:
-        """Each split's first part against its rest, from all real samples' kernel sums to both, (N, splits)."""
-        sliced, kernel = [], []
-        for r, (a, b) in enumerate(self._parts):
-            sliced.append(self._sliced(self._values[a], self._values[b], blocks=0).value)
-            kernel.append(unbiased_mmd(first[a, r] - own[a], self._within[r], rest[a, r], first[b, r]).value)
-        return Scores(
-            Estimate(float(np.mean(sliced)), float(np.std(sliced, ddof=1))),
-            Estimate(float(np.mean(kernel)), float(np.std(kernel, ddof=1))),
-            None if plausible is None else share(plausible),
-        )
-
-
-def at_floor(row: Estimate | None, floor: Estimate | None) -> bool:
-    """Whether a distance exceeds the floor by less than two standard errors of their difference."""
-    if row is None or floor is None:
-        return False
-    return row.value - floor.value < 2 * math.hypot(row.error, floor.error)
-
-
-def plausible_at_floor(row: Estimate | None, floor: Estimate | None) -> bool:
-    """Whether a share falls short of the real data's by less than two standard errors of their difference."""
-    if row is None or floor is None:
-        return False
-    return floor.value - row.value < 2 * math.hypot(row.error, floor.error)
+        return self.features.sample_set(samples[: self.n])

@@ -22,7 +22,7 @@ from sde_toolkit.showing import shown
 
 __all__ = ["FORMAT", "Quality", "check_alike", "compare_records"]
 
-FORMAT = "sde_toolkit quality/1"
+FORMAT = "sde_toolkit quality/2"
 _PARTS = ("values", "errors", "floors", "conditions", "about")
 
 
@@ -30,8 +30,8 @@ _PARTS = ("values", "errors", "floors", "conditions", "about")
 class Quality:
     """Measured values, and what they depend on.
 
-    ``values``: by name: ``fid``; ``kid``, and ``kid_std`` over its subsets; ``precision``, ``recall``; of the distance
-    ``sliced_wasserstein``, ``kernel_distance``, ``plausible``. ``errors``: standard errors, where there are any.
+    ``values``: by the metrics' names, and what a metric keeps beside its value, such as ``kid_std``. ``errors``:
+    standard errors, where there are any.
     ``floors``: what as many real samples get, as (value, error), where that was asked. ``conditions``: what has to be
     equal for two records to be compared: extractor, preparation, reference, number of samples, settings and library of
     each metric. ``about``: where the samples are from, their hash, seed, seconds, notes.

@@ -75,27 +75,35 @@ def test_the_default_comparison_takes_less_than_two_minutes_at_512_images_a_seco
 
     from sde_toolkit.cli.parts import build_grids, build_solvers, load_model
     from sde_toolkit.evaluation.comparison import planned_evaluations
-    from sde_toolkit.evaluation.planning import plan_all
+    from sde_toolkit.evaluation.planning import ComparisonRequest
 
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose("compare")
     model, _ = load_model(config)
-    runs = plan_all(model, build_solvers(config), list(config.budgets), build_grids(config))
     flow = config.exact_flow
-    assert planned_evaluations(model, runs, config.n, flow.n, flow.steps, config.batch_size) <= 90 * 512
+    request = ComparisonRequest(
+        model=model,
+        solvers=build_solvers(config),
+        budgets=list(config.budgets),
+        grids=build_grids(config),
+        n=config.n,
+        endpoint_n=flow.n,
+        endpoint_steps=flow.steps,
+        batch_size=config.batch_size,
+    )
+    assert planned_evaluations(request) <= 90 * 512
 
 
 def test_planned_evaluations_are_those_that_are_made(checkpoint):
     from sde_toolkit.evaluation.comparison import compare_solvers, planned_evaluations
-    from sde_toolkit.evaluation.planning import plan_all
+    from sde_toolkit.evaluation.planning import ComparisonRequest
 
     model = ScoreModel.from_pretrained(checkpoint)
     seen = []
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    solvers, uniform = {"ddim": ddim(), "heun": probability_flow()}, {"uniform": grids.uniform}
-    compare_solvers(model, solvers, [3, 6], n=7, endpoint_n=5, endpoint_steps=4, batch_size=3)
-    runs = plan_all(model, solvers, [3, 6], uniform)
-    assert sum(seen) == planned_evaluations(model, runs, 7, 5, 4, 3)
+    solvers, options = {"ddim": ddim(), "heun": probability_flow()}, {"n": 7, "endpoint_n": 5, "endpoint_steps": 4}
+    compare_solvers(model, solvers, [3, 6], batch_size=3, **options)
+    assert sum(seen) == planned_evaluations(ComparisonRequest(model, solvers, [3, 6], batch_size=3, **options))
 
 
 def test_data_of_the_users_own(command, tmp_path, checkpoint):

@@ -37,12 +37,15 @@ from sde_toolkit.evaluation import report
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
-from sde_toolkit.evaluation.findings import findings, plus_minus, text_table
+from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
 from sde_toolkit.evaluation.report import require_report_packages, write_report
+from sde_toolkit.evaluation.table import plus_minus
 from sde_toolkit.integrators import Euler, Heun
 from sde_toolkit.jobs.provenance import provenance
-from sde_toolkit.metrics.distances import Estimate, kernel_distance
-from sde_toolkit.metrics.judge import Judge, at_floor, classifier_features, exact_features, flat_features
+from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
+from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
+from sde_toolkit.metrics.metric import Estimate
 
 SOLVERS = {
     "em": euler_maruyama(),
@@ -61,7 +64,15 @@ def ring(sde=None):
 
 def judge_of(model, n, n_real=200, **options):
     real = model.draw(n_real, generator=torch.Generator().manual_seed(9))
-    return Judge(real, n, exact_features(model, real), projections=16, splits=3, **options)
+    return quick_judge(real, n, exact_features(model, real), splits=3, **options)
+
+
+def quick_judge(real, n, features, projections=16, seed=0, **options):
+    """With few directions."""
+    return Judge(real, n, features, metrics=features.usual_metrics(seed, projections), seed=seed, **options)
+
+
+METRICS = {metric.name: metric for metric in (SlicedWasserstein(), KernelDistance(), Plausible("p", "p"))}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +114,7 @@ def test_the_endpoint_starts_from_that_noise_too():
     fine = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=3, endpoint_n=8)
     other = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=4, endpoint_n=0)
     assert fine.endpoint.error.value < 1e-8
-    assert fine.rows[0].rmse.value < 1e-3
+    assert fine.rows[0].measured["rmse"].value < 1e-3
     assert (other.samples[0] - fine.endpoint_data).square().mean().sqrt() > 0.1
 
 
@@ -151,7 +162,7 @@ def test_dropout_in_training_mode_is_refused():
 
 
 def test_only_deterministic_rows_have_an_endpoint(compared):
-    assert {row.solver for row in compared.rows if row.rmse is None} == {"em", "ddpm"}
+    assert {row.solver for row in compared.rows if "rmse" not in row.measured} == {"em", "ddpm"}
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -159,7 +170,7 @@ def test_the_same_seed_gives_the_same_numbers():
 
     def measured(seed):
         got = compare_solvers(model, SOLVERS, [4], n=20, seed=seed, judge=judge_of(model, 20), endpoint_n=0)
-        return [(row.solver, row.nfe, row.scores) for row in got.rows]
+        return [(row.solver, row.nfe, row.measured) for row in got.rows]
 
     assert measured(0) == measured(0)
     assert measured(0) != measured(1)
@@ -171,7 +182,7 @@ def test_other_processes(sde):
     judge = judge_of(model, 50)
     got = compare_solvers(model, {"ddpm": ddpm(), "ddim": ddim()}, [60], n=50, endpoint_n=0, judge=judge)
     assert [row.nfe for row in got.rows] == [60, 60]
-    assert all(row.scores.plausible.value > 0.8 for row in got.rows)
+    assert all(row.measured["plausible"].value > 0.8 for row in got.rows)
 
 
 def test_a_grid_that_ends_at_the_data_needs_no_denoising():
@@ -189,8 +200,8 @@ def test_a_solver_that_diverges_is_a_row_that_says_so():
     model = ScoreModel(lambda x, t: x * 1e30, VPSDE(), event_shape=(3,))
     got = compare_solvers(model, {"ddim": ddim(), "em": euler_maruyama()}, [8], n=4, endpoint_n=0)
     assert all("not finite" in row.failure for row in got.rows)
-    assert "Diverged" in " ".join(findings(got))
-    assert "diverged" in text_table(got)
+    assert "Diverged" in " ".join(comparison_findings(got))
+    assert "diverged" in comparison_table(got).text()
 
 
 @pytest.mark.parametrize(
@@ -248,12 +259,12 @@ def test_real_samples_reach_the_floor_and_noise_does_not():
     judge = judge_of(model, 60, n_real=400)
     scores = judge(model.draw(60, generator=torch.Generator().manual_seed(5)))
     noise = judge(torch.randn(60, 2, generator=torch.Generator().manual_seed(6)) * 2)
-    assert at_floor(scores.kernel_distance, judge.floor.kernel_distance)
-    assert at_floor(scores.sliced_wasserstein, judge.floor.sliced_wasserstein)
-    assert scores.plausible.value > 0.9
-    assert not at_floor(noise.kernel_distance, judge.floor.kernel_distance)
-    assert not at_floor(noise.sliced_wasserstein, judge.floor.sliced_wasserstein)
-    assert noise.plausible.value < 0.8
+    assert METRICS["kernel_distance"].reaches(scores["kernel_distance"], judge.floor["kernel_distance"])
+    assert METRICS["sliced_wasserstein"].reaches(scores["sliced_wasserstein"], judge.floor["sliced_wasserstein"])
+    assert scores["plausible"].value > 0.9
+    assert not METRICS["kernel_distance"].reaches(noise["kernel_distance"], judge.floor["kernel_distance"])
+    assert not METRICS["sliced_wasserstein"].reaches(noise["sliced_wasserstein"], judge.floor["sliced_wasserstein"])
+    assert noise["plausible"].value < 0.8
 
 
 def test_fresh_real_samples_are_at_the_floor_up_to_the_errors_that_are_stated():
@@ -263,12 +274,12 @@ def test_fresh_real_samples_are_at_the_floor_up_to_the_errors_that_are_stated():
     for seed in range(40):
         generator = torch.Generator().manual_seed(1000 + seed)
         real = model.draw(200, generator=generator)
-        judge = Judge(real, 50, exact_features(model, real), projections=16, splits=3, seed=seed)
+        judge = quick_judge(real, 50, exact_features(model, real), splits=3, seed=seed)
         scores = judge(model.draw(50, generator=generator))
         for name, ratios in found.items():
-            row, floor = getattr(scores, name), getattr(judge.floor, name)
+            row, floor = scores[name], judge.floor[name]
             ratios.append((row.value - floor.value) / math.hypot(row.error, floor.error))
-            within.append(at_floor(row, floor))
+            within.append(METRICS[name].reaches(row, floor))
     assert sum(within) >= 0.9 * len(within)
     for ratios in found.values():
         assert abs(np.mean(ratios)) < 0.4
@@ -278,23 +289,23 @@ def test_fresh_real_samples_are_at_the_floor_up_to_the_errors_that_are_stated():
 def test_the_kernel_distances_are_those_of_the_splits():
     """From sums prepared once, without the matrix of all pairs."""
     real, samples = torch.randn(1500, 2, 3), torch.randn(700, 2, 3) + 0.3
-    judge = Judge(real, 700, flat_features(Identity(), real), splits=3, projections=4)
+    judge = quick_judge(real, 700, flat_features(Identity(), real), splits=3, projections=4)
     x, y, kernel = judge.features.extract(samples)[0], judge.features.extract(real)[0], judge.features.kernel
     rng = np.random.default_rng(0)
     parts = [np.split(rng.permutation(1500), [700]) for _ in range(3)]
-    found = judge(samples).kernel_distance
+    found = judge(samples)["kernel_distance"]
     first = kernel_distance(x, y[parts[0][1]], kernel)
     assert found.value == pytest.approx(np.mean([kernel_distance(x, y[b], kernel).value for _, b in parts]), rel=1e-6)
     assert found.error == pytest.approx(first.error, rel=1e-6)
     floor = [kernel_distance(y[a], y[b], kernel).value for a, b in parts]
-    assert judge.floor.kernel_distance.value == pytest.approx(np.mean(floor), rel=1e-6)
-    assert judge.floor.kernel_distance.error == pytest.approx(np.std(floor, ddof=1), rel=1e-6)
+    assert judge.floor["kernel_distance"].value == pytest.approx(np.mean(floor), rel=1e-6)
+    assert judge.floor["kernel_distance"].error == pytest.approx(np.std(floor, ddof=1), rel=1e-6)
 
 
 def test_a_judge_of_many_samples_holds_no_matrix_of_all_pairs():
     real = torch.randn(6000, 2)
     tracemalloc.start()
-    Judge(real, 1000, flat_features(Identity(), real), splits=2, projections=4)(real[:1000])
+    quick_judge(real, 1000, flat_features(Identity(), real), splits=2, projections=4)(real[:1000])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.75 * 6000**2 * 8
@@ -303,20 +314,20 @@ def test_a_judge_of_many_samples_holds_no_matrix_of_all_pairs():
 def test_few_real_samples_limit_what_is_judged():
     model = ring()
     real = model.draw(31)
-    judge = Judge(real, 500, flat_features(model.transform, real), splits=2, projections=4)
+    judge = quick_judge(real, 500, flat_features(model.transform, real), splits=2, projections=4)
     assert judge.n == 15
-    assert judge(model.draw(500)).plausible is None
+    assert "plausible" not in judge(model.draw(500))
 
 
 def test_digits_are_judged_by_the_classifier():
     from sde_toolkit.data import mnist_test_images
 
     real = mnist_test_images().test[:120]
-    judge = Judge(real, 40, classifier_features(), splits=2, projections=16)
+    judge = quick_judge(real, 40, classifier_features(), splits=2, projections=16)
     noise = judge(torch.rand(40, 1, 28, 28) * 255)
-    assert judge.floor.plausible.value > 0.9
-    assert noise.plausible.value < 0.5
-    assert not at_floor(noise.sliced_wasserstein, judge.floor.sliced_wasserstein)
+    assert judge.floor["plausible"].value > 0.9
+    assert noise["plausible"].value < 0.5
+    assert not METRICS["sliced_wasserstein"].reaches(noise["sliced_wasserstein"], judge.floor["sliced_wasserstein"])
 
 
 def test_bad_judges_are_refused():
@@ -330,7 +341,7 @@ def test_bad_judges_are_refused():
     with pytest.raises(ArgumentError, match="splits"):
         Judge(real, 4, features, splits=1)
     with pytest.raises(DataError, match="samples"):
-        Judge(real, 4, features, splits=2, projections=2)(real[:2])
+        quick_judge(real, 4, features, splits=2, projections=2)(real[:2])
 
 
 # The report
@@ -352,9 +363,9 @@ def test_page_csv_and_json_say_the_same(compared, written):
     for row, in_json, in_csv in zip(compared.rows, content["rows"], table, strict=True):
         assert in_csv["solver"] == in_json["solver"] == row.solver
         assert int(in_csv["nfe"]) == in_json["nfe"] == row.nfe
-        assert float(in_csv["kernel_distance"]) == in_json["kernel_distance"] == row.scores.kernel_distance.value
-        assert (in_csv["rmse"] == "") == (in_json["rmse"] is None) == (row.rmse is None)
-        assert plus_minus(row.scores.sliced_wasserstein) in page
+        assert float(in_csv["kernel_distance"]) == in_json["kernel_distance"] == row.measured["kernel_distance"].value
+        assert (in_csv["rmse"] == "") == (in_json["rmse"] is None) == ("rmse" not in row.measured)
+        assert plus_minus(row.measured["sliced_wasserstein"]) in page
         assert content["times"][f"{row.solver}, {row.grid}, {row.nfe}"] == list(row.times)
     assert all(sentence in page for sentence in content["findings"])
 
@@ -408,7 +419,7 @@ def test_a_report_needs_no_provenance_and_is_whole_or_absent(compared, tmp_path,
             write_report(compared, tmp_path / "none", wrong)
     with pytest.raises(ArgumentError, match="comparison"):
         write_report(None, tmp_path / "none")
-    monkeypatch.setattr(report, "_page", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(report, "comparison_page", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(compared, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -430,7 +441,8 @@ def test_without_real_data_the_reason_is_stated(tmp_path):
     write_report(got, tmp_path, provenance(model, "tiny", None, seed=0))
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert content["real_data"] == {"skipped": "none of that shape"}
-    assert content["rows"][0]["kernel_distance"] is None
+    assert set(content["metrics"]) == {"rmse"}
+    assert "kernel_distance" not in content["rows"][0]
     assert "none of that shape" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "distances.png").exists()
 

@@ -26,9 +26,15 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.density import LikelihoodRequest, Team, evaluate_likelihood, write_likelihood_report
+from sde_toolkit.evaluation.density.density_findings import (
+    Background,
+    likelihood_findings,
+    likelihood_table,
+    quantities,
+    sample_records,
+)
 from sde_toolkit.evaluation.density.density_request import fingerprint
 from sde_toolkit.evaluation.density.evaluating import plan_jobs
-from sde_toolkit.evaluation.density.summary import Background, findings, records, rows, text_table
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.grids import karras, uniform_lambda
 from sde_toolkit.jobs.fingerprints import digest
@@ -240,7 +246,7 @@ def test_the_table_is_what_the_library_says(model, images, whole):
     options = {"seed": request.seed, "levels": LEVELS}
     flow = {"solver": heun(), "grid": karras(model.sde, 3, end=1e-5), "divergence": whole.divergence}
     bits = bits_per_dim(model, images, LEVELS, quadrature=Quadrature(4), draws=2, **flow)
-    first, tighter, elbo, discrete = rows(whole, BACKGROUND)
+    first, tighter, elbo, discrete = quantities(whole, BACKGROUND)
     assert first.value == pytest.approx(bits.mean, rel=1e-5)
     assert first.estimator == pytest.approx(bits.error_from_probes, rel=1e-3)
     assert first.dequantisation == pytest.approx(bits.error_from_dequantisation, rel=1e-3)
@@ -254,7 +260,7 @@ def test_the_table_is_what_the_library_says(model, images, whole):
         assert row.estimator == pytest.approx(error, rel=1e-4)
         assert row.evaluations == str(bound.nfe)
         assert row.difference == pytest.approx(row.value - first.value, rel=1e-6)
-    lines = records(whole, BACKGROUND)
+    lines = sample_records(whole, BACKGROUND)
     assert np.allclose([line["bits_per_dim"] for line in lines], bits.bits, rtol=1e-5)
     assert np.mean([line["bits_per_dim"] for line in lines]) == pytest.approx(first.value)
     assert np.allclose([line["nats"] for line in lines], -bits.bits * 64 * math.log(2), rtol=1e-5)
@@ -291,13 +297,13 @@ def test_on_an_exact_score_the_rows_agree_with_the_truth(tmp_path):
     x = mixture.draw(60, generator=g)
     found = evaluate(mixture, x, tmp_path, nfe=60, elbo_draws=64, discrete_draws=64, chunk=60, ends_n=0)
     known = Background("draws", truth=mixture.log_prob(x.double()))
-    flow, elbo, discrete, truth = rows(found, known)
+    flow, elbo, discrete, truth = quantities(found, known)
     assert abs(flow.value - truth.value) < 3e-3
     assert flow.estimator == truth.estimator == 0.0
     assert elbo.difference < 3 * elbo.difference_error
     assert abs(elbo.value - truth.value) < 4 * elbo.estimator + 0.01
     assert discrete.value < truth.value + 3 * discrete.estimator
-    assert any("nats per dimension" in sentence for sentence in findings(found, known))
+    assert any("nats per dimension" in sentence for sentence in likelihood_findings(found, known))
 
 
 def test_the_prior_that_was_asked_for_is_used(tmp_path):
@@ -313,7 +319,7 @@ def test_the_prior_that_was_asked_for_is_used(tmp_path):
     assert gained == pytest.approx(moments.mismatch(1.0), rel=0.05)
     assert gained > 0.3
     assert plain.values["prior_kl"].mean() > gained, "prior_kl is an upper bound"
-    assert "its moments" in " ".join(findings(right, BACKGROUND))
+    assert "its moments" in " ".join(likelihood_findings(right, BACKGROUND))
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), CosineVPSDE(), FlowMatching()], ids=lambda sde: type(sde).__name__)
@@ -350,7 +356,7 @@ def test_the_report_says_it_all(model, images, whole, tmp_path):
         {"cpu_threads": 1}, "date": "today"})  # fmt: skip
     html, markdown = page.read_text(encoding="utf-8"), (tmp_path / "report.md").read_text(encoding="utf-8")
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    for sentence in findings(whole, known):
+    for sentence in likelihood_findings(whole, known):
         assert sentence in markdown
         assert sentence in content["findings"]
     assert "no order in general" in html
@@ -365,7 +371,7 @@ def test_the_report_says_it_all(model, images, whole, tmp_path):
         ("1", "101", "1"),
     ]
     assert np.allclose([float(line["nats"]) for line in lines], whole.values["nats"].mean(1), rtol=1e-12)
-    assert len({len(line) for line in text_table(whole, known).splitlines()}) <= 2
+    assert len({len(line) for line in likelihood_table(whole, known).text().splitlines()}) <= 2
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.metrics.distances import (
+from sde_toolkit.metrics.distances import rmse, share, sliced_wasserstein
+from sde_toolkit.metrics.kernels import (
     cubic,
     kernel_distance,
     kernel_sums,
     rational_quadratic,
-    rmse,
-    share,
-    sliced_wasserstein,
     unbiased_mmd,
     within_sums,
 )

@@ -11,7 +11,7 @@ import torch
 
 from sde_toolkit.data.pictures import new_figure
 from sde_toolkit.errors import MissingDependencyError, _torchvision_for
-from sde_toolkit.evaluation import data_extractor, evaluate_samples, inception_extractor
+from sde_toolkit.evaluation import FID, data_extractor, evaluate_samples, inception_extractor
 from sde_toolkit.progress import progress_bar
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -121,7 +121,7 @@ def test_a_torchvision_that_breaks_torchmetrics_is_named(monkeypatch, forget):
 
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     with pytest.raises(MissingDependencyError, match=r"^'torchvision' is needed for FID and KID and cannot be"):
-        evaluate_samples(torch.zeros(9, 4), torch.zeros(9, 4), data_extractor(), metrics=["fid"])
+        evaluate_samples(torch.zeros(9, 4), torch.zeros(9, 4), data_extractor(), metrics=[FID()])
 
 
 def test_a_broken_package_of_the_core_commands_says_why(monkeypatch, tmp_path, forget):

@@ -13,10 +13,16 @@ import torch
 from sde_toolkit.data import decoding, mnist_test_images
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import (
+    FID,
+    KID,
     Extractor,
+    FlowError,
     Judge,
+    Precision,
     Quality,
+    Recall,
     Reference,
+    SlicedWasserstein,
     classifier_extractor,
     classifier_features,
     compare_records,
@@ -27,6 +33,7 @@ from sde_toolkit.evaluation import (
     precision_recall,
 )
 from sde_toolkit.evaluation.sample_files import read_samples
+from sde_toolkit.metrics.quality import metrics_with_floor
 
 FLAT = data_extractor()
 
@@ -35,8 +42,17 @@ def normal(seed, n, d=4):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def measure(samples, reference, extractor=FLAT, **options):
-    return evaluate_samples(samples, reference, extractor, say=lambda text: None, **options)
+def measure(samples, reference, extractor=FLAT, metrics=("fid", "kid", "precision_recall"), **options):
+    """``metrics``: the groups that the command line knows."""
+    seed, neighbours = options.get("seed", 0), options.pop("neighbours", 3)
+    known = {
+        "fid": (FID(),),
+        "kid": (KID(options.pop("kid_subsets", 100), options.pop("kid_subset_size", 1000), seed),),
+        "precision_recall": (Precision(neighbours), Recall(neighbours)),
+        "distance": metrics_with_floor(extractor, seed),
+    }
+    chosen = [metric for group in metrics for metric in known[group]]
+    return evaluate_samples(samples, reference, extractor, metrics=chosen, say=lambda text: None, **options)
 
 
 # Fréchet distance
@@ -180,7 +196,7 @@ def test_the_distance_is_that_of_the_solver_reports():
     scores = judge(fake)
     found = measure(fake, real, classifier_extractor(), metrics=["distance"], levels=256, seed=4)
     for name in ("sliced_wasserstein", "kernel_distance", "plausible"):
-        own, floor = getattr(scores, name), getattr(judge.floor, name)
+        own, floor = scores[name], judge.floor[name]
         assert found.values[name] == pytest.approx(own.value, rel=1e-5)
         assert found.errors[name] == pytest.approx(own.error, rel=1e-5)
         assert found.floors[name] == pytest.approx([floor.value, floor.error], rel=1e-5)
@@ -397,7 +413,7 @@ def test_unlike_conditions_are_refused_before_the_extraction(record):
         measure(normal(0, 30), Reference(normal(5, 40), "mine", "test"), spy, metrics=["fid"], levels=9, against=record)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "sde_toolkit quality/1", "values": {}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "sde_toolkit quality/2", "values": {}}'])
 def test_files_that_are_no_records_are_refused(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(DataError, match=r"record\.json"):
@@ -414,16 +430,19 @@ def test_files_that_are_no_records_are_refused(tmp_path, text):
         ({"samples": torch.zeros(9, 5)}, r"\(4,\)"),
         ({"reference": torch.zeros(1, 4)}, "reference"),
         ({"metrics": []}, "metrics"),
-        ({"metrics": ["fid", "is"]}, "metrics"),
+        ({"metrics": [FID(), "is"]}, "metrics"),
+        ({"metrics": [FID, KID]}, "a class, not a metric"),
+        ({"metrics": [FID(), FID()]}, "metrics='fid'"),
+        ({"metrics": [FlowError()]}, "compare_solvers"),
         ({"metrics": "fid"}, "metrics"),
         ({"levels": 1}, "levels=1"),
-        ({"neighbours": 0}, "neighbours=0"),
-        ({"neighbours": 20}, "20 neighbours"),
-        ({"kid_subsets": 0}, "kid_subsets=0"),
-        ({"kid_subset_size": 1}, "kid_subset_size=1"),
+        ({"metrics": [Precision(0)]}, "neighbours=0"),
+        ({"metrics": [Recall(20)]}, "20 neighbours"),
+        ({"metrics": [KID(0)]}, "subsets=0"),
+        ({"metrics": [KID(1, 1)]}, "subset_size=1"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"metrics": ["distance"]}, "2n real ones"),
+        ({"metrics": [SlicedWasserstein()]}, "2n real ones"),
     ],
 )
 def test_bad_requests_are_refused_before_the_extraction(change, said):

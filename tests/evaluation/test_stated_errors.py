@@ -14,17 +14,12 @@ from catalogue import flow_solution, gaussian_data, start_at
 from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, ddim, gaussian, grids, probability_flow, sample
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import endpoint_cost, flow_endpoint, solve_endpoint
-from sde_toolkit.evaluation.findings import _joint
+from sde_toolkit.evaluation.findings import _worse
 from sde_toolkit.integrators import Heun, Time
-from sde_toolkit.metrics.distances import (
-    Estimate,
-    kernel_distance,
-    rational_quadratic,
-    rmse,
-    share,
-    sliced_wasserstein,
-)
-from sde_toolkit.metrics.judge import Judge, Scores, at_floor, flat_features, plausible_at_floor
+from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein, rmse, share, sliced_wasserstein
+from sde_toolkit.metrics.judge import Judge, flat_features
+from sde_toolkit.metrics.kernels import kernel_distance, rational_quadratic
+from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.transforms import Identity
 
@@ -111,41 +106,42 @@ def test_rows_carry_the_error_over_pairs_and_the_endpoint_its_own():
     assert found.endpoint.error == endpoint.error
     (row,) = found.rows
     drawn = sample(model, ddim(), grids.uniform(SDE, 5), shape=(8, 2), seed=2, tweedie=True)
-    assert row.rmse.value == pytest.approx(rmse(drawn.x, endpoint.x).value, rel=1e-5)
-    assert row.rmse.error == pytest.approx(rmse(drawn.x, endpoint.x).error, rel=1e-4)
+    assert row.measured["rmse"].value == pytest.approx(rmse(drawn.x, endpoint.x).value, rel=1e-5)
+    assert row.measured["rmse"].error == pytest.approx(rmse(drawn.x, endpoint.x).error, rel=1e-4)
 
 
 def test_scores_are_means_over_splits_with_the_error_of_the_first():
     """The jackknife over the samples and over the first split's real ones; for the floor the spread of the splits."""
     real = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     features = flat_features(Identity(), real)
-    judge = Judge(real, 10, features, splits=5, projections=16, seed=3)
+    judge = Judge(real, 10, features, metrics=features.usual_metrics(3, 16), splits=5, seed=3)
     samples = torch.randn(10, 2, generator=torch.Generator().manual_seed(1)) + 0.3
     values, g = features.extract(real)[0], features.extract(samples)[0]
-    parts, how = judge._parts, {"projections": 16, "seed": 3}
+    parts, how = judge.parts.parts, {"projections": 16, "seed": 3}
     sliced = [sliced_wasserstein(g, values[b], **how) for _, b in parts]
     kernel = [kernel_distance(g, values[b], features.kernel) for _, b in parts]
     found = judge(samples)
-    for part, parts_of in ((found.sliced_wasserstein, sliced), (found.kernel_distance, kernel)):
+    for part, parts_of in ((found["sliced_wasserstein"], sliced), (found["kernel_distance"], kernel)):
         assert part.value == pytest.approx(np.mean([e.value for e in parts_of]), rel=1e-9)
         assert part.error == pytest.approx(parts_of[0].error, rel=1e-9)
     floors = [sliced_wasserstein(values[a], values[b], blocks=0, **how).value for a, b in parts]
-    assert judge.floor.sliced_wasserstein.value == pytest.approx(np.mean(floors), rel=1e-9)
-    assert judge.floor.sliced_wasserstein.error == pytest.approx(np.std(floors, ddof=1), rel=1e-9)
+    assert judge.floor["sliced_wasserstein"].value == pytest.approx(np.mean(floors), rel=1e-9)
+    assert judge.floor["sliced_wasserstein"].error == pytest.approx(np.std(floors, ddof=1), rel=1e-9)
 
 
-@pytest.mark.parametrize("compare", [at_floor, lambda row, floor: plausible_at_floor(floor, row)])
-def test_independent_errors_add_in_squares(compare):
+@pytest.mark.parametrize("metric", [SlicedWasserstein(), Plausible("p", "plausible")], ids=lambda metric: metric.name)
+def test_independent_errors_add_in_squares(metric):
     """3 and 4 make 5: a gap just under 10 is within two standard errors of the difference, one just over is not."""
-    assert compare(Estimate(9.99, 3.0), Estimate(0.0, 4.0))
-    assert not compare(Estimate(10.01, 3.0), Estimate(0.0, 4.0))
-    assert compare(Estimate(-50.0, 0.0), Estimate(0.0, 0.0))
-    assert _joint(Estimate(0.0, 3.0), Estimate(1.0, 4.0)) == 5.0
+    worse = 1 if metric.lower_is_better else -1
+    assert metric.reaches(Estimate(worse * 9.99, 3.0), Estimate(0.0, 4.0))
+    assert not metric.reaches(Estimate(worse * 10.01, 3.0), Estimate(0.0, 4.0))
+    assert metric.reaches(Estimate(worse * -50.0, 0.0), Estimate(0.0, 0.0))
+    assert not _worse(metric, Estimate(worse * 9.99, 3.0), Estimate(0.0, 4.0))
+    assert _worse(metric, Estimate(worse * 10.01, 3.0), Estimate(0.0, 4.0))
 
 
 def test_shares_have_the_binomial_error():
     assert share([True] * 9 + [False]).error == pytest.approx(0.3 / math.sqrt(10), rel=1e-14)
-    assert Scores(Estimate(0, 0), Estimate(0, 0), None).plausible is None
 
 
 # The kernel's length

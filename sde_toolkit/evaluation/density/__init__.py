@@ -2,12 +2,12 @@
 
 from sde_toolkit.evaluation.density.density_report import write_likelihood_report
 from sde_toolkit.evaluation.density.density_request import LikelihoodRequest
-from sde_toolkit.evaluation.density.evaluating import EndTime, Evaluation, evaluate_likelihood
+from sde_toolkit.evaluation.density.evaluating import DatasetLikelihood, EndTime, evaluate_likelihood
 from sde_toolkit.jobs.team import Team
 
 __all__ = [
+    "DatasetLikelihood",
     "EndTime",
-    "Evaluation",
     "LikelihoodRequest",
     "Team",
     "evaluate_likelihood",

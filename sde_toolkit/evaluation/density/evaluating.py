@@ -23,7 +23,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling.arguments import check_model, check_shape, device_of
 
-__all__ = ["EndTime", "Evaluation", "evaluate_likelihood"]
+__all__ = ["DatasetLikelihood", "EndTime", "evaluate_likelihood"]
 
 _SUMMED = ("seconds", "elbo_seconds", "discrete_seconds")  # of the scalars; the others are the same in all parts
 
@@ -43,7 +43,7 @@ class EndTime:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class DatasetLikelihood:
     """Everything that was found. Values in nats; log P of integers where there are levels, log densities otherwise.
 
     Attributes:
@@ -94,7 +94,7 @@ def evaluate_likelihood(
     progress: bool = False,
     say: Callable[[str], None] = print,
     name: str = "directory",
-) -> Evaluation | None:
+) -> DatasetLikelihood | None:
     """Evaluate the data x (n, *event), in data space; None in all processes but the main one.
 
     Args:
@@ -138,7 +138,7 @@ def evaluate_likelihood(
     parts = [(job, store.must_read(job.number, job.first, job.last, say)) for job in jobs]
     values, numbers = _merge([arrays for job, arrays in parts if not job.again])
     own = [arrays for job, arrays in parts if job.finer]
-    return Evaluation(
+    return DatasetLikelihood(
         model=model,
         x=x,
         request=request,
@@ -147,7 +147,7 @@ def evaluate_likelihood(
         values=values,
         numbers=numbers,
         ends=_end_times(parts, values, request, model),
-        finer=_again(request.end_of(model), own, values) if own else None,
+        finer=_solved_again(request.end_of(model), own, values) if own else None,
         found=len(jobs) - len(missing),
         computed=len(missing),
         processes=team.size,
@@ -203,11 +203,11 @@ def _end_times(
             own = values["nats"][:k, 0]
             found.append(EndTime(end, own, values["first_truncation"][:k], own - own))
         else:
-            found.append(_again(end, [arrays for job, arrays in parts if job.end == end], values))
+            found.append(_solved_again(end, [arrays for job, arrays in parts if job.end == end], values))
     return tuple(found)
 
 
-def _again(end: float, parts: Sequence[Arrays], values: Arrays) -> EndTime:
+def _solved_again(end: float, parts: Sequence[Arrays], values: Arrays) -> EndTime:
     """Parts of samples that were solved again, beside what they were."""
     merged, _ = _merge(parts)
     nats = merged["nats"][:, 0]

@@ -1,4 +1,4 @@
-"""What an evaluation says: rows of a table, sentences computed from its numbers, and one record for each sample."""
+"""What the likelihood of a data set says: a table, sentences computed from its numbers, a record for each sample."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from torch import Tensor
 
 from sde_toolkit.evaluation.density.density_request import finer_how
-from sde_toolkit.evaluation.density.evaluating import Evaluation
+from sde_toolkit.evaluation.density.evaluating import DatasetLikelihood
+from sde_toolkit.evaluation.table import Column, Line, Table
 from sde_toolkit.likelihood import GaussianPrior
 
 __all__ = [
     "COLUMNS",
     "ORDER",
     "Background",
-    "Row",
-    "cells",
-    "findings",
-    "records",
-    "rows",
+    "Quantity",
+    "likelihood_findings",
+    "likelihood_table",
+    "quantities",
+    "sample_records",
     "scale",
     "spread",
-    "text_table",
     "unit",
 ]
 
@@ -65,7 +65,7 @@ class Background:
 
 
 @dataclass(frozen=True)
-class Row:
+class Quantity:
     """One quantity in :func:`unit`; NaN where nothing is known."""
 
     name: str
@@ -79,39 +79,39 @@ class Row:
     seconds: float
 
 
-def unit(evaluation: Evaluation) -> str:
+def unit(result: DatasetLikelihood) -> str:
     """Bits per dimension for data on levels, nats per sample for data with a density."""
-    return "nats" if evaluation.request.levels is None else "bits/dim"
+    return "nats" if result.request.levels is None else "bits/dim"
 
 
-def scale(evaluation: Evaluation) -> float:
+def scale(result: DatasetLikelihood) -> float:
     """From log-likelihoods in nats to the unit: negative for bits."""
-    return 1.0 if evaluation.request.levels is None else -1.0 / (evaluation.dimension * math.log(2))
+    return 1.0 if result.request.levels is None else -1.0 / (result.dimension * math.log(2))
 
 
-def rows(evaluation: Evaluation, background: Background) -> list[Row]:
+def quantities(result: DatasetLikelihood, background: Background) -> list[Quantity]:
     """The likelihood first, then the tighter bound of its draws, the two bounds, and the truth if there is one."""
-    values, numbers, factor = evaluation.values, evaluation.numbers, scale(evaluation)
+    values, numbers, factor = result.values, result.numbers, scale(result)
     flow, nan = values["nats"].mean(1), math.nan
 
-    def row(name: str, nats: np.ndarray, error: Any, dequantisation: Any, evaluations: str, seconds: float) -> Row:
+    def row(name: str, nats: np.ndarray, error: Any, dequantisation: Any, evaluations: str, seconds: float) -> Quantity:
         own = nats is flow
         difference = (nats - flow) * factor
         estimator, noise = (nan if e is None else _of_mean(e) * abs(factor) for e in (error, dequantisation))
         apart = (nan, nan) if own else (float(difference.mean()), spread(difference))
-        return Row(
+        return Quantity(
             name, float(nats.mean()) * factor, estimator, noise, spread(nats * factor), *apart, evaluations, seconds
         )
 
-    levels = evaluation.request.levels is not None
+    levels = result.request.levels is not None
     cost = f"{numbers['nfe']:.0f} + {numbers['divergence_nfe']:.0f}"
     name = "flow, exact likelihood" + ", dequantised" * levels
-    noise = values.get("dequantisation_error") if evaluation.request.draws > 1 else None
+    noise = values.get("dequantisation_error") if result.request.draws > 1 else None
     found = [row(name, flow, values["probe_error"], noise, cost, numbers["seconds"])]
-    if evaluation.request.draws > 1:
+    if result.request.draws > 1:
         tighter = values["importance_weighted"]
-        found.append(row(f"flow, {evaluation.request.draws} draws weighted", tighter, None, None, cost, nan))
-    for key, title in (("elbo", "ELBO, continuous time"), ("discrete", f"DDPM bound, {_steps(evaluation)} steps")):
+        found.append(row(f"flow, {result.request.draws} draws weighted", tighter, None, None, cost, nan))
+    for key, title in (("elbo", "ELBO, continuous time"), ("discrete", f"DDPM bound, {_steps(result)} steps")):
         if f"{key}_nats" in values:
             counted, took = f"{numbers[f'{key}_nfe']:.0f}", numbers[f"{key}_seconds"]
             found.append(row(title, values[f"{key}_nats"], values[f"{key}_error"], None, counted, took))
@@ -121,117 +121,115 @@ def rows(evaluation: Evaluation, background: Background) -> list[Row]:
     return found
 
 
-def _steps(evaluation: Evaluation) -> str:
-    return f"{evaluation.request.discrete_steps:,}"
+def _steps(result: DatasetLikelihood) -> str:
+    return f"{result.request.discrete_steps:,}"
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text, in the order of :data:`COLUMNS`."""
-    return [
-        row.name,
-        f"{row.value:.4f}",
-        _number(row.estimator),
-        _number(row.dequantisation),
-        _number(row.data),
-        "" if math.isnan(row.difference) else f"{row.difference:+.4f} ± {_number(row.difference_error)}",
-        row.evaluations,
-        "" if math.isnan(row.seconds) else f"{row.seconds:.0f}",
-    ]
+def _cells(quantity: Quantity) -> tuple[str, ...]:
+    """A quantity as text, in the order of :data:`COLUMNS`."""
+    apart = f"{quantity.difference:+.4f} ± {_number(quantity.difference_error)}"
+    return (
+        quantity.name,
+        f"{quantity.value:.4f}",
+        _number(quantity.estimator),
+        _number(quantity.dequantisation),
+        _number(quantity.data),
+        "" if math.isnan(quantity.difference) else apart,
+        quantity.evaluations,
+        "" if math.isnan(quantity.seconds) else f"{quantity.seconds:.0f}",
+    )
 
 
-def text_table(evaluation: Evaluation, background: Background) -> str:
-    """The table for a terminal."""
-    header = [unit(evaluation) if name == "value" else name for name, _ in COLUMNS]
-    table = [header, *map(cells, rows(evaluation, background))]
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-             for line in table]  # fmt: skip
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+def likelihood_table(result: DatasetLikelihood, background: Background) -> Table:
+    """A line for each quantity."""
+    columns = [Column(unit(result) if name == "value" else name, meaning) for name, meaning in COLUMNS]
+    columns[0] = Column("", COLUMNS[0][1], left=True)
+    return Table(tuple(columns), tuple(Line(_cells(quantity)) for quantity in quantities(result, background)))
 
 
-def findings(evaluation: Evaluation, background: Background) -> list[str]:
+def likelihood_findings(result: DatasetLikelihood, background: Background) -> list[str]:
     """One sentence for each thing that the numbers say; the first is the headline."""
-    found = [_headline(evaluation, background), _truth(evaluation, background), _errors(evaluation, background)]
-    found += [_quadrature(evaluation), _finer(evaluation), *_ends(evaluation), *_prior(evaluation, background), ORDER]
+    found = [_headline(result, background), _truth(result, background), _errors(result, background)]
+    found += [_quadrature(result), _finer(result), *_ends(result), *_prior(result, background), ORDER]
     return [sentence for sentence in found if sentence]
 
 
-def _headline(evaluation: Evaluation, background: Background) -> str:
-    first, *others = rows(evaluation, background)
-    of = unit(evaluation)
-    text = f"{first.value:.3f} ± {first.data:.2g} {of} through the flow on {evaluation.n} samples"
+def _headline(result: DatasetLikelihood, background: Background) -> str:
+    first, *others = quantities(result, background)
+    of = unit(result)
+    text = f"{first.value:.3f} ± {first.data:.2g} {of} through the flow on {result.n} samples"
     bounds = [f"{row.name.split(',')[0]} {row.value:.3f}" for row in others if row.name.startswith(("ELBO", "DDPM"))]
     return f"{text}; {', '.join(bounds)}." if bounds else f"{text}."
 
 
-def _truth(evaluation: Evaluation, background: Background) -> str:
+def _truth(result: DatasetLikelihood, background: Background) -> str:
     if background.truth is None:
         return ""
-    error = np.abs(evaluation.values["nats"].mean(1) - background.truth.detach().cpu().double().numpy())
-    each = error.mean() / evaluation.dimension
+    error = np.abs(result.values["nats"].mean(1) - background.truth.detach().cpu().double().numpy())
+    each = error.mean() / result.dimension
     return f"The flow's likelihood differs from the exact one by {each:.2g} nats per dimension on average."
 
 
-def _errors(evaluation: Evaluation, background: Background) -> str:
-    row = rows(evaluation, background)[0]
+def _errors(result: DatasetLikelihood, background: Background) -> str:
+    row = quantities(result, background)[0]
     if math.isnan(row.estimator):
         probes = "of the probes' error nothing is known, there is only one"
     elif row.estimator == 0:
         probes = "the trace is exact"
     else:
         probes = f"the probes of the trace contribute {_number(row.estimator)}"
-    text = f"Of the error {_number(row.data)} {unit(evaluation)} that comes with a finite data set, {probes}"
-    if evaluation.request.levels is None:
+    text = f"Of the error {_number(row.data)} {unit(result)} that comes with a finite data set, {probes}"
+    if result.request.levels is None:
         return text + "."
-    if evaluation.request.draws == 1:
+    if result.request.draws == 1:
         return text + "; that of the dequantisation noise is in it, and takes two draws to be told apart."
     return text + f", and the draws of the dequantisation noise {_number(row.dequantisation)}."
 
 
-def _quadrature(evaluation: Evaluation) -> str:
-    error = float(evaluation.values["quadrature_error"].mean()) * abs(scale(evaluation))
-    data = spread(evaluation.values["nats"].mean(1)) * abs(scale(evaluation))
+def _quadrature(result: DatasetLikelihood) -> str:
+    error = float(result.values["quadrature_error"].mean()) * abs(scale(result))
+    data = spread(result.values["nats"].mean(1)) * abs(scale(result))
     text = (
-        f"The quadrature of the divergence, {evaluation.request.quadrature.nodes} nodes, estimates its own error at "
-        f"{_number(error)} {unit(evaluation)} per sample on average"
+        f"The quadrature of the divergence, {result.request.quadrature.nodes} nodes, estimates its own error at "
+        f"{_number(error)} {unit(result)} per sample on average"
     )
     return text + (": raise quadrature.nodes until it falls." if error > data else ".")
 
 
-def _finer(evaluation: Evaluation) -> str:
-    if evaluation.finer is None:
+def _finer(result: DatasetLikelihood) -> str:
+    if result.finer is None:
         return ""
-    shift = evaluation.finer.shift * scale(evaluation)
+    shift = result.finer.shift * scale(result)
     return (
-        f"Solved with {finer_how(evaluation.request)}, the first {len(shift)} samples move by {shift.mean():+.4f} ± "
-        f"{_number(spread(shift))} {unit(evaluation)}: no error bar above covers the solver and the quadrature."
+        f"Solved with {finer_how(result.request)}, the first {len(shift)} samples move by {shift.mean():+.4f} ± "
+        f"{_number(spread(shift))} {unit(result)}: no error bar above covers the solver and the quadrature."
     )
 
 
-def _ends(evaluation: Evaluation) -> list[str]:
+def _ends(result: DatasetLikelihood) -> list[str]:
     """How the answer moves with the end time."""
-    if len(evaluation.ends) < 2:
+    if len(result.ends) < 2:
         return []
-    factor, of = scale(evaluation), unit(evaluation)
-    own = next(e for e in evaluation.ends if e.end == evaluation.request.end_of(evaluation.model))
+    factor, of = scale(result), unit(result)
+    own = next(e for e in result.ends if e.end == result.request.end_of(result.model))
     moves = [
         f"by {e.shift.mean() * factor:+.4f} ± {_number(spread(e.shift * factor))} at t={e.end:g}"
-        for e in evaluation.ends
+        for e in result.ends
         if e is not own
     ]
     k = len(own.nats)
     estimate = float(own.truncation.mean()) * factor
     sentences = [
-        f"The flow is stopped at t={own.end:g}, where σ/α is {_tau(evaluation, own.end):.2g}; to first order that "
+        f"The flow is stopped at t={own.end:g}, where σ/α is {_tau(result, own.end):.2g}; to first order that "
         f"added {estimate:+.2g} {of}. Stopped elsewhere, the first {k} samples move {' and '.join(moves)} {of}."
     ]
-    raw, less = (np.ptp([float((e.nats - on * e.truncation).mean()) for e in evaluation.ends]) for on in (0.0, 1.0))
+    raw, less = (np.ptp([float((e.nats - on * e.truncation).mean()) for e in result.ends]) for on in (0.0, 1.0))
     if less > raw and raw > 0:
         sentences.append(
             "The first-order estimate is not to be trusted here: with it taken off, end times agree less than without."
         )
-    largest = max(abs(float(e.shift.mean()) * factor) for e in evaluation.ends)
-    if largest > 2 * spread(evaluation.values["nats"].mean(1)) * abs(factor):
+    largest = max(abs(float(e.shift.mean()) * factor) for e in result.ends)
+    if largest > 2 * spread(result.values["nats"].mean(1)) * abs(factor):
         sentences.append(
             "That is more than twice the error from the data: at this resolution the model sees no smooth density, as "
             "with constant pixels and integers learnt without noise, and the end time is part of the answer."
@@ -239,14 +237,14 @@ def _ends(evaluation: Evaluation) -> list[str]:
     return sentences
 
 
-def _tau(evaluation: Evaluation, end: float) -> float:
-    return math.exp(-evaluation.model.sde.half_log_snr(end).item())
+def _tau(result: DatasetLikelihood, end: float) -> float:
+    return math.exp(-result.model.sde.half_log_snr(end).item())
 
 
-def _prior(evaluation: Evaluation, background: Background) -> list[str]:
-    factor, of = abs(scale(evaluation)), unit(evaluation)
-    kl = float(evaluation.values["prior_kl"].mean()) * factor
-    text = f"Prior: {evaluation.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average"
+def _prior(result: DatasetLikelihood, background: Background) -> list[str]:
+    factor, of = abs(scale(result)), unit(result)
+    kl = float(result.values["prior_kl"].mean()) * factor
+    text = f"Prior: {result.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average"
     text += " (prior_kl)"
     if background.moments is not None:
         gap = background.moments.mismatch(1.0) * factor
@@ -254,20 +252,20 @@ def _prior(evaluation: Evaluation, background: Background) -> list[str]:
     return [text + "."]
 
 
-def records(evaluation: Evaluation, background: Background) -> list[dict[str, Any]]:
+def sample_records(result: DatasetLikelihood, background: Background) -> list[dict[str, Any]]:
     """One for each sample: bits per dimension first where there are levels, everything else in nats."""
-    values, n = evaluation.values, evaluation.n
+    values, n = result.values, result.n
     columns: dict[str, Sequence[Any]] = {"sample": range(n)}
     for name, known in (("index", background.index), ("label", background.labels)):
         if known is not None:
             columns[name] = known.tolist()
     nats = values["nats"].mean(1)
-    if evaluation.request.levels is not None:
+    if result.request.levels is not None:
         for name, of in (("", nats), ("elbo_", values.get("elbo_nats")), ("discrete_", values.get("discrete_nats"))):
             if of is not None:
-                columns[f"{name}bits_per_dim"] = (of * scale(evaluation)).tolist()
+                columns[f"{name}bits_per_dim"] = (of * scale(result)).tolist()
     columns["nats"] = nats.tolist()
-    if evaluation.request.draws > 1:
+    if result.request.draws > 1:
         columns["importance_weighted_nats"] = values["importance_weighted"].tolist()
     rest = ("probe_error", "dequantisation_error", "quadrature_error", "truncation", "prior_kl", "rejected")
     terms = ("nats", "error", "prior", "diffusion", "reconstruction")

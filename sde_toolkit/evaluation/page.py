@@ -1,0 +1,215 @@
+"""The page of every report: one self-contained HTML file beside its pictures, JSON and CSV, written together.
+
+A report gives its content as a :class:`Page`; how it looks is decided here and in ``templates/``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sde_toolkit.errors import ArgumentError, MissingDependencyError
+from sde_toolkit.evaluation.table import Table, as_csv
+from sde_toolkit.files.whole import write_all
+
+__all__ = [
+    "Block",
+    "Definitions",
+    "Figure",
+    "Page",
+    "Section",
+    "as_png",
+    "checked_provenance",
+    "facts_of",
+    "plain_data",
+    "require_packages",
+    "write_page",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A matplotlib figure, its file's name without suffix, and its caption; ``narrow``: not as wide as the page."""
+
+    name: str
+    caption: str
+    drawing: Any
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Terms and what is said of each."""
+
+    entries: tuple[tuple[str, str], ...]
+
+
+Block: TypeAlias = Table | Figure | Definitions | str
+"""A part of a section. In texts and definitions ``backticks`` are code and **stars** are bold."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    heading: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: the first of ``findings`` is the headline; ``facts`` are one line; ``provenance`` comes last."""
+
+    title: str
+    findings: Sequence[str]
+    facts: Sequence[str]
+    sections: Sequence[Section]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in their order."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+
+    def html(self, pictures: Mapping[str, bytes] | None = None) -> str:
+        """The page with its pictures inside; ``pictures``: the PNGs by their figures' names, where they are known."""
+        drawn = {f.name: as_png(f.drawing) for f in self.figures} if pictures is None else pictures
+        return self._render("page.html.j2", escape=True, pictures=drawn)
+
+    def markdown(self) -> str:
+        """The same in Markdown, with links to the pictures' files."""
+        return self._render("page.md.j2", escape=False, pictures={})
+
+    def _render(self, template: str, *, escape: bool, pictures: Mapping[str, bytes]) -> str:
+        import jinja2
+        from markupsafe import Markup
+        from markupsafe import escape as escaped
+
+        def marked(text: str) -> Markup:
+            html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escaped(text)))
+            return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", html))
+
+        source = (resources.files("sde_toolkit.evaluation") / "templates" / template).read_text("utf-8")
+        environment = jinja2.Environment(
+            autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters["marked"] = marked
+        environment.tests |= {
+            kind.__name__.lower(): lambda block, kind=kind: isinstance(block, kind)
+            for kind in (Table, Figure, Definitions)
+        }
+        provenance = json.dumps(plain_data(dict(self.provenance)), indent=2, ensure_ascii=False)
+        encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+        return environment.from_string(source).render(page=self, provenance=provenance, pictures=encoded)
+
+
+def write_page(
+    page: Page,
+    directory: str | Path,
+    results: Mapping[str, Any],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    results_name: str | None = "results.json",
+    markdown: bool = False,
+) -> Path:
+    """Write ``report.html``, the results as JSON, a CSV for each of ``tables``, and the PNGs; returns the page's path.
+
+    Everything is composed before the first file is written, and the files appear together.
+
+    Args:
+        tables: records by the names of their files.
+        results_name: of the JSON file; None: it is written elsewhere.
+        markdown: write ``report.md``, too.
+
+    Raises:
+        ArgumentError: for a provenance that JSON cannot hold.
+        OSError: naming the file that cannot be written; none is replaced then.
+    """
+    files: dict[str, bytes] = {}
+    pictures = {figure.name: as_png(figure.drawing) for figure in page.figures}
+    if results_name is not None:
+        files[results_name] = _as_bytes(_as_json(results) + "\n")
+    for name, records in tables.items():
+        files[name] = _as_bytes(as_csv(records))
+    if markdown:
+        files["report.md"] = _as_bytes(page.markdown())
+    files["report.html"] = _as_bytes(page.html(pictures))
+    files |= {f"{name}.png": content for name, content in pictures.items()}
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_all(folder, files)
+    return folder / "report.html"
+
+
+def require_packages(what: str, *more: tuple[str, str]) -> None:
+    """Find out before the work, not after it, that a package for a report is missing.
+
+    ``what``: the report, in words; ``more``: further modules and the packages that bring them.
+
+    Raises:
+        MissingDependencyError: without matplotlib or jinja2, or one of the others.
+    """
+    for module, package in (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), *more):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise MissingDependencyError(package, what, "cli", error) from None
+
+
+def as_png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plain_data(value: Any) -> Any:
+    """Dictionaries, lists and numbers for JSON, which knows no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Plain data for the page's last section.
+
+    Raises:
+        ArgumentError: for what JSON cannot hold.
+    """
+    about: dict[str, Any] = plain_data(dict(provenance or {}))
+    try:
+        json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("provenance", provenance, f"not plain data ({error})", "Use numbers and texts.") from None
+    return about
+
+
+def facts_of(provenance: Mapping[str, Any], *middle: str, device: str = "", seconds: float | None = None) -> list[str]:
+    """The line of facts: the model, what is known of the work, the machine, the time and the date."""
+    model, machine = (
+        part if isinstance(part, Mapping) else {} for part in (provenance.get(name) for name in ("model", "machine"))
+    )
+    threads = machine.get("cpu_threads")
+    place = ", ".join(part for part in (device, f"{threads} CPU threads" if threads else "") if part)
+    took = "" if seconds is None else f"{seconds:.0f} s in all"
+    found = [model.get("name"), *middle, place, took, provenance.get("date")]
+    return [str(fact) for fact in found if fact]
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(plain_data(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _as_bytes(text: str) -> bytes:
+    """UTF-8; what a file name or an argument had that is no letter of any alphabet is spelled out."""
+    return text.encode("utf-8", "backslashreplace")

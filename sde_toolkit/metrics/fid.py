@@ -1,0 +1,134 @@
+"""FID and KID as published, computed by torchmetrics from features that are there already."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.checks import check_count
+from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.metrics.extractors import failing_package
+from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric, SampleSet, version_of
+from sde_toolkit.noise.streams import Once, generator_for
+
+__all__ = ["FID", "KID"]
+
+
+@dataclass(frozen=True)
+class FID(Metric):
+    """Fréchet distance of Gaussians with the features' moments (Heusel et al. 2017)."""
+
+    name = "fid"
+    heading = "FID"
+    meaning = "Fréchet distance of Gaussians with the features' moments"
+    against = Against.ALL
+    axis = Axis.LOG
+
+    def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        found, real = torch.from_numpy(generated.features), torch.from_numpy(reference.features)
+        centre = real.mean(0)  # moments are summed in one pass, which loses digits far from the origin
+        features = _AsTheyAre(real.shape[1])
+        metric = FrechetInceptionDistance(feature=features, sync_on_compute=False).set_dtype(torch.float64)
+        metric.update(real - centre, real=True)
+        metric.update(found - centre, real=False)
+        return Estimate(float(metric.compute()), math.nan)
+
+    def check(self, n: int, n_real: int) -> None:
+        _require_torchmetrics()
+
+    def conditions(self, n: int, n_real: int) -> dict[str, Any]:
+        return {"library": f"torchmetrics {version_of('torchmetrics')}", "covariance": "unbiased"}
+
+    def note(self, n: int, n_real: int, dimension: int) -> str:
+        least = min(n, n_real)
+        if least > dimension:
+            return ""
+        return f"FID of {least} samples in {dimension} dimensions: the covariance is singular and the bias large."
+
+
+@dataclass(frozen=True)
+class KID(Metric):
+    """Unbiased MMD² with the kernel (x·y/d + 1)³, the mean over random subsets (Binkowski et al. 2018).
+
+    The spread over the subsets, ``kid_std``, is kept beside it. Subsets overlap, so that it is no standard error.
+
+    Args:
+        subsets: number of subsets.
+        subset_size: of each, at most the size of the smaller set.
+        seed: of the subsets.
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+    seed: int = 0
+
+    name = "kid"
+    heading = "KID"
+    meaning = "unbiased MMD² with the cubic kernel, mean over random subsets"
+    against = Against.ALL
+    axis = Axis.SIGNED
+    unbiased = True
+
+    def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        found, real = torch.from_numpy(generated.features), torch.from_numpy(reference.features)
+        size = self._size(len(found), len(real))
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
+            torch.manual_seed(generator_for(self.seed, Once.KID_SUBSETS).initial_seed())
+            metric = KernelInceptionDistance(
+                feature=_AsTheyAre(real.shape[1]), subsets=self.subsets, subset_size=size, sync_on_compute=False
+            )
+            metric.update(real, real=True)
+            metric.update(found, real=False)
+            mean, spread = metric.compute()
+        return Estimate(float(mean), math.nan, (("kid_std", float(spread)),))
+
+    def check(self, n: int, n_real: int) -> None:
+        check_count("subsets", self.subsets, "Use KID(subsets=100).")
+        check_count("subset_size", self.subset_size, "Use KID(subset_size=1000).", least=2)
+        check_count("seed", self.seed, "Use KID(seed=3).", least=0)
+        _require_torchmetrics()
+
+    def conditions(self, n: int, n_real: int) -> dict[str, Any]:
+        library = f"torchmetrics {version_of('torchmetrics')}"
+        size = self._size(n, n_real)
+        return {"library": library, "subsets": self.subsets, "subset_size": size, "degree": 3, "coef": 1.0}
+
+    def _size(self, n: int, n_real: int) -> int:
+        return min(self.subset_size, n, n_real)
+
+
+class _AsTheyAre(nn.Module):
+    """Features in, features out: what the metrics of torchmetrics take for an extractor.
+
+    (The main process has all features: ``sync_on_compute`` would wait for the others, who are done.)
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _require_torchmetrics() -> None:
+    """Find out before the work that the package is missing.
+
+    Raises:
+        MissingDependencyError: without torchmetrics, or with one that cannot be imported.
+    """
+    try:
+        import torchmetrics.image.fid
+        import torchmetrics.image.kid  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: a torchvision of another torch
+        raise MissingDependencyError(failing_package(error, "torchmetrics"), "FID and KID", "fid", error) from None

@@ -1,0 +1,227 @@
+"""What a metric is: one object that knows its name, how it is computed, and which direction is better.
+
+A metric is added with one file, see docs/add-a-metric.md. Comparisons, evaluations, tables, CSV, JSON and figures go
+through a list of metrics and know none of them by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.jobs.fingerprints import plain
+from sde_toolkit.jobs.provenance import toolkit_version
+
+if TYPE_CHECKING:
+    from sde_toolkit.metrics.splits import Prepared, RealParts
+
+__all__ = ["Against", "Array", "Axis", "Estimate", "Metric", "SampleSet", "check_metrics", "library"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number and its standard error; NaN where nothing is known of the error.
+
+    ``also``: further numbers that came with it, as (name, value). Records keep them; tables do not show them.
+    """
+
+    value: float
+    error: float
+    also: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.error:.1g}"
+
+
+class Against(Enum):
+    """What generated samples are compared with."""
+
+    PARTS = "random parts of the real data; the floor is what as many real samples get"
+    ALL = "all real data, as published; there is no floor"
+    FLOW = "the exact endpoints of the probability flow from the same initial noise, in model space"
+    NOTHING = "nothing: the samples are judged by themselves, and so are the real data, for the floor"
+
+
+class Axis(Enum):
+    """How values are drawn."""
+
+    LINEAR = "linear"
+    LOG = "values are positive"
+    SIGNED = "estimates of zero fall on either side of it"
+    SHARE = "values are proportions, and shown in percent"
+
+
+class SampleSet:
+    """Samples that a metric looks at.
+
+    Args:
+        data: (n, *event) in data space, a tensor or what is indexed like one; for ``Against.FLOW`` in model space.
+        features: (n, d), by the extractor of the evaluation; None where nothing was extracted.
+        plausible: (n,) truth values, the answers to the question that some extractors ask of each sample.
+        places: which of ``data`` they are; all by default.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        features: Array | None = None,
+        plausible: NDArray[np.bool_] | None = None,
+        *,
+        places: Any = None,
+    ) -> None:
+        self._all = data
+        self._places = slice(0, len(data)) if places is None else places
+        self._features = features
+        self.plausible = plausible
+
+    def __len__(self) -> int:
+        return len(self._all) if isinstance(self._places, slice) else len(self._places)
+
+    @property
+    def data(self) -> Tensor:
+        """The samples (n, *event); read here, and not before."""
+        return self._all[self._places]
+
+    @property
+    def features(self) -> Array:
+        """Features (n, d).
+
+        Raises:
+            ArgumentError: if nothing was extracted.
+        """
+        if self._features is None:
+            problem = "a metric asks for features, and nothing extracts them"
+            raise ArgumentError("metrics", None, problem, "Pass a judge, or use the samples' data.")
+        return self._features
+
+    def at(self, places: NDArray[np.int64]) -> SampleSet:
+        """The samples at these places of a whole set."""
+        features = None if self._features is None else self._features[places]
+        plausible = None if self.plausible is None else self.plausible[places]
+        return SampleSet(self._all, features, plausible, places=torch.from_numpy(places))
+
+
+class Metric(ABC):
+    """A number that says how good a set of samples is. Subclasses set the attributes and write :meth:`compute`.
+
+    Attributes:
+        name: of the value in CSV, JSON and records.
+        heading: of the column in tables; ``title``: of the figure, the heading by default.
+        meaning: what it is, half a sentence; ``explanation``: how it is measured, the meaning by default.
+        lower_is_better: True or False; None where neither is.
+        against: what samples are compared with.
+        axis: how values are drawn.
+        unbiased: whether two sets of one distribution have value zero on average, whatever their sizes.
+    """
+
+    name: str
+    heading: str
+    title: str = ""
+    meaning: str = ""
+    explanation: str = ""
+    lower_is_better: bool | None = True
+    against: Against = Against.PARTS
+    axis: Axis = Axis.LINEAR
+    unbiased: bool = False
+
+    @abstractmethod
+    def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
+        """The value for generated samples beside the reference, which has no samples for ``Against.NOTHING``.
+
+        For ``Against.FLOW`` sample i of both sets started from the same noise.
+        """
+
+    def value(self, generated: SampleSet, reference: SampleSet) -> float:
+        """The value alone; override it where the error takes most of the time."""
+        return self.compute(generated, reference).value
+
+    def prepare(self, real: RealParts) -> Prepared | None:
+        """What measures many sets against the same real data, where they can share work; None: nothing is shared."""
+        return None
+
+    def check(self, n: int, n_real: int) -> None:  # noqa: B027
+        """Refuse before the work what cannot be measured on n samples and n_real real ones.
+
+        Raises:
+            SDEToolkitError: naming what does not fit, or a package that is missing.
+        """
+
+    def conditions(self, n: int, n_real: int) -> dict[str, Any]:
+        """Plain data: settings and library, which have to be equal for two values to be compared."""
+        kind: Any = type(self)
+        fields: Any = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        settings = {f.name: plain(getattr(self, f.name)) for f in fields}
+        return {"library": f"{kind.__module__}.{kind.__qualname__}", **settings}
+
+    def note(self, n: int, n_real: int, dimension: int) -> str:
+        """A caution for the record, on n samples and n_real real ones with features of this dimension, or ""."""
+        return ""
+
+    def reaches(self, found: Estimate, floor: Estimate) -> bool:
+        """Whether a value is as good as the floor, within two standard errors of their difference."""
+        short = found.value - floor.value
+        within = 2 * math.hypot(found.error, floor.error)
+        return abs(short) < within if self.lower_is_better is None else self.loss(short) < within
+
+    def loss(self, value: float) -> float:
+        """A number that is smaller for better values."""
+        return -value if self.lower_is_better is False else value
+
+    def label(self) -> str:
+        """The title, or the heading."""
+        return self.title or self.heading
+
+
+def library(package: str | None = None) -> str:
+    """This package and another one with their versions, for a record."""
+    own = f"sde_toolkit {toolkit_version()}"
+    return own if package is None else f"{own}, {package} {version_of(package)}"
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_metrics(metrics: Any, taken: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """Metrics as a tuple. ``taken``: names that the report has given to other columns.
+
+    Raises:
+        ArgumentError: for anything but different metrics with names of their own.
+    """
+    several = (metrics,) if isinstance(metrics, Metric) else metrics
+    if isinstance(several, str) or not isinstance(several, Sequence):
+        raise ArgumentError("metrics", metrics, "not a list of metrics", "Pass [FID(), KID()], for example.")
+    for metric in several:
+        if not isinstance(metric, Metric):
+            problem = "not a metric" if not isinstance(metric, type) else "a class, not a metric"
+            raise ArgumentError("metrics", metric, problem, "Pass instances of Metric, such as [FID(), KID()].")
+        for attribute in ("name", "heading"):
+            if not isinstance(getattr(metric, attribute, None), str) or not getattr(metric, attribute):
+                problem = f"it has no {attribute}"
+                raise ArgumentError("metrics", metric, problem, f"Set {attribute} in its class.")
+    names = [metric.name for metric in several]
+    for name in names:
+        if names.count(name) > 1 or name in taken:
+            problem = "two columns of the report have this name"
+            raise ArgumentError("metrics", name, problem, "Give each metric a name of its own.")
+    if not several:
+        raise ArgumentError("metrics", metrics, "there is nothing to measure", "Name at least one metric.")
+    return tuple(several)
