@@ -15,9 +15,11 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
+from sde_toolkit.cli.user_files import is_user_file, loaded
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
 from sde_toolkit.evaluation.planning import Candidate, GridBuilder
+from sde_toolkit.interop.loading import load, reader_of
 from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
@@ -54,24 +56,48 @@ def model_name(config: DictConfig) -> str:
     """``model`` as it was given: a name, a path, or ``{path: ...}``."""
     given = config.model.get("path") if isinstance(config.model, DictConfig) else config.model
     if not isinstance(given, str) or not given:
-        raise ArgumentError("model", given, "not a name or a path", f"Give a checkpoint folder, or {_names()}.")
+        raise ArgumentError("model", given, "not a name or a path", f"Give a checkpoint, or {_names()}.")
     return given
 
 
 def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
-    """The model and which of its weights were loaded (None for the exact mixture).
+    """The model and which of its weights were loaded (None where there is no such choice).
+
+    ``model`` is a name, a checkpoint of any family that :func:`sde_toolkit.interop.load` reads, or ``my_file.py:name``,
+    a function that returns a score model. ``{path: ..., ...}`` tells what a file does not say.
 
     Raises:
-        CheckpointError: naming the embedded models if there is no such folder.
+        CheckpointError: naming the embedded models if there is no such file or folder.
     """
     name = model_name(config)
     if name == MIXTURE:
         if (Path(name) / DESCRIPTION).is_file() or checkpoint_folders(name):
             print(f"model={name} is the exact mixture; the model in the folder of that name is model=./{name}")
         return ring_mixture(), None
+    if is_user_file(name):
+        return _of_user(name), None
     if name not in embedded_models() and not Path(name).exists():
-        raise CheckpointError(name, "no such folder", f"Pass a checkpoint folder, or one of {_names()}.")
-    return ScoreModel.from_pretrained(name, weights=config.weights), config.weights
+        remedy = f"Pass a checkpoint, my_file.py:my_function, or one of {_names()}."
+        raise CheckpointError(name, "there is no such file or folder", remedy)
+    given = OmegaConf.to_container(config.model) if isinstance(config.model, DictConfig) else {}
+    told: dict[str, Any] = {str(key): value for key, value in dict(given).items() if key != "path"}  # type: ignore[arg-type]
+    if "weights" in reader_of(name).arguments:
+        told = {"weights": config.weights, **told}
+        return load(name, **told), told["weights"]
+    return load(name, **told), None
+
+
+def _of_user(name: str) -> ScoreModel:
+    """The score model that a user's file makes."""
+    made = loaded("model", name)
+    if not isinstance(made, ScoreModel) and callable(made):
+        made = made()
+    if not isinstance(made, ScoreModel):
+        problem = f"it gives a {type(made).__name__}, and no ScoreModel"
+        raise ArgumentError(
+            "model", name, problem, "Return ScoreModel(network, sde, ...), or ScoreModel.from_denoiser."
+        )
+    return made
 
 
 def _names() -> str:

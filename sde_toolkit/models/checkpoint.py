@@ -181,8 +181,8 @@ def locate(path: str | Path) -> Path:
     if place.is_file():
         raise CheckpointError(
             path,
-            "this is a file, not a checkpoint folder; pickled files (.pt, .ckpt, .pkl) are never unpickled",
-            f"Pass the folder that holds {DESCRIPTION}, or build a ScoreModel around your network yourself.",
+            "this is a file, not a checkpoint folder of this package",
+            f"Pass the folder that holds {DESCRIPTION}. Files of other codes: sde_toolkit.interop.load(path).",
         )
     raise CheckpointError(path, "no such folder", f"Pass a checkpoint folder, or an embedded model: {names}.")
 

@@ -72,7 +72,7 @@ def test_pickles_are_never_opened(folder, tmp_path):
     for name in ("model.pt", "model.ckpt"):
         file = tmp_path / name
         file.write_bytes(pickle.dumps(Trap()))
-        refused(file, file, "never unpickled")
+        refused(file, file, "interop.load")
 
 
 def test_missing_files_and_folders(folder, tmp_path):
