@@ -1,12 +1,11 @@
-"""The loop of ``sample`` without its bookkeeping, through which gradients may flow: grid in, endpoint out."""
+"""Runs of one model for a calibration, by the loop of ``sample``; gradients may flow through them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
@@ -15,6 +14,8 @@ from sde_toolkit.models.calls import counted
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.noise.streams import Noise
+from sde_toolkit.sampling.loop import Options, no_noise, solve
+from sde_toolkit.solvers import Solver
 
 __all__ = ["CommonNoise", "Descent"]
 
@@ -75,24 +76,21 @@ class Descent:
         integrator: Integrator,
         grid: Tensor,
         x: Tensor,
-        noise: Noise | None,
+        noise: Noise = no_noise,
         *,
         tweedie: bool,
         keep: bool = False,
         table: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The endpoint, and all states (len(grid), n, *event) if they are kept. ``table`` replaces the prepared one."""
-        equation = self.equation
-        table = integrator.prepare(equation, grid) if table is None else table
-        path, state = [x], None
-        for row in table.to(x.device, x.dtype):
-            x, state = integrator.step(equation, x, row.unbind(), state, noise or _silent)
-            if keep:
-                path.append(x)
-        if tweedie:
-            x = equation.denoise(x, grid[-1])
-        return x, torch.stack(path) if keep else None
-
-
-def _silent() -> Tensor:
-    raise RuntimeError("an integrator of the flow asked for noise")
+        condition = map_rows(self.condition, lambda row: row.expand(len(x), *row.shape[1:]))
+        solved = solve(
+            replace(self.equation, condition=condition),
+            Solver("calibrated", self.eta, integrator),
+            grid,
+            len(x),
+            lambda first, last: (x[first:last], lambda step: noise),
+            Options(x.dtype, x.device, tweedie=tweedie, trajectory=keep, check_finite=False),
+            table,
+        )
+        return solved.x, solved.trajectory

@@ -66,5 +66,5 @@ class FineSolve:
 def solve_finely(descent: Descent, x: Tensor, times: Tensor, *, keep: bool = False) -> FineSolve:
     """The probability flow from ``x`` at ``times[0]`` down ``times``."""
     integrator = Corrected(Multistep(3, FrozenX0()))
-    end, states = descent.run(integrator, times, x, None, tweedie=True, keep=keep)
+    end, states = descent.run(integrator, times, x, tweedie=True, keep=keep)
     return FineSolve(times, states, end)

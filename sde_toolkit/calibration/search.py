@@ -22,6 +22,7 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators.tuned import Tuned, multiplied, tilt
+from sde_toolkit.sampling.loop import no_noise
 
 __all__ = ["fitted_weights", "pattern_search", "score"]
 
@@ -116,7 +117,10 @@ def _path_from(problem: Problem, x: Tensor, times: Tensor) -> Tensor:
 def _fit(
     problem: Problem, chosen: NoiseSet, plan: Contender, count: int, targets: Tensor, ridge: float
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Factors of every step, the run so far being the tuned one."""
+    """Factors of every step, the run so far being the tuned one.
+
+    Its loop over the steps is its own: a row is known only when the state before it is, and each is tried many times.
+    """
     integrator = plan.solver.integrator
     free = list(range(integrator.linear_weights or 0))
     x, n = targets[0], targets.shape[1]
@@ -130,7 +134,7 @@ def _fit(
 
         def stepped(factors: Tensor, k: int = k, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
             tuned = multiplied(integrator, row[None], factors[None], tilts[k : k + 1])[0]
-            return integrator.step(equation, x, tuned.to(x).unbind(), state, _no_noise)  # noqa: B023
+            return integrator.step(equation, x, tuned.to(x).unbind(), state, no_noise)  # noqa: B023
 
         ones = torch.ones(count, dtype=torch.float64)
         base = stepped(ones)[0]
@@ -162,7 +166,3 @@ def _remembering(problem: Problem, memory: list[Tensor]) -> ReverseEquation:
 
     equation = problem.descent.equation
     return ReverseEquation(equation.model, equation.eta, equation.condition, evaluate)
-
-
-def _no_noise() -> Tensor:
-    raise RuntimeError("an integrator of the flow asked for noise")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.reference import fine_grid
 from sde_toolkit.errors import SDEToolkitError
-from sde_toolkit.grids import check_grid, sech
+from sde_toolkit.grids import check_grid, karras, quadratic, sech, uniform, uniform_lambda
 from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
@@ -52,8 +52,6 @@ def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:
 
 _LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)  # for data of size 1
 
-Coordinate = Callable[[Tensor], Tensor]
-
 
 def usual_grids(
     sde: SDE, steps: int, *, start: float, earliest: float, sigma_data: float = 1.0
@@ -73,34 +71,24 @@ def usual_grids(
 
 
 def _of_one_end(sde: SDE, steps: int, start: float, end: float, sigma_data: float) -> Iterator[tuple[str, Tensor]]:
-    ends = torch.tensor([start, end], dtype=torch.float64)
-    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-
-    def spaced(coordinate: Coordinate, inverse: Coordinate) -> Tensor:
-        low, high = coordinate(ends)
-        times = inverse(low + u * (high - low))
-        times[0], times[-1] = start, end
-        return times
-
     def mixed(in_time: float) -> Tensor:
         return fine_grid(sde, steps, start=start, end=end, in_time=in_time, sigma_data=sigma_data)
 
+    def built(build: Callable[..., Tensor], **how: float) -> Callable[[], Tensor]:
+        return partial(build, sde, steps, start=start, end=end, **how)
+
     made: list[tuple[str, Callable[[], Tensor]]] = [
         *(
-            (
-                f"sech {c:g}, {w:g}",
-                partial(sech, sde, steps, center=c, width=w, start=start, end=end, sigma_data=sigma_data),
-            )
+            (f"sech {c:g}, {w:g}", built(sech, center=c, width=w, sigma_data=sigma_data))
             for c, w in ((0.75, 1.5), (1.5, 2.0), (0.0, 2.0))
         ),
-        ("uniform", lambda: spaced(lambda t: t, lambda v: v)),
-        ("quadratic", lambda: spaced(torch.sqrt, torch.square)),
+        ("uniform", built(uniform)),
+        ("quadratic", built(quadratic)),
         ("mixed", lambda: mixed(in_time=0.3)),
     ]
-    if bool(sde.half_log_snr(ends).isfinite().all()):
-        made.append(("uniform in λ", lambda: spaced(sde.half_log_snr, sde.inverse_half_log_snr)))
-        for rho in (3.0, 7.0):
-            made.append((f"karras {rho:g}", lambda rho=rho: spaced(*_karras(sde, rho))))  # type: ignore[misc]
+    if bool(sde.half_log_snr(torch.tensor([start, end], dtype=torch.float64)).isfinite().all()):
+        made.append(("uniform in λ", built(uniform_lambda)))
+        made += [(f"karras {rho:g}", built(karras, rho=rho)) for rho in (3.0, 7.0)]
     else:
         made.append(("λ", lambda: mixed(in_time=0.05)))
     for name, make in made:
@@ -108,10 +96,3 @@ def _of_one_end(sde: SDE, steps: int, start: float, end: float, sigma_data: floa
             yield name, check_grid(make())
         except SDEToolkitError:
             continue
-
-
-def _karras(sde: SDE, rho: float) -> tuple[Coordinate, Coordinate]:
-    return (
-        lambda t: torch.exp(-sde.half_log_snr(t) / rho),
-        lambda v: sde.inverse_half_log_snr(-rho * torch.log(v)),
-    )

@@ -38,7 +38,7 @@ from sde_toolkit.sampling.arguments import (
     state_dtype,
     warn_outside,
 )
-from sde_toolkit.sampling.loop import Callback, Options, solve
+from sde_toolkit.sampling.loop import Callback, Options, no_noise, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
@@ -121,10 +121,6 @@ def encode(
     device = torch.device(device) if device is not None else device_of(model, x)
     if space == "model":
         warn_outside(model, "x", x, grid[-1])
-
-    def no_noise() -> Tensor:
-        problem = "it draws noise although eta is 0, so that nothing undoes its steps"
-        raise ArgumentError("solver", solver, problem, "Encode with a deterministic integrator.")
 
     def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
         return x[first:last].to(device, dtype, copy=True), lambda step: no_noise

@@ -21,7 +21,7 @@ from sde_toolkit.sampling.compiled import CompiledSteps
 from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Callback", "Options", "Solved", "Start", "Step", "rows_of", "solve"]
+__all__ = ["Callback", "Options", "Solved", "Start", "Step", "no_noise", "rows_of", "solve"]
 
 _ROWS_AT_ONCE = 64  # of a table that are taken apart together: cheaper than one by one, and no longer than a long grid
 
@@ -73,12 +73,22 @@ class Options:
     compile: bool | str = False
 
 
-def solve(equation: ReverseEquation, solver: Solver, times: Tensor, n: int, start: Start, options: Options) -> Solved:
+def solve(
+    equation: ReverseEquation,
+    solver: Solver,
+    times: Tensor,
+    n: int,
+    start: Start,
+    options: Options,
+    table: Tensor | None = None,
+) -> Solved:
     """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
 
-    Everything but the batches' starts is refused here, by ``prepare``, before any evaluation.
+    Everything but the batches' starts is refused here, by ``prepare``, before any evaluation. ``table`` replaces what
+    ``prepare`` would compute: calibration differentiates through it. Whether a graph is kept is the caller's setting of
+    torch. An ``evaluate`` of the equation is kept, and counted around.
     """
-    run = _Run(equation, solver, times, start, options)
+    run = _Run(equation, solver, times, start, options, table)
     batches = list(_batches(n, options.batch_size))
     bar = progress_bar(len(run.table) * len(batches), solver.name, enabled=options.progress)
     done = [run.batch(first, last, bar) for first, last in batches]
@@ -105,16 +115,22 @@ class _Run:
     """What all batches share: the table, the meter, and how a step is taken."""
 
     def __init__(
-        self, equation: ReverseEquation, solver: Solver, times: Tensor, start: Start, options: Options
+        self,
+        equation: ReverseEquation,
+        solver: Solver,
+        times: Tensor,
+        start: Start,
+        options: Options,
+        table: Tensor | None,
     ) -> None:
         self.equation, self.integrator, self.times = equation, solver.integrator, times
         self.start, self.options = start, options
         self.integrator.check(equation)
-        self.table = self._prepared(times)
-        self.meter = Meter(equation.model, options.device)
+        self.table = self._prepared(times) if table is None else table.to(options.device, options.dtype)
+        self.meter = Meter(equation.model, options.device, equation.evaluate)
         eager, how = options.compile is False, options.compile
-        self.take = _eager(solver) if eager else CompiledSteps(self.integrator, self.meter, _backend(how))
-        self.rows: Callable[[Tensor], Iterator[Any]] = _rows if eager else iter
+        self.step = _eager(solver) if eager else CompiledSteps(self.integrator, self.meter, _backend(how))
+        self.rows: Callable[[Tensor], Iterator[Any]] = _step_rows if eager else iter
         self.repeatable = equation.eta == 0 and eager and options.callback is None
 
     def _prepared(self, times: Tensor) -> Tensor:
@@ -127,13 +143,13 @@ class _Run:
         x, noise_of = self.start(first, last)
         bare = replace(self.equation, condition=rows_of(self.equation.condition, first, last))
         counted = replace(bare, evaluate=meter.evaluate)
-        again = partial(_again, self.integrator, bare, table, noise_of) if self.repeatable else None
-        watch = FiniteWatch(times, options.check_finite, x, again)
+        step_again = partial(_step_again, self.integrator, bare, table, noise_of) if self.repeatable else None
+        watch = FiniteWatch(times, options.check_finite, x, step_again)
         listed, state = times.tolist(), None
         path, done = [x], []
         rows = self.rows(table)
         for i in range(len(table)):
-            x, state = self.take(bare, counted, x, next(rows), state, noise_of(i))
+            x, state = self.step(bare, counted, x, next(rows), state, noise_of(i))
             bar.update(1)
             if options.callback is not None:
                 edited = _edited(options.callback, Step(i, listed[i], listed[i + 1], x, first))
@@ -190,7 +206,7 @@ def _eager(solver: Solver) -> Callable[..., tuple[Tensor, Any]]:
     return lambda bare, counted, x, row, state, noise: step(counted, x, row, state, noise)
 
 
-def _again(
+def _step_again(
     integrator: Integrator,
     equation: ReverseEquation,
     table: Tensor,
@@ -207,7 +223,7 @@ def _backend(compile: bool | str) -> str:
     return compile if isinstance(compile, str) else "inductor"
 
 
-def _rows(table: Tensor) -> Iterator[StepRow]:
+def _step_rows(table: Tensor) -> Iterator[StepRow]:
     """The table as tuples of 0-dim tensors."""
     k = table.shape[1]
     for part in table.split(_ROWS_AT_ONCE):
@@ -224,3 +240,13 @@ def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
 def rows_of(condition: Any, first: int, last: int) -> Any:
     """The rows of a condition that belong to a batch."""
     return map_rows(condition, lambda rows: rows[first:last])
+
+
+def no_noise() -> Tensor:
+    """The noise of a deterministic run: there is none.
+
+    Raises:
+        ArgumentError: when an integrator asks for a draw.
+    """
+    problem = "it draws noise although eta is 0, so that nothing undoes its steps"
+    raise ArgumentError("solver", "its integrator", problem, "Use a deterministic integrator.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,19 @@ __all__ = ["FiniteWatch", "Meter"]
 
 _STEPS_BETWEEN_READS = 16  # of the finiteness of the state
 
-Again = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
+StepAgain = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
+"""(step, x, state) to the x and state after it, uncounted."""
 
 
 class Meter:
-    """Counts the evaluations of a network and the time they take, without waiting for the device."""
+    """Counts the evaluations of a network and the time they take, without waiting for the device.
 
-    def __init__(self, model: ScoreModel, device: torch.device) -> None:
+    ``around``: an equation's own ``evaluate``, which stands around the model.
+    """
+
+    def __init__(self, model: ScoreModel, device: torch.device, around: Callable[..., Any] | None = None) -> None:
         self.model = model
+        self.around = around
         self.device = device
         self.calls = 0
         self._most_calls = 0
@@ -46,7 +52,7 @@ class Meter:
 
     def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
         """``model.output``, or another way to ``call`` the model, with the network's evaluations in it counted."""
-        call = call or self.model.output
+        call = partial(self.around, call=call) if self.around is not None else call or self.model.output
         if not self._watched:
             self._watched = True
             call = self._watching(call)
@@ -81,7 +87,7 @@ class Meter:
 class FiniteWatch:
     """Whether the state stays finite, read on the host every few steps only.
 
-    What is no longer finite stays so, since every step is linear in x. With ``again``, which takes a step once more,
+    What is no longer finite stays so, since every step is linear in x. With ``step_again``
     only every sixteenth state is looked at, and where it is not finite the steps since the last look are repeated to
     find the first. Without, for steps that cannot be repeated because they drew noise, the sum of every state is
     kept until the next look: a sum costs as much as a third of the cheapest step.
@@ -90,13 +96,13 @@ class FiniteWatch:
         grid: the times.
         enabled: whether to look at all.
         x: the state at the first of them.
-        again: (step, x, state) to the x and state after it.
+        step_again: takes a step once more; None where steps cannot be repeated.
     """
 
-    def __init__(self, grid: Tensor, enabled: bool, x: Tensor, again: Again | None = None) -> None:
+    def __init__(self, grid: Tensor, enabled: bool, x: Tensor, step_again: StepAgain | None = None) -> None:
         self.grid = grid
         self.enabled = enabled
-        self.again = again
+        self.step_again = step_again
         self.since: tuple[int, Tensor, Any] = (0, x, None)  # the next step, and what it starts from
         self.latest: tuple[int, Tensor, Any] = (-1, x, None)  # the step before, and what it led to
         self.sums: list[Tensor] = []
@@ -105,7 +111,7 @@ class FiniteWatch:
         if not self.enabled:
             return
         self.latest = (step, x, state)
-        if self.again is None:
+        if self.step_again is None:
             self.sums.append(x.detach().sum())
         if step - self.since[0] == _STEPS_BETWEEN_READS - 1:
             self.read()
@@ -130,10 +136,10 @@ class FiniteWatch:
         """The first step since the last reading after which the state was not finite; the latest one is known to be."""
         first, x, state = self.since
         for step in range(first, self.latest[0]):
-            if self.again is None:
+            if self.step_again is None:
                 x = self.sums[step - first]
             else:
-                x, state = self.again(step, x, state)
+                x, state = self.step_again(step, x, state)
             if not _finite(x):
                 return step
         return self.latest[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_toolkit import VPSDE, FlowMatching, GaussianMixture, ReverseEquation, Solver, gaussian, grids
+from sde_toolkit import VPSDE, FlowMatching, GaussianMixture, ReverseEquation, Solver, gaussian, grids, sample
 from sde_toolkit.calibration import distributions, knots
 from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness, residuals, sliced_squares
@@ -362,3 +362,22 @@ def test_grids_have_every_increment():
     a = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=FLOAT)
     grid = grid_of(a, 0.9, 0.1, 5)
     torch.testing.assert_close(increments_of(grid, 0.1), torch.log_softmax(a, 0))
+
+
+# Runs
+
+
+@pytest.mark.parametrize("tweedie", [False, True])
+def test_a_run_of_a_calibration_is_a_run_of_sample(tweedie):
+    """The same bits at the end and on the way, and every evaluation counted once for each sample."""
+    model, grid = mixture(VPSDE()), grids.uniform(VPSDE(), 5, end=0.01)
+    solver, x = (
+        Solver("2m", 0.0, Multistep(2)),
+        torch.randn(7, 2, dtype=FLOAT, generator=torch.Generator().manual_seed(0)),
+    )
+    runs = Descent(model)
+    end, states = runs.run(solver.integrator, grid, x, tweedie=tweedie, keep=True)
+    expected = sample(model, solver, grid, x_start=x, tweedie=tweedie, trajectory=True)
+    assert torch.equal(end, expected.x)
+    assert torch.equal(states, expected.trajectory)
+    assert runs.evaluations == 7 * expected.nfe
