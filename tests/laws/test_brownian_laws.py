@@ -91,7 +91,7 @@ def test_with_x_0_frozen_every_refinement_ends_in_the_same_sample(sde, eta):
 )
 @pytest.mark.parametrize("shift", [0, 3], ids=["nested", "not nested"])
 def test_strong_order_measured_through_sample_alone(integrator, clock, shift):
-    """Nested grids and others, against 2048 steps on the same path."""
+    """Nested grids and others, against 1024 steps on the same path."""
     begin, end, counts = 0.8, 0.4, (16 + shift, 32 + shift, 64 + shift, 128 + shift)
 
     def run(n):
@@ -99,7 +99,7 @@ def test_strong_order_measured_through_sample_alone(integrator, clock, shift):
         solver, path = Solver("", 1.0, integrator), BrownianPath(clock)
         return sample(gaussian_data(SDE), solver, grid, shape=(100, 2), dtype=torch.float64, path=path).x
 
-    reference = run(2048)
+    reference = run(1024)
     errors = [(run(n) - reference).square().mean().sqrt().item() for n in counts]
     slope = -torch.tensor(errors).log().diff() / torch.tensor(counts).float().log().diff()
     assert slope.mean().item() == pytest.approx(integrator.strong_order, abs=0.15)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
-from catalogue import ADAPTIVE, EVENT_SHAPES, SDES, Flow, RandomNetwork, doubles, flow_solution, name, start_at
+from catalogue import (
+    ADAPTIVE,
+    EVENT_SHAPES,
+    SDES,
+    Flow,
+    RandomNetwork,
+    covering,
+    doubles,
+    flow_solution,
+    name,
+    start_at,
+)
 from catalogue import gaussian_data as gaussian_of
 from catalogue import model_of as modelled
 
@@ -26,7 +37,7 @@ TRUTH = Scipy(method="DOP853", rtol=1e-10, atol=1e-10)
 COSTS = {"dopri5": (2, 6), "RK45": (2, 6), "bosh3": (2, 3), "RK23": (2, 3), "adaptive_heun": (2, 1)}
 every_adaptive = pytest.mark.parametrize("integrator", ADAPTIVE, ids=name)
 every_method = pytest.mark.parametrize("integrator", METHODS, ids=lambda i: f"{name(i)}-{i.method}")
-every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
+METHODS_IN_TURN = [(method, *(BEGIN, END)[:: (-1) ** i]) for i, method in enumerate(METHODS)]  # down, up, down, ...
 both_ways = pytest.mark.parametrize(("first", "last"), [(BEGIN, END), (END, BEGIN)], ids=["down", "up"])
 
 
@@ -62,8 +73,7 @@ def tight(first, last):
     return torch.stack([x, *(single_step(TRUTH, TWO_MODES, x, first, t) for t in later)])
 
 
-@every_sde
-@every_adaptive
+@pytest.mark.parametrize(("sde", "integrator"), covering(SDES, ADAPTIVE), ids=name)
 @both_ways
 def test_the_closed_form_is_met_at_every_time(sde, integrator, first, last):
     times, x, size = between(first, last, 14), start_at(sde, torch.tensor(first)), lambda x: x.norm(dim=-1)
@@ -86,8 +96,7 @@ def test_states_are_those_of_separate_tight_solves(integrator, first, last):
     assert errors[1] < errors[0] / 5
 
 
-@every_method
-@both_ways
+@pytest.mark.parametrize(("integrator", "first", "last"), METHODS_IN_TURN, ids=str)
 def test_looking_costs_nothing_and_moves_nothing(integrator, first, last):
     calls, x, found = [], line(first), {}
 

@@ -58,7 +58,7 @@ def sampled(integrator):
 
 
 STATE = 50 * 200 * 4
-FEW, MANY = 160, 1280  # both longer than what of the coefficients is held at once
+FEW, MANY = 160, 640  # both longer than what of the coefficients is held at once
 
 
 @pytest.mark.parametrize("integrator", FIXED_STEP, ids=name)

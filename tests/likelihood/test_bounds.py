@@ -65,10 +65,10 @@ def test_never_above_the_likelihood_of_an_exact_score(sde):
     x, back = copies(POINTS, 20)
     end = sde.inverse_half_log_snr(doubles(4.0)).item()
     for bound in (
-        variational_bound(model, x, draws=400, end=end, **F64),
-        variational_bound(model, x, draws=400, end=end, decoder=GaussianDensity(denoise=True), **F64),
+        variational_bound(model, x, draws=100, end=end, **F64),
+        variational_bound(model, x, draws=100, end=end, decoder=GaussianDensity(denoise=True), **F64),
         discrete_bound(model, x, grids.sech(sde, 30, end=end), repeats=4, **F64),
-        discrete_bound(model, x, grids.sech(sde, 30, end=end), draws=400, **F64),
+        discrete_bound(model, x, grids.sech(sde, 30, end=end), draws=100, **F64),
     ):
         std = (model.network.variances + 2 * math.exp(-2 * 4.0)).sqrt()
         wider = GaussianMixture(model.network.means, VPSDE(), std=std, weights=[0.4, 0.6]).log_prob(points)
