@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al. 2017), softmax(Q Kᵀ/√d) V, by whatever kernel serves the device best."""
+"""Scaled dot-product attention (Vaswani et al. 2017), softmax(Q Kᵀ/√d) V, with the best kernel for the device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sde_toolkit.networks.normalisation import is_dual, slow_in_half
 __all__ = ["attend"]
 
 FEW_POSITIONS = 1024
-"""Up to so many the whole Q Kᵀ may be held at once."""
+"""Up to this number of positions the whole Q Kᵀ may be held in memory."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend; all tensors (B, heads, positions, width).
+    """softmax(Q Kᵀ/√width) V; all tensors (B, heads, positions, width).
 
-    Fused kernels lack a forward derivative, so a dual input avoids them. On a CPU in half precision, with heads as
-    wide as Ho et al. 2020 have them, the fused kernel takes three times as long as the two products.
+    Fused kernels have no forward-mode derivative, so inputs with a tangent do not use them. On a CPU in half precision,
+    with heads as wide as those of Ho et al. 2020, the fused kernel takes three times as long as the two products.
     """
     if is_dual(queries):
         with sdpa_kernel(SDPBackend.MATH):

@@ -17,30 +17,42 @@ from torch.utils.checkpoint import checkpoint
 
 from sde_toolkit.networks.attention import attend
 from sde_toolkit.networks.convolutions import convolution
-from sde_toolkit.networks.normalisation import activated, largest_divisor, normalisation, transforms_active
+from sde_toolkit.networks.normalisation import activated, group_norm_for, largest_divisor, transforms_active
 
-__all__ = ["Attention", "Downsample", "ResidualBlock", "Upsample", "beside", "merged", "run", "zeroed"]
+__all__ = [
+    "Attention",
+    "Downsample",
+    "ResidualBlock",
+    "Upsample",
+    "pass_through",
+    "scaled_sum",
+    "with_skip",
+    "zeroed",
+]
 
 
 def zeroed(layer: nn.Module) -> Any:
-    """The same layer with its weights and bias set to zero, so that it starts by adding nothing."""
+    """Set the weights and the bias of ``layer`` to zero and return it. A new block that ends with it adds nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, conv; scale and shift from the conditioning vector; SiLU, dropout, zeroed conv; plus skip.
+    """A residual block: the conditioning vector scales and shifts its second norm (FiLM, Nichol & Dhariwal 2021).
 
-    The second normalisation has no weights of its own: its scale and shift are a linear map of the vector
-    (FiLM, Nichol & Dhariwal 2021).
+        h   = conv(SiLU(norm(x)))
+        h   = norm(h) (1 + scale) + shift        (scale, shift) = linear(vector); this norm has no weights of its own
+        out = conv(dropout(SiLU(h))) + skip(x)   the weights of this convolution start at zero
+
+    ``skip`` is the identity, or a convolution of one tap where the number of channels changes.
     """
 
     def __init__(self, dims: int, inputs: int, outputs: int, time_width: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.enter_norm = normalisation(inputs, groups)
+        self.enter_norm = group_norm_for(inputs, groups)
         self.enter = convolution(dims, inputs, outputs)
-        self.film_norm = normalisation(outputs, groups, affine=False)
+        self.film_norm = group_norm_for(outputs, groups, affine=False)
         self.film = nn.Linear(time_width, 2 * outputs)
         self.dropout = nn.Dropout(dropout)
         self.leave = zeroed(convolution(dims, outputs, outputs))
@@ -51,13 +63,19 @@ class ResidualBlock(nn.Module):
         h = self.enter(activated(self.enter_norm, x))
         scale, shift = self.film(vector).chunk(2, dim=1)
         h = activated(self.film_norm, h, scale + 1, shift)
-        return merged(self.leave(self.dropout(h)), self.skip(x))
+        return scaled_sum(self.leave(self.dropout(h)), self.skip(x))
 
 
 class Attention(nn.Module):
     """Self-attention between all positions (Ho et al. 2020), ``(B, width, *size)`` to the same shape.
 
-    ``scale`` multiplies the sum of x and what is attended to; ``linear`` makes the maps of the channels.
+    Args:
+        width: number of channels.
+        head_width: channels of a head, at least; the number of heads divides ``width``.
+        groups: groups of the norm before it, at most.
+        eps: added to the variances in that norm.
+        scale: factor on the sum of x and the output of the attention.
+        linear: class of the two linear maps of the channels.
     """
 
     def __init__(
@@ -72,21 +90,21 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = largest_divisor(width, width // head_width)
         self.scale = scale
-        self.norm = normalisation(width, groups, eps=eps)
+        self.norm = group_norm_for(width, groups, eps=eps)
         self.enter = linear(width, 3 * width)
         self.leave = zeroed(linear(width, width))
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Attend; ``vector`` is ignored, so that attention and residual blocks are called alike."""
+        """x plus the attention's output, times ``scale``. ``vector`` is not used: all blocks are called alike."""
         tokens = self.norm(x).flatten(2).mT  # (B, positions, width)
         heads = self.enter(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
         queries, keys, values = heads.unbind(2)  # each (B, heads, positions, width / heads)
         attended = attend(queries, keys, values).transpose(1, 2).flatten(2)
-        return merged(self.leave(attended).mT.reshape(x.shape), x, self.scale)
+        return scaled_sum(self.leave(attended).mT.reshape(x.shape), x, self.scale)
 
 
 class Downsample(nn.Module):
-    """Halves every spatial axis with a strided convolution, and changes the width."""
+    """Halves every spatial axis with a convolution of stride 2, which also changes the number of channels."""
 
     def __init__(self, dims: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -99,7 +117,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles every spatial axis by repetition, then convolves, and changes the width."""
+    """Doubles every spatial axis by repetition; then a convolution, which also changes the number of channels."""
 
     def __init__(self, dims: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -111,34 +129,38 @@ class Upsample(nn.Module):
         return out
 
 
-def merged(h: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
-    """``scale`` (h + x), written over h, which no one else holds and no derivative asks for."""
+def scaled_sum(h: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale`` (h + x). The result overwrites h: nothing else may hold h, and no derivative may need it."""
     if torch.compiler.is_compiling() or transforms_active():
         return (h + x) * scale if scale != 1 else h + x
     h = h.add_(x)
     return h.mul_(scale) if scale != 1 else h
 
 
-def run(parts: Any, h: Tensor, vector: Tensor, *skips: Tensor, checkpointing: bool = False) -> Tensor:
-    """Pass ``h``, joined with ``skips``, through ``parts``, each of which hears the conditioning vector.
+def pass_through(parts: Any, h: Tensor, vector: Tensor, *skips: Tensor, checkpointing: bool = False) -> Tensor:
+    """Pass ``h`` through ``parts`` in turn, each called as part(h, vector).
 
-    With ``checkpointing`` nothing inside a part is kept for the backward pass: it is computed a second time there
-    (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), to the same gradients.
+    The first part takes ``h`` and ``skips`` concatenated along the channels. With ``checkpointing`` the inside of a
+    part is not kept for the backward pass but computed a second time there (Chen et al. 2016, "Training Deep Nets with
+    Sublinear Memory Cost"). The gradients are the same.
     """
     for part in parts:
         if checkpointing:
-            h = checkpoint(joined, part, vector, h, *skips, use_reentrant=False)
+            h = checkpoint(_call_on_concatenated, part, vector, h, *skips, use_reentrant=False)
         else:
-            h = joined(part, vector, h, *skips)
+            h = _call_on_concatenated(part, vector, h, *skips)
         skips = ()
     return h
 
 
-def beside(h: Tensor, skip: Tensor, apart: bool) -> tuple[Tensor, ...]:
-    """``h`` and ``skip`` along the channels in one tensor, and neither half is kept; or both, for :func:`joined`."""
-    return (h, skip) if apart else (torch.cat((h, skip), dim=1),)
+def with_skip(h: Tensor, skip: Tensor, checkpointing: bool) -> tuple[Tensor, ...]:
+    """The arguments ``h, *skips`` of :func:`pass_through`.
+
+    With ``checkpointing`` the two tensors themselves, which are concatenated inside the part; otherwise one
+    concatenated tensor, so that neither of the two is kept in memory.
+    """
+    return (h, skip) if checkpointing else (torch.cat((h, skip), dim=1),)
 
 
-def joined(part: Any, vector: Tensor, *tensors: Tensor) -> Any:
-    """``part`` of the tensors side by side along the channels."""
+def _call_on_concatenated(part: Any, vector: Tensor, *tensors: Tensor) -> Any:
     return part(torch.cat(tensors, dim=1) if len(tensors) > 1 else tensors[0], vector)

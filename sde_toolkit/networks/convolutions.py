@@ -19,15 +19,15 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
 
 def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
     """A convolution over ``dims`` spatial axes that keeps their sizes (or divides them by ``stride``)."""
-    kind = ONE_TAP if kernel == stride == 1 else CONVOLUTIONS
-    return kind[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+    classes = ONE_TAP if kernel == stride == 1 else CONVOLUTIONS
+    return classes[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
 IMAGES, WIDE = 16, 128
 
 
 def suits_convolution(rows: Tensor, width: int) -> bool:
-    """Whether :func:`mapped` takes the way by a convolution."""
+    """Whether :func:`mapped` computes by a convolution."""
     count = rows.shape[:-1].numel()
     return rows.device.type == "cpu" and rows.dtype == torch.float32 and width >= WIDE and count > 0 == count % IMAGES
 
@@ -35,8 +35,9 @@ def suits_convolution(rows: Tensor, width: int) -> bool:
 def mapped(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear map of every row of a tensor, (..., inputs) to (..., outputs).
 
-    On a CPU the product of float32 matrices is the business of MKL, which on processors of other makers than its own
-    runs at half speed; a convolution of one tap is oneDNN's, from 16 images on. The rows are given to it as 16 images.
+    On a CPU torch multiplies float32 matrices with MKL, which runs at half speed on processors that are not Intel's.
+    Convolutions of one tap over 16 or more images use oneDNN, which is faster there. So the rows are passed to it as
+    16 images, where their number allows it.
     """
     if not suits_convolution(rows, weight.shape[1]):
         return linear(rows, weight, bias)
@@ -46,7 +47,7 @@ def mapped(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Rows(nn.Linear):
-    """torch's linear layer, by :func:`mapped`."""
+    """torch's linear layer, computed by :func:`mapped`."""
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
@@ -62,7 +63,7 @@ class Pointwise(nn.Linear):
 
 
 class OneTap(nn.Module):
-    """torch's convolution of one tap, by :func:`mapped` where that is faster."""
+    """torch's convolution of one tap, computed by :func:`mapped` where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, *size) to (B, outputs, *size)."""

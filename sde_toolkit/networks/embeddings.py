@@ -1,11 +1,11 @@
-"""How a trunk sees time, class and augmentation: a vector of sinusoids, a small MLP, and a learned row per label.
+"""How a trunk is given time, class and augmentation: sinusoids, a small MLP, and a learned row per class.
 
 References:
-    Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (sinusoidal positions of the time index).
+    Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (sinusoidal embedding of the time index).
     Song et al. 2021, "Score-Based Generative Modeling through SDEs" (random Fourier features).
-    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (the row that stands for "no class").
-    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (augmentations told to the
-    network, appendix F.2).
+    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (the row for "no class").
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (augmentations as an input
+    of the network, appendix F.2).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Condition", "ConditionLike", "Conditioning", "FourierEmbedding", "Si
 
 
 class Condition(NamedTuple):
-    """What a trunk may be told besides time.
+    """What a trunk may be given besides time.
 
     Attributes:
         label: class labels, (B,) long; None for "no class".
         augmentation: how each sample was augmented, (B, augmentation_width) floating point, 0 for "not at all". None
-            is the same as zeros: what a sampler passes.
+            means the same as zeros; sampling passes None.
     """
 
     label: Tensor | None = None
@@ -42,8 +42,8 @@ ConditionLike: TypeAlias = Tensor | Condition | None
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines at fixed, geometrically spaced frequencies (Ho et al. 2020), ``(B,) -> (B, dim)``.
 
-    The angular frequencies of ``scale * time`` run from 1 down to ``1 / max_period``. With a time input in
-    [0, 1], a ``scale`` of 1000 reproduces the resolution of a 1000-step index.
+    The embedded number is ``scale * time``, with angular frequencies from 1 down to ``1 / max_period``. For a time
+    input in [0, 1], ``scale=1000`` resolves time as finely as an index of 1000 steps.
 
     Args:
         dim: width of the embedding, even.
@@ -74,8 +74,8 @@ class SinusoidalEmbedding(nn.Module):
 class FourierEmbedding(nn.Module):
     """Sines and cosines at random Gaussian frequencies (Song et al. 2021), ``(B,) -> (B, dim)``.
 
-    The frequencies are part of the model, so they are saved in its state dict. They are drawn once from a
-    generator of their own: torch's global random state is left alone.
+    The frequencies are saved in the state dict of the model. They are drawn once from a separate generator: torch's
+    global random state does not change.
 
     Args:
         dim: width of the embedding, even.
@@ -103,11 +103,12 @@ class FourierEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Turns time, class and augmentation into the one vector that every block of a trunk listens to.
+    """The conditioning vector of a trunk, which every block receives: a function of time, class and augmentation.
 
-    Embedding, plus a linear map of the augmentation; Linear, SiLU, Linear; plus the label's learned row; SiLU. With
-    ``num_classes=K`` the table has K+1 rows; row K means "no class" and is what a missing label selects. The map of
-    the augmentation has no bias, so that zeros and a missing augmentation are the same.
+        h      = embedding(time) + linear(augmentation)        this linear map has no bias: zeros change nothing
+        vector = SiLU(linear(SiLU(linear(h))) + row of the label)
+
+    With ``num_classes=K`` the table has K + 1 rows. Row K means "no class", and is used if no label is given.
 
     Args:
         width: width of the vector, even.
@@ -115,7 +116,7 @@ class Conditioning(nn.Module):
         scale: ``scale`` of the embedding.
         num_classes: number of classes, or None for a trunk without labels.
         features: width of the embedding, even; None for ``width``.
-        augmentation_width: length of the augmentation vector, or None for a trunk that is not told of any.
+        augmentation_width: length of the augmentation vector, or None for a trunk without one.
     """
 
     def __init__(
@@ -138,8 +139,8 @@ class Conditioning(nn.Module):
                 "num_classes", num_classes, "there must be at least one class", "Pass None for no labels."
             )
         if augmentation_width is not None and augmentation_width < 1:
-            problem = "an augmentation is told by at least one number"
-            raise ArgumentError("augmentation_width", augmentation_width, problem, "Pass None for none.")
+            problem = "the augmentation vector has at least one number"
+            raise ArgumentError("augmentation_width", augmentation_width, problem, "Pass None for no such vector.")
         features = width if features is None else features
         self.num_classes = num_classes
         self.augmentation_width = augmentation_width
@@ -185,7 +186,7 @@ class Conditioning(nn.Module):
             raise ArgumentError(
                 "condition",
                 augmentation,
-                "this network is not told of augmentations",
+                "this network was built without an augmentation vector",
                 "Build it with augmentation_width=K, or leave augmentation out.",
             )
         wanted = (x.shape[0], self.augmentation_width)
@@ -209,7 +210,7 @@ class Conditioning(nn.Module):
                 f"{tuple(condition.shape)}",
                 "Pass one torch.long label per sample.",
             )
-        # Reading values would break a compiled graph or make a GPU wait: check them where it is cheap.
+        # Values are read on a CPU only: reading them would break a compiled graph, and make an accelerator wait.
         if torch.compiler.is_compiling() or condition.device.type != "cpu" or condition.numel() == 0:
             return
         if int(condition.min()) < 0 or int(condition.max()) > (self.num_classes or 0):
@@ -228,10 +229,10 @@ EMBEDDINGS: dict[str, type[SinusoidalEmbedding] | type[FourierEmbedding]] = {
 
 
 def _check_tensors(label: Any, augmentation: Any) -> None:
-    """Refuse labels and augmentations that are no tensors."""
+    """Refuse labels and augmentations that are not tensors."""
     for given, wanted in ((label, "torch.tensor(labels)"), (augmentation, "torch.tensor(augmentation)")):
         if given is not None and not isinstance(given, Tensor):
-            problem = f"this network is told labels by a tensor, not by a {type(given).__name__}"
+            problem = f"this network takes a tensor, not a {type(given).__name__}"
             remedy = f"Pass {wanted}, one row per sample, or Condition(label=..., augmentation=...)."
             raise ArgumentError("condition", given, problem, remedy)
 

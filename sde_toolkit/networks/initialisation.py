@@ -1,7 +1,7 @@
-"""The initialisation of the published networks: variance scaling, uniform, by the average of both fans.
+"""The initialisation of the published networks: variance scaling, uniform, with the average of both fans.
 
 A weight of fan-in n and fan-out m is uniform with variance 2 gain/(n + m) (Glorot & Bengio 2010 for gain = 1); biases
-are zero. Ho et al. 2020 and Song et al. 2021 take gain = 1, and 1e-10 for what a new network should say nothing with.
+are zero. Ho et al. 2020 and Song et al. 2021 take gain = 1, and 1e-10 for layers that should add nothing at first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import nn
 __all__ = ["SILENT", "initialised"]
 
 SILENT = 1e-10
-"""The gain of the last layer of every block and of the network, which must not be 0 under a variance scaling."""
+"""The gain of the last layer of every block and of the network: their first output is close to 0."""
 
 
 def initialised(layer: Any, gain: float = 1.0, parts: int = 1) -> Any:
-    """The same layer with new weights; ``parts`` maps that share one weight are drawn each with its own fan-out."""
+    """Draw new weights for ``layer`` and return it. Where one weight holds ``parts`` maps, each has its own fan-out."""
     outputs, inputs, *kernel = layer.weight.shape
     fans = (inputs + outputs / parts) * math.prod(kernel)
     bound = math.sqrt(3 * gain * 2 / fans)

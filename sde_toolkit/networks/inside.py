@@ -1,8 +1,8 @@
-"""What a compiled or parallel network has inside, and what its tensors are called there.
+"""The network inside a compiled or parallel one, and the names that its tensors have there.
 
-``torch.compile(network)``, ``DataParallel`` and their like are modules around the network: its tensors get names with
-one more part (``_orig_mod.``, ``module.``), and its attributes are out of sight. What is said of a network here is said
-of the one inside, and its tensors are written under its own names.
+``torch.compile(network)``, ``DataParallel`` and others wrap the network in a module. The wrapper adds a part
+(``_orig_mod.``, ``module.``) to the names of the tensors and hides the attributes of the network. The functions here
+find the network inside, its hyperparameters, and the names without the added parts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import nn
 
 __all__ = ["hyperparameters_of", "inner_network", "own_names", "without_wrappers"]
 
-# The child of a wrapper that is the network: torch.compile, sharding (FSDP), activation checkpointing, data parallel.
-_CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_PARALLEL = "module"
+# The attribute in which a wrapper holds the network.
+_CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # compile, FSDP, checkpointing
+_PARALLEL = "module"  # data parallel
 
 
 def inner_network(network: Any) -> Any:
-    """The network inside any number of wrappers; what is no wrapper, as it is."""
+    """The network inside any number of wrappers; ``network`` itself if it is not a wrapper."""
     name = _child(network)
     while name is not None:
         network = getattr(network, name)
@@ -38,13 +38,13 @@ def _child(module: Any) -> str | None:
 
 
 def hyperparameters_of(network: Any) -> Mapping[str, Any]:
-    """The constructor arguments that a network keeps in ``.hyperparameters``; nothing, if it keeps none."""
+    """The constructor arguments that a network keeps in ``.hyperparameters``; empty if it has no such attribute."""
     found = getattr(inner_network(network), "hyperparameters", None)
     return found if isinstance(found, Mapping) else {}
 
 
 def own_names(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """For each name of a state dict of ``module``, the name without the parts that wrappers add."""
+    """Maps each name in a state dict of ``module`` to the name without the parts that wrappers add."""
     return {name: _own_name(module, name) for name in names}
 
 
@@ -59,5 +59,5 @@ def _own_name(module: Any, name: str) -> str:
 
 
 def without_wrappers(name: str) -> str:
-    """A name from a file, without every part that may come from a wrapper."""
+    """A tensor's name from a file, without all parts that a wrapper may have added."""
     return ".".join(part for part in name.split(".") if part not in (*_CHILDREN, _PARALLEL))

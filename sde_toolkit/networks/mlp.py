@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron, for data without neighbourhoods: points, tables, small vectors."""
+"""A residual multilayer perceptron, for data without spatial structure: points, tables, small vectors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """A residual SiLU trunk over flattened events, ``(B, *event_shape) -> (B, *event_shape)``, or ``out_channels``.
+    """A residual SiLU trunk over flattened samples, ``(B, *event_shape) -> (B, *event_shape)``.
 
-    Each of the ``depth`` layers adds ``Linear(SiLU(Linear(SiLU(h)) + Linear(vector)))``, where the vector
-    carries time and class as in :class:`~sde_toolkit.networks.UNet`. The output layer starts at zero, so a
+    Each of the ``depth`` layers adds ``Linear(SiLU(Linear(SiLU(h)) + Linear(vector)))`` to h; the vector comes from
+    time and class as in :class:`~sde_toolkit.networks.UNet`. The output layer starts at zero, so that a
     new network returns exactly zero.
 
     Args:
@@ -31,9 +31,12 @@ class MLP(nn.Module):
         embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies. 1000
             brings a time input of about 1 (t itself, ¼ log(σ/α)) to the range that sinusoids resolve well.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
-        out_channels: length of the output's first axis, of which a scalar event has one; None for that of the event.
-            Twice as many hold a learned variance beside the mean.
-        augmentation_width: length of the vector that tells how a sample was augmented; None: it is not told.
+        out_channels: length of the first axis of the output (1 for a scalar); None for that of ``event_shape``. Twice
+            as many for a learned variance.
+        augmentation_width: length of the vector that says how a sample was augmented; None: there is no such vector.
+
+    Raises:
+        ArgumentError: if an argument is out of its range; in use, if data, time or condition have a wrong shape.
     """
 
     def __init__(
@@ -67,7 +70,8 @@ class MLP(nn.Module):
         if depth < 1:
             raise ArgumentError("depth", depth, "there is no layer", "Pass a depth of at least 1.")
         if out_channels is not None and out_channels < 1:
-            raise ArgumentError("out_channels", out_channels, "there is no output", "Pass None for the event's own.")
+            remedy = "Pass at least 1, or None for the first axis of event_shape."
+            raise ArgumentError("out_channels", out_channels, "there is no output", remedy)
         self.event_shape = tuple(event_shape)
         self.out_shape = self.event_shape if out_channels is None else (out_channels, *self.event_shape[1:])
         features = math.prod(self.event_shape)
@@ -79,7 +83,7 @@ class MLP(nn.Module):
         self.leave = zeroed(nn.Linear(width, math.prod(self.out_shape)))
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return a tensor shaped like ``x``, or with ``out_channels`` along its second axis.
+        """Return a tensor of the shape of ``x``, or with ``out_channels`` on its second axis.
 
         Args:
             x: data, (B, *event_shape).

@@ -1,4 +1,4 @@
-"""The networks of the papers by name, for 32×32 images of three channels as published, or for other data.
+"""The networks of the papers, by name. Their defaults are the published ones, for 32×32 images of three channels.
 
     name                       paper                                                        parameters
     ddpm_cifar10               Ho et al. 2020 (and diffusers' google/ddpm-cifar10-32)       35 746 307
@@ -7,7 +7,7 @@
     ncsnpp_cifar10             Song et al. 2021, NCSN++ cont.                               62 758 787
     ncsnpp_cifar10(deep=True)  Song et al. 2021, NCSN++ cont. (deep)                       107 586 947
 
-Every argument of :class:`~sde_toolkit.networks.PublishedUNet` can be passed to change what is published.
+Arguments of :class:`~sde_toolkit.networks.PublishedUNet` replace published values, for other data for example.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ __all__ = ["ddpm_cifar10", "ddpmpp_cifar10", "ncsnpp_cifar10"]
 
 
 def ddpm_cifar10(**changes: Any) -> PublishedUNet:
-    """DDPM (Ho et al. 2020, appendix B). Told i − 1 of step i (``DiscreteIndex(1000)``), it predicts ε."""
+    """DDPM (Ho et al. 2020, appendix B). Time input: i − 1 at step i (``DiscreteIndex(1000)``). It predicts ε."""
     return PublishedUNet(**changes)
 
 
 def ddpmpp_cifar10(deep: bool = False, **changes: Any) -> PublishedUNet:
-    """DDPM++ (Song et al. 2021, appendix H). Told 999 t (``ScaledTime(999)``), it predicts ε; ``deep``: 8 blocks."""
+    """DDPM++ (Song et al. 2021, appendix H). Time input: 999 t (``ScaledTime(999)``). It predicts ε.
+
+    ``deep``: 8 blocks per level instead of 4.
+    """
     published: dict[str, Any] = {
         "blocks_per_level": 8 if deep else 4,
         "attention_up": "last",
@@ -38,9 +41,10 @@ def ddpmpp_cifar10(deep: bool = False, **changes: Any) -> PublishedUNet:
 
 
 def ncsnpp_cifar10(deep: bool = False, **changes: Any) -> PublishedUNet:
-    """NCSN++ (Song et al. 2021, appendix H). Told log σ (``NoiseLevel(1)`` under VE), it predicts ε = −σ ∇log p.
+    """NCSN++ (Song et al. 2021, appendix H). Time input: log σ (``NoiseLevel(1)`` under VE). It predicts ε = −σ ∇log p.
 
-    DDPM++ with the filter (1, 3, 3, 1), the data at every resolution on the way down, and Fourier features.
+    It is DDPM++ with the filter (1, 3, 3, 1), the residual input pyramid and Fourier features of time. ``deep``: 8
+    blocks per level instead of 4.
     """
     published: dict[str, Any] = {
         "taps": (1, 3, 3, 1),

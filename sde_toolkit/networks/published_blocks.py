@@ -1,4 +1,4 @@
-"""The blocks of the published networks: where time is added to the channels, and samples may be halved or doubled.
+"""The blocks of the published networks: time is added to the channels, and a block may halve or double the size.
 
 References:
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (time added between the two convolutions).
@@ -9,15 +9,16 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from sde_toolkit.networks.blocks import Attention, merged
+from sde_toolkit.networks.blocks import Attention, scaled_sum
 from sde_toolkit.networks.convolutions import Pointwise, Rows, convolution
 from sde_toolkit.networks.initialisation import SILENT, initialised
-from sde_toolkit.networks.normalisation import GroupNorm, activated, normalisation
+from sde_toolkit.networks.normalisation import GroupNorm, activated, group_norm_for
 from sde_toolkit.networks.resampling import (
     Double,
     DownConvolution,
@@ -27,46 +28,67 @@ from sde_toolkit.networks.resampling import (
     UpConvolution,
 )
 
-__all__ = ["Resampling", "ResidualInput", "ShiftedBlock", "SkipInput", "SkipOutput", "Style", "attention", "resampler"]
+__all__ = [
+    "Resampling",
+    "ResidualInput",
+    "ShiftedBlock",
+    "SkipInput",
+    "SkipOutput",
+    "Style",
+    "published_attention",
+    "resampler",
+]
 
 Resampling: TypeAlias = Literal["halve", "double"]
 
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of one network have in common."""
+    """What all blocks of one network have in common: the arguments of the same names of the network."""
 
     dims: int
     time_width: int
     groups: int
     eps: float
     dropout: float
-    scale: float
+    skip_scale: float
     taps: tuple[float, ...]
-    head_width: int | None
+    attention_head_width: int | None
     attention_gain: float
+    resampling: Literal["convolution", "block"]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Style:
+        """The style of the network with these arguments; ``time_width`` is 4 times the first width by default."""
+        style = {field.name: given[field.name] for field in fields(cls)}
+        if style["time_width"] is None:
+            style["time_width"] = 4 * given["widths"][0]
+        return cls(**{**style, "taps": tuple(style["taps"])})
 
     def norm(self, width: int) -> GroupNorm:
-        """A group norm of this network."""
-        return normalisation(width, self.groups, eps=self.eps)
+        """A group norm over ``width`` channels."""
+        return group_norm_for(width, self.groups, eps=self.eps)
 
     def conv(self, inputs: int, outputs: int, gain: float = 1.0) -> nn.Module:
-        """A 3-tap convolution that keeps the size."""
+        """A 3-tap convolution that keeps the size; ``gain`` scales the variance of its initial weights."""
         layer: nn.Module = initialised(convolution(self.dims, inputs, outputs), gain)
         return layer
 
 
 class ShiftedBlock(nn.Module):
-    """scale (skip(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(vector))))), perhaps resampled on the way.
+    """A residual block in which the conditioning vector shifts the channels; it may halve or double the size.
 
-    The resampling of the main branch precedes its first convolution; the skip is a linear map of the channels where
-    their number or that of the samples changes. The last convolution starts (nearly) silent.
+        out = skip_scale (skip(x) + conv(dropout(SiLU(norm(conv(SiLU(norm(x))) + linear(vector))))))
+
+    ``resampling``: both branches are halved or doubled, the main branch just before its first convolution. The skip is
+    the identity, or a linear map of the channels where their number or the size changes. The weights of the last
+    convolution start close to zero.
     """
 
     def __init__(self, style: Style, inputs: int, outputs: int, resampling: Resampling | None = None) -> None:
         super().__init__()
         dims, taps = style.dims, style.taps
-        self.scale = style.scale
+        self.scale = style.skip_scale
         self.enter_norm = style.norm(inputs)
         self.skip: nn.Module = nn.Identity()
         self.resample: nn.Module = nn.Identity()
@@ -86,61 +108,65 @@ class ShiftedBlock(nn.Module):
             self.skip = initialised(Pointwise(inputs, outputs))
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *size), resampled."""
+        """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *resampled size)."""
         h = self.enter(activated(self.enter_norm, x))
         shift = self.shift(vector)
         h = h + shift.reshape(shift.shape + (1,) * (h.ndim - shift.ndim))
         h = self.leave(self.dropout(activated(self.leave_norm, h)))
-        return merged(h, self.skip(self.resample(x)), self.scale)
+        return scaled_sum(h, self.skip(self.resample(x)), self.scale)
 
 
-def attention(style: Style, width: int) -> Attention:
-    """Self-attention as published: queries, keys and values each with weights of its own, one head by default."""
-    part = Attention(width, style.head_width or width, style.groups, style.eps, style.scale, Rows)
-    initialised(part.enter, style.attention_gain, parts=3)
-    initialised(part.leave, SILENT)
-    return part
+def published_attention(style: Style, width: int) -> Attention:
+    """Self-attention as published: one head by default, and separately initialised queries, keys and values."""
+    head_width = style.attention_head_width or width
+    layer = Attention(width, head_width, style.groups, style.eps, style.skip_scale, Rows)
+    initialised(layer.enter, style.attention_gain, parts=3)
+    initialised(layer.leave, SILENT)
+    return layer
 
 
-class Deaf(nn.Module):
-    """A part that does not listen to the conditioning vector, called like those that do."""
+class Unconditioned(nn.Module):
+    """A layer that does not use the conditioning vector, called like the blocks that do."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """The part's own output."""
+        """The output of the layer for ``x``."""
         out: Tensor = self.part(x)
         return out
 
 
-def resampler(style: Style, width: int, resampling: Resampling, by_block: bool) -> nn.Module:
-    """What stands between two levels: a residual block of its own, or one convolution."""
-    if by_block:
+def resampler(style: Style, width: int, resampling: Resampling) -> nn.Module:
+    """The layer between two levels: a residual block that resamples, or one convolution."""
+    if style.resampling == "block":
         return ShiftedBlock(style, width, width, resampling)
     if resampling == "halve":
-        return Deaf(StridedConvolution(style.dims, width))
-    return Deaf(UpConvolution(style.dims, width, width))
+        return Unconditioned(StridedConvolution(style.dims, width))
+    return Unconditioned(UpConvolution(style.dims, width, width))
 
 
 class ResidualInput(nn.Module):
-    """The data, filtered and halved by a convolution at each level, are added to h; the sum goes on as the pyramid."""
+    """At each level a filtered convolution halves the pyramid, and h is added: the sum is both the new h and pyramid.
+
+    The pyramid starts as the data ("residual" progressive input of Song et al. 2021).
+    """
 
     def __init__(self, style: Style, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.scale = style.scale
+        self.scale = style.skip_scale
         steps = zip((channels, *widths[:-2]), widths[:-1], strict=True)
         self.shrink = nn.ModuleList(FilteredStride(style.dims, a, b, style.taps) for a, b in steps)
 
     def forward(self, level: int, pyramid: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The pyramid and h, one level further down."""
-        h = merged(self.shrink[level](pyramid), h, self.scale)
+        h = scaled_sum(self.shrink[level](pyramid), h, self.scale)
         return h, h
 
 
 class SkipInput(nn.Module):
-    """The data, filtered and halved at each level, are mapped to the channels of h and added."""
+    """At each level the data are filtered and halved once more, mapped to the channels of h, and added to h."""
 
     def __init__(self, style: Style, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -150,11 +176,11 @@ class SkipInput(nn.Module):
     def forward(self, level: int, pyramid: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The pyramid and h, one level further down."""
         pyramid = self.halved(pyramid)
-        return pyramid, merged(self.join[level](pyramid), h)
+        return pyramid, scaled_sum(self.join[level](pyramid), h)
 
 
 class SkipOutput(nn.Module):
-    """Every level says its part of the output, which is doubled and added to that of the level above."""
+    """Every level computes an output at its size; it is added to the doubled output of the coarser levels."""
 
     def __init__(self, style: Style, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -163,6 +189,6 @@ class SkipOutput(nn.Module):
         self.leave = nn.ModuleList(style.conv(width, channels, SILENT) for width in widths)
 
     def forward(self, level: int, pyramid: Tensor | None, h: Tensor) -> Tensor:
-        """The output so far, at the size of this level."""
+        """The output of this level and all coarser ones; ``pyramid`` is that of the coarser ones, or None."""
         own: Tensor = self.leave[level](activated(self.norms[level], h))  # type: ignore[arg-type]
-        return own if pyramid is None else merged(own, self.doubled(pyramid))
+        return own if pyramid is None else scaled_sum(own, self.doubled(pyramid))

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM, DDPM++ and NCSN++, in which every block on the way down has its skip to one on the way up.
+"""The U-Net of DDPM, DDPM++ and NCSN++, with a skip from every block on the way down to one on the way up.
 
 References:
     Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.checks import check_positive, is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks.blocks import beside, run
+from sde_toolkit.networks.blocks import pass_through, with_skip
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 from sde_toolkit.networks.initialisation import SILENT, initialised
 from sde_toolkit.networks.normalisation import activated
@@ -26,54 +26,56 @@ from sde_toolkit.networks.published_blocks import (
     SkipInput,
     SkipOutput,
     Style,
-    attention,
+    published_attention,
     resampler,
 )
-from sde_toolkit.networks.unet import check_data, check_hyperparameters, crop_to_size, pad_to_multiple
+from sde_toolkit.networks.unet import check_hyperparameters, check_input, crop_to_size, pad_to_multiple
 
 __all__ = ["PublishedUNet"]
 
-INPUTS = {"residual": ResidualInput, "skip": SkipInput}
+INPUT_PYRAMIDS = {"residual": ResidualInput, "skip": SkipInput}
 
 
 class PublishedUNet(nn.Module):
     """The U-Net of Ho et al. 2020 and Song et al. 2021, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
-    Way down: ``blocks_per_level`` residual blocks a level, and a halving between levels, each of whose outputs is kept.
-    Middle: block, attention, block. Way up: ``blocks_per_level + 1`` blocks a level, each of which takes in one of the
-    kept tensors, last first. The last layers start (nearly) silent, so that a new network returns about 1e-5.
+    Way down: ``blocks_per_level`` residual blocks per level, and a layer between levels that halves the size; the
+    output of each of these is kept. Middle: block, attention, block. Way up: ``blocks_per_level + 1`` blocks per level;
+    each also takes one of the kept tensors, the last one first. The weights of the last layers start close to zero, so
+    that the output of a new network is of size 1e-5.
 
-    The defaults are DDPM's on CIFAR-10; :mod:`sde_toolkit.networks.published` names the others. Sizes need not divide
-    by ``2**(levels - 1)``: the input is padded with zeros, evenly on both sides, and the output is cropped.
+    The defaults are DDPM's on CIFAR-10; :mod:`sde_toolkit.networks.published` has the others. Sizes need not be
+    multiples of ``2**(levels - 1)``: the input is padded with zeros, evenly on both sides, and the output is cropped.
 
     Args:
         in_channels: channels of the data.
-        out_channels: channels of the output; None for ``in_channels``. Twice as many hold a learned variance.
+        out_channels: channels of the output; None for ``in_channels``. Twice ``in_channels`` for a learned variance.
         widths: channels of each level, from full resolution down; each level halves the size.
-        blocks_per_level: residual blocks of a level on the way down; one more on the way up.
+        blocks_per_level: residual blocks of a level on the way down; there is one more on the way up.
         attention_levels: levels with self-attention (0 is full resolution). The middle always has it.
         attention_up: on the way up, attention after "every" block of such a level (Ho et al.) or after its "last".
         attention_head_width: channels of a head, at least; None for one head of all channels, as published.
-        attention_gain: variance, relative to Glorot's, of the initial queries, keys and values; Song et al. have 0.1.
-        resampling: between levels "convolution" (Ho et al.) or a residual "block" (BigGAN).
-        taps: the filter by which a block halves and doubles: (1, 1) or (1, 3, 3, 1), any even number of taps.
+        attention_gain: variance, relative to Glorot's, of the initial weights of queries, keys and values; 0.1 in
+            Song et al.
+        resampling: the layer between levels: a "convolution" (Ho et al.) or a residual "block" (BigGAN).
+        taps: the filter with which a block halves and doubles: (1, 1), (1, 3, 3, 1), or any even number of taps.
         skip_scale: factor on the sums of residual blocks and attention: 1, or 1/√2 (Song et al.).
-        input_pyramid: None, or how data of half, quarter, ... size enter: "residual" or "skip".
-        output_pyramid: None, or "skip": every level says its part of the output.
+        input_pyramid: how data of half, quarter, ... size enter: "residual" or "skip"; None if they do not.
+        output_pyramid: "skip" for the sum of one output per level; None for the output of the finest level alone.
         embedding: "sinusoidal" (Ho et al.) or "fourier" (Song et al.).
         embedding_scale: factor on the time input, or the standard deviation of the Fourier frequencies.
-        embedding_width: number of sines and cosines, even; None for ``widths[0]``.
+        embedding_width: number of sines and cosines together, even; None for ``widths[0]``.
         time_width: width of the conditioning vector; None for ``4 * widths[0]``.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
-        augmentation_width: length of the vector that tells how a sample was augmented; None: the network is not told.
+        augmentation_width: length of the vector that says how a sample was augmented; None: there is no such vector.
         dims: number of spatial axes: 1, 2 or 3.
         dropout: dropout rate inside the residual blocks.
-        groups: groups of the GroupNorms, at most; the count adapts to the width.
+        groups: groups of the GroupNorms, at most; fewer where the number of channels asks for it.
         eps: added to the variances in the GroupNorms.
-        checkpointing: whether training computes the inside of each block a second time instead of keeping it.
+        checkpointing: whether the backward pass computes the inside of each block again instead of keeping it.
 
     Raises:
-        ArgumentError: for what no such network can be built from; in use, for data, time or condition of a wrong shape.
+        ArgumentError: if an argument is out of its range; in use, if data, time or condition have a wrong shape.
     """
 
     def __init__(
@@ -114,73 +116,39 @@ class PublishedUNet(nn.Module):
         self.checkpointing = checkpointing
         self.multiple = 2 ** (len(widths) - 1)
         outputs = in_channels if out_channels is None else out_channels
-        width, widths = widths[0], tuple(widths)
-        vector_width = 4 * width if time_width is None else time_width
-        style = Style(
-            dims, vector_width, groups, eps, dropout, skip_scale, tuple(taps), attention_head_width, attention_gain
-        )
-        self.conditioning = Conditioning(
-            vector_width,
-            embedding,
-            embedding_scale,
-            num_classes,
-            features=width if embedding_width is None else embedding_width,
-            augmentation_width=augmentation_width,
-        )
-        for layer in (self.conditioning.enter, self.conditioning.leave, self.conditioning.augmentation):
-            if layer is not None:
-                initialised(layer)
-        self.enter = style.conv(in_channels, width)
-
-        by_block, last = resampling == "block", len(widths) - 1
-        kept = [width]
-        self.down = nn.ModuleList()
-        self.shrink = nn.ModuleList()
-        for level, wide in enumerate(widths):
-            stages = nn.ModuleList()
-            for _ in range(blocks_per_level):
-                stages.append(nn.ModuleList([ShiftedBlock(style, width, wide)]))
-                if level in attention_levels:
-                    stages[-1].append(attention(style, wide))  # type: ignore[operator]
-                width = wide
-                kept.append(width)
-            self.down.append(stages)
-            if level < last:
-                self.shrink.append(resampler(style, width, "halve", by_block))
-                kept.append(width)
+        widths, style = tuple(widths), Style.of(self.hyperparameters)
+        self.conditioning = _conditioning(self.hyperparameters, style.time_width)
+        self.enter = style.conv(in_channels, widths[0])
+        self.down, self.shrink, kept = _way_down(style, self.hyperparameters)
         self.middle = nn.ModuleList(
-            [ShiftedBlock(style, width, width), attention(style, width), ShiftedBlock(style, width, width)]
+            [
+                ShiftedBlock(style, widths[-1], widths[-1]),
+                published_attention(style, widths[-1]),
+                ShiftedBlock(style, widths[-1], widths[-1]),
+            ]
         )
-        up: list[nn.ModuleList] = []
-        for level in reversed(range(len(widths))):
-            stages = nn.ModuleList()
-            for block in range(blocks_per_level + 1):
-                stages.append(nn.ModuleList([ShiftedBlock(style, width + kept.pop(), widths[level])]))
-                width = widths[level]
-                if level in attention_levels and (attention_up == "every" or block == blocks_per_level):
-                    stages[-1].append(attention(style, width))  # type: ignore[operator]
-            up.append(stages)
-        self.up = nn.ModuleList(reversed(up))
-        self.grow = nn.ModuleList(resampler(style, wide, "double", by_block) for wide in widths[1:])
-        self.input_pyramid = None if input_pyramid is None else INPUTS[input_pyramid](style, in_channels, widths)
+        self.up, self.grow = _way_up(style, self.hyperparameters, kept)
+        self.input_pyramid = (
+            None if input_pyramid is None else INPUT_PYRAMIDS[input_pyramid](style, in_channels, widths)
+        )
         self.output_pyramid = None if output_pyramid is None else SkipOutput(style, outputs, widths)
         if output_pyramid is None:
-            self.leave_norm = style.norm(width)
-            self.leave = style.conv(width, outputs, SILENT)
+            self.leave_norm = style.norm(widths[0])
+            self.leave = style.conv(widths[0], outputs, SILENT)
         layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims)
         if layout is not None:  # the faster layout on every device
             self.to(memory_format=layout)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return a tensor of the batch and size of ``x``.
+        """Return the output, (B, out_channels, *size).
 
         Args:
             x: data, (B, in_channels, *size).
             time: the prepared time input, (B,).
             condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
         """
-        check_data(x, self.in_channels, self.dims)
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        check_input(x, self.in_channels, self.dims)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         vector = self.conditioning(x, time, condition)
         size = x.shape[2:]
         pyramid = pad_to_multiple(x, self.multiple)
@@ -188,30 +156,82 @@ class PublishedUNet(nn.Module):
         kept = [h]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
-                h = run(stage, h, vector, checkpointing=again)
+                h = pass_through(stage, h, vector, checkpointing=recompute)
                 kept.append(h)
             if level < len(self.shrink):
-                h = run([self.shrink[level]], h, vector, checkpointing=again)
+                h = pass_through([self.shrink[level]], h, vector, checkpointing=recompute)
                 if self.input_pyramid is not None:
                     pyramid, h = self.input_pyramid(level, pyramid, h)
                 kept.append(h)
-        h = run(self.middle, h, vector, checkpointing=again)
+        h = pass_through(self.middle, h, vector, checkpointing=recompute)
         out: Tensor | None = None
         for level in reversed(range(len(self.up))):
             for stage in self.up[level]:  # type: ignore[attr-defined]
-                h, *skip = beside(h, kept.pop(), apart=again)
-                h = run(stage, h, vector, *skip, checkpointing=again)
+                h, *skip = with_skip(h, kept.pop(), checkpointing=recompute)
+                h = pass_through(stage, h, vector, *skip, checkpointing=recompute)
             if self.output_pyramid is not None:
                 out = self.output_pyramid(level, out, h)
             if level > 0:
-                h = run([self.grow[level - 1]], h, vector, checkpointing=again)
+                h = pass_through([self.grow[level - 1]], h, vector, checkpointing=recompute)
         if out is None:
             out = self.leave(activated(self.leave_norm, h))
         return crop_to_size(out, size).contiguous()
 
 
+def _conditioning(given: dict[str, Any], time_width: int) -> Conditioning:
+    """The conditioning of the network with these arguments, initialised as published."""
+    conditioning = Conditioning(
+        time_width,
+        given["embedding"],
+        given["embedding_scale"],
+        given["num_classes"],
+        features=given["widths"][0] if given["embedding_width"] is None else given["embedding_width"],
+        augmentation_width=given["augmentation_width"],
+    )
+    for layer in (conditioning.enter, conditioning.leave, conditioning.augmentation):
+        if layer is not None:
+            initialised(layer)
+    return conditioning
+
+
+def _way_down(style: Style, given: dict[str, Any]) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+    """The blocks of each level, the layers between levels, and the width of each tensor that is kept for the way up."""
+    widths = given["widths"]
+    width = widths[0]
+    kept, down, shrink = [width], nn.ModuleList(), nn.ModuleList()
+    for level, wide in enumerate(widths):
+        stages = nn.ModuleList()
+        for _ in range(given["blocks_per_level"]):
+            stages.append(nn.ModuleList([ShiftedBlock(style, width, wide)]))
+            if level in given["attention_levels"]:
+                stages[-1].append(published_attention(style, wide))  # type: ignore[operator]
+            width = wide
+            kept.append(width)
+        down.append(stages)
+        if level < len(widths) - 1:
+            shrink.append(resampler(style, width, "halve"))
+            kept.append(width)
+    return down, shrink, kept
+
+
+def _way_up(style: Style, given: dict[str, Any], kept: list[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of each level, finest first, and the layers between levels; ``kept`` as from :func:`_way_down`."""
+    widths, blocks = given["widths"], given["blocks_per_level"] + 1
+    width, skips = widths[-1], list(kept)
+    up: list[nn.ModuleList] = []
+    for level in reversed(range(len(widths))):
+        stages = nn.ModuleList()
+        for block in range(blocks):
+            stages.append(nn.ModuleList([ShiftedBlock(style, width + skips.pop(), widths[level])]))
+            width = widths[level]
+            if level in given["attention_levels"] and (given["attention_up"] == "every" or block == blocks - 1):
+                stages[-1].append(published_attention(style, width))  # type: ignore[operator]
+        up.append(stages)
+    return nn.ModuleList(reversed(up)), nn.ModuleList(resampler(style, wide, "double") for wide in widths[1:])
+
+
 def check_published(given: dict[str, Any]) -> None:
-    """Refuse what is no choice of a published network."""
+    """Refuse arguments, beyond those of :func:`check_hyperparameters`, that no published network has."""
     choices: dict[str, tuple[str | None, ...]] = {
         "attention_up": ("every", "last"),
         "resampling": ("convolution", "block"),
@@ -223,7 +243,7 @@ def check_published(given: dict[str, Any]) -> None:
             raise ArgumentError(name, given[name], "there is no such choice", f"Use one of {list(known)}.")
     taps = given["taps"]
     if len(taps) < 2 or len(taps) % 2 or not all(map(is_number, taps)) or sum(taps) == 0:
-        problem = "a filter that halves has an even number of taps, whose sum is not 0"
+        problem = "the filter needs an even number of taps, whose sum is not 0"
         raise ArgumentError("taps", taps, problem, "Use (1, 1) or (1, 3, 3, 1).")
     for name in ("skip_scale", "attention_gain", "eps"):
         check_positive(name, given[name], "Pass a finite value above 0.")

@@ -1,12 +1,13 @@
 """Halving and doubling every spatial axis with a filter, alone and together with a 3-tap convolution.
 
-With taps f of even length L and sum 1 (a product of them over the axes), x continued by zeros:
+On each axis, with taps f of even length L and sum 1, and x continued by zeros:
 
     halved[i]  = Σ_k f[k] x[2i + k − (L − 2)/2]
     doubled[n] = 2 Σ_i f[n − 2i + (L − 2)/2] x[i]
 
-Taps (1, 1) are the mean of neighbours and repetition; (1, 3, 3, 1) are the filter of Zhang 2019, "Making Convolutional
-Networks Shift-Invariant Again", as Karras et al. 2020 (StyleGAN2) and Song et al. 2021 (NCSN++) use it.
+Taps (1, 1) halve by the mean of two neighbours and double by repetition. Taps (1, 3, 3, 1) are the filter of Zhang
+2019, "Making Convolutional Networks Shift-Invariant Again", which Karras et al. 2020 (StyleGAN2) and Song et al. 2021
+(NCSN++) use.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def outer(factors: Sequence[Tensor]) -> Tensor:
 
 
 class Filter(nn.Module):
-    """The taps' product over the axes, as a convolution of every channel by itself."""
+    """A filter with the same taps on every axis, applied to every channel separately."""
 
     kernel: Tensor
 
@@ -54,7 +55,7 @@ class Filter(nn.Module):
         self.register_buffer("kernel", kernel, persistent=False)
 
     def apply_by(self, operation: Callable[..., Tensor], x: Tensor, gain: float = 1.0, **options: Any) -> Tensor:
-        """Channel by channel, and never in half precision on a CPU, whose kernels for it are slow."""
+        """Apply the filter by a grouped ``operation``; half precision on a CPU is computed in float32, which is faster."""
         wide = x.float() if slow_in_half(x) else x
         width = x.shape[1]
         kernel = (gain * self.kernel).to(wide.dtype).expand(width, *self.kernel.shape[1:]).contiguous()
@@ -69,7 +70,7 @@ class Halve(Filter):
     """(B, C, *size) to (B, C, *size / 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sizes are even."""
+        """All sizes must be even."""
         if self.is_box:
             mean: Tensor = POOL[self.dims](x, 2)
             return mean
@@ -80,7 +81,7 @@ class Double(Filter):
     """(B, C, *size) to (B, C, *2 size)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any size."""
+        """Sizes may be any."""
         if self.is_box:
             return functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.apply_by(SPREAD[self.dims], x, gain=2.0**self.dims, stride=2, padding=self.length // 2 - 1)
@@ -103,9 +104,10 @@ class DownConvolution(nn.Module):
 class UpConvolution(nn.Module):
     """A 3-tap convolution of the doubled signal.
 
-    After repetition two of the three taps meet the same sample, so that a transposed convolution with the four taps
-    (w₂, w₁ + w₂, w₀ + w₁, w₀) and stride 2 gives the same in (2/3)^dims of the multiplications, border included. It is
-    taken on a CPU, where it was measured, once there are samples enough to pay for adding up the weights.
+    After doubling by repetition, two of the three taps meet the same sample. A transposed convolution with the four
+    taps (w₂, w₁ + w₂, w₀ + w₁, w₀) and stride 2 gives the same, also at the border, with (2/3)^dims of the
+    multiplications. It is used on a CPU (other devices were not measured), from 256 positions in the batch on:
+    for fewer, adding up the weights costs more than is saved.
     """
 
     FOLD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -126,7 +128,7 @@ class UpConvolution(nn.Module):
         return out
 
     def folded(self, x: Tensor) -> Tensor:
-        """The same by one transposed convolution."""
+        """The same result by one transposed convolution."""
         outputs, inputs = self.conv.weight.shape[:2]
         axes = range(2, self.dims + 2)
         once = x.new_tensor(self.FOLD, dtype=self.conv.weight.dtype)
@@ -140,7 +142,7 @@ class UpConvolution(nn.Module):
 
 
 class StridedConvolution(nn.Module):
-    """A 3-tap convolution at every second position, whose window starts there (Ho et al. 2020)."""
+    """A 3-tap convolution at every second position; its window starts at that position (Ho et al. 2020)."""
 
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
@@ -154,7 +156,7 @@ class StridedConvolution(nn.Module):
 
 
 class FilteredStride(Filter):
-    """The filter at full resolution, then a 3-tap convolution at every second position (Karras et al. 2020)."""
+    """The filter at full resolution, followed by a 3-tap convolution of stride 2 (Karras et al. 2020)."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, taps: Sequence[float]) -> None:
         super().__init__(dims, taps)

@@ -13,7 +13,7 @@ from torch.nn.functional import group_norm, silu
 
 from sde_toolkit.networks import PublishedUNet, UNet
 from sde_toolkit.networks.attention import attend
-from sde_toolkit.networks.normalisation import activated, normalisation
+from sde_toolkit.networks.normalisation import activated, group_norm_for
 
 LAYOUTS = {
     "vectors": ((3, 8), torch.contiguous_format),
@@ -56,8 +56,8 @@ def placed(request):
 def case(request, placed):
     if request.param == "film":
         scale, shift = torch.randn(2, len(placed), 8, dtype=torch.float64)
-        return Case(normalisation(8, 4, affine=False), placed, scale.requires_grad_(), shift.requires_grad_())
-    norm = normalisation(8, 4).double()
+        return Case(group_norm_for(8, 4, affine=False), placed, scale.requires_grad_(), shift.requires_grad_())
+    norm = group_norm_for(8, 4).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     return Case(norm, placed, norm.weight, norm.bias)
@@ -94,7 +94,7 @@ def test_value_and_gradients_are_those_of_the_operations_in_a_row(case, train):
 def test_axes_of_length_one_may_have_any_stride(shape, strides):
     """By which torch's own kernel mistakes the layout."""
     x = torch.randn(128, dtype=torch.float64).as_strided(shape, strides).requires_grad_()
-    norm = normalisation(8, 4).double().train()
+    norm = group_norm_for(8, 4).double().train()
     found, expected = activated(norm, x), plain(norm, x.contiguous().flatten().view(shape))
     torch.testing.assert_close(found, expected)
     cotangent = torch.randn(shape, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_transforms_of_training_networks(case):
 
 def test_a_tangent_of_the_scale_alone_is_carried(placed):
     """As when only the time moves: what is normalised in the first block does not depend on it."""
-    norm, x = normalisation(8, 4, affine=False), placed.detach()
+    norm, x = group_norm_for(8, 4, affine=False), placed.detach()
     scale, shift, tangent = torch.randn(3, len(x), 8, dtype=torch.float64)
     _, slope = torch.func.jvp(lambda scale: activated(norm, x, scale, shift), (scale,), (tangent,))
     step = 1e-6
@@ -152,7 +152,7 @@ def test_half_precision_rounds_only_the_result(piece, film, monkeypatch):
     monkeypatch.setattr("sde_toolkit.networks.normalisation.PIECE", piece)
     x, cotangent = torch.randn(2, 5, 8, 6, 6).bfloat16()
     affine = torch.randn(2, *((5, 8) if film else (8,))).bfloat16()
-    norm = normalisation(8, 4, affine=not film).bfloat16()
+    norm = group_norm_for(8, 4, affine=not film).bfloat16()
     if not film:
         norm.load_state_dict({"weight": affine[0], "bias": affine[1]})
     scale, shift = affine.unbind() if film else (norm.weight, norm.bias)
@@ -175,7 +175,7 @@ def test_half_precision_rounds_only_the_result(piece, film, monkeypatch):
 def test_a_norm_alone_rounds_only_the_result():
     x = torch.randn(5, 8, 6, 6).bfloat16()
     expected = group_norm(x.float(), 4, eps=1e-5)
-    torch.testing.assert_close(normalisation(8, 4).bfloat16()(x), expected.bfloat16())
+    torch.testing.assert_close(group_norm_for(8, 4).bfloat16()(x), expected.bfloat16())
 
 
 def kept_bytes(call):
@@ -195,7 +195,7 @@ def kept_bytes(call):
 @pytest.mark.parametrize(("film", "share"), [(False, 2 / 3), (True, 1 / 2)])
 def test_training_keeps_what_goes_in_and_what_comes_out(film, share):
     """The norm between them is not kept, nor its product with the scale."""
-    norm, film = normalisation(64, 8, affine=not film), torch.randn(2, 4, 64, requires_grad=True) if film else ()
+    norm, film = group_norm_for(64, 8, affine=not film), torch.randn(2, 4, 64, requires_grad=True) if film else ()
     x = torch.randn(4, 64, 32, 32, requires_grad=True)
     leave = nn.Conv2d(64, 64, 1)
     kept = {train: kept_bytes(lambda t=train: leave(activated(norm.train(t), x, *film))) for train in (True, False)}
