@@ -55,7 +55,7 @@ class Filter(nn.Module):
         self.register_buffer("kernel", kernel, persistent=False)
 
     def apply_by(self, operation: Callable[..., Tensor], x: Tensor, gain: float = 1.0, **options: Any) -> Tensor:
-        """Apply the filter by a grouped ``operation``; half precision on a CPU is computed in float32, which is faster."""
+        """Apply the filter by a grouped ``operation``; on a CPU half precision is computed in float32: it is faster."""
         wide = x.float() if slow_in_half(x) else x
         width = x.shape[1]
         kernel = (gain * self.kernel).to(wide.dtype).expand(width, *self.kernel.shape[1:]).contiguous()

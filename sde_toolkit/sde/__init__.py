@@ -1,4 +1,4 @@
-"""Stochastic differential equations: drift, diffusion, and everything that follows from them."""
+"""Stochastic differential equations: α, σ, λ, drift, diffusion, marginals and prior of each. No networks, no grids."""
 
 from sde_toolkit.sde import beta_schedules
 from sde_toolkit.sde.base import SDE, Time

@@ -1,128 +1,56 @@
-"""What an SDE is: an affine diffusion with scalar noise, seen through α, σ or through f, g.
+"""The base class of all SDEs: an affine diffusion with scalar noise, defined by α and σ or by f and g.
 
     dx = f(t) x dt + g(t) dw,   t from 0 (data) to 1 (noise)      x_t | x_0 ~ N(α_t x_0, σ_t² I)
 
     f = d log α / dt        g² = α² d(σ²/α²)/dt        λ = log(α/σ)   (half the log signal-to-noise ratio)
 
-Notation and the score_sde names ``marginal_prob``, ``prior_sampling``, ``prior_logp``, ``sde(x, t)`` follow
-Song et al. 2021, "Score-Based Generative Modeling through SDEs", sections 3 and appendix B. Matrix-valued
-diffusions (critically damped Langevin and the like) are out of scope.
+The notation follows Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 3 and appendix B, and so
+do the names ``marginal_prob``, ``prior_sampling``, ``prior_logp`` and ``sde(x, t)`` (of their code, score_sde).
+Matrix-valued diffusions (critically damped Langevin, for example) are out of scope.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from numbers import Real
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.batching import as_floating, check_same_shape, expand_to
-from sde_toolkit.checks import all_hold, check_amount, some_seen
+from sde_toolkit.checks import all_hold, check_amount
 from sde_toolkit.errors import ArgumentError, DefinitionError
 from sde_toolkit.sde.derive import derivative, inverse_decreasing
 from sde_toolkit.sde.integrated import integrated_path
+from sde_toolkit.sde.schedules import NO_FLOAT64, Time, as_float64, in_float64, zero_where_rounding
 
 __all__ = ["SDE", "Time"]
 
-Time: TypeAlias = Any
-"""A float, a 0-dim tensor, or a tensor of shape (B,): anywhere in [0, 1]."""
+_NEAR = 2.0**-24  # a distance from t=1 at which the limit of dα/dt is read
+_STEP = 2.0**-14  # of the differences for dσ/dt at t=1
 
 _SCHEDULES = ("alpha", "log_alpha", "sigma", "f", "g", "d_alpha", "d_sigma", "half_log_snr")
-_NO_FLOAT64 = ("mps",)
-_ROUNDING = 1e-15  # below it α(1) is what rounding leaves of 0
 
 
-def _as_float64(value: Any) -> tuple[Tensor, torch.dtype, torch.device]:
-    """The float64 tensor that a schedule computes with, and the dtype and device to answer in."""
-    if not isinstance(value, Tensor):
-        value = torch.as_tensor(value, dtype=torch.float64)
-    dtype = value.dtype if value.is_floating_point() else torch.float64
-    work_device = "cpu" if value.device.type in _NO_FLOAT64 else value.device
-    return value.to(work_device, torch.float64), dtype, value.device
-
-
-def _inside(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t``, moved to the end that it misses by its last digit; refused if it lies outside [0, 1].
-
-    Only where looking costs no device synchronisation: not on an accelerator, in a graph, or under vmap.
-    """
-    if not some_seen(~((t >= 0) & (t <= 1))):
-        return t
-    slack = min(2 * torch.finfo(dtype).eps, 1e-6)
-    outside = ~((t >= -slack) & (t <= 1 + slack))
-    if not bool(outside.any()):
-        return t.clamp(0.0, 1.0)
-    raise ArgumentError(
-        "t",
-        t.detach().flatten()[int(outside.flatten().int().argmax())].item(),
-        "time runs from 0 (data) to 1 (noise)",
-        "Pass times in [0, 1]; a discrete index i of N steps is the time i/N.",
-    )
-
-
-def _in_float64(schedule: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Let a schedule of float64 tensors accept any time and answer in the dtype it was given."""
-
-    @functools.wraps(schedule)
-    def wrapped(self: SDE, t: Time) -> Tensor:
-        t64, dtype, device = _as_float64(t)
-        t64 = _inside(t64, dtype)
-        value = schedule(self, t64)
-        if not isinstance(value, Tensor) or value.shape != t64.shape or value.dtype != torch.float64:
-            value = _as_schedule(value, t64, f"class {type(self).__name__}: {schedule.__name__}(t)")
-        return value.to(device, dtype)
-
-    return wrapped
-
-
-def _as_schedule(value: Any, t: Tensor, what: str) -> Tensor:
-    """One float64 value per time, of whatever a user's method returned."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return torch.full_like(t, float(value))
-    remedy = f"Return one real number per time: a tensor of the shape of t, which is {tuple(t.shape)} here."
-    if not isinstance(value, Tensor):
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
-            raise DefinitionError(f"{what} returned {type(value).__name__}. {remedy}") from None
-    if value.is_complex() or value.dtype == torch.bool:
-        raise DefinitionError(f"{what} returned {value.dtype}. {remedy}")
-    if value.numel() != 1 and value.shape != t.shape:
-        raise DefinitionError(f"{what} returned the shape {tuple(value.shape)}. {remedy}")
-    value = value.to(t.device, torch.float64)
-    return value if value.shape == t.shape else value.reshape(()) + torch.zeros_like(t)
-
-
-def _zero_where_rounding(alpha: Callable[..., Any]) -> Callable[..., Any]:
-    """α(1) = cos(π/2) is 6e-17 in floating point, and means 0; its slope stays."""
-
-    @functools.wraps(alpha)
-    def wrapped(self: SDE, t: Tensor) -> Any:
-        value = alpha(self, t)
-        if self._log_alpha_is_given or not isinstance(value, Tensor) or value.shape != t.shape:
-            return value
-        return value - torch.where((t == 1) & (value.abs() <= _ROUNDING), value.detach(), 0.0)
-
-    return wrapped
+def _is_nowhere(condition: Tensor) -> bool:
+    """Whether ``condition`` is known to be false everywhere; False where looking would wait or break a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and all_hold(~condition) is True
 
 
 class SDE:
-    """Base class of all SDEs. A subclass gives one half, the other half follows.
+    """Base class of all SDEs. A subclass defines α and σ, or f and g; the other pair is derived.
 
-    Override *either* ``alpha(t)`` and ``sigma(t)`` *or* ``f(t)`` and ``g(t)`` (with ``sigma_0``, the
+    Override *either* ``alpha(t)`` and ``sigma(t)`` *or* ``f(t)`` and ``g(t)`` (and ``sigma_0``, the
     standard deviation at t=0, if it is not zero). They receive ``t`` as a float64 tensor of any shape and
-    return a tensor of that shape, or one number for all times; callers may pass floats and tensors of any dtype, and
-    get their dtype back. Any other method here may be overridden by a closed form.
+    return a tensor of that shape, or one number for all times. Callers may pass floats and tensors of any dtype; the
+    result has their dtype. Any other method here may be overridden by a closed form.
 
-    f and g are integrated with error control: α and σ are right to rounding where f and g are smooth, and to 1e-7,
-    relative, through jumps, kinks and integrable infinities, at t=1 too. ∫f = −∞ at t=1 means α(1) = 0. What cannot
-    be integrated so is refused, naming the time. α and σ are differentiated where f and g follow from them.
+    f and g follow from α and σ by differentiation. α and σ follow from f and g by integration with error control: they
+    are exact to rounding where f and g are smooth, and to 1e-7 (relative) through jumps, kinks and integrable
+    infinities, also at t=1. ∫f = −∞ at t=1 means α(1) = 0. Other coefficients are refused, naming the time.
 
-    :func:`~sde_toolkit.sde.check_sde` says whether an SDE is one: every score model asks it.
+    :func:`~sde_toolkit.sde.check_sde` checks a subclass; every score model calls it.
 
     >>> class Linear(SDE):
     ...     def alpha(self, t):
@@ -133,18 +61,18 @@ class SDE:
     1.333333
 
     Raises:
-        DefinitionError: when the subclass gives neither pair; when a method answers with something else than one
-            number per time; when f and g cannot be integrated.
+        DefinitionError: if the subclass defines neither pair, if a method returns something else than one number per
+            time, or if f and g cannot be integrated.
     """
 
     sigma_0: ClassVar[float] = 0.0
-    """σ(0) of an SDE that is given by f and g."""
+    """σ(0), for an SDE that is defined by f and g."""
 
     sampling_end: ClassVar[float] = 1e-3
-    """Where sampling in t usually stops (Song et al. 2021, appendix C)."""
+    """The time at which sampling in t usually stops (Song et al. 2021, appendix C)."""
 
     likelihood_end: ClassVar[float] = 1e-5
-    """Where likelihood computation usually stops."""
+    """The time at which a likelihood computation usually stops."""
 
     _given_by_path: ClassVar[bool]
     _given_coefficients: ClassVar[bool]
@@ -155,7 +83,7 @@ class SDE:
         for name in _SCHEDULES:
             if name in cls.__dict__:
                 given = cls.__dict__[name]
-                setattr(cls, name, _in_float64(_zero_where_rounding(given) if name == "alpha" else given))
+                setattr(cls, name, in_float64(zero_where_rounding(given) if name == "alpha" else given))
 
         def gives(name: str) -> bool:
             return getattr(cls, name) is not getattr(SDE, name)
@@ -165,7 +93,7 @@ class SDE:
         cls._log_alpha_is_given = gives("log_alpha")
         if not cls._given_by_path and not cls._given_coefficients:
             raise DefinitionError(
-                f"class {cls.__name__} gives neither alpha(t) and sigma(t) nor f(t) and g(t). "
+                f"class {cls.__name__} defines neither alpha(t) and sigma(t) nor f(t) and g(t). "
                 "Define one of the two pairs; the other is derived."
             )
 
@@ -178,32 +106,32 @@ class SDE:
 
     # The path: α, σ and λ.
 
-    @_in_float64
+    @in_float64
     def alpha(self, t: Time) -> Tensor:
-        """α_t, the factor of x_0 in the mean of x_t."""
+        """α_t, the factor on x_0 in the mean of x_t."""
         return torch.exp(self.log_alpha(t))
 
-    @_in_float64
+    @in_float64
     def log_alpha(self, t: Time) -> Tensor:
-        """log α_t = ∫₀ᵗ f, with error control (:mod:`sde_toolkit.sde.integrated`)."""
+        """log α_t = ∫₀ᵗ f du, with error control (:mod:`sde_toolkit.sde.integrated`)."""
         if self._given_by_path:
             return torch.log(self.alpha(t))
         return integrated_path(self, t, with_variance=False)[0]
 
-    @_in_float64
+    @in_float64
     def sigma(self, t: Time) -> Tensor:
-        """σ_t, the standard deviation of x_t given x_0: σ²/α² = σ(0)² + ∫₀ᵗ g²/α²."""
+        """σ_t, the standard deviation of x_t given x_0: σ²/α² = σ(0)² + ∫₀ᵗ g²/α² du."""
         log_alpha, variance = integrated_path(self, t)
         return torch.sqrt(variance + (torch.exp(log_alpha) * self.sigma_0) ** 2)
 
-    @_in_float64
+    @in_float64
     def half_log_snr(self, t: Time) -> Tensor:
         """λ_t = log(α_t/σ_t), strictly decreasing in t; +inf where σ_t = 0, −inf where α_t = 0."""
         return self.log_alpha(t) - torch.log(self.sigma(t))
 
     @property
     def loses_signal(self) -> bool:
-        """Whether nothing of x_0 is left at t=1: α(1) is 0, or what rounding leaves of it, such as √(1 − σ²) = 1e-8."""
+        """Whether nothing of x_0 is left at t=1: α(1) is 0, or a rounding error of 0, such as √(1 − σ²) = 1e-8."""
         last, before = self.alpha(1.0).item(), self.alpha(1 - 2.0**-10).item()
         if last == 0 or self._log_alpha_is_given or not self._given_by_path:
             return last == 0
@@ -215,9 +143,9 @@ class SDE:
         Raises:
             ArgumentError: if the value lies outside [λ(1), λ(0)].
         """
-        value, dtype, device = _as_float64(lambda_t)
+        value, dtype, device = as_float64(lambda_t)
         low, high = (self.half_log_snr(end).item() for end in (1.0, 0.0))
-        # The slack of float32, in which lists of noise levels are often written, whatever holds them here.
+        # Rounding errors of float32 are allowed for every dtype: lists of noise levels are often computed in float32.
         eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
         slack = 8 * eps * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 0.0)
         inside = (value >= low - slack) & (value <= high + slack)
@@ -237,56 +165,73 @@ class SDE:
         return self.solve_half_log_snr(value).clamp(0.0, 1.0).to(device, dtype)
 
     def solve_half_log_snr(self, lambda_t: Tensor) -> Tensor:
-        """The closed form behind :meth:`inverse_half_log_snr`, float64 to float64; by default bisection."""
+        """The inverse of λ, float64 to float64, for values inside its range. Override it where a closed form exists."""
         return inverse_decreasing(self.half_log_snr, lambda_t)
 
     # The coefficients: f and g.
 
-    @_in_float64
+    @in_float64
     def f(self, t: Time) -> Tensor:
-        """f(t) = d log α / dt, the factor of x in the drift."""
+        """f(t) = d log α / dt, the factor on x in the drift."""
         return derivative(self.log_alpha, t)
 
-    @_in_float64
+    @in_float64
     def g(self, t: Time) -> Tensor:
         """g(t) = √(α² d(σ²/α²)/dt), the diffusion coefficient."""
 
         def tau_squared(u: Tensor) -> Tensor:
             return (self.sigma(u) / self.alpha(u)) ** 2
 
-        # σ may behave like √t, whose derivative at 0 is infinite; that of σ² is not.
+        # Where σ grows like √t at 0, the chain rule gives 0 · ∞ for the derivative of σ²: it is taken a little later.
         infinite = ~derivative(tau_squared, t.detach()).isfinite()
         t = torch.where(infinite, t.clamp(min=1e-10), t)
         rate = derivative(tau_squared, t)
         return self.alpha(t) * torch.sqrt(rate.clamp(min=0.0))
 
-    @_in_float64
+    @in_float64
     def d_alpha(self, t: Time) -> Tensor:
-        """dα/dt = f α; differentiated where only the path is given, since f is infinite at α = 0."""
-        return self.f(t) * self.alpha(t) if self._given_coefficients else derivative(self.alpha, t)
+        """dα/dt = f α, or the derivative of α if f and g are not defined. If α(1) = 0, its limit at t=1."""
+        if not self._given_coefficients:
+            return derivative(self.alpha, t)
+        alpha = self.alpha(t)
+        lost = (t == 1) & (alpha == 0)
+        if _is_nowhere(lost):
+            return self.f(t) * alpha
+        # f α is −∞ · 0 at t=1. Next to it, it is finite: at a constant limit, still growing to −∞, or falling to 0.
+        near, farther = (self.f(u) * self.alpha(u) for u in (1 - _NEAR + 0 * t, 1 - 4 * _NEAR + 0 * t))
+        growth = near / farther
+        limit = torch.where(growth > 1.01, -math.inf, torch.where(growth < 0.99, 0.0, near))
+        return torch.where(lost, limit, self.f(torch.where(lost, 0.5, t)) * alpha)
 
-    @_in_float64
+    @in_float64
     def d_sigma(self, t: Time) -> Tensor:
-        """dσ/dt = f σ + g²/(2σ); differentiated where only the path is given."""
+        """dσ/dt = f σ + g²/(2σ), or the derivative of σ if f and g are not defined. If α(1) = 0, its limit at t=1."""
         if not self._given_coefficients:
             return derivative(self.sigma, t)
         sigma = self.sigma(t)
-        return self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
+        lost = (t == 1) & (self.alpha(t) == 0)
+        if _is_nowhere(lost):
+            return self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
+        # The two terms are −∞ and ∞ at t=1: a one-sided difference of second order is taken.
+        last, before, earlier = (self.sigma(1 - k * _STEP + 0 * t) for k in range(3))
+        inner = torch.where(lost, 0.5, t)
+        slope = self.f(inner) * sigma + self.g(inner) ** 2 / (2 * sigma)
+        return torch.where(lost, (3 * last - 4 * before + earlier) / (2 * _STEP), slope)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
         """f(t) x, in the dtype of x. Shapes: x (B, *event), t scalar or (B,).
 
-        Here and below integers are taken as floating-point numbers of torch's default dtype.
+        Here and below, integer tensors are converted to torch's default dtype.
         """
         x = as_floating(x)
         return expand_to(self._factor(self.f, t, x), x) * x
 
     def diffusion(self, t: Time) -> Tensor:
-        """g(t), with the shape and dtype of t."""
+        """g(t), in the shape and dtype of t."""
         return self.g(t)
 
     def sde(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """(drift(x, t), diffusion(t)), score_sde's way of asking for both."""
+        """(drift(x, t), diffusion(t)), as in score_sde."""
         x = as_floating(x)
         return self.drift(x, t), self._factor(self.g, t, x)
 
@@ -302,7 +247,7 @@ class SDE:
         """x_t = α_t x_0 + σ_t noise: a draw of x_t given x_0 when ``noise`` is standard normal.
 
         Raises:
-            ArgumentError: if ``noise`` has another shape than ``x_0``, or ``t`` fits neither.
+            ArgumentError: if ``noise`` has another shape than ``x_0``, or the shape of ``t`` does not fit them.
         """
         x_0, noise = as_floating(x_0, "x_0"), as_floating(noise, "noise")
         check_same_shape("noise", noise, "x_0", x_0)
@@ -318,13 +263,13 @@ class SDE:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Draw from the prior N(0, σ_t² I) that stands for p_t at the starting time ``t``, a number or (B,)."""
+        """Draw from the prior N(0, σ_t² I), which replaces p_t at the starting time ``t``, a number or (B,)."""
         check_amount("shape", shape, math.prod(shape))
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         return expand_to(self._factor(self.sigma, t, noise), noise) * noise
 
     def prior_logp(self, z: Tensor, t: Time = 1.0) -> Tensor:
-        """log density of N(0, σ_t² I) at z, in nats per sample. Shapes: z (B, *event), t scalar or (B,), to (B,)."""
+        """log N(z; 0, σ_t² I) in nats per sample, (B,). Shapes: z (B, *event), t scalar or (B,)."""
         z = as_floating(z, "z")
         sigma_t = self._factor(self.sigma, t, z)
         dimension = math.prod(z.shape[1:])
@@ -333,6 +278,6 @@ class SDE:
 
     @staticmethod
     def _factor(schedule: Callable[[Time], Tensor], t: Time, x: Tensor) -> Tensor:
-        """``schedule(t)`` computed in float64, moved to the dtype and device of ``x``."""
-        t64 = t.to(torch.float64) if isinstance(t, Tensor) and t.device.type not in _NO_FLOAT64 else t
+        """``schedule(t)``, computed in float64, in the dtype and on the device of ``x``."""
+        t64 = t.to(torch.float64) if isinstance(t, Tensor) and t.device.type not in NO_FLOAT64 else t
         return schedule(t64).to(x.device, x.dtype)

@@ -1,4 +1,4 @@
-"""Whether an SDE of a user's is one: looked at once, on a grid of times, before anything is computed with it."""
+"""The check of a user's SDE on a grid of times, once, before anything is computed with it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from sde_toolkit.sde.kept import PerObject
 
 __all__ = ["check_sde"]
 
-_FOUND_GOOD = PerObject()
+_CHECKED = PerObject()
 _UNIT = 0.01  # how far α(0) may be from 1
-_AGREE = 0.02  # slopes by differences against those that f and g say
+_AGREE = 0.02  # relative difference allowed between finite differences of α, σ² and what f and g say
 _REVERSED = (
     "Here t=0 is data and t=1 noise: call your own functions at 1 - t, as in def alpha(self, t): return mine(1 - t)."
 )
 
 
 def check_sde(sde: Any) -> None:
-    """Refuse whatever is not a forward process from data at t=0 to noise at t=1. Each object is looked at once.
+    """Check that ``sde`` is a forward process from data at t=0 to noise at t=1. Each object is checked once.
 
-    Wanted, on a grid of times: α finite, positive before t=1, and 1 at t=0 (within 1 %: samples are what α(0) makes of
-    the data); σ positive after t=0, and finite before t=1; λ = log(α/σ) strictly decreasing; f and g those of this α
-    and σ, wherever both are given or one follows from the other.
+    The conditions, on a grid of times:
 
-    Every score model, :func:`~sde_toolkit.reschedule`, grids and distributions of training times ask this of
-    their SDE.
+        α is finite, positive before t=1, and within 1 % of 1 at t=0 (samples are α(0) times the data)
+        σ is positive after t=0 and finite before t=1
+        λ = log(α/σ) is strictly decreasing
+        f and g satisfy α′ = f α and (σ²)′ = 2 f σ² + g²
+
+    Every score model, :func:`~sde_toolkit.reschedule`, every grid and every distribution of training times check
+    their SDE with this function.
 
     Raises:
-        ArgumentError: naming what is wrong, at which time, and what to write instead.
+        ArgumentError: naming the condition that fails, the time, and what to write instead.
         DefinitionError: from the SDE's own methods.
     """
     if not isinstance(sde, SDE):
         raise ArgumentError("sde", sde, "not an SDE", "Pass an instance of one, for example VPSDE().")
-    if _FOUND_GOOD.get(sde):
+    if _CHECKED.get(sde):
         return
     with torch.no_grad():
         inner = torch.linspace(0, 1, 65, dtype=torch.float64)[1:-1]
@@ -46,7 +49,7 @@ def check_sde(sde: Any) -> None:
         t = torch.cat([ends, inner, 1 - ends.flip(0)])
         _check_path(sde, t)
         _check_coefficients(sde, inner[2::4])
-    _FOUND_GOOD.put(sde, True)
+    _CHECKED.put(sde, True)
 
 
 def _check_path(sde: SDE, t: Tensor) -> None:
@@ -63,7 +66,7 @@ def _check_path(sde: SDE, t: Tensor) -> None:
     of_sigma = sigma.isnan() | (sigma < 0) | ((sigma == 0) & ~first) | (sigma.isinf() & ~last)
     _refuse_any(sde, "σ", sigma, t, of_sigma, "finite before t=1, and positive after t=0")
     if abs(alpha[0].item() - 1) > _UNIT:
-        problem = f"α(0) is {alpha[0].item():.6g}, and samples at t=0 would be the data times that"
+        problem = f"α(0) is {alpha[0].item():.6g}, so that samples at t=0 would be the data times this factor"
         raise ArgumentError("sde", sde, problem, "Divide alpha and sigma by it, so that α(0) = 1.")
     expected = torch.log(alpha) - torch.log(sigma)
     far = (lam - expected).abs() > _AGREE * (1 + expected.abs())
@@ -77,7 +80,7 @@ def _check_path(sde: SDE, t: Tensor) -> None:
 
 
 def _check_coefficients(sde: SDE, t: Tensor) -> None:
-    """α′ = f α and (σ²)′ = 2 f σ² + g², by differences; at most times, since coefficients may jump."""
+    """Check α′ = f α and (σ²)′ = 2 f σ² + g² by finite differences, at most of the times: coefficients may jump."""
     try:
         f, g_squared = sde.f(t), sde.g(t) ** 2
     except SDEToolkitError:
@@ -106,7 +109,7 @@ def _check_coefficients(sde: SDE, t: Tensor) -> None:
                 f"f and g do not belong to α and σ: at t={t[i].item():.6g}, {what} is "
                 f"{by_differences[i].item():.6g} and {formula} is {total[i].item():.6g}"
             )
-            remedy = "Correct one of them, or give one pair only. What is given must be torch operations on t."
+            remedy = "Correct one of them, or define one pair only. All methods must be torch operations on t."
             raise ArgumentError("sde", sde, problem, remedy)
 
 

@@ -2,12 +2,12 @@
 
     ᾱ(t) = cos²θ / cos²θ_0,    θ = (t + s)/(1 + s) · π/2,    θ_0 = θ(0)
 
-With δ = θ − θ_0 and φ = π/2 − θ, both linear in t, nothing is lost at either end of time:
+δ = θ − θ_0 and φ = π/2 − θ are linear in t. With them no digits are lost at either end of time:
 
     α = cos δ − sin δ tan θ_0 = sin φ / cos θ_0        σ² = sin δ sin(δ + 2θ_0) / cos²θ_0
 
-At t=1 the signal is gone: α(1) = 0 and λ(1) = −∞. The paper clips its discrete β at 0.999 instead, which for
-N = 1000 ends at λ = −9.9; see :func:`sde_toolkit.sde.beta_schedules.cosine_betas` for that schedule itself.
+At t=1 no signal is left: α(1) = 0 and λ(1) = −∞. The paper instead limits its discrete β to 0.999; for N = 1000 that
+schedule ends at λ = −9.9. It is :func:`sde_toolkit.sde.beta_schedules.cosine_betas`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ __all__ = ["CosineVPSDE"]
 class CosineVPSDE(SDE):
     """Variance preserving with ᾱ a squared cosine: α² + σ² = 1, β = π tan θ / (1 + s).
 
-    ``end_half_log_snr``: where the schedule stops. None is the formula itself: α(1) = 0, f and g infinite at
-    t=1, and networks that predict v, x0, edm or velocity (ε and score are refused, saying nothing of x_0
-    there). A number, −9.9 for example, cuts the same curve off at that λ and stretches what is left, by 5e-5
-    for −9.9, over [0, 1]: everything is finite then, and ε networks are welcome.
+    Args:
+        s: offset of the angle θ, at least 0.
+        end_half_log_snr: the λ at which the schedule ends. None: the formula as it is, with α(1) = 0 and f and g
+            infinite at t=1. Then networks must predict v, x0, edm or velocity; ε and score are refused, because they
+            do not determine x_0 at t=1. A number, −9.9 for example: the curve is cut off at this λ and stretched to
+            [0, 1] (for −9.9 by 5e-5). Then everything is finite, and networks may predict ε.
 
     Raises:
-        ArgumentError: if ``s`` is negative, or ``end_half_log_snr`` is neither None nor between −300 and 0.
+        ArgumentError: if ``s`` is negative, or ``end_half_log_snr`` is neither None nor in [−300, 0).
     """
 
     s: float = 0.008
@@ -49,7 +51,7 @@ class CosineVPSDE(SDE):
             raise ArgumentError(
                 "end_half_log_snr",
                 end,
-                "the schedule ends where noise outweighs the signal, at a λ between -300 and 0",
+                "the schedule must end at a λ between -300 and 0, where there is more noise than signal",
                 "Use -9.9, where the paper's clipped schedule ends, or None for α(1) = 0.",
             )
 
@@ -59,7 +61,7 @@ class CosineVPSDE(SDE):
 
     @property
     def _phi_1(self) -> float:
-        """φ at t=1: 0 unless the schedule is cut off."""
+        """φ(1): 0 unless the schedule is cut off."""
         if self.end_half_log_snr is None:
             return 0.0
         alpha = math.exp(-0.5 * math.log1p(math.exp(-2 * self.end_half_log_snr)))

@@ -1,6 +1,6 @@
-"""The other half of an SDE that is given by α and σ: forward-mode AD; and the inverse of λ.
+"""Derivatives of schedules by forward-mode automatic differentiation, and the inverse of a decreasing schedule.
 
-Everything here maps float64 times to float64 values, elementwise and for any shape of ``t``.
+A schedule maps float64 times to float64 values, elementwise, for any shape of ``t``.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
 
 
 def pick(values: Tensor, i: Tensor) -> Tensor:
-    """``values[..., i]`` for whole numbers i of any shape; torch's own looks at a 0-dim i, which vmap forbids."""
+    """``values[..., i]`` for indices i of any shape, also under vmap, where torch cannot index with a 0-dim i."""
     return values[..., i.unsqueeze(0)].squeeze(-1 - i.ndim)
 
 
 def derivative(schedule: Schedule, t: Tensor) -> Tensor:
-    """d schedule / dt by forward-mode automatic differentiation (elementwise schedules only)."""
+    """d schedule / dt. The schedule must be elementwise."""
     t = t.contiguous()  # jvp refuses expanded views
     return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))[1]
 
 
 def inverse_decreasing(schedule: Schedule, value: Tensor, iterations: int = 120) -> Tensor:
-    """The t in [0, 1] with schedule(t) = value, for a strictly decreasing schedule, to rounding of the value or of t.
+    """The t in [0, 1] with schedule(t) = value, for a strictly decreasing schedule.
 
-    The Illinois method (regula falsi), with every third step a halving of the bracket on a logarithmic scale. First
-    derivatives, by ``value`` and by parameters of the schedule, are those of the inverse function.
+    t is exact to rounding of ``value`` or of t. The method is Illinois (a variant of regula falsi); every third step
+    halves the bracket on a logarithmic scale. First derivatives by ``value`` and by parameters of the schedule are
+    those of the inverse function.
     """
     with torch.no_grad():
         t = _bracketed(schedule, value.detach(), iterations)

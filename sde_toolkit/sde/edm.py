@@ -1,4 +1,4 @@
-"""EDM's path: noise added at unit scale, along a power law (Karras et al. 2022, eq. 5 and table 1)."""
+"""EDM's SDE: the signal keeps its scale, and σ follows a power law (Karras et al. 2022, eq. 5 and table 1)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["EDMSDE"]
 class EDMSDE(SDE):
     """α = 1, σ = (σ_min^(1/ρ) + t (σ_max^(1/ρ) − σ_min^(1/ρ)))^ρ: equal steps in t are EDM's grid.
 
-    The paper's own time is σ; this t is the position in its eq. 5, counted from the data. σ(0) = σ_min, so that
-    everything is finite at t=0, where sampling ends by default: the paper's last step, from σ_min to 0, is the
+    The paper's time is σ. Here t is the position in its eq. 5, counted from the data. σ(0) = σ_min, so that
+    everything is finite at t=0, where sampling ends by default. The paper's last step, from σ_min to 0, is the
     Tweedie step of ``sample(..., tweedie=True)``.
 
     Raises:
@@ -52,7 +52,7 @@ class EDMSDE(SDE):
 
     @property
     def _slope(self) -> float:
-        """d σ^(1/ρ)/dt, also where the ends are close together."""
+        """d σ^(1/ρ)/dt, accurate also where σ_min and σ_max are close together."""
         log_ratio = math.log(self.sigma_max / self.sigma_min)
         return self._first * math.expm1(log_ratio / self.rho)
 
@@ -79,5 +79,5 @@ class EDMSDE(SDE):
         return -self.rho * torch.log(self._root(t))
 
     def solve_half_log_snr(self, lambda_t: Tensor) -> Tensor:
-        log_gain = -lambda_t / self.rho - math.log(self._first)  # of σ^(1/ρ) over its first value
+        log_gain = -lambda_t / self.rho - math.log(self._first)  # log of σ^(1/ρ) over its value at t=0
         return self._first * torch.expm1(log_gain) / self._slope

@@ -15,12 +15,13 @@ __all__ = ["FlowMatching"]
 
 @dataclass(frozen=True)
 class FlowMatching(SDE):
-    """α = 1 − t, σ = t: x_t = (1 − t) x_0 + t ε, whose velocity is ε − x_0 at every time.
+    """α = 1 − t, σ = t: x_t = (1 − t) x_0 + t ε, with the velocity ε − x_0 at every time.
 
-    Time runs from the data as everywhere in this package; papers that run it from the noise have 1 − t.
-    f = −1/(1 − t) and g² = 2t/(1 − t) are infinite at t=1, where α = 0: networks predict velocity (or v, x0,
-    edm), and only the flow and the exponential integrators start there. The flow itself is finite everywhere,
-    so that a velocity network may be sampled from t=1 down to t=0: ``grids.uniform(sde, n, end=0.0)``.
+    The data are at t=0, as everywhere in this package. Papers that have the data at t=1 call 1 − t the time.
+
+    At t=1, α = 0, and f = −1/(1 − t) and g² = 2t/(1 − t) are infinite. Networks predict velocity, v, x0 or edm. Only
+    the probability flow and the exponential integrators can start at t=1. The flow is finite everywhere, so that a
+    velocity network can be sampled from t=1 down to t=0: ``grids.uniform(sde, n, end=0.0)``.
     """
 
     def alpha(self, t: Time) -> Tensor:

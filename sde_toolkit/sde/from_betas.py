@@ -1,4 +1,4 @@
-"""DDPM's β_1..β_N as a continuous SDE: exact at t = i/N, log α piecewise linear between."""
+"""DDPM's β_1, ..., β_N as a continuous SDE: exact at t = i/N, log α linear in between."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DDPM_BETAS = tuple(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist
 class DiscreteVPSDE(SDE):
     """The VP SDE through a discrete schedule: α(i/N)² = ᾱ_i = Π_{j≤i} (1 − β_j), α(0) = 1.
 
-    Between the knots log α is linear, so β(t) is piecewise constant: −N log(1 − β_i) on ((i−1)/N, i/N], and
-    at a knot the value of the interval that ends there. A network trained on index i−1 belongs to t = i/N.
-    With zero terminal SNR (β_N = 1) α² is linear on the last interval, and α(1) = 0.
+    Between these times log α is linear. So β(t) is piecewise constant: it is −N log(1 − β_i) on ((i−1)/N, i/N]. The
+    index i−1 of a network belongs to t = i/N. If β_N = 1 (zero terminal SNR), α² is linear on the last interval, and
+    α(1) = 0.
 
     Defaults are DDPM's: β from 1e-4 to 0.02 in N = 1000 steps (Ho et al. 2020, section 4).
 
     Raises:
-        ArgumentError: if ``betas`` is empty or leaves (0, 1); only the last may be 1.
+        ArgumentError: if ``betas`` is empty, or a β lies outside (0, 1); the last may be 1.
     """
 
     betas: tuple[float, ...] = field(default=_DDPM_BETAS, repr=False)
@@ -40,7 +40,7 @@ class DiscreteVPSDE(SDE):
         try:
             betas = tuple(map(as_python, as_python(self.betas)))
         except TypeError:
-            raise ArgumentError("betas", self.betas, "no sequence of numbers", "Pass β_1, ..., β_N.") from None
+            raise ArgumentError("betas", self.betas, "not a sequence of numbers", "Pass β_1, ..., β_N.") from None
         object.__setattr__(self, "betas", betas)
         if not self.betas:
             raise ArgumentError("betas", self.betas, "the schedule is empty", "Pass β_1, ..., β_N.")
@@ -55,7 +55,7 @@ class DiscreteVPSDE(SDE):
                 )
 
     @property
-    def N(self) -> int:  # noqa: N802 - the field's letter
+    def N(self) -> int:  # noqa: N802 - the usual letter
         """The number of discrete steps."""
         return len(self.betas)
 
@@ -70,9 +70,12 @@ class DiscreteVPSDE(SDE):
         return self.betas[-1] == 1
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Interval i in 1..N that ends at or after t, and t's fraction of it; knots are met exactly."""
+        """The interval i in 1..N with t in ((i−1)/N, i/N], the position of t in it, from 0 to 1, and log ᾱ.
+
+        A t within rounding of i/N counts as i/N.
+        """
         position = t * self.N
-        off = (position.round() - position).detach()  # the slope in t stays
+        off = (position.round() - position).detach()  # detached, so that the derivative by t stays
         position = position + torch.where(off.abs() <= 1e-15 * position, off, 0.0)
         i = position.ceil().clamp(1, self.N).long()
         return i, position - (i - 1), self._log_alpha_bar.to(t.device)

@@ -1,13 +1,13 @@
-"""A path from its half log-SNR curve λ(t) alone: any strictly decreasing function, or knots to interpolate.
+"""An SDE defined by its half log-SNR curve λ(t): any strictly decreasing function, or interpolated knots.
 
-With τ = σ/α = e^(−λ), and what scale the state has chosen by one flag,
+With τ = σ/α = e^(−λ):
 
-    variance preserving:    α² = (1 + τ(0)²)/(1 + τ²)        otherwise:    α = 1            σ = α τ
-    f = λ′ sigmoid(−2λ)     or 0                             g² = −2 λ′ σ²
+    variance preserving:    α² = (1 + τ(0)²)/(1 + τ²)     σ = α τ     f = λ′ sigmoid(−2λ)     g² = −2 λ′ σ²
+    otherwise:              α = 1                         σ = τ       f = 0                   g² = −2 λ′ σ²
 
-For λ(0) = ∞ the first is α² = sigmoid(2λ) (Kingma et al. 2021, "Variational Diffusion Models", eq. 3). A finite
-λ(0) means that x_0 already carries noise of size τ(0) at t=0; the total α² + σ² = 1 + τ(0)² is what is preserved
-then, so that α(0) = 1 as for every SDE here.
+If λ(0) = ∞, the first is α² = sigmoid(2λ) (Kingma et al. 2021, "Variational Diffusion Models", eq. 3). If λ(0) is
+finite, x_0 already carries noise of standard deviation τ(0) at t=0. Then the preserved sum is α² + σ² = 1 + τ(0)², so
+that α(0) = 1 as for every SDE here.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from sde_toolkit.sde.derive import derivative, pick
 
 __all__ = ["Knots", "LogSNRSDE"]
 
-_EARLIEST = 1e-12  # where λ(0) = ∞, g(0) is read off here: λ′ is infinite at 0, σ² λ′ is not
+_EARLIEST = 1e-12  # f and g at earlier times are computed here: λ′ may be infinite at 0, where σ² λ′ is not
 
 
 @dataclass(frozen=True)
 class Knots:
     """λ through given points: a decreasing, once continuously differentiable piecewise cubic.
 
-    Fritsch & Butland 1984, eq. 4-5: the slope at a knot is a weighted harmonic mean of the two secants; at the ends
-    a one-sided difference, kept between a third and three times its secant. Two knots give a straight line.
-    λ″ jumps at the inner knots: integrators in t of order above 2 feel it.
+    The slope at an inner knot is a weighted harmonic mean of the two secants (Fritsch & Butland 1984, eq. 4-5). At the
+    ends it is a one-sided difference, limited to between a third and three times the secant. Two knots give a straight
+    line. λ″ jumps at the inner knots, so integrators in t of order above 2 lose their order there.
 
     Raises:
-        ArgumentError: unless ``times`` increase from 0 to 1 and ``half_log_snrs``, as many, decrease.
+        ArgumentError: unless ``times`` increase from 0 to 1, and ``half_log_snrs`` are as many and decrease.
     """
 
     times: tuple[float, ...]
@@ -52,23 +52,24 @@ class Knots:
             values = values.tolist() if isinstance(values, Tensor) else list(values)
             for i, value in enumerate(values):
                 if not is_number(value):
-                    raise ArgumentError(f"{name}[{i}]", value, "not a finite number", "Knots are finite points.")
+                    raise ArgumentError(f"{name}[{i}]", value, "not a finite number", "Pass finite knots.")
             object.__setattr__(self, name, tuple(map(float, values)))
         times, lambdas = self.times, self.half_log_snrs
         if len(times) < 2 or len(times) != len(lambdas) or (times[0], times[-1]) != (0.0, 1.0):
             problem = f"{len(times)} times for {len(lambdas)} values of λ"
-            raise ArgumentError("times", times, problem, "Give as many of both, at least 2, from t=0 to t=1.")
+            raise ArgumentError("times", times, problem, "Pass as many of both, at least 2, from t=0 to t=1.")
         for i in range(len(times) - 1):
             if times[i + 1] <= times[i]:
-                problem = f"they must increase, and do not between positions {i} and {i + 1}"
+                problem = f"they must increase, but do not between positions {i} and {i + 1}"
                 raise ArgumentError("times", times[i : i + 2], problem, "Sort the knots.")
             if lambdas[i + 1] >= lambdas[i]:
-                problem = f"λ must decrease, and does not between t={times[i]:.6g} and t={times[i + 1]:.6g}"
-                raise ArgumentError("half_log_snrs", lambdas[i : i + 2], problem, "Noise grows with t.")
+                problem = f"λ must decrease, but does not between t={times[i]:.6g} and t={times[i + 1]:.6g}"
+                remedy = "Pass smaller values for later times: t=0 is data and t=1 noise."
+                raise ArgumentError("half_log_snrs", lambdas[i : i + 2], problem, remedy)
 
     @cached_property
     def _cubics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Knots (K,), and each interval's width and coefficients of 1, u, u², u³ with u from 0 to 1 on it."""
+        """Times (K,); width of each interval (K−1,); coefficients (4, K−1) of 1, u, u², u³ with u in [0, 1]."""
         t, y = (torch.tensor(v, dtype=torch.float64) for v in (self.times, self.half_log_snrs))
         h, rise = t.diff(), y.diff()
         secant = rise / h
@@ -95,20 +96,22 @@ def _end_slope(h: Tensor, secant: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LogSNRSDE(SDE):
-    """The SDE whose half log-SNR is ``curve``.
+    """The SDE with the half log-SNR ``curve``.
 
-    ``curve``: strictly decreasing, elementwise, float64 tensor to float64 tensor, differentiable by torch; or
-    :class:`Knots`. λ(0) may be +∞ (no noise on the data), and λ(1) −∞ (no signal left) where the variance is
-    preserved. ``variance_preserving``: scale the state so that its variance stays; otherwise α = 1.
+    Args:
+        curve: a strictly decreasing elementwise function from float64 tensors to float64 tensors, differentiable by
+            torch; or :class:`Knots`. λ(0) may be +∞ (no noise on the data). λ(1) may be −∞ (no signal left) if the
+            variance is preserved.
+        variance_preserving: whether the state is scaled so that α² + σ² is constant; otherwise α = 1.
 
-    The curve may be learned: nothing of it is kept from call to call, so that α(0) = 1 after every step, and gradients
-    reach its parameters. That it decreases is checked once, here.
+    The curve may be learned: it is evaluated anew at every call, so that α(0) = 1 after every update, and gradients
+    reach its parameters. Only the construction checks that it decreases.
 
-    A checkpoint keeps knots. Any other function is noted by its name and has to be passed again:
+    A checkpoint holds knots. Of any other function it holds the name only, and the SDE has to be passed again:
     ``ScoreModel.from_pretrained(path, sde=...)``.
 
     Raises:
-        ArgumentError: naming the times between which ``curve`` does not decrease, or where it is not finite.
+        ArgumentError: if ``curve`` is not a function of t, does not decrease, or is not finite; the times are named.
     """
 
     curve: Callable[[Tensor], Tensor] = Knots((0.0, 1.0), (7.0, -5.0))
@@ -123,23 +126,26 @@ class LogSNRSDE(SDE):
         lambdas = self.curve(t)
         if not isinstance(lambdas, Tensor) or lambdas.shape != t.shape or lambdas.dtype != torch.float64:
             found = (tuple(lambdas.shape), lambdas.dtype) if isinstance(lambdas, Tensor) else type(lambdas).__name__
-            raise ArgumentError("curve", found, "it must answer a float64 t in its shape and dtype", "Use torch on t.")
+            problem = "for a float64 tensor t it must return a float64 tensor of the same shape"
+            raise ArgumentError("curve", found, problem, "Compute λ with torch operations on t.")
         inside = lambdas.isfinite()
         inside[0] |= lambdas[0] == math.inf
         inside[-1] |= bool(lambdas[-1] == -math.inf) and self.variance_preserving
         if not bool(inside.all()):
             i = int((~inside).int().argmax())
             problem = f"λ is {lambdas[i].item()} at t={t[i].item():.6g}"
-            raise ArgumentError("curve", self.curve, problem, "Only λ(0) = inf, and λ(1) = -inf where α² + σ² is kept.")
+            remedy = "λ must be finite, except that λ(0) may be inf, and λ(1) may be -inf if variance_preserving."
+            raise ArgumentError("curve", self.curve, problem, remedy)
         rising = lambdas.diff() >= 0
         if bool(rising.any()):
             i = int(rising.int().argmax())
             where = f"t={t[i].item():.6g} and t={t[i + 1].item():.6g}"
-            problem = f"λ must decrease, and goes from {lambdas[i].item():.6g} to {lambdas[i + 1].item():.6g}"
-            raise ArgumentError("curve", self.curve, f"{problem} between {where}", "Noise grows with t.")
+            problem = f"λ must decrease, but goes from {lambdas[i].item():.6g} to {lambdas[i + 1].item():.6g}"
+            remedy = "Here t=0 is data and t=1 noise: a curve in the other direction of time is curve(1 - t)."
+            raise ArgumentError("curve", self.curve, f"{problem} between {where}", remedy)
 
     def _log_total(self, t: Tensor) -> Tensor:
-        """log(1 + τ(0)²), on the device of ``t``: read off the curve anew each time, since it may be learned."""
+        """log(1 + τ(0)²), on the device of ``t``. It is computed at every call, because the curve may be learned."""
         return -_log_sigmoid(2 * self.curve(torch.zeros((), dtype=torch.float64, device=t.device)))
 
     def half_log_snr(self, t: Time) -> Tensor:
@@ -167,5 +173,5 @@ class LogSNRSDE(SDE):
 
 
 def _log_sigmoid(z: Tensor) -> Tensor:
-    """log sigmoid(z) to rounding for every z, infinite ones included; torch's own refuses expanded tensors."""
+    """log sigmoid(z), exact to rounding for every z, also infinite ones. (torch's own refuses expanded tensors.)"""
     return -F.softplus(-z, threshold=50.0)

@@ -1,4 +1,4 @@
-"""What is kept for an object for as long as it lives: nothing is written into the object itself."""
+"""Values stored for an object as long as it lives, outside of the object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["PerObject"]
 
 
 class PerObject:
-    """Values by the identity of an object and a key; copies of the object start without them."""
+    """Values by the identity of an object and a key. A copy of an object has none of its values."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, Hashable], tuple[weakref.ref[Any], Any]] = {}
@@ -21,6 +21,6 @@ class PerObject:
         return found[1] if found is not None and found[0]() is owner else None
 
     def put(self, owner: Any, value: Any, key: Hashable = None) -> None:
-        """Keep a value."""
+        """Store ``value`` until ``owner`` is deleted."""
         place = (id(owner), key)
         self._kept[place] = (weakref.ref(owner, lambda _: self._kept.pop(place, None)), value)

@@ -1,4 +1,4 @@
-"""VE: noise is added, the signal keeps its scale (Song et al. 2021, eq. 9 and 30)."""
+"""VE: the signal keeps its scale, and noise is added (Song et al. 2021, eq. 9 and 30)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["VESDE"]
 class VESDE(SDE):
     """Variance exploding: α = 1, σ = σ_min (σ_max/σ_min)^t, g = σ √(2 log(σ_max/σ_min)).
 
-    σ(0) = σ_min, not 0: simulating it forward starts from x_0 + σ_min z, and a sample taken at t=0 still
-    carries noise of that size unless a last Tweedie step removes it.
+    σ(0) is σ_min, not 0. A forward simulation starts from x_0 + σ_min z. A sample at t=0 carries noise of that size,
+    unless a last Tweedie step removes it.
 
     Raises:
         ArgumentError: unless 0 < sigma_min < sigma_max.

@@ -1,7 +1,7 @@
-"""VP and sub-VP: one integrated β, two noise levels.
+"""VP and sub-VP: the same β(t) and α, two noise levels.
 
-With B(t) = ∫₀ᵗ β both have α = exp(−B/2); VP has σ² = 1 − e^(−B), sub-VP has σ = 1 − e^(−B).
-σ goes through ``expm1``: 1 − e^(−B) loses every digit as t → 0.
+With B(t) = ∫₀ᵗ β du both have α = exp(−B/2). VP has σ² = 1 − e^(−B), sub-VP has σ = 1 − e^(−B).
+Both are computed with ``expm1``: the difference 1 − e^(−B) loses all digits as t → 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LinearBeta:
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def solve_integrated_beta(self, B: Tensor) -> Tensor:
-        """The t with B(t) = B: the root of a quadratic, written without cancellation."""
+        """The t with B(t) = B: the root of a quadratic equation, computed without cancellation."""
         slope = self.beta_max - self.beta_min
         return 2 * B / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * B))
 
@@ -60,7 +60,7 @@ class VPSDE(LinearBeta, SDE):
 
     @staticmethod
     def from_betas(betas: Sequence[float] | Tensor) -> DiscreteVPSDE:
-        """The continuous SDE that has exactly DDPM's √ᾱ_i at t = i/N; see :class:`DiscreteVPSDE`."""
+        """The continuous SDE with α = √ᾱ_i at t = i/N, as in DDPM; see :class:`DiscreteVPSDE`."""
         from sde_toolkit.sde.from_betas import DiscreteVPSDE
 
         return DiscreteVPSDE(tuple(betas.tolist() if isinstance(betas, Tensor) else betas))

@@ -8,10 +8,16 @@ import pytest
 import torch
 from catalogue import doubles
 
-from sde_toolkit import SDE, VPSDE, SubVPSDE, ddim, gaussian, grids, sample
+from sde_toolkit import SDE, VPSDE, CosineVPSDE, FlowMatching, SubVPSDE, ddim, gaussian, grids, sample
 from sde_toolkit.errors import DefinitionError
+from sde_toolkit.sde import beta_schedules
 
 one = torch.ones_like
+LOSING_SIGNAL = {
+    "flow matching": FlowMatching(),
+    "cosine": CosineVPSDE(),
+    "zero terminal SNR": VPSDE.from_betas(beta_schedules.zero_terminal_snr(beta_schedules.linear_betas(50))),
+}
 TIMES = torch.cat([doubles(0.0, 1e-9, 1e-5), torch.linspace(1e-3, 1 - 1e-3, 301).double(), 1 - doubles(1e-5, 1e-8, 0)])
 
 
@@ -281,3 +287,24 @@ def test_sub_vp_by_its_coefficients():
 
     torch.testing.assert_close(Mine().sigma(TIMES), SubVPSDE().sigma(TIMES), rtol=1e-10, atol=0)
     assert not VPSDE().loses_signal
+
+
+@pytest.mark.parametrize("name", LOSING_SIGNAL)
+def test_slopes_at_time_one_are_limits_where_no_signal_is_left(name):
+    """α(1) = 0: f is −∞ there, but dα/dt and dσ/dt tend to those of the path (−∞ for √(1 − t))."""
+    closed = LOSING_SIGNAL[name]
+
+    class ByCoefficients(SDE):
+        def f(self, t):
+            return closed.f(t)
+
+        def g(self, t):
+            return closed.g(t)
+
+    derived, t = ByCoefficients(), doubles(0.5, 1.0)
+    assert derived.alpha(1.0) == 0
+    torch.testing.assert_close(derived.d_alpha(t), closed.d_alpha(t), rtol=1e-6, atol=1e-6)
+    h = 1e-4
+    difference = (closed.sigma(1.0) - closed.sigma(1.0 - h)) / h
+    for sde in (derived, closed):
+        assert abs(sde.d_sigma(1.0) - difference) < 2 * h  # the error of this difference is h σ″/2, and |σ″| < 4
