@@ -1,4 +1,4 @@
-"""What a score network is trained on: errors, weights, times, and the variational bound."""
+"""Training objectives: regression errors, weightings, distributions of training times, and the variational bound."""
 
 from sde_toolkit.losses.histogram import lambda_histogram
 from sde_toolkit.losses.matching import DenoisingScoreMatching

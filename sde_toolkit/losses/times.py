@@ -1,13 +1,16 @@
-"""Training times: from uniform numbers u to t, and the weight that each of them needs.
+"""Distributions of training times: each maps uniform numbers u to times t and importance weights.
 
     ``times(sde, u, t_min) -> (t, importance)``       u in [0, 1), t in [t_min, 1], larger u to larger t
 
-E_u[importance · h(t)] is the average of h over uniform t in [t_min, 1] for distributions that are a way to compute it
-(:class:`LikelihoodTimes`); the importance is 1 where the distribution is part of what a loss is (EDM's). Every t is a
-quantile: what is spread evenly in u, :func:`low_discrepancy`, is spread as evenly in t's own distribution.
+t is the u-quantile of the distribution. Numbers that are evenly spread in u (:func:`low_discrepancy`) are therefore
+evenly spread in the distribution.
 
-Distributions of noise levels are stated in λ = log(α/σ), or τ = σ/α = e^(−λ), and reach t by the SDE's own inverse of
-λ: they mean the same under every SDE. λ goes from λ(t_min) down to λ(1); what a distribution has outside is cut off.
+Some distributions are only a better way to compute an average over uniform times (:class:`LikelihoodTimes`). There
+E_u[importance · h(t)] is the average of h over uniform t in [t_min, 1]. Others are a part of the loss (EDM's); there
+the importance is 1.
+
+Distributions of noise levels are defined in λ = log(α/σ), or τ = σ/α = e^(−λ). The inverse of λ maps them to t, so that
+they have the same noise levels under every SDE. They are cut off outside of [λ(1), λ(t_min)].
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ __all__ = [
     "stratified_times",
 ]
 
-_LEAST_MASS = 1e-6  # of a normal distribution between two ends; with less, its quantiles have no digits
+_LEAST_MASS = 1e-6  # the least probability between two ends of a normal distribution; with less, quantiles lose digits
 
 
 class TimeDistribution(ABC):
@@ -47,12 +50,12 @@ class TimeDistribution(ABC):
 
         Args:
             sde: the forward process.
-            u: uniform in [0, 1), any shape, floating point; float64 where it matters.
+            u: uniform in [0, 1), any shape, floating point; float64 for exact quantiles.
             t_min: the first time, in [0, 1); the SDE's ``likelihood_end`` is a usual one.
 
         Raises:
-            ArgumentError: for a ``t_min`` outside [0, 1), or at which the distribution is not defined; on the CPU
-                for u outside [0, 1).
+            ArgumentError: if ``t_min`` lies outside [0, 1), if the distribution does not exist for it or, on the CPU,
+                if a u lies outside [0, 1).
         """
         check_sde(sde)
         _check_t_min(t_min)
@@ -78,7 +81,7 @@ class Uniform(TimeDistribution):
 
 @dataclass(frozen=True)
 class Discrete(TimeDistribution):
-    """t = i/N with i uniform on 1 … N, DDPM's steps (Ho et al. 2020, algorithm 1); those before t_min are left out."""
+    """t = i/N with i uniform on 1 … N, DDPM's steps (Ho et al. 2020, algorithm 1), without those before t_min."""
 
     N: int = 1000
 
@@ -95,12 +98,16 @@ class Discrete(TimeDistribution):
 class LikelihoodTimes(TimeDistribution):
     """p(t) ∝ g²/σ²: importance sampling of the likelihood weighting (Song, Durkan et al. 2021, section 5.1).
 
-    Since g²/σ² = −2 dλ/dt, this is λ uniform between λ(t_min) and λ(1), for every SDE in closed form. The importance is
-    1/((1 − t_min) p(t)), proportional to σ²/g²: g² |score error|² becomes a multiple of |ε error|², whose size changes
-    little with t. Where λ(1) lies below ``floor``, or is −∞ (α(1) = 0), the density goes on as
-    p(t) ∝ g²/σ² e^(2(λ − floor)): no faster than the error falls with the SNR, so that nothing is cut off and the
-    weighted loss stays bounded. The default lies below λ(1) of every schedule that keeps a signal at the end. It is for
-    data of size 1; for data of standard deviation σ_d subtract log σ_d.
+    g²/σ² = −2 dλ/dt, so λ is uniform between λ(t_min) and λ(1), in closed form for every SDE. The importance is
+    1/((1 − t_min) p(t)), proportional to σ²/g². It turns g² |score error|² into a multiple of |ε error|², whose size
+    changes little with t.
+
+    If λ(1) lies below ``floor``, or is −∞ (α(1) = 0), the density there is p(t) ∝ g²/σ² e^(2(λ − floor)). It falls no
+    faster than the error falls with the SNR, so that all times are drawn and the weighted loss stays bounded.
+
+    Args:
+        floor: a half log-SNR, for data of size 1; for data of standard deviation σ_d subtract log σ_d. The default
+            lies below λ(1) of all schedules here that keep a signal at t=1.
 
     Raises:
         ArgumentError: if ``floor`` is not finite; when called, if λ(t_min) = ∞, where no such distribution exists.
@@ -113,18 +120,18 @@ class LikelihoodTimes(TimeDistribution):
             raise ArgumentError("floor", self.floor, "not a finite half log-SNR", "-10 is the default.")
 
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
-        low, high = _ends(sde, t_min)
+        low, high = _lambda_range(sde, t_min)
         if not math.isfinite(high):
-            problem = f"λ of {sde} is infinite there, and g²/σ² has no integral"
+            problem = f"λ of {sde} is infinite there, and so is the integral of g²/σ²"
             raise ArgumentError("t_min", t_min, problem, f"Use its likelihood_end, {sde.likelihood_end}, for example.")
         floor = min(self.floor, high)
-        flat = high - max(low, floor)  # the mass of the plateau, and of the tail
+        flat = high - max(low, floor)  # the mass above the floor; that of the tail below it is ½ (1 − rest)
         rest = math.exp(2 * (low - floor)) if low < floor else 1.0
         mass = flat + 0.5 * (1 - rest)
         remaining = 2 * mass * (1 - u) + rest  # e^(2(λ − floor)) in the tail
         tail = floor + 0.5 * torch.log(remaining)
         lambda_t = torch.where(mass * u <= flat, high - mass * u, tail).clamp(low, high)
-        t = _time_of(sde, lambda_t)
+        t = _time_at(sde, lambda_t)
         density = torch.exp(2 * (lambda_t - floor).clamp(max=0.0)) / mass
         return t, 2 * (sde.sigma(t) / sde.g(t)) ** 2 / (density * (1 - t_min))
 
@@ -133,10 +140,11 @@ class LikelihoodTimes(TimeDistribution):
 class LogNormal(TimeDistribution):
     """log(σ/α) ~ N(P_mean, P_std²), EDM's noise levels (Karras et al. 2022, table 1), under any SDE.
 
-    The paper's values are for data of standard deviation σ_d = 0.5; for others shift P_mean by log(σ_d/0.5).
+    The paper's values are for data of standard deviation σ_d = 0.5. For other data add log(σ_d/0.5) to P_mean.
 
     Raises:
-        ArgumentError: unless P_mean is finite and P_std positive; when called, if the SDE has no such noise levels.
+        ArgumentError: unless P_mean is finite and P_std positive; when called, if the SDE has almost none of these
+            noise levels.
     """
 
     P_mean: float = -1.2
@@ -146,20 +154,21 @@ class LogNormal(TimeDistribution):
         _check_normal("P_mean", self.P_mean, "P_std", self.P_std)
 
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
-        low, high = _ends(sde, t_min)
+        low, high = _lambda_range(sde, t_min)
         log_tau = _normal_quantile(u, self.P_mean, self.P_std, -high, -low, self, f"log(σ/α) of {sde}")
-        return _time_of(sde, -log_tau), torch.ones_like(u)
+        return _time_at(sde, -log_tau), torch.ones_like(u)
 
 
 @dataclass(frozen=True)
 class LogitNormal(TimeDistribution):
     """log(t/(1 − t)) ~ N(mean, std²): Esser et al. 2024, "Scaling Rectified Flow Transformers", eq. 19.
 
-    Under flow matching, σ/α = t/(1 − t), it is :class:`LogNormal` of the same two numbers. It knows the time alone, not
-    the noise: the paper's values are for data of standard deviation 1 under that path.
+    It is a distribution of times, whatever the noise level at these times. Under flow matching, where
+    σ/α = t/(1 − t), it is :class:`LogNormal` with the same two numbers. The paper's values are for that path and for
+    data of standard deviation 1.
 
     Raises:
-        ArgumentError: unless mean is finite and std positive; when called, if next to nothing lies after t_min.
+        ArgumentError: unless mean is finite and std positive; when called, if almost all of it lies before t_min.
     """
 
     mean: float = 0.0
@@ -176,10 +185,10 @@ class LogitNormal(TimeDistribution):
 
 @dataclass(frozen=True)
 class Cosine(TimeDistribution):
-    """σ/α = σ_d tan(π p/2), p uniform: the noise levels of the cosine schedule, p(λ) = sech(λ + log σ_d)/π.
+    """σ/α = σ_d tan(π p/2), p uniform: the noise levels of the cosine schedule, with density sech(λ + log σ_d)/π in λ.
 
-    The same levels under any SDE. Under flow matching, at σ_d = 1, it is Esser et al.'s CosMap,
-    t = 1 − 1/(tan(π p/2) + 1) (2024, eq. 21); Kingma & Gao 2023 have the schedule in their table 1.
+    The noise levels are the same under every SDE. Under flow matching with σ_d = 1 it is Esser et al.'s CosMap,
+    t = 1 − 1/(tan(π p/2) + 1) (2024, eq. 21). The schedule is in table 1 of Kingma & Gao 2023.
 
     ``sigma_data``: σ_d, the standard deviation of the data; 1 in both papers.
 
@@ -194,25 +203,26 @@ class Cosine(TimeDistribution):
 
     def draw(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
         shift = math.log(self.sigma_data)
-        low, high = (end + shift for end in _ends(sde, t_min))
+        low, high = (end + shift for end in _lambda_range(sde, t_min))
         first, last = (2 / math.pi * math.atan2(math.exp(-max(e, 0.0)), math.exp(min(e, 0.0))) for e in (high, low))
         p = first + (last - first) * u
         log_tau = torch.log(torch.sin(math.pi / 2 * p)) - torch.log(torch.sin(math.pi / 2 * (1 - p)))
-        return _time_of(sde, (-log_tau).clamp(low, high) - shift), torch.ones_like(u)
+        return _time_at(sde, (-log_tau).clamp(low, high) - shift), torch.ones_like(u)
 
 
 def low_discrepancy(n: int, offset: float | Tensor, *, device: torch.device | str | None = None) -> Tensor:
-    """(offset + i/n) mod 1 for i = 0 … n−1, (n,) float64: one in each stratum, each uniform if ``offset`` is.
+    """(offset + i/n) mod 1 for i = 0 … n−1, (n,) float64: one number in each interval [k/n, (k+1)/n).
 
-    Kingma et al. 2021, "Variational Diffusion Models", appendix I.1.
+    If ``offset`` is uniform in [0, 1), so is each of them. (Kingma et al. 2021, "Variational Diffusion Models",
+    appendix I.1.)
 
     Raises:
-        ArgumentError: if n is no count, or ``offset`` not one finite number.
+        ArgumentError: unless n is a whole number of at least 1, and ``offset`` one finite number.
     """
     check_count("n", n, "Pass the batch size.")
     if isinstance(offset, Tensor):
         if offset.numel() != 1:
-            raise ArgumentError("offset", tuple(offset.shape), "it is one number", "Pass torch.rand(()).")
+            raise ArgumentError("offset", tuple(offset.shape), "it must be one number", "Pass torch.rand(()).")
         offset = offset.reshape(()).to(torch.float64)
         device = offset.device if device is None else device
         offset = offset.to(device)
@@ -225,7 +235,7 @@ def low_discrepancy(n: int, offset: float | Tensor, *, device: torch.device | st
 def stratified_times(
     n: int, t_min: float, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """n uniform times in [t_min, 1] of :func:`low_discrepancy`, the offset drawn from ``generator``; (n,) float64.
+    """n uniform times in [t_min, 1] by :func:`low_discrepancy`, with an offset from ``generator``; (n,) float64.
 
     Raises:
         ArgumentError: unless 0 <= t_min < 1.
@@ -235,13 +245,13 @@ def stratified_times(
     return t_min + (1 - t_min) * low_discrepancy(n, offset)
 
 
-def _ends(sde: SDE, t_min: float) -> tuple[float, float]:
+def _lambda_range(sde: SDE, t_min: float) -> tuple[float, float]:
     """λ(1) and λ(t_min)."""
     low, high = sde.half_log_snr(torch.tensor([1.0, t_min], dtype=torch.float64)).tolist()
     return low, high
 
 
-def _time_of(sde: SDE, lambda_t: Tensor) -> Tensor:
+def _time_at(sde: SDE, lambda_t: Tensor) -> Tensor:
     return sde.solve_half_log_snr(lambda_t).clamp(0.0, 1.0)
 
 
@@ -252,14 +262,14 @@ def _normal_quantile(
     ends = torch.tensor([(first - mean) / std, (last - mean) / std], dtype=torch.float64)
     low, high = torch.special.ndtr(ends).tolist()
     if high - low < _LEAST_MASS:
-        problem = f"{what} runs from {first:.6g} to {last:.6g}, where it has next to no probability"
+        problem = f"{what} runs from {first:.6g} to {last:.6g}, where this distribution has almost no probability"
         raise ArgumentError("times", distribution, problem, "Choose another mean, a larger std, or another t_min.")
     return (mean + std * torch.special.ndtri(low + (high - low) * u)).clamp(first, last)
 
 
 def _check_t_min(t_min: Any) -> None:
     if not (is_number(t_min) and 0 <= t_min < 1):
-        raise ArgumentError("t_min", t_min, "training times start inside [0, 1)", "Use the SDE's likelihood_end.")
+        raise ArgumentError("t_min", t_min, "training times must start in [0, 1)", "Use the SDE's likelihood_end.")
 
 
 def _check_normal(mean_name: str, mean: Any, std_name: str, std: Any) -> None:

@@ -1,8 +1,9 @@
-"""The variational bound as a training objective, and the hybrid that learns variances.
+"""The variational bound as a training objective, and the hybrid objective for networks that learn variances.
 
 Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 3-7, 15 and 16.
 
-On the steps t_i = i/N, i = 1 … N, of any SDE, with s the time before t, x_s ~ N(μ(x_t, x̂_0), Σ) and v the network's:
+The steps are t_i = i/N, i = 1 … N, of any SDE. For a step from t to s = t − 1/N the model is x_s ~ N(μ(x_t, x̂_0), Σ),
+and v is the variance fraction that the network predicts:
 
     L_vlb = Σ_i L_{i−1} (+ L_N, which has no parameters)
     L_{i−1} = KL(q(x_s|x_t, x_0) ‖ N(μ, Σ))                                                     i ≥ 2
@@ -10,12 +11,13 @@ On the steps t_i = i/N, i = 1 … N, of any SDE, with s the time before t, x_s ~
     L_0     = −log p(x_0|x_1),  around x̂_0                                                      the decoder
     log Σ   = v log β + (1 − v) log β̃        β̃ = σ_s² (1 − r²),  β = σ_t² (1 − r²)              eq. 15
 
-r² = e^(2λ_t − 2λ_s). The step to the data has β_1 = σ_t² and, as in the paper's code, β̃_2 for its own β̃_1 = 0; a model
-without learned variance has Σ = β̃, and β_1 for that step (Ho et al. 2020, section 3.2). It is always the step to clean
-data, also for SDEs whose σ(0) is not 0. With levels the decoder is the discretised Gaussian (Ho et al. 2020, eq. 13).
+with r² = e^(2λ_t − 2λ_s). The last step, to the data, has β_1 = σ_t². Its β̃_1 would be 0; β̃_2 replaces it, as in the
+paper's code. A model without learned variance has Σ = β̃, and β_1 for that last step (Ho et al. 2020, section 3.2). The
+last step leads to clean data also for SDEs whose σ(0) is not 0. With levels the decoder is the discretised Gaussian
+(Ho et al. 2020, eq. 13).
 
-The losses are in bits per dimension, the unit of the paper's weight 0.001; N L_{i−1} for a random i stands for the sum.
-Σ is computed by its logarithm, KL without the difference of two variances, everything of the schedule in float64.
+The losses are in bits per dimension, the unit in which the paper's weight is 0.001. The mean of N L_{i−1} over random i
+is the sum. Σ is computed by its logarithm, KL without the difference of two variances, and the schedule in float64.
 """
 
 from __future__ import annotations
@@ -41,19 +43,21 @@ from sde_toolkit.sde import SDE
 
 __all__ = ["Hybrid", "VariationalBound"]
 
-_ROUNDING = 1e-3  # of a step: so much a time may lie beyond its own, having been float32
+_ROUNDING = 1e-3  # of a step: a time may lie this far after the step it belongs to, as a rounding error of float32
 
 
 @dataclass(frozen=True)
 class VariationalBound:
-    """N L_{i−1} in bits per dimension, (B,): over uniform i the variational bound, but for L_N.
+    """N L_{i−1} in bits per dimension, (B,). Its mean over uniform i is the variational bound without L_N.
 
-    ``N``: steps; a time between two of them belongs to the later one, so that :class:`Discrete` and uniform times
-    serve alike. ``levels``: what the values of discrete data are, in data space, for the decoder of L_0; the losses are
-    bits per dimension of the integers then. None: a Gaussian density in model space.
+    Args:
+        N: number of steps. A time between two steps belongs to the later one, so that :class:`Discrete` and uniform
+            times give the same loss.
+        levels: the values of discrete data, in data space, for the decoder of L_0; the losses are then bits per
+            dimension of the discrete data. None: the decoder is a Gaussian density in model space.
 
     Raises:
-        ArgumentError: unless N >= 2, or if ``levels`` are none.
+        ArgumentError: unless N >= 2 and ``levels`` are Levels or None.
     """
 
     N: int = 1000
@@ -67,13 +71,13 @@ class VariationalBound:
         """Shapes: x_0 and noise (B, *event) in model space, t (B,). One network evaluation.
 
         Raises:
-            ArgumentError: if shapes, or the levels and the model's transform, do not fit.
+            ArgumentError: if shapes do not fit, or the levels do not fit the model's transform.
         """
         prediction = self.predict(model, x_0, t, noise, condition)
         return self.of(model, prediction, x_0, noise)
 
     def predict(self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Any = None) -> Prediction:
-        """What the network says at the step that each time belongs to."""
+        """The prediction at the step that each time belongs to."""
         check_batch(x_0, t, noise)
         if self.levels is not None:
             check_fits(self.levels, model.transform)
@@ -82,7 +86,7 @@ class VariationalBound:
         return model(model.sde.perturb(x_0, t, noise), t, condition)
 
     def of(self, model: ScoreModel, prediction: Prediction, x_0: Tensor, noise: Tensor) -> Tensor:
-        """The loss of what the network said at x_t = α x_0 + σ noise, t one of the steps; (B,)."""
+        """The loss of a ``prediction`` that was made at x_t = α x_0 + σ noise for steps t, (B,)."""
         readout = prediction.readout
         kind, error = native_error(prediction, x_0, noise)
         t = readout.t
@@ -104,9 +108,9 @@ class VariationalBound:
         return (self.N / math.log(2)) * nats.to(x_0.dtype)
 
     def _coefficients(self, sde: SDE, t: Tensor, first: Tensor) -> tuple[Tensor, ...]:
-        """log(σ_t/σ_s), e^(2λ_s) − e^(2λ_t) of each step, and log β, log β̃ of the decoder's; (B,) float64.
+        """log(σ_t/σ_s) and e^(2λ_s) − e^(2λ_t) of each step, and log β and log β̃ for the decoder; (B,) float64.
 
-        The first step has those of the second, of which its β̃ is taken.
+        ``first``: where the step is the one to the data. It gets the values of step 2, except for its own β.
         """
         later = torch.where(first, 2 / self.N, t)
         before = (later - 1 / self.N).clamp(min=1 / self.N)
@@ -118,7 +122,7 @@ class VariationalBound:
         return torch.log(sigma_t / sigma_s), drop, 2 * torch.log(sde.sigma(t)), log_posterior
 
     def _decode(self, model: ScoreModel, prediction: Prediction, log_variance: Tensor, x_0: Tensor) -> Tensor:
-        """−log p(x_0|x_1) per element, in nats, (B,): computed for all samples, since looking for some would wait."""
+        """−log p(x_0|x_1) per element, in nats, (B,). Computed for all samples: selecting some would synchronise."""
         center = prediction.x_0
         if self.levels is None:
             z = (x_0 - center).square() * torch.exp(-log_variance)
@@ -133,12 +137,13 @@ class VariationalBound:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16), by one network evaluation.
+    """L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16), with one network evaluation.
 
-    The mean is trained by ``simple`` alone: the bound sees it through a stopped gradient, and trains v.
+    ``simple`` trains the mean. ``bound`` trains v only: no gradient of it reaches the mean.
 
     Raises:
-        ArgumentError: if ``weight`` is negative or a part is none; when called, for a model without learned variance.
+        ArgumentError: if ``weight`` is negative, or ``simple`` or ``bound`` is of another class; when called, if the
+            model has no learned variance.
     """
 
     simple: DenoisingScoreMatching = field(default_factory=DenoisingScoreMatching)
@@ -160,7 +165,7 @@ class Hybrid:
             ArgumentError: if shapes do not fit, or the model has no learned variance.
         """
         if not model.learned_variance:
-            problem = "it learns no variance, and the bound would train nothing"
+            problem = "it has no learned variance, so that the bound would train nothing"
             raise ArgumentError("model", model, problem, "Build it with learned_variance=True, or use simple alone.")
         prediction = self.bound.predict(model, x_0, t, noise, condition)
         stopped = dataclasses.replace(prediction, output=prediction.output.detach())

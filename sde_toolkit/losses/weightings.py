@@ -1,24 +1,24 @@
-"""Weightings, and which error each of them multiplies.
+"""Weightings of the loss, and the parameterisation whose error each of them multiplies.
 
-The errors of all parameterisations are one error at different scales. With y = a x_0 + b ε
-(:mod:`sde_toolkit.models.prediction`) and D = a σ − α b, two predictions that agree on x_t have
+The errors in all parameterisations are one error at different scales. With y = a x_0 + b ε
+(:mod:`sde_toolkit.models.prediction`) and D = a σ − α b, the same prediction in two parameterisations A and B has
 
     |ŷ_A − y_A|² = (D_A/D_B)² |ŷ_B − y_B|²        D:   x0: σ   epsilon: −α   score: α/σ   v: −(α² + σ²)
                                                        velocity: α′σ − ασ′   edm: √(σ² + α²σ_d²)/σ_d
 
-so that w_A |ŷ_A − y_A|² and w_B |ŷ_B − y_B|² are the same loss exactly if w_A D_A² = w_B D_B². A published weighting is
-a number for one of these errors, its ``multiplies``; :class:`Converted` tells the same loss for any other.
+So w_A |ŷ_A − y_A|² and w_B |ŷ_B − y_B|² are the same loss if w_A D_A² = w_B D_B². A published weighting belongs to the
+error in one parameterisation, its ``multiplies``. :class:`Converted` is the weight of the same loss for another one.
 
     weighting            multiplies    w                                    (SNR = α²/σ² = e^(2λ))
-    constant             what is chosen: 1                                  Ho et al. 2020, eq. 14 (epsilon)
-    sigma_squared        what is chosen: σ²                                 Song et al. 2021, section 3.3 (score)
-    g_squared            what is chosen: g²                                 Song, Durkan et al. 2021, eq. 7 (score)
+    constant             the target    1                                    Ho et al. 2020, eq. 14 (target epsilon)
+    sigma_squared        the target    σ²                                   Song et al. 2021, section 3.3 (score)
+    g_squared            the target    g²                                   Song, Durkan et al. 2021, eq. 7 (score)
     EDMWeighting         x0            (τ² + σ_d²)/(τ σ_d)²,  τ = σ/α       Karras et al. 2022, eq. 8, table 1
     MinSNR               x0            min(SNR, γ)                          Hang et al. 2023, section 3.4
     P2                   epsilon       1/(k + SNR)^γ                        Choi et al. 2022, eq. 8
     SigmoidWeighting     epsilon       g²/(2σ²) · sigmoid(b − log SNR)      Kingma & Gao 2023; Hoogeboom et al. 2024
 
-A weighting is any callable (sde, t) to a tensor of the shape of t, computed in float64.
+A weighting is any function (sde, t) that returns a tensor of the shape of t, computed in float64.
 """
 
 from __future__ import annotations
@@ -51,31 +51,35 @@ __all__ = [
 ]
 
 Weighting: TypeAlias = Callable[[SDE, Time], Tensor]
-"""(sde, t) to w(t), of the shape of t. An attribute ``multiplies`` names the error that it is a weight of."""
+"""(sde, t) -> w(t), of the shape of t. An attribute ``multiplies`` names the parameterisation of the error."""
 
 
 def constant(sde: SDE, t: Time) -> Tensor:
-    """w = 1, of whatever error is chosen: with ``epsilon`` L_simple (Ho et al. 2020, eq. 14)."""
+    """w = 1. With the target ``epsilon`` it is L_simple (Ho et al. 2020, eq. 14)."""
     return torch.ones_like(t)
 
 
 def sigma_squared(sde: SDE, t: Time) -> Tensor:
-    """w = σ_t²: with the score, Song et al.'s λ(t) (2021, section 3.3), which is L_simple again."""
+    """w = σ_t². With the target ``score`` it is λ(t) of Song et al. (2021, section 3.3), and equal to L_simple."""
     return sde.sigma(t) ** 2
 
 
 def g_squared(sde: SDE, t: Time) -> Tensor:
-    """w = g(t)²: with the score, likelihood weighting (Song, Durkan et al. 2021, eq. 7), in nats twice the bound's."""
+    """w = g(t)². With the target ``score`` it is likelihood weighting (Song, Durkan et al. 2021, eq. 7).
+
+    The loss is then twice the variational bound in nats.
+    """
     return sde.g(t) ** 2
 
 
 def error_ratio(sde: SDE, t: Tensor, of: Kind, to: Kind, sigma_data: float = 1.0) -> Tensor:
     """|ŷ_of − y_of|² / |ŷ_to − y_to|² = (D_of/D_to)² at the times t, float64 of the shape of t; exactly 1 if of = to.
 
-    ``sigma_data``: σ_d, for ``edm``. Not finite where one of the errors has no meaning: α or σ being 0, for example.
+    ``sigma_data``: σ_d, for ``edm``. The ratio is not finite where one of the errors does not exist: where α or σ is 0,
+    for example.
 
     Raises:
-        ArgumentError: if ``of`` or ``to`` is no parameterisation, or ``sigma_data`` is not positive.
+        ArgumentError: if ``of`` or ``to`` is not a parameterisation, or ``sigma_data`` is not positive.
     """
     check_kind(of, "of")
     check_kind(to, "to")
@@ -94,10 +98,11 @@ def error_ratio(sde: SDE, t: Tensor, of: Kind, to: Kind, sigma_data: float = 1.0
 
 @dataclass(frozen=True)
 class Anchored:
-    """``weighting``, said to multiply the error of ``multiplies``, whatever target a loss is told.
+    """``weighting`` with the fixed parameterisation ``multiplies``, whatever the target of the loss is.
 
     Raises:
-        ArgumentError: if ``multiplies`` is no parameterisation, or the weighting cannot be called or has another one.
+        ArgumentError: if ``multiplies`` is not a parameterisation, or the weighting cannot be called or multiplies
+            another error.
     """
 
     weighting: Weighting
@@ -109,7 +114,8 @@ class Anchored:
         own = getattr(self.weighting, "multiplies", self.multiplies)
         if own != self.multiplies:
             problem = f"{self.weighting} multiplies the error of {own}"
-            raise ArgumentError("multiplies", self.multiplies, problem, "Use Converted to tell it for another error.")
+            remedy = f"Use Converted(weighting, {own!r}, {self.multiplies!r}) for the same loss on this error."
+            raise ArgumentError("multiplies", self.multiplies, problem, remedy)
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
         return self.weighting(sde, t)
@@ -117,14 +123,19 @@ class Anchored:
 
 @dataclass(frozen=True)
 class Converted:
-    """The loss of ``weighting`` on the error of ``of``, told as a weight of the error of ``multiplies``:
+    """The weight w (D_of/D_multiplies)²: the loss of ``weighting`` on the error of ``of``, for that of ``multiplies``.
 
-    w · (D_of/D_multiplies)², so that the two losses and their gradients are equal.
+    The two losses and their gradients are equal.
 
-    ``sigma_data``: σ_d, where one of the two is ``edm``.
+    Args:
+        weighting: w.
+        of: the parameterisation whose error ``weighting`` multiplies.
+        multiplies: the parameterisation whose error the new weight multiplies.
+        sigma_data: σ_d, used if one of the two is ``edm``.
 
     Raises:
-        ArgumentError: if one of the two is no parameterisation, the weighting cannot be called, or multiplies another.
+        ArgumentError: if one of the two is not a parameterisation, or the weighting cannot be called or multiplies
+            another error than that of ``of``.
     """
 
     weighting: Weighting
@@ -146,8 +157,8 @@ class Converted:
 class EDMWeighting:
     """w = (τ² + σ_d²)/(τ σ_d)² on |x̂_0 − x_0|², τ = σ/α (Karras et al. 2022, eq. 8 and table 1).
 
-    The same loss as the target ``edm`` under :func:`constant`, for a network of this σ_d. The paper has
-    σ_d = 0.5 and lognormal τ: :class:`~sde_toolkit.losses.LogNormal`.
+    It is the same loss as the target ``edm`` with :func:`constant`, for a network of this σ_d. The paper has
+    σ_d = 0.5, and times with lognormal τ: :class:`~sde_toolkit.losses.LogNormal`.
     """
 
     sigma_data: float = 0.5
@@ -164,8 +175,8 @@ class EDMWeighting:
 class MinSNR:
     """w = min(SNR, γ) on |x̂_0 − x_0|² (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR", section 3.4).
 
-    For variance-preserving paths the paper's other forms: min(1, γ/SNR) on ε, min(SNR, γ)/(SNR + 1) on v. The
-    default is for data of size 1; for data of standard deviation σ_d divide γ by σ_d².
+    If the variance is preserved, the same loss has the weight min(1, γ/SNR) on ε and min(SNR, γ)/(SNR + 1) on v, as in
+    the paper. The default is for data of size 1; for data of standard deviation σ_d divide γ by σ_d².
     """
 
     gamma: float = 5.0
@@ -202,8 +213,8 @@ class P2:
 class SigmoidWeighting:
     """w = g²/(2σ²) · sigmoid(b − log SNR) on |ε̂ − ε|² (Kingma & Gao 2023, section 2; Hoogeboom et al. 2024, SiD2).
 
-    g²/(2σ²) = −½ d log SNR/dt: their losses are integrals over log SNR, whatever the times are drawn from, and are
-    stated here for uniform t, as everything is. Without the sigmoid (b → ∞) this is the variational bound, in nats. The
+    Their losses are integrals over log SNR. Here all weights are for uniform t, so that the factor
+    g²/(2σ²) = −½ d log SNR/dt enters. Without the sigmoid (b → ∞) the loss is the variational bound, in nats. The
     default is for data of size 1; for data of standard deviation σ_d subtract 2 log σ_d from b.
     """
 
@@ -220,10 +231,10 @@ class SigmoidWeighting:
 
 
 def check_weighting(weighting: Any) -> None:
-    """Refuse what cannot be called, and a ``multiplies`` that is no parameterisation.
+    """Check that ``weighting`` can be called, and that its ``multiplies``, if any, is a parameterisation.
 
     Raises:
-        ArgumentError: naming it.
+        ArgumentError: if not.
     """
     if not callable(weighting) or isinstance(weighting, type):
         raise ArgumentError("weighting", weighting, "not a function (sde, t)", "Pass constant, MinSNR(), or your own.")

@@ -87,8 +87,8 @@ def _check_coefficients(sde: SDE, t: Tensor) -> None:
         raise
     except Exception as error:
         raise DefinitionError(
-            f"class {type(sde).__name__}: f and g cannot be derived from alpha(t) and sigma(t), since torch cannot "
-            f"differentiate these ({type(error).__name__}). Write them in torch operations, or give f(t) and g(t) too."
+            f"class {type(sde).__name__}: f and g cannot be derived from alpha(t) and sigma(t), because torch cannot "
+            f"differentiate them ({type(error).__name__}). Write them in torch operations, or define f(t) and g(t)."
         ) from error
     h = 2e-3 * t * (1 - t)
 
