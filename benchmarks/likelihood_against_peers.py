@@ -208,7 +208,7 @@ def main() -> None:
     words = parser(__doc__)
     words.add_argument("what", choices=["bar", "trace", "network", "one"])
     words.add_argument("--problems", nargs="+", choices=list(MIXTURES), default=list(MIXTURES))
-    words.add_argument("--n", type=int, default=None, help="points (128; network: 12)")
+    words.add_argument("--n", type=int, default=None, help="points (bar 64, trace 128, network 12)")
     words.add_argument("--draws", type=int, default=3, help="of bar")
     words.add_argument("--tolerances", type=float, nargs="+", default=[1e-3, 1e-5])
     words.add_argument("--repeats", type=int, default=3, help="of trace, and rounds of network")
@@ -226,7 +226,7 @@ def main() -> None:
     }
     report = Report(given.results, f"likelihood-{given.what}", f"Likelihood: {title[given.what]}", PACKAGES)
     if given.what == "bar":
-        bar(report, given.problems, given.n or 128, given.draws, given.tolerances)
+        bar(report, given.problems, given.n or 64, given.draws, given.tolerances)
     elif given.what == "trace":
         trace(report, given.n or 128, given.repeats, given.tolerances)
     else:

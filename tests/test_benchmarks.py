@@ -74,7 +74,6 @@ def test_every_claim_has_its_command_and_its_file():
         assert (FOLDER / script).exists()
         for name in re.findall(r"\(results/([\w-]+\.md)\)", result):
             text = (FOLDER / "results" / name).read_text(encoding="utf-8")
-            assert f"`python benchmarks/{script}" in text, name
+            assert f"`python benchmarks/{script}" in text.replace("\n", " "), name
             linked.add(name)
-    written_by_hand = {"mutations-judged.md"}
-    assert {file.name for file in (FOLDER / "results").iterdir()} == linked | written_by_hand
+    assert {file.name for file in (FOLDER / "results").iterdir()} == linked
