@@ -24,6 +24,8 @@ ON_BOTH = (
     ("ddim", ddim(), 20, 0.0),
 )
 
+KEYS = ("sliced_wasserstein", "kernel_distance", "plausible")
+
 if __name__ == "__main__":
     words = parser(__doc__)
     words.add_argument("--n", type=int, default=128, help="images per row")
@@ -36,7 +38,7 @@ if __name__ == "__main__":
     report.line(f"{given.n} images per row.")
     report.table("solver", "grid", "evaluations", "sliced Wasserstein", "kernel distance", "clear digits")
     real = judge.floor
-    report.row("real images", "", "", real.sliced_wasserstein, real.kernel_distance, real.plausible)
+    report.row("real images", "", "", *(real[key] for key in KEYS))
     rows = [("ddpm", ddpm(), grids.uniform, given.ddpm_steps, 0.0)]
     rows += [("ddim", ddim(), grids.uniform, steps, 0.0) for steps in given.ddim_steps]
     rows += [
@@ -48,6 +50,6 @@ if __name__ == "__main__":
         grid = build(model.sde, steps, end=end)
         drawn = sample(model, solver, grid, shape=(given.n, 1, 28, 28), tweedie=end > 0, batch_size=64)
         found = judge(drawn.data)
-        figures = (found.sliced_wasserstein, found.kernel_distance, found.plausible)
+        figures = [found[key] for key in KEYS]
         report.row(f"`{name}`", build.__name__, drawn.nfe, *figures)
     report.save()
