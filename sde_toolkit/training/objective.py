@@ -1,4 +1,4 @@
-"""The loss of a batch as one module, which is what data-parallel wrappers wrap."""
+"""The loss of a batch as one module, for data-parallel wrappers, and the checks of what it is made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
 from sde_toolkit.transforms import check_range
 
-__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_data", "modes_kept"]
+__all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_training_data", "modes_kept"]
 
 
 class Loss(Protocol):
@@ -29,13 +29,13 @@ class Loss(Protocol):
 
 
 class Times(Protocol):
-    """From uniform u (B,) to training times t (B,), with the weight that each importance-sampled time needs."""
+    """Maps uniform u (B,) to training times t (B,) and importance weights (B,)."""
 
     def __call__(self, sde: SDE, u: Tensor, t_min: float) -> tuple[Tensor, Tensor]: ...
 
 
 class Objective(nn.Module):
-    """Batch to (losses (B,), half log-SNR λ of each (B,)): times, perturbation, network, loss."""
+    """Maps a batch to the loss (B,) and the half log-SNR λ (B,) of each sample: times, perturbation, network, loss."""
 
     def __init__(
         self, model: ScoreModel, loss: Loss, times: Times, t_min: float, augmentation: Augmentation | None = None
@@ -48,7 +48,7 @@ class Objective(nn.Module):
         self.augmentation = augmentation
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The network is called once. Data are transformed to model space here, on the batch's device."""
+        """Losses and λ, (B,) each. The data are mapped to model space here, on the batch's device."""
         model = self.model
         x_0 = model.transform.forward(batch.x).to(torch.float32)
         x_0, condition = self._augmented(x_0, batch)
@@ -66,7 +66,7 @@ class Objective(nn.Module):
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards every module inside is in training or evaluation mode as before."""
+    """At the end of the block, put every module inside back into the mode (training, evaluation) that it had."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -76,31 +76,32 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> None:
-    """Refuse an augmentation whose labels the network does not take.
+    """Refuse an augmentation whose description the network does not take.
 
     Raises:
-        ArgumentError: for networks of this package that were built for another width of labels.
+        ArgumentError: if a network of this package was built for another ``augmentation_width``.
     """
     width = 0 if augmentation is None else augmentation.width
     known = hyperparameters_of(model.network)
     takes = known.get("augmentation_width")
     if width and known and takes != width:
-        problem = f"it labels what it did with {width} numbers, the network takes {takes or 'none'}"
+        problem = f"it describes what it did by {width} numbers, but the network takes {takes or 'none'}"
         raise ArgumentError(
             "augmentation", augmentation, problem, f"Build the network with augmentation_width={width}."
         )
 
 
-_LOOKED_AT = 256  # samples whose range is looked at
+_RANGE_SAMPLES = 256  # how many samples the check of the range reads
 
 
-def check_data(model: ScoreModel, dataset: Dataset) -> None:
-    """Refuse data that this model cannot be trained on; warn of data that are probably of another range than it names.
+def check_training_data(model: ScoreModel, dataset: Dataset) -> None:
+    """Refuse data that this model cannot be trained on; warn of data that probably have another range than declared.
 
     Raises:
-        ArgumentError: a model without parameters to train.
-        DataError: no ``Dataset``; no training samples; NaN or infinity; another event shape; values outside the range
-            of the model's transform; labels missing or out of range.
+        ArgumentError: if the model has no parameters to train.
+        DataError: if ``dataset`` is not a ``Dataset``, has no training samples, holds NaN or infinity, has another
+            event shape, has values outside of the range of the model's transform, or labels are missing or out of
+            range.
     """
     if not isinstance(dataset, Dataset):
         problem = f"{type(dataset).__name__} is not a Dataset of this package"
@@ -113,7 +114,7 @@ def check_data(model: ScoreModel, dataset: Dataset) -> None:
         problem = "it has no parameters to train"
         raise ArgumentError("model", type(model.network).__name__, problem, "Pass a network that is a torch.nn.Module.")
     if dataset.stream is None and len(dataset.train) == 0:
-        raise DataError("dataset", dataset.name, "it has no training samples", "Use one that has.")
+        raise DataError("dataset", dataset.name, "it has no training samples", "Pass a data set with train samples.")
     if model.event_shape is not None and dataset.event_shape != model.event_shape:
         problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
         raise DataError("dataset", dataset.name, problem, "Build the model for the shape of the data.")
@@ -121,7 +122,10 @@ def check_data(model: ScoreModel, dataset: Dataset) -> None:
         if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
             raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
     remedy = "Build the model with the transform that fits these data, such as dataset.transform."
-    parts = (("train", dataset.sample(_LOOKED_AT), dataset.transform), ("test", dataset.test[:_LOOKED_AT], None))
+    parts = (
+        ("train", dataset.sample(_RANGE_SAMPLES), dataset.transform),
+        ("test", dataset.test[:_RANGE_SAMPLES], None),
+    )
     for name, values, recommended in parts:
         check_range(model.transform, values, recommended, name=f"dataset.{name}", remedy=remedy)
     classes = model.num_classes
@@ -135,8 +139,8 @@ def check_data(model: ScoreModel, dataset: Dataset) -> None:
 def _check_labels(dataset: Dataset, part: str, labelled: bool, labels: Tensor | None, classes: int) -> None:
     argument = f"dataset.{part}_labels"
     if not labelled:
-        problem = f"the network is class-conditional (num_classes={classes}) and {dataset.name} has no labels"
-        raise DataError(argument, None, problem, "Give labels, or build the network with num_classes=None.")
+        problem = f"the network is class-conditional (num_classes={classes}), but {dataset.name} has no labels"
+        raise DataError(argument, None, problem, "Pass labels, or build the network with num_classes=None.")
     if labels is None or not len(labels):
         return
     low, high = int(labels.min()), int(labels.max())

@@ -1,4 +1,4 @@
-"""How to train: one frozen record, checked when it is made."""
+"""The options of a training run: one frozen dataclass, checked when it is constructed."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ class TrainingOptions:
     """How to train.
 
     Args:
-        steps: updates of the weights.
+        steps: number of updates of the weights.
         batch_size: samples per update, over all processes and passes.
-        pass_size: samples per forward pass of one process, at most; the gradient is accumulated over the passes that
-            a batch then takes. None: a process takes its share at once.
-        learning_rate: of Adam, after ``warmup_steps`` of linear rise.
-        cosine_decay: let the learning rate fall to zero over the run by half a cosine; else it stays.
+        pass_size: samples per forward pass of one process, at most. If a batch needs several passes, their gradients
+            are accumulated. None: one pass.
+        learning_rate: of Adam, after a linear rise over ``warmup_steps`` steps.
+        cosine_decay: whether the learning rate falls to zero at the last step, as half a cosine; else it is constant.
         betas, epsilon, weight_decay: of AdamW.
-        max_gradient_norm: gradients are scaled down to this norm.
-        ema_decay: per step, of the exponential moving average. The larger, the more steps it covers.
-        ema_warmup: begin with a shorter average, of decay (1 + n)/(10 + n) after n steps as long as that is smaller:
-            without, the average holds the first weights for some 5/(1 − ema_decay) steps (:attr:`average_from`).
-        power_averages: relative widths σ_rel of power-function averages (Karras et al. 2024), for example (0.05, 0.1);
-            snapshots of them are kept, from which an average of any length is made afterwards.
-        snapshots: how many snapshots of each of these the run leaves, at equal distances.
-        t_min: None takes the SDE's ``likelihood_end``.
-        low_discrepancy: spread the times of a batch evenly (Kingma et al. 2021, appendix I.1); else independent.
-        label_dropout: probability of hiding a label, for classifier-free guidance.
-        held_out: test samples in the held-out loss.
-        log_every, evaluate_every, checkpoint_every: in steps; ``checkpoint_every`` None: with every evaluation.
-        keep: checkpoints that stay, besides the best.
-        precision: of the network: float32, bfloat16, float16 (CUDA only); the loss is float32.
-        patience: stop when so many steps in a row had a gradient that was not finite. (They are skipped; it is looked
-            at when a row is logged.)
-        compile: compile the network.
-        workers: processes that read data ahead. 0: the training process reads them itself.
-        seed: of everything random.
+        max_gradient_norm: larger gradients are scaled down to this norm.
+        ema_decay: of the exponential moving average, per step.
+        ema_warmup: whether the decay after n steps is min(ema_decay, (1 + n)/(10 + n)). Without it the average contains
+            much of the first weights for about 5/(1 − ema_decay) steps (:attr:`average_from`).
+        power_averages: relative widths σ_rel of power-function averages (Karras et al. 2024), for example (0.05, 0.1).
+            Snapshots of them are kept; averages of any width can be computed from these afterwards.
+        snapshots: number of snapshots of each of these averages, at equal distances.
+        t_min: smallest training time; None for the SDE's ``likelihood_end``.
+        low_discrepancy: whether the times of a batch are evenly spread (Kingma et al. 2021, appendix I.1); else they
+            are independent.
+        label_dropout: probability that a label is replaced by "no class", for classifier-free guidance.
+        held_out: number of test samples in the held-out loss.
+        log_every, evaluate_every, checkpoint_every: in steps; ``checkpoint_every`` None: at every evaluation.
+        keep: number of last checkpoints that are kept, besides the best one.
+        precision: of the network: float32, bfloat16, float16 (CUDA only). The loss is computed in float32.
+        patience: the run stops after this many steps in a row without a finite gradient. Such steps are skipped. Their
+            number is checked whenever a row is logged.
+        compile: whether to compile the network.
+        workers: number of processes that read data ahead. 0: the training process reads them itself.
+        seed: of all random numbers.
 
     Raises:
         ArgumentError: naming the option that cannot be used.
@@ -113,7 +114,7 @@ class TrainingOptions:
 
     @property
     def average_from(self) -> int:
-        """The step from which the exponential average is worth using: the first weights are under a hundredth of it."""
+        """The first step at which the first weights are less than a hundredth of the exponential average."""
         return worth_using_from(self.ema_decay, self.ema_warmup)
 
     def _require(self, name: str, holds: bool, problem: str) -> None:

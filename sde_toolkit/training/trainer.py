@@ -1,11 +1,11 @@
-"""The training loop, on accelerate: one process or many, killed at any moment and continued as if nothing had been."""
+"""The training loop, on accelerate: on one process or many. It may be killed at any moment, and continues exactly."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.training.folder import check_folder, run_digest, tidy
 from sde_toolkit.training.logbook import Logbook
-from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_data, modes_kept
+from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_training_data, modes_kept
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
@@ -51,63 +51,50 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> ScoreModel:
-    """Train ``model`` in place and return its moving average, as a model of its own in evaluation mode.
+    """Train ``model`` in place, and return a copy with the averaged weights, in evaluation mode.
 
-    ``model`` is trained in training mode, judged and watched in evaluation mode; afterwards each of its modules is in
-    the mode in which it was found.
+    ``model`` is in training mode in the steps, and in evaluation mode for the held-out loss and the watchers. At the
+    end each of its modules is in the mode that it had before.
 
-    The folder receives checkpoints (:mod:`.saving`: raw and EMA weights, each named), ``training.csv`` and
-    ``lambda.csv`` (:mod:`.logbook`). If it holds checkpoints of this very run, training goes on from the last of them,
-    and the weights, averages and curves are, bit for bit on the CPU, those of a run that was never stopped.
+    The folder receives checkpoints (:mod:`.saving`) with raw and averaged weights, ``training.csv`` and ``lambda.csv``
+    (:mod:`.logbook`). If it holds checkpoints of the same run, training continues from the last one. On the CPU the
+    weights, averages and curves are then, bit for bit, those of a run without a stop.
 
-    Under ``accelerate launch`` or ``torchrun`` every process calls this; ``batch_size`` is that of all of them.
+    Under ``accelerate launch`` or ``torchrun`` every process calls this function; ``batch_size`` counts the samples of
+    all processes together.
 
     Args:
-        model: its weights are where a fresh run starts.
-        dataset: raw data; ``model.transform`` maps them to model space.
-        directory: of the run.
+        model: a new run starts from its weights.
+        dataset: data in data space; ``model.transform`` maps them to model space.
+        directory: folder of the run.
         options: how to train.
-        loss: a function (model, x_0, t, noise, condition) -> (B,); default: the regression in ε, L_simple.
-        times: a distribution of training times; default: uniform.
+        loss: a function (model, x_0, t, noise, condition) -> (B,); by default the regression in ε, L_simple.
+        times: a distribution of training times; by default uniform.
         augmentation: of the training samples, in model space.
-        watchers: called now and then with the averaged model: sample sheets, likelihood, your own.
+        watchers: called with the averaged model at fixed intervals: sample sheets, likelihood, your own.
         trackers: names that accelerate knows, such as "tensorboard".
         resume: False refuses a folder that holds checkpoints.
-        until: stop after this step, with a checkpoint, as if killed there.
-        device: of this process; a launcher's choice goes first.
-        progress: show a progress bar.
+        until: stop after this step, with a checkpoint. The same call without it continues.
+        device: of this process, unless a launcher chooses it.
+        progress: whether to show a progress bar.
 
     Raises:
-        DataError: before the first step, if the data hold NaN or infinity or labels are missing.
-        CheckpointError: the folder holds another run (the first key that differs is named) or something of that name
-            that is not of a run, the processes do not see the same folder, a checkpoint is damaged, or one cannot be
-            written.
-        FolderInUseError: another process works in the folder.
-        Interrupted: after Ctrl-C or SIGTERM, when the step was finished and saved. (Only in the main thread, and only
-            where the signal has no handler of the user's. A second signal ends at once.)
-        NonFiniteError: after ``patience`` steps in a row without a finite gradient; none of them moved the weights.
+        DataError: before the first step, if the data hold NaN or infinity, or labels are missing.
+        CheckpointError: if the folder holds another run (the first difference is named) or foreign files with the names
+            of a run's, if the processes do not see the same folder, or if a checkpoint is damaged or cannot be written.
+        FolderInUseError: if another process works in the folder.
+        Interrupted: after Ctrl-C or SIGTERM, once the step is finished and saved. (Only in the main thread, and only
+            if the caller has set no handler for the signal. A second signal ends the process at once.)
+        NonFiniteError: after ``patience`` steps in a row without a finite gradient. None of them changed the weights.
     """
-    options = options or TrainingOptions()
-    check_data(model, dataset)
+    options, directory = options or TrainingOptions(), Path(directory)
+    objective = _checked_objective(model, dataset, options, loss, times, augmentation)
     check_watchers(watchers, model)
-    check_augmentation(model, augmentation)
-    check_amount("batch_size", options.batch_size, options.batch_size * (8 + math.prod(dataset.event_shape)))
     if until is not None and not 0 < until <= options.steps:
-        raise ArgumentError("until", until, f"the run has {options.steps} steps", "Give a step of the run.")
-    _warn_of_first_weights(options)
-    directory = Path(directory)
-    t_min = model.sde.likelihood_end if options.t_min is None else options.t_min
-    objective = Objective(model, loss or DenoisingScoreMatching(), times or Uniform(), t_min, augmentation)
-    model.check_savable()  # what no checkpoint can hold is found before the first step
-    record = describe_run(objective, dataset, options)
+        raise ArgumentError("until", until, f"the run has {options.steps} steps", "Pass a step of the run.")
+    record, free = describe_run(objective, dataset, options), free_keys(dataset, options)
     check_plain("run", record)
-    check_stream_state(dataset.stream)
-    found = checkpoint_folders(directory)
-    if found and not resume:
-        raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
-    free = free_keys(dataset, options)
-    if found:
-        check_run(found[-1][1], record, free)
+    _check_checkpoints(directory, record, free, resume)
     accelerator = make_accelerator(options, device, trackers, directory)
     with ExitStack() as held:
         if accelerator.is_main_process:
@@ -131,19 +118,47 @@ def train(
         return run.result()
 
 
+def _checked_objective(
+    model: ScoreModel,
+    dataset: Dataset,
+    options: TrainingOptions,
+    loss: Loss | None,
+    times: Times | None,
+    augmentation: Augmentation | None,
+) -> Objective:
+    """The objective of a run, after every check that needs no folder."""
+    check_training_data(model, dataset)
+    check_augmentation(model, augmentation)
+    check_amount("batch_size", options.batch_size, options.batch_size * (8 + math.prod(dataset.event_shape)))
+    _warn_of_first_weights(options)
+    t_min = model.sde.likelihood_end if options.t_min is None else options.t_min
+    model.check_savable()  # a model that cannot be saved is refused before the first step
+    check_stream_state(dataset.stream)
+    return Objective(model, loss or DenoisingScoreMatching(), times or Uniform(), t_min, augmentation)
+
+
+def _check_checkpoints(directory: Path, record: Mapping[str, Any], free: Set[str], resume: bool) -> None:
+    """Refuse a folder with checkpoints if they are of another run, or if ``resume`` is False."""
+    found = checkpoint_folders(directory)
+    if found and not resume:
+        raise CheckpointError(directory, "it holds checkpoints of a run", "Choose another folder, or resume=True.")
+    if found:
+        check_run(found[-1][1], record, free)
+
+
 def _warn_of_first_weights(options: TrainingOptions) -> None:
     if not options.ema_warmup and options.steps < options.average_from:
         warnings.warn(
-            f"with ema_decay={options.ema_decay} and no warm-up the average, which is judged and returned, still holds "
-            f"much of the first weights after steps={options.steps}: it is worth using from step "
-            f"{options.average_from} on. Set ema_warmup=True, or a smaller ema_decay.",
-            stacklevel=3,
+            f"with ema_decay={options.ema_decay} and no warm-up, the averaged weights still contain much of the first "
+            f"weights after steps={options.steps}: they are worth using from step {options.average_from} on. "
+            "Set ema_warmup=True, or a smaller ema_decay.",
+            stacklevel=4,
         )
 
 
 @dataclass
 class _Loop:
-    """Steps, and what is due after some of them."""
+    """The loop over steps, and the tasks that are due after some of them: log, evaluate, save, watch."""
 
     run: Run
     directory: Path
@@ -152,7 +167,7 @@ class _Loop:
     watchers: list[Watcher]
 
     def until(self, last: int, progress: bool) -> None:
-        """Step until ``last``."""
+        """Take steps until step ``last``."""
         run = self.run
         if run.step >= last:
             return
@@ -165,9 +180,9 @@ class _Loop:
         bar.update(run.step)
         batches = run.batches(last)
         with ExitStack() as cleanup:
-            cleanup.callback(_finish, accelerator)
+            cleanup.callback(_close_trackers, accelerator)
             cleanup.callback(bar.close)
-            cleanup.callback(batches.close)  # and with it the processes that read
+            cleanup.callback(batches.close)  # this also ends the reading processes
             stop = cleanup.enter_context(StopRequest(accelerator.num_processes))
             while run.step < last:
                 run.advance(batches)
@@ -191,7 +206,7 @@ class _Loop:
 
     def _interrupted(self, number: int) -> Interrupted:
         step, steps = self.run.step, self.run.options.steps
-        message = f"stopped at step {step} of {steps}, saved in {self.directory}; the same call goes on from there"
+        message = f"stopped at step {step} of {steps}, saved in {self.directory}; the same call continues from there"
         return Interrupted(message, step, number)
 
     def _due(self, every: int, last: int) -> bool:
@@ -203,13 +218,13 @@ class _Loop:
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """What is done beside stepping does not count for images per second."""
+        """The time spent inside does not count for images per second."""
         began = time.perf_counter()
         yield
         self.aside += time.perf_counter() - began
 
     def _report(self, bar: Any) -> None:
-        """A row of the log, with the held-out loss where it is due."""
+        """Write a row of the log if it is due, with the held-out loss if that is due."""
         run, options = self.run, self.run.options
         evaluate = self._due(options.evaluate_every, options.steps)
         if not (evaluate or self._due(options.log_every, options.steps)):
@@ -227,7 +242,7 @@ class _Loop:
         bar.set_postfix_str(_shown(row, self.held_out))
 
     def _row(self) -> dict[str, float | int | None]:
-        """Read the sums of the steps since the last row, and start new ones."""
+        """The values of a row from the sums over the steps since the last row, which then start anew."""
         run, tally = self.run, self.run.tally
         loss, sums, counts = tally.shared(run.accelerator)
         norm, good, skipped, longest = (x.item() for x in (tally.norm, tally.steps, tally.skipped, tally.longest))
@@ -235,7 +250,7 @@ class _Loop:
             raise NonFiniteError(
                 f"the gradient was not finite in {int(longest)} steps in a row (all of them were skipped),",
                 step=run.step,
-                remedy="Lower learning_rate, or look at the loss and the data; the last checkpoint is whole.",
+                remedy="Lower learning_rate, or check the loss and the data; the last checkpoint is complete.",
             )
         before = self.row_at
         self._count_time()
@@ -268,8 +283,8 @@ class _Loop:
             run.model.train()
 
 
-def _finish(accelerator: Any) -> None:
-    """Close the trackers. (accelerate's ``end_training`` would also dissolve the group of processes.)"""
+def _close_trackers(accelerator: Any) -> None:
+    """Close the trackers. (accelerate's ``end_training`` would also end the group of processes.)"""
     for tracker in accelerator.trackers:
         tracker.finish()
 
