@@ -11,8 +11,9 @@ from sde_toolkit.checks import MOST, check_amount
 from sde_toolkit.data import checkerboard, two_moons, waves
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import compare_solvers
-from sde_toolkit.evaluation.drawing import Run, draw_samples
+from sde_toolkit.evaluation.drawing import draw_samples
 from sde_toolkit.evaluation.local_error import local_errors
+from sde_toolkit.evaluation.planning import PlannedRun
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.sampling.automatic import auto
 from sde_toolkit.sde import beta_schedules
@@ -33,7 +34,7 @@ REFUSED = {
     "streams": lambda: per_sample_noise(0, 0, (TRILLION, 2)),
     "streams of nothing": lambda: per_sample_noise(0, 0, (TRILLION, 0)),
     "the prior": lambda: MODEL.sde.prior_sampling((TRILLION, 2)),
-    "drawn samples": lambda: draw_samples(MODEL, Run("ddim", ddim(), "uniform", GRID, 4, False), TRILLION),
+    "drawn samples": lambda: draw_samples(MODEL, PlannedRun("ddim", ddim(), "uniform", GRID, 4, False), TRILLION),
     "compared samples": lambda: compare_solvers(MODEL, {"ddim": ddim()}, [5], n=TRILLION),
     "compared evaluations": lambda: compare_solvers(MODEL, {"ddim": ddim()}, [5, TRILLION], n=8),
     "calibrated evaluations": lambda: calibrate(MODEL, nfe=TRILLION),
