@@ -32,7 +32,7 @@ from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import RungeKutta4
 from sde_toolkit.metrics.distances import rmse
 from sde_toolkit.metrics.metric import Estimate
-from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.conditions import repeat_rows
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_deterministic, check_parts
 from sde_toolkit.sampling.samples import sample
@@ -171,7 +171,7 @@ def local_errors(
             probability_flow(RungeKutta4()),
             _between(grid[k], grid[k + 1], refine),
             x_start=chains.flatten(0, 1),
-            condition=_repeated(condition, count),
+            condition=repeat_rows(condition, count),
             batch_size=batch_size,
             dtype=dtype,
         )
@@ -209,10 +209,6 @@ def _between(t: Tensor, s: Tensor, refine: int) -> Tensor:
     times = (t.sqrt() + u * (s.sqrt() - t.sqrt())) ** 2
     times[0], times[-1] = t, s
     return times
-
-
-def _repeated(condition: Any, count: int) -> Any:
-    return map_rows(condition, lambda rows: rows.repeat(count, *(1,) * (rows.ndim - 1)))
 
 
 def _rms(x: Tensor) -> Estimate:

@@ -30,7 +30,7 @@ from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
-from sde_toolkit.sampling.arguments import check_model, check_shape
+from sde_toolkit.sampling.arguments import check_model, check_shape, state_dtype
 from sde_toolkit.transforms import check_range
 
 __all__ = ["BitsPerDim", "bits_per_dim", "dequantise"]
@@ -121,7 +121,7 @@ def bits_per_dim(
     generator: torch.Generator | None = None,
     seed: int = 0,
     first_index: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> BitsPerDim:
     """Bits per dimension of data on levels, through the exact likelihood of the dequantised data.
@@ -139,6 +139,7 @@ def bits_per_dim(
         ArgumentError, DataError: before the solve, for values that are no levels, and whatever log_likelihood refuses.
     """
     check_model(model)
+    dtype = state_dtype(dtype, x if isinstance(x, Tensor) else None)  # not that of the noise, which is float64
     if not isinstance(levels, Levels):
         raise ArgumentError("levels", levels, "not Levels", "Pass Levels(count, low, high), Levels() for 8 bits.")
     levels.check(x)

@@ -1,8 +1,9 @@
-"""What a variational bound refuses before its first evaluation, and the data as the bound wants them."""
+"""What a variational bound is asked, and what it refuses before its first evaluation."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +11,8 @@ from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.likelihood.decoders import Decoder, LevelMap
-from sde_toolkit.likelihood.defaults import into_model_space
-from sde_toolkit.likelihood.denoising import Denoising
-from sde_toolkit.likelihood.levels import check_levels
+from sde_toolkit.likelihood.decoders import Decoder
+from sde_toolkit.likelihood.levels import Levels, check_levels
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal
 from sde_toolkit.models.conditions import check_condition
@@ -21,60 +20,94 @@ from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.sampling.arguments import check_batches, check_shape, device_of
-from sde_toolkit.sampling.monitors import Meter
 
-__all__ = ["check_draws", "prepare_bound"]
+__all__ = ["BoundRequest", "check_draws"]
 
 
-def prepare_bound(
-    model: ScoreModel, x: Any, start: float, end: float, decoder: Any, levels: Any, prior: Any, space: Any,
-    proposal: Any, condition: Any, batch_size: Any, seed: int, first_index: int, progress: bool, dtype: Any,
-    device: Any,
-) -> tuple[Denoising, Tensor | None, float]:  # fmt: skip
-    """Everything that can be refused without an evaluation; the places of discrete data; what the transform adds."""
-    if not isinstance(x, Tensor):
-        raise ArgumentError("x", x, "not a tensor", "Pass a tensor (n, *event).")
-    check_levels(levels)
-    if levels is None and not x.is_floating_point():
-        raise ArgumentError("x", x.dtype, "integers have no density", "Say what their levels are: levels=Levels().")
-    check_shape(model, "x", tuple(x.shape), x)
-    if space not in ("data", "model") or (levels is not None and space != "data"):
-        problem = "unknown" if levels is None else "levels describe the data as they are stored"
-        raise ArgumentError("space", space, problem, 'Use "data" or "model".' if levels is None else 'Use "data".')
-    if not isinstance(decoder, Decoder) or decoder.of_levels != (levels is not None):
-        given = "there are no levels" if levels is None else "the data have levels"
-        remedy = "Use GaussianDensity() without levels, NormalisedLevels() or IntegratedBins() with them."
-        raise ArgumentError("decoder", decoder, f"it does not fit, since {given}", remedy)
-    if prior is not None:
-        if not isinstance(prior, GaussianPrior):
-            problem = "a bound needs the divergence from it in closed form"
-            raise ArgumentError("prior", prior, problem, "Pass GaussianPrior.of_data(model, data), or leave it out.")
-        prior.check(tuple(x.shape[1:]))
-    check_evaluation_mode(model)
-    check_batches(batch_size, dtype)
-    check_condition(condition, len(x))
-    check_stream(seed, first_index)
-    sde = model.sde
-    for name, t, fits in (("start", start, math.isfinite(sde.sigma(start).item())), ("end", end, sde.sigma(end) > 0)):
-        if not fits:
-            raise GridError(name, t, f"σ is {sde.sigma(t).item()} there", "Stay inside; 1e-5 is a usual end.")
-    if (decoder.std is None and not sde.alpha(end) > 0) or (not decoder.denoise and not sde.alpha(end) > 0):
-        raise GridError("end", end, "α is 0 there, and a decoder has nothing to go by", "Take more steps.")
-    if proposal is not None:
-        if not isinstance(proposal, Proposal):
-            raise ArgumentError("proposal", proposal, "not a proposal", "Pass Sigmoid(), for example.")
-        proposal.draw(sde, start, end, torch.full((1,), 0.5, dtype=torch.float64))
-    device = torch.device(device) if device is not None else device_of(model, x)
-    index, x = None, x.cpu() if x.device.type == "mps" else x  # which has no float64
-    if levels is not None:
-        levels.check(x)
-        index = levels.index(x)
-        x = levels.at(index)
-        LevelMap(levels, model.transform).spacing(x[:1])
-    y, log_abs_det = into_model_space(model, x, space, torch.float64)
-    meter = Meter(model, device)
-    run = Denoising(model, y, condition, batch_size, seed, first_index, dtype, device, progress, meter)
-    return run, index, 0.0 if levels is not None else log_abs_det
+@dataclass(frozen=True, eq=False)
+class BoundRequest:
+    """One call of a bound; the docstring of :func:`variational_bound` says what the fields mean.
+
+    ``start``, ``end``: the times between which the model's steps lie. ``proposal``: None where no time is drawn.
+    """
+
+    model: ScoreModel
+    x: Tensor
+    start: float
+    end: float
+    decoder: Decoder
+    levels: Levels | None
+    prior: GaussianPrior | None
+    space: str
+    proposal: Proposal | None
+    condition: Any
+    batch_size: int | None
+    seed: int
+    first_index: int
+    progress: bool
+    dtype: torch.dtype
+    device: torch.device | str | None
+
+    def check(self) -> None:
+        """Refuse whatever does not fit together, without an evaluation.
+
+        Raises:
+            ArgumentError, GridError: naming the argument.
+        """
+        self._check_data()
+        self._check_parts()
+        check_evaluation_mode(self.model)
+        check_batches(self.batch_size, self.dtype)
+        check_condition(self.condition, len(self.x))
+        check_stream(self.seed, self.first_index)
+        self._check_times()
+
+    def _check_data(self) -> None:
+        x: Any = self.x
+        levels = self.levels
+        if not isinstance(x, Tensor):
+            raise ArgumentError("x", x, "not a tensor", "Pass a tensor (n, *event).")
+        check_levels(levels)
+        if levels is None and not x.is_floating_point():
+            problem = "integers have no density"
+            raise ArgumentError("x", x.dtype, problem, "Say what their levels are: levels=Levels().")
+        check_shape(self.model, "x", tuple(x.shape), x)
+        if self.space not in ("data", "model") or (levels is not None and self.space != "data"):
+            problem = "unknown" if levels is None else "levels describe the data as they are stored"
+            remedy = 'Use "data" or "model".' if levels is None else 'Use "data".'
+            raise ArgumentError("space", self.space, problem, remedy)
+
+    def _check_parts(self) -> None:
+        decoder: Any = self.decoder
+        prior: Any = self.prior
+        if not isinstance(decoder, Decoder) or decoder.of_levels != (self.levels is not None):
+            given = "there are no levels" if self.levels is None else "the data have levels"
+            remedy = "Use GaussianDensity() without levels, NormalisedLevels() or IntegratedBins() with them."
+            raise ArgumentError("decoder", decoder, f"it does not fit, since {given}", remedy)
+        if prior is not None:
+            if not isinstance(prior, GaussianPrior):
+                problem = "a bound needs the divergence from it in closed form"
+                remedy = "Pass GaussianPrior.of_data(model, data), or leave it out."
+                raise ArgumentError("prior", prior, problem, remedy)
+            prior.check(tuple(self.x.shape[1:]))
+
+    def _check_times(self) -> None:
+        sde, start, end, decoder = self.model.sde, self.start, self.end, self.decoder
+        proposal: Any = self.proposal
+        finite, noisy = math.isfinite(sde.sigma(start).item()), sde.sigma(end) > 0
+        for name, t, fits in (("start", start, finite), ("end", end, noisy)):
+            if not fits:
+                raise GridError(name, t, f"σ is {sde.sigma(t).item()} there", "Stay inside; 1e-5 is a usual end.")
+        if (decoder.std is None or not decoder.denoise) and not sde.alpha(end) > 0:
+            raise GridError("end", end, "α is 0 there, and a decoder has nothing to go by", "Take more steps.")
+        if proposal is not None:
+            if not isinstance(proposal, Proposal):
+                raise ArgumentError("proposal", proposal, "not a proposal", "Pass Sigmoid(), for example.")
+            proposal.draw(sde, start, end, torch.full((1,), 0.5, dtype=torch.float64))
+
+    def place(self) -> torch.device:
+        """The device to compute on."""
+        return device_of(self.model, self.x) if self.device is None else torch.device(self.device)
 
 
 def check_draws(name: str, value: Any) -> None:

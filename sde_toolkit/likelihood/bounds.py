@@ -31,19 +31,19 @@ from torch import Tensor
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import check_grid
-from sde_toolkit.likelihood.bound_requests import check_draws, prepare_bound
-from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, IntegratedBins, LevelMap, NormalisedLevels
+from sde_toolkit.likelihood.bound_requests import BoundRequest, check_draws
+from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, IntegratedBins, NormalisedLevels
 from sde_toolkit.likelihood.denoising import Denoising, mean_of_repeats, stratified_mean, stratified_uniforms
 from sde_toolkit.likelihood.levels import Levels
 from sde_toolkit.likelihood.prior import GaussianPrior
 from sde_toolkit.likelihood.proposals import Proposal, Sigmoid
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.arguments import check_model
+from sde_toolkit.sampling.arguments import check_model, state_dtype
 from sde_toolkit.sde import SDE
 
 __all__ = ["Bound", "discrete_bound", "variational_bound"]
 
-Variance = Callable[[SDE, Tensor, Tensor], Tensor]
+StepVariance = Callable[[SDE, Tensor, Tensor], Tensor]
 """(sde, t, s) to the variance v² of the model's step, in the scale of x_s."""
 
 
@@ -81,7 +81,7 @@ class Bound:
     space: str
     seed: int
     grid: Tensor | None = None
-    variance: Variance | None = None
+    variance: StepVariance | None = None
     moments: GaussianPrior | None = None
 
     @property
@@ -108,7 +108,7 @@ def variational_bound(
     seed: int = 0,
     first_index: int = 0,
     progress: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Bound:
     """The continuous-time bound (Kingma et al. 2021, eq. 11-18; Song, Durkan et al. 2021, theorem 3).
@@ -141,18 +141,17 @@ def variational_bound(
     decoder = decoder or (GaussianDensity() if levels is None else NormalisedLevels())
     proposal = proposal or _usual_proposal(model)
     check_draws("draws", draws)
-    run, index, log_abs_det = prepare_bound(
-        model, x, start, end, decoder, levels, prior, space, proposal, condition, batch_size, seed, first_index,
-        progress, dtype, device,
+    request = BoundRequest(
+        model=model, x=x, start=start, end=end, decoder=decoder, levels=levels, prior=prior, space=space,
+        proposal=proposal, condition=condition, batch_size=batch_size, seed=seed, first_index=first_index,
+        progress=progress, dtype=state_dtype(dtype, x if isinstance(x, Tensor) else None), device=device,
     )  # fmt: skip
+    denoising = Denoising.prepare(request)
     sde, u = model.sde, stratified_uniforms(seed, first_index, len(x), draws)
     times, weights = proposal.draw(sde, start, end, u)
-    errors = run.squared_errors(times)
+    errors = denoising.squared_errors(times)
     diffusion, spread = stratified_mean(-weights * torch.exp(2 * sde.half_log_snr(times)) * errors)
-    return _bound(run, index, log_abs_det, diffusion, spread, draws, began,
-        start=start, end=end, draws=draws, repeats=1, proposal=proposal, decoder=decoder, levels=levels, prior=prior,
-        space=space,
-    )  # fmt: skip
+    return _bound(denoising, (diffusion, spread), draws, began, draws=draws, repeats=1, proposal=proposal)
 
 
 @torch.no_grad()
@@ -161,7 +160,7 @@ def discrete_bound(
     x: Tensor,
     grid: Tensor,
     *,
-    variance: Variance | None = None,
+    variance: StepVariance | None = None,
     draws: int | None = None,
     repeats: int = 1,
     proposal: Proposal | None = None,
@@ -174,7 +173,7 @@ def discrete_bound(
     seed: int = 0,
     first_index: int = 0,
     progress: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Bound:
     """−(L_T + Σ L_{t−1} + L_0) of the ancestral sampler on ``grid`` (Ho et al. 2020, eq. 5, 8-10, 13).
@@ -207,28 +206,29 @@ def discrete_bound(
         raise ArgumentError("proposal", proposal, problem, "Pass draws=100 too, or leave it out.")
     start, end = noisy[0].item(), noisy[-1].item()
     chosen = None if draws is None else proposal or _usual_proposal(model)
-    run, index, log_abs_det = prepare_bound(
-        model, x, start, end, decoder, levels, prior, space, chosen if len(noisy) > 1 else None, condition, batch_size,
-        seed, first_index, progress, dtype, device,
+    request = BoundRequest(
+        model=model, x=x, start=start, end=end, decoder=decoder, levels=levels, prior=prior, space=space,
+        proposal=chosen if len(noisy) > 1 else None, condition=condition, batch_size=batch_size, seed=seed,
+        first_index=first_index, progress=progress, dtype=state_dtype(dtype, x if isinstance(x, Tensor) else None),
+        device=device,
     )  # fmt: skip
+    denoising = Denoising.prepare(request)
     mismatch, of_error = _step_costs(sde, noisy, variance)
     n, steps = len(x), len(of_error)
     if steps == 0:
         diffusion, spread = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
     elif chosen is None:
-        errors = run.squared_errors(noisy[:-1].repeat(repeats).expand(n, -1))
+        errors = denoising.squared_errors(noisy[:-1].repeat(repeats).expand(n, -1))
         diffusion, spread = mean_of_repeats(-(of_error * errors.reshape(n, repeats, steps)).sum(2))
     else:
         expected = of_error / (1 + model.sigma_data**2 * torch.exp(2 * sde.half_log_snr(noisy[:-1])))
         p = 0.5 * expected / expected.sum() + 0.5 * chosen.masses(sde, noisy)
         u = stratified_uniforms(seed, first_index, n, draws or 1)
         i = torch.searchsorted(p.cumsum(0), u).clamp(max=steps - 1)
-        diffusion, spread = stratified_mean(-(of_error / p)[i] * run.squared_errors(noisy[i]))
+        diffusion, spread = stratified_mean(-(of_error / p)[i] * denoising.squared_errors(noisy[i]))
     diffusion = diffusion - mismatch.sum() * math.prod(x.shape[1:])
-    return _bound(run, index, log_abs_det, diffusion, spread, draws or repeats, began, start=start, end=end,
-        draws=draws, repeats=repeats, proposal=chosen, decoder=decoder, levels=levels, prior=prior, space=space,
-        grid=grid, variance=variance,
-    )  # fmt: skip
+    used = {"draws": draws, "repeats": repeats, "proposal": chosen, "grid": grid, "variance": variance}
+    return _bound(denoising, (diffusion, spread), draws or repeats, began, **used)
 
 
 def _usual_proposal(model: ScoreModel) -> Sigmoid:
@@ -236,7 +236,7 @@ def _usual_proposal(model: ScoreModel) -> Sigmoid:
     return Sigmoid(center=Sigmoid.center - math.log(model.sigma_data))
 
 
-def _step_costs(sde: SDE, times: Tensor, variance: Variance | None) -> tuple[Tensor, Tensor]:
+def _step_costs(sde: SDE, times: Tensor, variance: StepVariance | None) -> tuple[Tensor, Tensor]:
     """Of each step: nats per dimension for v ≠ κ, and nats per |x − x̂_0|²."""
     t, s = times[:-1], times[1:]
     rest = -torch.expm1(2 * (sde.half_log_snr(t) - sde.half_log_snr(s)))  # 1 − r²
@@ -252,31 +252,34 @@ def _step_costs(sde: SDE, times: Tensor, variance: Variance | None) -> tuple[Ten
     return 0.5 * (excess - torch.log1p(excess)), 0.5 * (sde.alpha(s) * rest) ** 2 / v_squared
 
 
-def _bound(
-    run: Denoising, index: Tensor | None, log_abs_det: float, diffusion: Tensor, spread: Tensor, decoded: int,
-    began: float, *, start: float, end: float, decoder: Decoder, levels: Levels | None, prior: GaussianPrior | None,
-    **used: Any,
-) -> Bound:  # fmt: skip
-    """The two terms at the ends, and all of it together."""
-    sde, nfe = run.model.sde, run.meter.nfe
-    last = torch.tensor(end, dtype=torch.float64)
-    if prior is None:
-        squares = run.y.cpu().square().reshape(len(run.y), -1).sum(1)
-        forgotten = -0.5 * torch.exp(2 * sde.half_log_snr(torch.tensor(start, dtype=torch.float64))) * squares
+def _bound(denoising: Denoising, diffusion: tuple[Tensor, Tensor], decoded: int, began: float, **used: Any) -> Bound:
+    """The terms at both ends beside ``diffusion`` and its standard error; x is decoded so many times."""
+    request, y, nfe = denoising.request, denoising.y, denoising.meter.nfe
+    term, spread = diffusion
+    if request.prior is None:
+        start = torch.tensor(request.start, dtype=torch.float64)
+        squares = y.cpu().square().reshape(len(y), -1).sum(1)
+        forgotten = -0.5 * torch.exp(2 * request.model.sde.half_log_snr(start)) * squares
     else:
-        forgotten = -prior.kl(run.y.cpu(), start)
-    level_map = None if levels is None else LevelMap(levels, run.model.transform)
-    run.meter.restart()
-    reconstruction, error = run.log_reconstruction(decoder, level_map, index, last, decoded)
+        forgotten = -request.prior.kl(y.cpu(), request.start)
+    denoising.meter.restart()
+    reconstruction, error = denoising.log_reconstruction(decoded)
     return Bound(
-        nats=forgotten + diffusion + reconstruction + log_abs_det,
+        nats=forgotten + term + reconstruction + denoising.log_abs_det,
         standard_error=torch.sqrt(spread**2 + error**2),
         prior=forgotten,
-        diffusion=diffusion,
+        diffusion=term,
         reconstruction=reconstruction,
-        log_abs_det=log_abs_det,
-        dimension=math.prod(run.y.shape[1:]),
-        nfe=nfe + (decoded if decoder.denoise else 0),
+        log_abs_det=denoising.log_abs_det,
+        dimension=math.prod(y.shape[1:]),
+        nfe=nfe + (decoded if request.decoder.denoise else 0),
         seconds=time.perf_counter() - began,
-        start=start, end=end, decoder=decoder, levels=levels, moments=prior, seed=run.seed, **used,
-    )  # fmt: skip
+        start=request.start,
+        end=request.end,
+        decoder=request.decoder,
+        levels=request.levels,
+        space=request.space,
+        moments=request.prior,
+        seed=request.seed,
+        **used,
+    )

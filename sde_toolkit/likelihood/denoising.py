@@ -24,7 +24,9 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import NonFiniteError
-from sde_toolkit.likelihood.decoders import Decoder, GaussianDensity, LevelMap
+from sde_toolkit.likelihood.bound_requests import BoundRequest
+from sde_toolkit.likelihood.decoders import GaussianDensity, LevelMap
+from sde_toolkit.likelihood.flow_requests import into_model_space
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Purpose, sample_streams
@@ -71,24 +73,47 @@ def mean_of_repeats(values: Tensor) -> tuple[Tensor, Tensor]:
 class Denoising:
     """A model and the data on which its denoising is judged.
 
-    ``y``: (n, *event) float64, in model space, on the CPU or wherever it is; states are of ``dtype`` on ``device``.
+    Attributes:
+        request: the bound that is asked for; states are of its dtype and on its device.
+        y: (n, *event) float64, in model space, on the CPU or wherever it is.
+        index: (n, *event), the positions of discrete data among their levels; None for data with a density.
+        log_abs_det: what the change of variables adds, in nats per sample.
+        meter: counts the evaluations.
     """
 
-    model: ScoreModel
+    request: BoundRequest
     y: Tensor
-    condition: Any
-    batch_size: int | None
-    seed: int
-    first_index: int
-    dtype: torch.dtype
-    device: torch.device
-    progress: bool
+    index: Tensor | None
+    log_abs_det: float
     meter: Meter
+
+    @classmethod
+    def prepare(cls, request: BoundRequest) -> Denoising:
+        """Check the request, and bring its data into model space.
+
+        Raises:
+            ArgumentError, DataError, GridError: before any evaluation.
+        """
+        request.check()
+        model, levels = request.model, request.levels
+        index, x = None, request.x.cpu() if request.x.device.type == "mps" else request.x  # which has no float64
+        if levels is not None:
+            levels.check(x)
+            index = levels.index(x)
+            x = levels.at(index)
+            LevelMap(levels, model.transform).spacing(x[:1])
+        y, log_abs_det = into_model_space(model, x, request.space, torch.float64)
+        return cls(request, y, index, 0.0 if levels is not None else log_abs_det, Meter(model, request.place()))
+
+    @property
+    def model(self) -> ScoreModel:
+        """The model."""
+        return self.request.model
 
     def batches(self) -> Iterator[tuple[int, int]]:
         """First and last sample of each batch."""
         n = len(self.y)
-        size = self.batch_size or n
+        size = self.request.batch_size or n
         for first in range(0, n, size):
             self.meter.restart()
             yield first, min(n, first + size)
@@ -96,11 +121,14 @@ class Denoising:
     def squared_errors(self, times: Tensor) -> Tensor:
         """|x̂_0 − x_0|² at x_t with a fresh ε for every time, (n, K) float64 on the CPU; ``times`` (n, K) float64."""
         n, K = times.shape
-        size = self.batch_size or n
-        bar = progress_bar(K * -(-n // size), "bound", enabled=self.progress)
+        size = self.request.batch_size or n
+        bar = progress_bar(K * -(-n // size), "bound", enabled=self.request.progress)
         found = []
         for first, last in self.batches():
-            y, condition = self.y[first:last].to(self.device, self.dtype), rows_of(self.condition, first, last)
+            y, condition = (
+                self.y[first:last].to(self.meter.device, self.request.dtype),
+                rows_of(self.request.condition, first, last),
+            )
             inputs, weights, gain = self._columns(times[first:last])
             noise = self._noise(first, last, Purpose.PERTURBATION)
             errors = []
@@ -117,13 +145,14 @@ class Denoising:
         bar.close()
         return torch.cat(found)
 
-    def log_reconstruction(
-        self, decoder: Decoder, level_map: LevelMap | None, index: Tensor | None, t: Tensor, draws: int
-    ) -> tuple[Tensor, Tensor]:
-        """E log p(x | x_t) in model space, and its standard error, (n,) float64 each.
+    def log_reconstruction(self, draws: int) -> tuple[Tensor, Tensor]:
+        """E log p(x | x_e) at the request's ``end``, in model space, and its standard error, (n,) float64 each.
 
-        ``index``: (n, *event), the places of the levels, for decoders of levels. The density around x_t/α is exact.
+        The mean over ``draws`` of x_e; for the density around x_e/α_e it is exact.
         """
+        decoder, levels, index = self.request.decoder, self.request.levels, self.index
+        level_map = None if levels is None else LevelMap(levels, self.model.transform)
+        t = torch.tensor(self.request.end, dtype=torch.float64)
         n, events = len(self.y), self.y.shape[1:]
         tau = torch.exp(-self.model.sde.half_log_snr(t)).item()
         std = decoder.std or tau
@@ -149,8 +178,8 @@ class Denoising:
         y, sde = self.y[first:last], self.model.sde
         if not denoise:
             return y + torch.exp(-sde.half_log_snr(t)) * epsilon.to(y)
-        x_t = (sde.alpha(t) * y + sde.sigma(t) * epsilon.to(y)).to(self.device, self.dtype)
-        equation = ReverseEquation(self.model, 0.0, rows_of(self.condition, first, last), self.meter.evaluate)
+        x_t = (sde.alpha(t) * y + sde.sigma(t) * epsilon.to(y)).to(self.meter.device, self.request.dtype)
+        equation = ReverseEquation(self.model, 0.0, rows_of(self.request.condition, first, last), self.meter.evaluate)
         return equation.denoise(x_t, t).to(y)
 
     def _columns(self, times: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -161,20 +190,20 @@ class Denoising:
         weights = (alpha, sigma, (1 - m * alpha) / n, -m * sigma / n)
 
         def shaped(c: Tensor) -> Tensor:
-            return c.expand(t.shape).reshape(times.shape).to(self.device, self.dtype)
+            return c.expand(t.shape).reshape(times.shape).to(self.meter.device, self.request.dtype)
 
         inputs = [shaped(c) for c in self.model.network_inputs(t)]
         return inputs, [shaped(c) for c in weights], (n**2).reshape(times.shape)
 
     def _noise(self, first: int, last: int, purpose: Purpose) -> Any:
-        streams = sample_streams(self.seed, self.first_index + first, last - first, purpose)
+        streams = sample_streams(self.request.seed, self.request.first_index + first, last - first, purpose)
         shape = self.y.shape[1:]
 
         def draw() -> Tensor:
             drawn = np.empty((len(streams), *shape), np.float32)
             for i, stream in enumerate(streams):
                 drawn[i] = stream.standard_normal(shape, np.float32)
-            return torch.from_numpy(drawn).to(self.device, self.dtype, non_blocking=True)
+            return torch.from_numpy(drawn).to(self.meter.device, self.request.dtype, non_blocking=True)
 
         return draw
 
@@ -183,7 +212,7 @@ class Denoising:
         if bool(wrong.any()):
             i, k = torch.nonzero(wrong)[0].tolist()
             raise NonFiniteError(
-                f"the bound of sample {self.first_index + i} of its batch is not finite after evaluation {k}",
+                f"the bound of sample {self.request.first_index + i} of its batch is not finite after evaluation {k}",
                 step=k,
                 t=times[i, k].item(),
                 remedy="Look for NaN in the network's weights or output, or for an end too close to 0.",

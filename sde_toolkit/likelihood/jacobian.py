@@ -16,21 +16,24 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.conditions import repeat_rows
+from sde_toolkit.models.evaluation_mode import refuse_random_numbers
+from sde_toolkit.models.score_model import Inputs
+from sde_toolkit.sampling.loop import rows_of
 
 __all__ = [
     "Field",
     "Mode",
     "Products",
-    "check_differentiable",
-    "check_repeatable",
-    "fastest",
+    "choose_mode",
     "finite_differences",
     "forward",
     "mode_name",
@@ -122,7 +125,32 @@ def _one_by_one(product: Callable[[Tensor], Tensor], differentiable: bool) -> Pr
     return products
 
 
-def check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: object) -> Tensor:
+def choose_mode(
+    mode: Mode | None, equation: ReverseEquation, inputs: Inputs, x: Tensor, differentiable: bool
+) -> tuple[Mode, dict[str, float]]:
+    """``mode`` if it is given, reverse for gradients, else the fastest; and the seconds that were measured.
+
+    First the network answers half of the rows x (R, *event) twice, at the times of ``inputs``.
+
+    Raises:
+        ArgumentError: for a network that is not differentiable, or does not answer the same twice.
+    """
+
+    def asked(condition: Any) -> Field:
+        return lambda rows: equation.model.output(rows, inputs, condition)
+
+    name, few = type(equation.model.network).__name__, (len(x) + 1) // 2
+    condition = rows_of(equation.condition, 0, few)
+    twice = repeat_rows(condition, 2)
+    with refuse_random_numbers(x.device, equation.model.network):
+        answers = _check_differentiable(asked(twice), torch.cat([x[:few]] * 2), mode, name)
+    _check_repeatable(answers, name)
+    if mode is not None:
+        return mode, {}
+    return (reverse, {}) if differentiable else _fastest(asked(rows_of(equation.condition, 0, len(x))), x)
+
+
+def _check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: object) -> Tensor:
     """Refuse a network whose output autograd cannot trace to x, unless differences are taken; its output.
 
     Raises:
@@ -148,7 +176,7 @@ def check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: ob
     return y.detach()
 
 
-def check_repeatable(y: Tensor, network: object) -> None:
+def _check_repeatable(y: Tensor, network: object) -> None:
     """Refuse a network whose answers y to the same rows twice differ from one half to the other.
 
     This finds random numbers from any source, torch's own or not.
@@ -162,7 +190,7 @@ def check_repeatable(y: Tensor, network: object) -> None:
         raise ArgumentError("model.network", network, problem, "Take the random numbers out of its forward.")
 
 
-def fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:
+def _fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:
     """Reverse or forward mode, whichever takes less time here for one product, and the seconds of what was tried.
 
     Everything runs three times, the fastest run counts: other work on the machine can only slow it down. Dual numbers

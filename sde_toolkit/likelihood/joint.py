@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.likelihood.quadrature import Ladder, Nodes, Quadrature, Rule
+from sde_toolkit.likelihood.quadrature import NestedRules, Nodes, Quadrature, Rule
 from sde_toolkit.models.prediction import Combination
 from sde_toolkit.models.score_model import Inputs
 
@@ -40,11 +40,11 @@ class Joint(Rule):
 
     def prepare(
         self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
-    ) -> Ladder:
+    ) -> NestedRules:
         """Some nodes of the default rule, without weight."""
         whole = Quadrature().prepare(equation, end, start, detail).finest
         none = torch.zeros(len(_LOOKED_AT), dtype=torch.float64)
-        return Ladder(
+        return NestedRules(
             (
                 Nodes(
                     times=whole.times[_LOOKED_AT],

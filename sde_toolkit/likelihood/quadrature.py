@@ -30,11 +30,11 @@ from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import FrozenEDM
 from sde_toolkit.models.prediction import edm_input_scale
 
-__all__ = ["Ladder", "Nodes", "Quadrature", "Refined", "Rule", "angle"]
+__all__ = ["NestedRules", "Nodes", "Quadrature", "Refined", "Rule", "angle"]
 
 _SCALE = 1.6  # of the nodes, in units of ∛(σ_d · detail²)
 _ROUNDING = 32  # units of the state's precision, below which no integrand is resolved
-_OPENING = 16  # intervals of the first rung
+_OPENING = 16  # intervals of the first rule
 _CAUTION_OF_GAUSS, _CAUTION_OF_CLENSHAW_CURTIS = 12, 28  # of estimates from few nodes, by experiment
 
 
@@ -45,7 +45,7 @@ class Rule(ABC):
     @abstractmethod
     def prepare(
         self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
-    ) -> Ladder:
+    ) -> NestedRules:
         """All that is known of the nodes between the times ``end`` < ``start`` before a path is.
 
         ``stretch``: times the rule's own scale; as many nodes at other times, to compare with.
@@ -76,9 +76,9 @@ class Quadrature(Rule):
 
     def prepare(
         self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
-    ) -> Ladder:
+    ) -> NestedRules:
         scale = stretch * _scale(self.scale, equation, detail)
-        return Ladder((Nodes.at(equation, (end, start), scale, _CAUTION_OF_GAUSS, *_radau(self.nodes)),))
+        return NestedRules((Nodes.at(equation, (end, start), scale, _CAUTION_OF_GAUSS, *_radau(self.nodes)),))
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Refined(Rule):
 
     def __post_init__(self) -> None:
         check_positive("tolerance", self.tolerance, "Pass 1e-5, for example.")
-        rungs = (self.most - 1) // _OPENING if is_count(self.most, _OPENING + 1) else 0
-        if rungs == 0 or rungs & (rungs - 1) or self.most != rungs * _OPENING + 1:
+        rules = (self.most - 1) // _OPENING if is_count(self.most, _OPENING + 1) else 0
+        if rules == 0 or rules & (rules - 1) or self.most != rules * _OPENING + 1:
             problem = "nested nodes are 17, 33, 65, 129, 257, ... in number"
             raise ArgumentError("most", self.most, problem, "Pass 257, for example.")
         check_count("most", self.most, "Pass 257, for example.", most=MOST)
@@ -107,13 +107,13 @@ class Refined(Rule):
 
     def prepare(
         self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
-    ) -> Ladder:
-        scale, intervals, rungs = stretch * _scale(self.scale, equation, detail), _OPENING, []
+    ) -> NestedRules:
+        scale, intervals, rules = stretch * _scale(self.scale, equation, detail), _OPENING, []
         while intervals < self.most:
             rule = _clenshaw_curtis(intervals)
-            rungs.append(Nodes.at(equation, (end, start), scale, _CAUTION_OF_CLENSHAW_CURTIS, *rule))
+            rules.append(Nodes.at(equation, (end, start), scale, _CAUTION_OF_CLENSHAW_CURTIS, *rule))
             intervals *= 2
-        return Ladder(tuple(rungs), self.tolerance)
+        return NestedRules(tuple(rules), self.tolerance)
 
 
 def _check_scale(scale: float | None) -> None:
@@ -212,23 +212,23 @@ class Nodes:
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
+class NestedRules:
     """Rules of more and more nodes, each with those of the one before at every second place, and where to stop."""
 
-    rungs: tuple[Nodes, ...]
+    rules: tuple[Nodes, ...]
     tolerance: float = math.inf
 
     @property
     def finest(self) -> Nodes:
         """The rule that has all nodes."""
-        return self.rungs[-1]
+        return self.rules[-1]
 
-    def places(self, k: int) -> list[int]:
-        """Where the nodes of rung k are among the finest."""
-        return list(range(0, len(self.finest.times), 2 ** (len(self.rungs) - 1 - k)))
+    def positions(self, k: int) -> list[int]:
+        """Where the nodes of rule k are among the finest."""
+        return list(range(0, len(self.finest.times), 2 ** (len(self.rules) - 1 - k)))
 
-    def call_for_more(self, error: Tensor, dimension: int, precision: torch.dtype) -> Tensor:
-        """The samples (their places) whose error (B,) is too large."""
+    def unsettled(self, error: Tensor, dimension: int, precision: torch.dtype) -> Tensor:
+        """The samples (their positions) whose error (B,) is too large."""
         least = max(self.tolerance, _ROUNDING * torch.finfo(precision).eps)
         return (error > least * dimension).nonzero().flatten()
 

@@ -37,7 +37,7 @@ class LogLikelihood:
         truncation: estimate of log p_end(x) − log p_0(x), what stopping at ``end`` adds, to first order in the noise
             that is left: right to 1 in 100 where the density is smooth at that scale. No bound.
         finest: estimate of the scale, in model space, on which the density changes at the data end.
-        prior_kl: estimate of |log p_T(x_T) − log N(x_T; 0, σ_T² I)|, what the prior N(0, σ_T² I) costs this sample,
+        prior_cost: estimate of |log p_T(x_T) − log N(x_T; 0, σ_T² I)|, what the prior N(0, σ_T² I) costs this sample,
             with a margin: not smaller for 95 in 100 samples. Its mean over the data is above the Kullback-Leibler
             divergence of p_T from the prior. 0 where α_T = 0.
         nfe: evaluations of the network along the path, per sample; those of the coarse path included.
@@ -60,7 +60,7 @@ class LogLikelihood:
     solver_error: Tensor | None
     truncation: Tensor
     finest: float
-    prior_kl: Tensor
+    prior_cost: Tensor
     nfe: int
     divergence_nfe: int
     divergences: Tensor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["check_condition", "map_rows", "tensors_of"]
+__all__ = ["check_condition", "map_rows", "repeat_rows", "tensors_of"]
 
 _SHARED = (type(None), Number, str, bytes, enum.Enum, torch.dtype, torch.device)
 _DEEPEST = 32
@@ -36,6 +36,11 @@ def map_rows(condition: Any, choose: Callable[[Tensor], Tensor]) -> Any:
     if parts is None:
         return condition
     return _rebuilt(condition, {key: map_rows(part, choose) for key, part in parts.items()})
+
+
+def repeat_rows(condition: Any, times: int) -> Any:
+    """A condition for the batch so many times over, one copy after another."""
+    return condition if times == 1 else map_rows(condition, lambda rows: torch.cat([rows] * times))
 
 
 def tensors_of(condition: Any) -> Iterator[Tensor]:

@@ -318,7 +318,7 @@ def test_the_prior_that_was_asked_for_is_used(tmp_path):
     gained = (right.values["nats"] - plain.values["nats"]).mean()
     assert gained == pytest.approx(moments.mismatch(1.0), rel=0.05)
     assert gained > 0.3
-    assert plain.values["prior_kl"].mean() > gained, "prior_kl is an upper bound"
+    assert plain.values["prior_cost"].mean() > gained, "prior_cost is an upper bound"
     assert "its moments" in " ".join(likelihood_findings(right, BACKGROUND))
 
 

@@ -77,7 +77,7 @@ def test_a_sample_is_independent_of_its_batch(how):
     whole = log_likelihood(model, x, divergence=divergence, **how, **F64)
     for size in (1, 3):
         parts = log_likelihood(model, x, divergence=divergence, batch_size=size, **how, **F64)
-        for field in ("nats", "standard_error", "latent", "quadrature_error", "truncation", "prior_kl", "replicates"):
+        for field in ("nats", "standard_error", "latent", "quadrature_error", "truncation", "prior_cost", "replicates"):
             torch.testing.assert_close(getattr(parts, field), getattr(whole, field), rtol=1e-11, atol=1e-11)
         if whole.statistics is not None:
             assert torch.equal(parts.statistics.evaluations, whole.statistics.evaluations)

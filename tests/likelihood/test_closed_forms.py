@@ -196,4 +196,4 @@ def test_the_density_integrates_to_one(sde):
     x = torch.linspace(-30, 50, 801, dtype=torch.float64)[:, None]
     found = log_likelihood(model, x, nfe=60, **F64)
     assert found.nats.exp().sum() * (x[1] - x[0]).item() == pytest.approx(1.0, abs=1e-4)
-    assert signal_at_the_end(sde) or found.prior_kl.max() == 0  # N(0, σ² I) is right where α = 0
+    assert signal_at_the_end(sde) or found.prior_cost.max() == 0  # N(0, σ² I) is right where α = 0

@@ -46,16 +46,16 @@ def cost_of_the_prior(model, found):
 
 @pytest.mark.parametrize("far", [1.0, 8.0])
 @pytest.mark.parametrize("sde", [*ALL_SDES, *WIDE], ids=str)
-def test_prior_kl_covers_what_the_prior_costs_each_sample(sde, far):
+def test_prior_cost_covers_what_the_prior_costs_each_sample(sde, far):
     """Of 95 in 100, draws of the data and points far from them; on average it is at most 2.5 times as large."""
     model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5], [0.3, -1.0]], sde, std=0.5, weights=[0.4, 0.4, 0.2])
     x = far * points(model, 200)
     found = log_likelihood(model, x, nfe=40, **F64)
     true = cost_of_the_prior(model, found)
-    assert share(true, found.prior_kl) >= 0.95
-    assert found.prior_kl.mean() <= 2.5 * true.mean() + 1e-9
+    assert share(true, found.prior_cost) >= 0.95
+    assert found.prior_cost.mean() <= 2.5 * true.mean() + 1e-9
     if sde.alpha(1.0) == 0:
-        assert (found.prior_kl == 0).all()
+        assert (found.prior_cost == 0).all()
     else:
         assert true.mean() > 1e-3
 
@@ -69,22 +69,22 @@ def test_prior_kl_covers_what_the_prior_costs_each_sample(sde, far):
     ],
     ids=["joint", "refined", "stopped early"],
 )
-def test_prior_kl_covers_by_every_way_to_solve(how):
+def test_prior_cost_covers_by_every_way_to_solve(how):
     model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5], [0.3, -1.0]], VESDE(), std=0.5, weights=[0.4, 0.4, 0.2])
     found = log_likelihood(model, points(model, 100), **how, **F64)
     true = cost_of_the_prior(model, found)
-    assert share(true, found.prior_kl) >= 0.95
-    assert found.prior_kl.mean() <= 2 * true.mean()
+    assert share(true, found.prior_cost) >= 0.95
+    assert found.prior_cost.mean() <= 2 * true.mean()
 
 
 @pytest.mark.parametrize("sde", [VESDE(), VESDE(sigma_max=3.0), VPSDE()], ids=str)
-def test_prior_kl_is_what_another_prior_would_gain(sde):
+def test_prior_cost_is_what_another_prior_would_gain(sde):
     """The answer with the exact prior and the answer with the SDE's own differ by it, on the very same path."""
     model = gaussian([2.0, -1.0], sde, std=0.4)
     x = points(model, 50)
     own, exact = (log_likelihood(model, x, nfe=40, prior=p, **F64) for p in (None, model.log_prob))
-    assert share((own.nats - exact.nats).abs(), own.prior_kl) >= 0.95
-    torch.testing.assert_close(own.prior_kl, exact.prior_kl)
+    assert share((own.nats - exact.nats).abs(), own.prior_cost) >= 0.95
+    torch.testing.assert_close(own.prior_cost, exact.prior_cost)
 
 
 @pytest.mark.parametrize("far", [1.0, 8.0])
@@ -134,7 +134,7 @@ def test_far_from_the_data_the_reported_error_covers(sde):
     x = direction / direction.norm(dim=1, keepdim=True) * torch.linspace(2, 11, 40, dtype=torch.float64)[:, None]
     found = log_likelihood(model, x, richardson=True, **F64)
     off = (found.nats - truth_of(model, x)).abs()
-    reported = found.numerical_error + found.truncation.abs() + found.prior_kl
+    reported = found.numerical_error + found.truncation.abs() + found.prior_cost
     assert share(off, reported) >= 0.95
     assert off.max() > 1e-3
 

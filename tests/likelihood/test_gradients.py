@@ -115,7 +115,7 @@ def test_no_graph_is_kept_unless_asked_for():
             "replicates",
             "truncation",
             "quadrature_error",
-            "prior_kl",
+            "prior_cost",
         ):
             assert not getattr(found, field).requires_grad, field
     assert all(parameter.grad is None for parameter in model.parameters())

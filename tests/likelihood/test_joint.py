@@ -60,7 +60,7 @@ def test_it_agrees_with_path_then_quadrature_probe_by_probe(kind, divergence):
     assert joint.latent.shape == x.shape
     default = log_likelihood(model, x, quadrature=Quadrature(), **how)  # the nodes of which Joint looks at some
     torch.testing.assert_close(joint.truncation, default.truncation)
-    torch.testing.assert_close(joint.prior_kl, default.prior_kl, rtol=0.3, atol=1e-6)
+    torch.testing.assert_close(joint.prior_cost, default.prior_cost, rtol=0.3, atol=1e-6)
     assert joint.finest == pytest.approx(default.finest, rel=0.2)
     assert (joint.integral - apart.integral).abs().max() > 0  # not the same sum
 

@@ -50,10 +50,10 @@ def test_more_is_asked_of_fewer_samples():
 def test_the_rule_is_exact_for_polynomials_and_its_nodes_are_nested():
     """∫ c ∇·F dφ where c ∇·F is cos(kθ), φ = middle − half cos θ: what Clenshaw and Curtis integrate exactly."""
     equation = ReverseEquation(mixture(VPSDE()), 0.0)
-    ladder = Refined(most=65).prepare(equation, 1e-5, 1.0, 0.3)
-    assert [len(nodes.times) for nodes in ladder.rungs] == [17, 33, 65]
-    for k, nodes in enumerate(ladder.rungs):
-        assert torch.equal(nodes.times, ladder.finest.times[ladder.places(k)])
+    nested = Refined(most=65).prepare(equation, 1e-5, 1.0, 0.3)
+    assert [len(nodes.times) for nodes in nested.rules] == [17, 33, 65]
+    for k, nodes in enumerate(nested.rules):
+        assert torch.equal(nodes.times, nested.finest.times[nested.positions(k)])
         N = len(nodes.times) - 1
         theta = torch.pi * torch.arange(N + 1, dtype=torch.float64) / N
         length = nodes.weights.sum()
@@ -88,7 +88,7 @@ def test_it_stops_at_the_most_and_at_the_rounding():
     assert units.max() <= 32  # and nothing above it is left
 
 
-def test_reverse_gradients_go_through_all_rungs():
+def test_reverse_gradients_go_through_all_rules():
     model = mixture(VPSDE())
     x = points(model, 3).requires_grad_()
     how = {"nfe": 100, "prior": model.log_prob, "differentiable": True, **F64}

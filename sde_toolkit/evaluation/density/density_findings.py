@@ -243,9 +243,9 @@ def _tau(result: DatasetLikelihood, end: float) -> float:
 
 def _prior(result: DatasetLikelihood, background: Background) -> list[str]:
     factor, of = abs(scale(result)), unit(result)
-    kl = float(result.values["prior_kl"].mean()) * factor
+    kl = float(result.values["prior_cost"].mean()) * factor
     text = f"Prior: {result.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average"
-    text += " (prior_kl)"
+    text += " (prior_cost)"
     if background.moments is not None:
         gap = background.moments.mismatch(1.0) * factor
         text += f"; by second moments, KL(N(α m, α² C + σ² I) ‖ N(0, σ² I)), {gap:.2g} ({background.moments_name})"
@@ -267,7 +267,7 @@ def sample_records(result: DatasetLikelihood, background: Background) -> list[di
     columns["nats"] = nats.tolist()
     if result.request.draws > 1:
         columns["importance_weighted_nats"] = values["importance_weighted"].tolist()
-    rest = ("probe_error", "dequantisation_error", "quadrature_error", "truncation", "prior_kl", "rejected")
+    rest = ("probe_error", "dequantisation_error", "quadrature_error", "truncation", "prior_cost", "rejected")
     terms = ("nats", "error", "prior", "diffusion", "reconstruction")
     bounds = [f"{bound}_{term}" for bound in ("elbo", "discrete") for term in terms]
     for name in (*rest, *bounds):

@@ -22,8 +22,8 @@ from sde_toolkit.evaluation.density.density_request import LikelihoodRequest
 from sde_toolkit.jobs.store import Arrays
 from sde_toolkit.likelihood import Quadrature, bits_per_dim, finite_differences, forward, log_likelihood, reverse
 from sde_toolkit.likelihood.bounds import Bound, discrete_bound, variational_bound
-from sde_toolkit.likelihood.defaults import choose_divergence
 from sde_toolkit.likelihood.divergence import Divergence
+from sde_toolkit.likelihood.flow_requests import choose_divergence
 from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import ScoreModel
@@ -165,7 +165,7 @@ class Worker:
             found["probe_error"] = unit * _numpy(bits.probe_error)
             found["dequantisation_error"] = unit * _numpy(bits.dequantisation_error)
         found["first_truncation"] = _numpy(runs[0].truncation)  # of the draw that other end times are compared with
-        for name in ("quadrature_error", "truncation", "prior_kl"):
+        for name in ("quadrature_error", "truncation", "prior_cost"):
             found[name] = np.stack([_numpy(getattr(run, name)) for run in runs]).mean(0)
         rejected = [run.rejected for run in runs]
         if rejected[0] is not None:

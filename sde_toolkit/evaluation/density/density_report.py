@@ -163,7 +163,7 @@ def likelihood_results(
             "shift_error": spread(result.finer.shift * factor),
         },
         "prior": request.prior_name,
-        "prior_kl": float(result.values["prior_kl"].mean()) * abs(factor),
+        "prior_cost": float(result.values["prior_cost"].mean()) * abs(factor),
         "prior_mismatch": None
         if background.moments is None
         else {"value": background.moments.mismatch(1.0) * abs(factor), "moments": background.moments_name},

@@ -48,7 +48,7 @@ class DatasetLikelihood:
 
     Attributes:
         values: per sample, (n, ...): ``nats`` (n, K) from every draw, ``importance_weighted``, ``probe_error``,
-            ``dequantisation_error``, ``quadrature_error``, ``truncation``, ``prior_kl``, ``rejected``; of the bounds
+            ``dequantisation_error``, ``quadrature_error``, ``truncation``, ``prior_cost``, ``rejected``; of the bounds
             ``elbo_nats``, ``elbo_error``, the terms ``elbo_prior``, ``elbo_diffusion``, ``elbo_reconstruction``, and
             the same of ``discrete``. Only what the request asked for is there.
         numbers: of all parts together: evaluations ``nfe``, ``divergence_nfe``, ``elbo_nfe``, ``discrete_nfe`` per
