@@ -25,9 +25,8 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import FrozenEDM, Integrator, StepRow
+from sde_toolkit.integrators import Angle, FrozenEDM, Integrator, StepRow
 from sde_toolkit.integrators.integrator import combine
-from sde_toolkit.likelihood.quadrature import angle
 from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.noise.streams import Noise
 
@@ -67,7 +66,7 @@ class Adams(Integrator):
         """
         sde, begin = equation.sde, self._columns(equation, grid[:-1])
         c = 1 / edm_input_scale(sde.alpha(grid), sde.sigma(grid), self.sigma_data)
-        b, b_star = _adams(angle(sde.half_log_snr(grid), self.sigma_data), self.predictor)
+        b, b_star = _adams(Angle(self.sigma_data).position(sde, sde.half_log_snr(grid)), self.predictor)
         last = self._at_the_end(equation, grid[-1:])
         if last is None:
             last = [column[-1:] for column in begin]

@@ -17,13 +17,13 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators import DenseIntegrator, Statistics
+from sde_toolkit.integrators import Angle, DenseIntegrator, Statistics
 from sde_toolkit.likelihood.adams import lagrange
 from sde_toolkit.likelihood.flow_requests import FlowRequest
 from sde_toolkit.likelihood.jacobian import choose_mode
 from sde_toolkit.likelihood.joint import Joint, JointEquation
 from sde_toolkit.likelihood.path_ends import prior_cost, roughness, truncation
-from sde_toolkit.likelihood.quadrature import NestedRules, Nodes, angle
+from sde_toolkit.likelihood.quadrature import NestedRules, Nodes
 from sde_toolkit.likelihood.traces import Integrated, Tracer
 from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.models.score_model import Inputs
@@ -281,7 +281,7 @@ class _Interpolation:
     def prepare(cls, equation: ReverseEquation, grid: Tensor, wanted: Tensor) -> _Interpolation:
         """All coefficients, float64. ``grid`` is increasing and covers ``wanted``."""
         sde, scale = equation.sde, equation.model.sigma_data
-        nodes, at = (angle(sde.half_log_snr(t), scale) for t in (grid, wanted))
+        nodes, at = (Angle(scale).position(sde, sde.half_log_snr(t)) for t in (grid, wanted))
         shrink, shrink_wanted = (edm_input_scale(sde.alpha(t), sde.sigma(t), scale) for t in (grid, wanted))
         return cls(_local_lagrange(nodes, at), shrink, 1 / shrink_wanted)
 

@@ -27,10 +27,10 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import MOST, check_count, check_positive, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators import FrozenEDM
+from sde_toolkit.integrators import Angle, FrozenEDM
 from sde_toolkit.models.prediction import edm_input_scale
 
-__all__ = ["NestedRules", "Nodes", "Quadrature", "Refined", "Rule", "angle"]
+__all__ = ["NestedRules", "Nodes", "Quadrature", "Refined", "Rule"]
 
 _SCALE = 1.6  # of the nodes, in units of ∛(σ_d · detail²)
 _ROUNDING = 32  # units of the state's precision, below which no integrand is resolved
@@ -159,11 +159,11 @@ class Nodes:
         Raises:
             GridError: where the network's output says nothing finite of F.
         """
-        sde = equation.sde
+        sde, coordinate = equation.sde, Angle(scale)
         bounds = sde.half_log_snr(torch.tensor(ends, dtype=torch.float64))
-        low, high = angle(bounds, scale).tolist()
+        low, high = coordinate.position(sde, bounds).tolist()
         phi = low + (high - low) * (u + 1) / 2
-        lambdas = -torch.log(scale * torch.tan(phi))
+        lambdas = coordinate.half_log_snr(sde, phi)
         times = sde.inverse_half_log_snr(lambdas.clamp(bounds[1], bounds[0]))
         times[0] = ends[0]
         times[u == 1] = ends[1]
@@ -231,11 +231,6 @@ class NestedRules:
         """The samples (their positions) whose error (B,) is too large."""
         least = max(self.tolerance, _ROUNDING * torch.finfo(precision).eps)
         return (error > least * dimension).nonzero().flatten()
-
-
-def angle(lambda_t: Tensor, scale: float) -> Tensor:
-    """φ = atan(e^{−λ}/s), also at λ = ±∞."""
-    return torch.atan(torch.exp(-lambda_t) / scale)
 
 
 def _radau(Q: int) -> tuple[Tensor, Tensor, Tensor]:
