@@ -12,9 +12,10 @@ from torch import Tensor
 from sde_toolkit.checks import check_amount, check_count, is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
-from sde_toolkit.models.conditions import tensors_of
+from sde_toolkit.models.conditions import check_condition, tensors_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.brownian import BrownianPath
+from sde_toolkit.sampling.loop import Options
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import range_problems
 
@@ -28,6 +29,7 @@ __all__ = [
     "check_noise_level",
     "check_parts",
     "check_path",
+    "check_run",
     "check_shape",
     "check_space",
     "check_tensor",
@@ -35,6 +37,36 @@ __all__ = [
     "state_dtype",
     "warn_outside",
 ]
+
+
+def check_run(
+    model: ScoreModel,
+    solver: Solver,
+    grid: Tensor,
+    shape: tuple[int, ...],
+    start: tuple[str, Tensor | None],
+    *,
+    condition: Any,
+    differentiable: bool,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    **how: Any,
+) -> Options:
+    """The options of a run, after what ``sample`` and ``encode`` refuse alike.
+
+    ``grid``: decreasing times. ``start``: the name of the argument that holds the start, and the start; None for noise.
+    ``how``: the other fields of :class:`Options`.
+
+    Raises:
+        ArgumentError, GridError: naming the argument.
+    """
+    options = Options(state_dtype(dtype, start[1]), torch.device(device or device_of(model, start[1])), **how)
+    check_batches(options.batch_size, options.dtype)
+    check_noise_level(model, grid[0])
+    check_condition(condition, shape[0])
+    check_gradients(differentiable, *start, condition)
+    check_compile(options.compile, solver.integrator)
+    return options
 
 
 def check_model(model: Any) -> None:

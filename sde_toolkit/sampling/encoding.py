@@ -20,25 +20,19 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
-from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.arguments import (
-    check_batches,
-    check_compile,
     check_deterministic,
-    check_gradients,
-    check_noise_level,
     check_parts,
+    check_run,
     check_shape,
     check_space,
     check_tensor,
-    device_of,
-    state_dtype,
     warn_outside,
 )
-from sde_toolkit.sampling.loop import Callback, Options, no_noise, solve
+from sde_toolkit.sampling.loop import Callback, no_noise, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import check_range
 
@@ -112,48 +106,20 @@ def encode(
         x = _transformed(model, x)
     check_tensor("x", x)
     check_shape(model, "x", tuple(x.shape), x)
-    dtype = state_dtype(dtype, x)
-    check_batches(batch_size, dtype)
-    check_noise_level(model, grid[0])
-    check_condition(condition, len(x))
-    check_gradients(differentiable, "x", x, condition)
-    check_compile(compile, solver.integrator)
-    device = torch.device(device) if device is not None else device_of(model, x)
+    options = check_run(
+        model, solver, grid, tuple(x.shape), ("x", x), condition=condition,
+        differentiable=differentiable, dtype=dtype, device=device, batch_size=batch_size,
+        trajectory=trajectory, callback=callback, check_finite=check_finite, progress=progress, compile=compile,
+    )  # fmt: skip
     if space == "model":
         warn_outside(model, "x", x, grid[-1])
 
     def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
-        return x[first:last].to(device, dtype, copy=True), lambda step: no_noise
+        return x[first:last].to(options.device, options.dtype, copy=True), lambda step: no_noise
 
     with torch.set_grad_enabled(differentiable):
-        solved = solve(
-            ReverseEquation(model, 0.0, condition),
-            solver,
-            grid.flip(0),
-            len(x),
-            start,
-            Options(
-                batch_size=batch_size,
-                tweedie=False,
-                trajectory=trajectory,
-                callback=callback,
-                check_finite=check_finite,
-                progress=progress,
-                compile=compile,
-                dtype=dtype,
-                device=device,
-            ),
-        )
-    return Encoding(
-        x=solved.x,
-        nfe=solved.nfe,
-        grid=grid,
-        solver=solver,
-        seconds=time.perf_counter() - began,
-        network_seconds=solved.network_seconds,
-        trajectory=solved.trajectory,
-        statistics=solved.statistics,
-    )
+        solved = solve(ReverseEquation(model, 0.0, condition), solver, grid.flip(0), len(x), start, options)
+    return Encoding(**vars(solved), grid=grid, solver=solver, seconds=time.perf_counter() - began)
 
 
 def _transformed(model: ScoreModel, x: Any) -> Tensor:

@@ -14,24 +14,18 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Statistics
-from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.brownian import BrownianPath
 from sde_toolkit.noise.streams import Noise, per_sample_noise, shared_noise
 from sde_toolkit.sampling.arguments import (
-    check_batches,
-    check_compile,
     check_generator,
-    check_gradients,
     check_model,
-    check_noise_level,
     check_parts,
     check_path,
+    check_run,
     check_shape,
     check_tensor,
-    device_of,
-    state_dtype,
     warn_outside,
 )
 from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
@@ -145,72 +139,69 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
-    budget = nfe
     plan = _planned(model, solver, grid, steps, nfe, tweedie)
     solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     shape = _check_start(model, shape, x_start)
-    dtype = state_dtype(dtype, x_start)
-    check_batches(batch_size, dtype)
-    check_noise_level(model, grid[0])
-    check_condition(condition, shape[0])
-    check_gradients(differentiable, "x_start", x_start, condition)
     check_generator(generator)
     check_path(path, solver, generator)
-    check_compile(compile, solver.integrator)
-    device = torch.device(device) if device is not None else device_of(model, x_start)
+    options = check_run(
+        model, solver, grid, shape, ("x_start", x_start), condition=condition,
+        differentiable=differentiable, dtype=dtype, device=device, batch_size=batch_size, tweedie=tweedie,
+        trajectory=trajectory, callback=callback, check_finite=check_finite,
+        progress=progress, compile=compile,
+    )  # fmt: skip
     if x_start is not None:
         warn_outside(model, "x_start", x_start, grid[0])
 
-    def start(first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
-        events, index = (last - first, *shape[1:]), first_index + first
-        if generator is not None:
-            noise = shared_noise(generator, events, dtype=dtype, device=device)
-        else:
-            noise = per_sample_noise(seed, index, events, dtype=dtype, device=device)
-        z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
-        if x_start is None:
-            x = model.sde.sigma(grid[0]).to(device, dtype) * z
-        else:  # a copy, which no network and no callback of the caller's can reach
-            x = x_start[first:last].to(device, dtype, copy=True)
-        if path is None:
-            return x, lambda step: noise
-        return x, path.step_noise(
-            model.sde, grid, events, seed=seed, first_index=index, dtype=dtype, device=device
-        )  # fmt: skip
-
+    start = _Starts(
+        model=model, grid=grid, shape=shape, x_start=x_start, seed=seed, first_index=first_index, generator=generator,
+        path=path, options=options,
+    )  # fmt: skip
     with torch.set_grad_enabled(differentiable):
-        solved = solve(
-            ReverseEquation(model, solver.eta, condition),
-            solver,
-            grid,
-            shape[0],
-            start,
-            Options(
-                batch_size=batch_size,
-                tweedie=tweedie,
-                trajectory=trajectory,
-                callback=callback,
-                check_finite=check_finite,
-                progress=progress,
-                compile=compile,
-                dtype=dtype,
-                device=device,
-            ),
-        )
+        solved = solve(ReverseEquation(model, solver.eta, condition), solver, grid, shape[0], start, options)
     return Sample(
-        x=solved.x,
-        nfe=solved.nfe,
+        **vars(solved),
         grid=grid,
         solver=solver,
         seed=seed if generator is None else None,
         tweedie=tweedie,
         seconds=time.perf_counter() - began,
-        network_seconds=solved.network_seconds,
-        trajectory=solved.trajectory,
-        statistics=solved.statistics,
-        budget=budget,
+        budget=nfe,
         transform=model.transform,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Starts:
+    """The state at ``grid[0]`` of the samples of a batch, and the noise of their steps."""
+
+    model: ScoreModel
+    grid: Tensor
+    shape: tuple[int, ...]
+    x_start: Tensor | None
+    seed: int
+    first_index: int
+    generator: torch.Generator | None
+    path: BrownianPath | None
+    options: Options
+
+    def __call__(self, first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
+        dtype, device = self.options.dtype, self.options.device
+        events, index = (last - first, *self.shape[1:]), self.first_index + first
+        if self.generator is not None:
+            noise = shared_noise(self.generator, events, dtype=dtype, device=device)
+        else:
+            noise = per_sample_noise(self.seed, index, events, dtype=dtype, device=device)
+        z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
+        if self.x_start is None:
+            x = self.model.sde.sigma(self.grid[0]).to(device, dtype) * z
+        else:  # a copy, which no network and no callback of the caller's can reach
+            x = self.x_start[first:last].to(device, dtype, copy=True)
+        if self.path is None:
+            return x, lambda step: noise
+        return x, self.path.step_noise(
+            self.model.sde, self.grid, events, seed=self.seed, first_index=index, dtype=dtype, device=device
+        )
 
 
 def _planned(
