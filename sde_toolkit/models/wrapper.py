@@ -49,8 +49,15 @@ class Inside:
 
         x_t is (B, *event), or (k B, *event) for the batch k times over, ``torch.cat([x_t, x_t])`` for example; the
         condition has as many rows.
+
+        Raises:
+            ArgumentError: for another number of rows: it is not known which of them have which time.
         """
-        times = len(x_t) // max(1, self.batch)
+        times, rest = divmod(len(x_t), max(1, self.batch))
+        if rest or (times == 0 and self.batch > 0):
+            problem = f"{len(x_t)} rows are no multiple of the {self.batch} of the batch"
+            remedy = "Pass the whole batch, or copies of it: torch.cat([x_t, x_t])."
+            raise ArgumentError("x_t", tuple(x_t.shape), problem, remedy)
         inputs = self.inputs if times == 1 else tuple(_over(column, times) for column in self.inputs)
         y, v = self.model.outputs(x_t, inputs, condition)
         if not self._asked:
@@ -61,6 +68,13 @@ class Inside:
 def _over(column: Tensor, times: int) -> Tensor:
     """A column for the batch so many times over."""
     return column if column.ndim == 0 or times == 1 else column.repeat(times, *(1,) * (column.ndim - 1))
+
+
+def _unchanged(name: str, value: Any, given: dict[str, Any]) -> bool:
+    """Whether an attribute is as it was given. Numbers and texts are compared, since pickling copies them."""
+    if name not in given:
+        return False
+    return value is given[name] or (isinstance(value, (int, float, str, tuple)) and bool(value == given[name]))
 
 
 class Wrapper(ScoreModel):
@@ -92,7 +106,7 @@ class Wrapper(ScoreModel):
             transform=model.transform,
             event_shape=model.event_shape,
         )
-        self._known = {*vars(self), "_known"}
+        self._given = {name: value for name, value in vars(self).items() if name[:1] != "_"}
         self.train(model.training)
 
     def denoise(self, x_t: Tensor, inside: Inside, condition: Any) -> Tensor:
@@ -130,8 +144,9 @@ class Wrapper(ScoreModel):
         return {"wrapper": type(self).__qualname__, **plain_data(self.settings()), **super().description()}
 
     def settings(self) -> dict[str, Any]:
-        """What the wrapper was given besides the model, by name: the attributes that it has set."""
-        return {name: value for name, value in vars(self).items() if name not in self._known and name[:1] != "_"}
+        """What the wrapper was given besides the model, by name: the attributes that a subclass has set or changed."""
+        own = {name: value for name, value in vars(self).items() if name[:1] != "_" and name != "training"}
+        return {name: value for name, value in own.items() if not _unchanged(name, value, self._given)}
 
     def check_savable(self) -> None:
         """A checkpoint holds the model inside.

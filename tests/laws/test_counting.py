@@ -1,5 +1,7 @@
 """``nfe`` is what a network saw: whatever stands around it, and however it is asked."""
 
+import copy
+
 import pytest
 import torch
 from catalogue import ADAPTIVE, INTEGRATORS, SOLVERS, RandomNetwork, name
@@ -187,6 +189,31 @@ def test_what_a_subclass_sets_is_on_record():
     assert model.settings() == {"scale": 1.5}
     assert model.description()["wrapper"].endswith("Scaled")
     assert model.description()["scale"] == 1.5
+
+
+def test_what_a_subclass_changes_of_the_base_is_on_record_and_what_it_leaves_is_not():
+    class Larger(Wrapper):
+        def __init__(self, model, sigma_data):
+            super().__init__(model)
+            self.sigma_data = sigma_data
+
+    inside = ScoreModel(RandomNetwork(), VPSDE(), "v", event_shape=(2,))
+    assert Larger(inside, 3.0).settings() == {"sigma_data": 3.0}
+    for model in (Wrapper(inside), Larger(inside, inside.sigma_data)):
+        assert model.train().settings() == model.eval().settings() == {}
+        assert copy.deepcopy(model).settings() == {}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5])
+def test_rows_that_are_no_whole_batches_are_refused(rows):
+    class Some(Wrapper):
+        def denoise(self, x_t, inside, condition):
+            inside(torch.cat([x_t, x_t])[:rows], condition)
+            return inside(torch.cat([x_t, x_t]), condition)[: len(x_t)]
+
+    model = Some(ScoreModel(RandomNetwork(), VPSDE(), "v"))
+    with pytest.raises(ArgumentError, match=rf"x_t.*{rows} rows.*multiple of the 3 of the batch.*torch\.cat"):
+        model(torch.zeros(3, 2), 0.5)
 
 
 @pytest.mark.parametrize("integrator", [*INTEGRATORS, *(s.integrator for s in SOLVERS)], ids=name)
