@@ -17,6 +17,7 @@ from sde_toolkit import (
     VESDE,
     VPSDE,
     Affine,
+    FlowMatching,
     GaussianMixture,
     Identity,
     ScoreModel,
@@ -46,6 +47,7 @@ from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
 from sde_toolkit.metrics.metric import Estimate
+from sde_toolkit.sampling import usual_plan
 
 SOLVERS = {
     "em": euler_maruyama(),
@@ -500,3 +502,14 @@ def test_a_missing_package_is_named_before_the_work(monkeypatch, module, package
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=rf"{package}.*sde-toolkit\[cli\]"):
         require_report_packages()
+
+
+@pytest.mark.parametrize("solver", [ddim(), probability_flow()], ids=lambda solver: solver.name)
+def test_a_run_is_the_usual_plan_of_its_budget(solver):
+    """One rule from a budget to a grid, also where α(1) = 0 and a solver cannot start there."""
+    model = ring(FlowMatching())
+    plan = usual_plan(model, solver, nfe=9, build=grids.uniform_lambda)
+    (row,) = compare_solvers(model, solver, [9], grids=grids.uniform_lambda, n=4, endpoint_n=0).rows
+    assert row.times == tuple(plan.grid.tolist())
+    assert row.tweedie == plan.tweedie
+    assert row.times[0] < 1
