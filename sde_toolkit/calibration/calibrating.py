@@ -15,16 +15,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
-from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
 from sde_toolkit.calibration.gradient import differentiable
-from sde_toolkit.calibration.problem import Measured, NoiseSet, Problem
+from sde_toolkit.calibration.judging import judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
+from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.refusals import check_request, check_start_grid
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
@@ -106,75 +105,62 @@ def calibrate(
     usual = (400 if model.has_exact_score else 200) if cheap else 96
     problem.fine_steps = usual if reference_steps is None else reference_steps
     problem.times = problem.fine_times(problem.fine_steps)
-    bar = progress_bar(100, "calibrate", enabled=progress)
-    shown = 0
+    with _Telling(began, time_limit, progress, callback) as tell:
+        stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
+        tell("reference", 0.0)
+        fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
+        own_error = problem.reference_error(fresh, 128 if cheap else 8)
+        candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
+        ranked = stages.scored(fit, candidates, starting)
+        if not ranked:
+            said = "none of them can run on any grid that was tried"
+            raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
+        start = min(ranked[:4], key=lambda plan: score(problem, plan, select) + score(problem, plan, fit))
+        chosen_method, note = _choose(method, stages, fit, start)
+        descend = stages.by_gradient if chosen_method == "gradient" else stages.by_search
+        found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
+        best = min(found, key=lambda plan: score(problem, plan, select))
+        tell("validation", 0.0)
+        verdict = judge(problem, start, best, fresh, own_error, note)
+        record = {
+            **what_was_calibrated(problem, nfe),
+            **where_it_began(start, candidates),
+            "method": chosen_method if cheap or chosen_method == "search" else "search, then gradient",
+            "seed": seed,
+            **on_which_noises(problem, (fit, select, fresh), start, best),
+            **what_it_took(problem, own_error, began),
+        }
+    return verdict.calibration(record)
 
-    def tell(stage: str, done: float) -> None:
-        nonlocal shown
-        now = min(99, int(100 * (time.monotonic() - began) / time_limit))
-        bar.set_postfix_str(stage)
-        bar.update(max(0, now - shown))
-        shown = max(shown, now)
-        if callback is not None:
-            callback(stage, done)
 
-    stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
-    tell("reference", 0.0)
-    fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
-    own_error = problem.reference_error(fresh, 128 if cheap else 8)
-    candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
-    ranked = stages.scored(fit, candidates, starting)
-    if not ranked:
-        problem_said = "none of them can run on any grid that was tried"
-        raise ArgumentError("solver", [s.name for s in candidates], problem_said, "Give a start with grid=...")
-    start = min(ranked[:4], key=lambda plan: score(problem, plan, select) + score(problem, plan, fit))
-    chosen_method, note = _choose(method, stages, fit, start)
-    descend = stages.by_gradient if chosen_method == "gradient" else stages.by_search
-    found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
-    best = min(found, key=lambda plan: score(problem, plan, select))
-    tell("validation", 0.0)
-    before, after = (problem.squares(plan, fresh) for plan in (start, best))
-    gain = before - after
-    resolved = eta > 0 or Measured.of(before).value > 2 * own_error.value  # distributions feel it less than pairs
-    improved = best is not start and resolved and gain.mean().item() > 0
-    reason = _reason(improved, best is start, resolved, gain, Measured.of(after)) + note
-    record = {
-        "sde": sde_fingerprint(model.sde),
-        "model": _describe_model(model),
-        "nfe": nfe,
-        "eta": eta,
-        "objective": "RMSE to the flow" if eta == 0 else "distance of distributions to endpoints of the flow",
-        "start": {"solver": repr(start.solver.integrator), "grid": start.label, "times": start.grid.tolist()},
-        "candidates": [s.name for s in candidates],
-        "method": chosen_method if cheap or chosen_method == "search" else "search, then gradient",
-        "seed": seed,
-        "n": {"fit": len(fit), "select": len(select), "fresh": len(fresh), "first_fresh": fresh.first},
-        "fit": {name: vars(Measured.of(problem.squares(p, fit))) for name, p in (("before", start), ("after", best))},
-        "reference": {
-            "method": "Corrected(Multistep(3)), a grid mixed of t and λ, then Tweedie",
-            "steps": problem.fine_steps,
-            "end": problem.earliest,
-            "own_error": vars(own_error),
-        },
-        "dtype": str(dtype),
-        "evaluations": problem.evaluations,
-        "seconds": time.monotonic() - began,
-        "versions": {"sde_toolkit": _version(), "torch": torch.__version__},
-    }
-    kept = best if improved else start
-    bar.update(100 - shown)
-    bar.close()
-    return Calibration(
-        kept.solver,
-        kept.grid,
-        kept.tweedie,
-        kept.nfe,
-        Measured.of(before),
-        Measured.of(after if improved else before),
-        improved,
-        reason,
-        record,
-    )
+class _Telling:
+    """The progress bar, and the caller's callback: called with a stage and the share of it that is done."""
+
+    def __init__(
+        self, began: float, time_limit: float, progress: bool, callback: Callable[[str, float], None] | None
+    ) -> None:
+        self.began, self.time_limit, self.callback = began, time_limit, callback
+        self.bar = progress_bar(100, "calibrate", enabled=progress)
+        self.shown = 0
+
+    def __call__(self, stage: str, done: float) -> None:
+        now = min(99, int(100 * (time.monotonic() - self.began) / self.time_limit))
+        self.bar.set_postfix_str(stage)
+        self._advance(now)
+        if self.callback is not None:
+            self.callback(stage, done)
+
+    def _advance(self, percent: int) -> None:
+        self.bar.update(max(0, percent - self.shown))
+        self.shown = max(self.shown, percent)
+
+    def __enter__(self) -> _Telling:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self._advance(100)
+        self.bar.close()
 
 
 def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Method, str]:
@@ -187,20 +173,6 @@ def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contend
     if differentiable(stages.problem, fit, start):
         return "gradient", ""
     return "search", " Gradients do not pass through this solver or model; it was searched without them."
-
-
-def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after: Measured) -> str:
-    if not resolved:
-        return "The uncalibrated start is as good as the reference can tell: this is that start. Raise reference_steps."
-    if is_start:
-        return (
-            "Nothing that was tried beat the uncalibrated start on the noises kept for selection: this is that start."
-        )
-    if not improved:
-        return f"What was found did not beat the start on fresh noise ({after}): this is the uncalibrated start."
-    spread = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
-    certain = gain.mean().item() / spread if spread > 0 else math.inf
-    return f"Better on fresh noise by {certain:.1f} standard errors of the paired difference of squares."
 
 
 def _size(target: Tensor, otherwise: float) -> float:
@@ -243,20 +215,3 @@ def _cost(problem: Problem) -> float:
         equation.output(x, inputs).sum().item()
         took.append(time.perf_counter() - begin)
     return min(took) / size
-
-
-def _describe_model(model: ScoreModel) -> dict[str, Any]:
-    return {
-        "class": type(model).__name__,
-        "network": type(model.network).__name__,
-        "prediction": model.prediction,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": model_digest(model),
-    }
-
-
-def _version() -> str:
-    try:
-        return metadata.version("sde-toolkit")
-    except metadata.PackageNotFoundError:
-        return "not installed"

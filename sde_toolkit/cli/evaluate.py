@@ -35,7 +35,8 @@ from sde_toolkit.models.checkpoint import embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.transforms import Transform, range_problems
+from sde_toolkit.ranges import range_problems
+from sde_toolkit.transforms import Transform
 
 __all__ = ["run"]
 

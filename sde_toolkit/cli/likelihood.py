@@ -31,8 +31,8 @@ from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson,
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
+from sde_toolkit.ranges import check_range
 from sde_toolkit.solvers import Solver
-from sde_toolkit.transforms import check_range
 
 __all__ = ["auto_divergence", "run"]
 

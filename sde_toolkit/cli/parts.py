@@ -23,8 +23,8 @@ from sde_toolkit.interop.loading import load, reader_of
 from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.ranges import range_problems
 from sde_toolkit.sde import SDE, VPSDE
-from sde_toolkit.transforms import range_problems
 
 __all__ = [
     "build_grids",

@@ -16,7 +16,8 @@ from sde_toolkit.checks import check_count
 from sde_toolkit.data.sources import Source
 from sde_toolkit.data.stream import Stream
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.transforms import Identity, Transform, check_range
+from sde_toolkit.ranges import check_range
+from sde_toolkit.transforms import Identity, Transform
 
 __all__ = ["Dataset", "split_indices"]
 
@@ -102,7 +103,7 @@ class Dataset:
         return self.train[torch.arange(min(int(n), size)) * size // max(1, min(int(n), size))]
 
     def check_range(self, transform: Transform) -> None:
-        """Whether the values fit a model with this transform, by :func:`sde_toolkit.transforms.check_range`.
+        """Whether the values fit a model with this transform, by :func:`sde_toolkit.ranges.check_range`.
 
         Tensors are looked at as a whole; of what is read from files, 256 samples are.
 

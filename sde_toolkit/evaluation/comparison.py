@@ -25,10 +25,10 @@ from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
 from sde_toolkit.metrics.splits import NO_SAMPLES
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import ddim
-from sde_toolkit.transforms import check_range
 
 __all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers", "planned_evaluations"]
 

@@ -30,8 +30,8 @@ from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model, check_shape, state_dtype
-from sde_toolkit.transforms import check_range
 
 __all__ = ["BitsPerDim", "bits_per_dim", "dequantise"]
 

@@ -23,6 +23,7 @@ from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import check_stream
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import (
     check_batches,
     check_deterministic,
@@ -34,7 +35,6 @@ from sde_toolkit.sampling.arguments import (
     device_of,
 )
 from sde_toolkit.solvers import Solver
-from sde_toolkit.transforms import check_range
 
 __all__ = [
     "FlowRequest",

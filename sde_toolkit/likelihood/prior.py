@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sde import SDE
-from sde_toolkit.transforms import check_range
 
 __all__ = ["GaussianPrior", "Prior"]
 

@@ -15,9 +15,9 @@ from sde_toolkit.integrators import Integrator
 from sde_toolkit.models.conditions import check_condition, tensors_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.brownian import BrownianPath
+from sde_toolkit.ranges import range_problems
 from sde_toolkit.sampling.loop import Options
 from sde_toolkit.solvers import Solver
-from sde_toolkit.transforms import range_problems
 
 __all__ = [
     "check_batches",

@@ -23,6 +23,7 @@ from sde_toolkit.integrators import Statistics
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import (
     check_deterministic,
     check_parts,
@@ -34,7 +35,6 @@ from sde_toolkit.sampling.arguments import (
 )
 from sde_toolkit.sampling.loop import Callback, no_noise, solve
 from sde_toolkit.solvers import Solver
-from sde_toolkit.transforms import check_range
 
 __all__ = ["Encoding", "encode"]
 

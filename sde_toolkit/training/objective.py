@@ -14,10 +14,10 @@ from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.networks import Condition
 from sde_toolkit.networks.inside import hyperparameters_of
+from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
 from sde_toolkit.training.batches import Batch
-from sde_toolkit.transforms import check_range
 
 __all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_training_data", "modes_kept"]
 

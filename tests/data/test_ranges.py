@@ -7,7 +7,7 @@ import torch
 
 from sde_toolkit.data import Affine, Dataset, Identity, eight_bit
 from sde_toolkit.errors import DataError
-from sde_toolkit.transforms import check_range
+from sde_toolkit.ranges import check_range
 
 UNIT = torch.linspace(0, 1, 64).reshape(32, 2)
 NAMED = {"grey levels": eight_bit(), "unit": Affine(0.5, 2.0, 0.0, 1.0), "mirrored": Affine(0.0, -2.0, -3.0, 5.0)}

@@ -18,6 +18,7 @@ ORDER = [
     {"checks", "batching", "progress"},
     {"sde"},
     {"transforms", "networks"},
+    {"ranges"},
     {"files"},
     {"models"},
     {"equation", "grids", "noise"},
