@@ -214,7 +214,7 @@ def ours(name: str) -> Callable[[Case], Tensor]:
         x, state, noise = model.sde.alpha(times[0]) * case.problem.y_start, None, case.noise()
         equation = ReverseEquation(model, solver.eta)
         for row in solver.integrator.prepare(equation, times):
-            x, state = solver.integrator.step(equation, x, row.unbind(), state, noise)
+            x, state = solver.integrator.step(equation, x, row, state, noise)
         return x / model.sde.alpha(times[-1])
 
     return run

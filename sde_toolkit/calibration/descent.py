@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators import Integrator, Table
 from sde_toolkit.models.calls import counted
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs, ScoreModel
@@ -80,7 +80,7 @@ class Descent:
         *,
         tweedie: bool,
         keep: bool = False,
-        table: Tensor | None = None,
+        table: Table | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The endpoint, and all states (len(grid), n, *event) if they are kept. ``table`` replaces the prepared one."""
         condition = map_rows(self.condition, lambda row: row.expand(len(x), *row.shape[1:]))

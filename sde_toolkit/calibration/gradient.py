@@ -22,7 +22,7 @@ from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
-from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators import Integrator, Table
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.noise.streams import Once, generator_for
 
@@ -141,7 +141,7 @@ def _opened(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
     return integrator.untuned, None if factors is None else torch.tensor(factors, dtype=torch.float64)
 
 
-def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, grid: Tensor) -> Tensor:
+def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, grid: Tensor) -> Table:
     equation = problem.descent.equation
     if factors is None:
         return integrator.prepare(equation, grid)

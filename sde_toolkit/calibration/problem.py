@@ -26,7 +26,7 @@ from sde_toolkit.calibration.descent import CommonNoise, Descent
 from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.reference import FineSolve, fine_grid, reference_end, solve_finely
 from sde_toolkit.calibration.starts import Contender
-from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators import Integrator, Table
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise
 
@@ -174,7 +174,7 @@ class Problem:
         self,
         integrator: Integrator,
         grid: Tensor,
-        table: Tensor,
+        table: Table,
         chosen: NoiseSet,
         rows: Tensor,
         directions: Tensor,

@@ -21,6 +21,7 @@ from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
+from sde_toolkit.integrators import Table
 from sde_toolkit.integrators.tuned import Tuned, multiplied, tilt
 from sde_toolkit.sampling.loop import no_noise
 
@@ -128,13 +129,14 @@ def _fit(
     found = []
     table = integrator.prepare(problem.descent.equation, plan.grid)
     tilts = tilt(problem.descent.equation, plan.grid)
-    for k, (row, wanted) in enumerate(zip(table, targets[1:], strict=True)):
+    for k, wanted in enumerate(targets[1:]):
         memory: list[Tensor] = []
         equation = _remembering(problem, memory)
 
-        def stepped(factors: Tensor, k: int = k, row: Tensor = row, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
-            tuned = multiplied(integrator, row[None], factors[None], tilts[k : k + 1])[0]
-            return integrator.step(equation, x, tuned.to(x).unbind(), state, no_noise)  # noqa: B023
+        def stepped(factors: Tensor, k: int = k, equation: ReverseEquation = equation):  # type: ignore[no-untyped-def]
+            row = Table(table.values[k : k + 1], table.layout)
+            tuned = multiplied(integrator, row, factors[None], tilts[k : k + 1])
+            return integrator.step(equation, x, tuned.to(x.device, x.dtype)[0], state, no_noise)  # noqa: B023
 
         ones = torch.ones(count, dtype=torch.float64)
         base = stepped(ones)[0]

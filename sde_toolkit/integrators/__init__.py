@@ -8,7 +8,7 @@ from sde_toolkit.integrators.coordinates import Angle, Coordinate, HalfLogSNR, N
 from sde_toolkit.integrators.euler import Euler
 from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_family, forward_variance
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
-from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator, StepRow
+from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator
 from sde_toolkit.integrators.interpolation import bh1, bh2
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
 from sde_toolkit.integrators.learned import LearnedVariance
@@ -27,6 +27,7 @@ from sde_toolkit.integrators.singlestep import (
     SingleStep,
 )
 from sde_toolkit.integrators.stepping import Statistics
+from sde_toolkit.integrators.tables import StepRow, Table
 
 __all__ = [
     "AdaptiveSDE",
@@ -66,6 +67,7 @@ __all__ = [
     "SingleStep",
     "Statistics",
     "StepRow",
+    "Table",
     "Time",
     "TorchDiffEq",
     "bh1",

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
-from sde_toolkit.integrators.integrator import DenseIntegrator, StepRow
+from sde_toolkit.integrators.integrator import DenseIntegrator
 from sde_toolkit.integrators.stepping import Statistics, absolute_tolerance, check_tolerances, lambda_range
+from sde_toolkit.integrators.tables import StepRow
 from sde_toolkit.models.calls import counted
 from sde_toolkit.noise.streams import Noise
 

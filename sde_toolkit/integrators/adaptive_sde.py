@@ -26,13 +26,14 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import check_positive
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import Integrator, StepRow
+from sde_toolkit.integrators.integrator import Integrator
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Statistics,
     check_tolerances,
     root_mean_square,
 )
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["AdaptiveSDE", "KnownPath"]
@@ -182,11 +183,11 @@ class AdaptiveSDE(Integrator):
             problem = f"{self} is made for noise"
             raise ArgumentError("eta", equation.eta, problem, "Use PerSample() for the flow, or eta > 0.")
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """λ at the two ends of every interval, and whether it is the last."""
         lambdas, last = equation.sde.half_log_snr(grid), torch.zeros_like(grid[1:])
         last[-1] = 1
-        return self.table(equation, grid, lambdas[:-1], lambdas[1:], last)
+        return self.table(equation, grid, begin=lambdas[:-1], end=lambdas[1:], last=last)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         start, end, last_interval = (value.item() for value in row)

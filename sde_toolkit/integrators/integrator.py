@@ -18,15 +18,13 @@ from torch import Tensor
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.stepping import Statistics
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
 
 if TYPE_CHECKING:
     from sde_toolkit.integrators.frozen import Frozen
 
-__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "StepRow", "combine"]
-
-StepRow = tuple[Tensor, ...]
-"""The coefficients of one step: 0-dim tensors in the dtype and on the device of the state."""
+__all__ = ["AffineStep", "DenseIntegrator", "Integrator", "combine"]
 
 
 def combine(coefficients: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
@@ -106,20 +104,25 @@ class Integrator(ABC):
         return eta > 0
 
     @abstractmethod
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Coefficients of all steps, float64, shape (steps, k)."""
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
+        """Coefficients of all steps by name, float64: what :meth:`table` returns."""
 
     @abstractmethod
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         """One step: (x at the next time, state for the next step). ``state`` is None at the first.
 
+        ``row`` has the names that ``prepare`` gave to the columns: ``row.inputs``, for example.
         Every call of ``noise()`` is a standard normal draw of the shape of x; a method of the ODE makes none.
         """
 
-    def table(self, equation: ReverseEquation, grid: Tensor, *columns: Tensor) -> Tensor:
-        """Stack columns to (steps, k), refusing a grid on which one of them is not finite."""
-        table = torch.stack([c.expand(len(grid) - 1) for c in columns], dim=1)
-        finite = table.isfinite().all(1)
+    def table(self, equation: ReverseEquation, grid: Tensor, **columns: Any) -> Table:
+        """The table of these columns: each a tensor (steps,), a tuple of such, or another table.
+
+        Raises:
+            GridError: if one of them is not finite.
+        """
+        table = Table.of(len(grid) - 1, columns)
+        finite = table.values.isfinite().all(1)
         if not bool(finite.all()):
             i = int((~finite).int().argmax())
             raise GridError(
@@ -160,17 +163,15 @@ class AffineStep(Integrator):
     def coefficients(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(A, B, K) for the steps from the times t to the times s, float64."""
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: inputs; K if η > 0; A, B."""
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         A, B, K = self.coefficients(equation, grid[:-1], grid[1:])
-        noise = (K,) if equation.eta > 0 else ()
-        return self.table(equation, grid, *equation.inputs(grid[:-1]), *noise, A, B)
+        fresh = {"K": K} if equation.eta > 0 else {}
+        return self.table(equation, grid, inputs=equation.inputs(grid[:-1]), **fresh, A=A, B=B)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        head, (A, B) = row[:-2], row[-2:]
-        y = equation.output(x, head[:-1] if equation.eta > 0 else head)
-        x = (A * x).addcmul_(B, y)  # one pass and one tensor less than A * x + B * y
-        return (x.addcmul_(head[-1], noise()) if equation.eta > 0 else x), None
+        y = equation.output(x, row.inputs)
+        x = (row.A * x).addcmul_(row.B, y)  # one pass and one tensor less than A * x + B * y
+        return (x.addcmul_(row.K, noise()) if equation.eta > 0 else x), None
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ class DenseIntegrator(Integrator):
     order: ClassVar[int | None] = None
     evals_per_step: ClassVar[int | None] = None
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """λ at the two ends of every interval; the coefficients depend on where the method steps."""
         lambdas = equation.sde.half_log_snr(grid)
-        return self.table(equation, grid, lambdas[:-1], lambdas[1:])
+        return self.table(equation, grid, begin=lambdas[:-1], end=lambdas[1:])
 
     @abstractmethod
     def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
@@ -214,5 +215,5 @@ class DenseIntegrator(Integrator):
         if not (len(steps) and inside and bool((steps > 0).all() | (steps < 0).all())):
             problem = "not a strictly monotone sequence of at least two times in [0, 1]"
             raise GridError("times", times.tolist(), problem, "Sort the times and leave out what is repeated.")
-        table = self.prepare(equation, times)
-        return torch.cat([table[:, 0], table[-1:, 1]])
+        self.prepare(equation, times)  # which refuses where λ is infinite
+        return equation.sde.half_log_snr(times)

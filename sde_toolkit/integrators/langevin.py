@@ -18,7 +18,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import StepRow
 from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.noise.streams import Noise
 
@@ -58,9 +56,7 @@ def expected_norms(z: Tensor, epsilon: Tensor) -> Tensor:
 
 
 class Corrector(ABC):
-    """Moves x at a fixed time, and leaves p_t alone. ``columns``: how many coefficients it computes per time."""
-
-    columns: ClassVar[int]
+    """Moves x at a fixed time, and leaves p_t alone."""
 
     @property
     @abstractmethod
@@ -72,7 +68,9 @@ class Corrector(ABC):
         """What :meth:`correct` needs for correcting at the times ``t`` before steps to ``s``, float64."""
 
     @abstractmethod
-    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: StepRow, noise: Noise) -> Tensor:
+    def correct(
+        self, equation: ReverseEquation, x: Tensor, inputs: Inputs, coefficients: tuple[Tensor, ...], noise: Noise
+    ) -> Tensor:
         """The corrections at one time: the network's inputs and the coefficients there."""
 
 
@@ -87,8 +85,6 @@ class Langevin(Corrector):
     snr: float = 0.16
     steps: int = 1
     norms: NormRule = own_norms
-
-    columns: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         check_positive("snr", self.snr, "Song et al. use 0.16 for images.")
@@ -107,8 +103,10 @@ class Langevin(Corrector):
         a = (sde.alpha(t) / sde.alpha(s)) ** 2
         return (*equation.view("epsilon", t), sde.sigma(t), 2 * a * self.snr**2)
 
-    def correct(self, equation: ReverseEquation, x: Tensor, inputs: Inputs, row: StepRow, noise: Noise) -> Tensor:
-        m, n, sigma, size = row
+    def correct(
+        self, equation: ReverseEquation, x: Tensor, inputs: Inputs, coefficients: tuple[Tensor, ...], noise: Noise
+    ) -> Tensor:
+        m, n, sigma, size = coefficients
         for _ in range(self.steps):
             epsilon = torch.addcmul(m * x, n, equation.output(x, inputs))
             z = noise()

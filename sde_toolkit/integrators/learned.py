@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators.exponential import Exponential
-from sde_toolkit.integrators.integrator import Integrator, StepRow
+from sde_toolkit.integrators.integrator import Integrator
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["LearnedVariance"]
@@ -41,19 +42,19 @@ class LearnedVariance(Integrator):
     evals_per_step: ClassVar[int | None] = 1
     sees_alpha_sigma_only: ClassVar[bool] = True
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: the network's inputs, A, B, κ and log(σ_t/σ_s), which is 0 where σ_s = 0."""
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
+        """``gain`` is log(σ_t/σ_s), and 0 where σ_s = 0."""
         t, s = grid[:-1], grid[1:]
         sigma_t, sigma_s = equation.sde.sigma(t), equation.sde.sigma(s)
         gain = torch.where(sigma_s > 0, torch.log(sigma_t / sigma_s), 0.0)
-        return self.table(equation, grid, *equation.inputs(t), *Exponential().coefficients(equation, t, s), gain)
+        A, B, kappa = Exponential().coefficients(equation, t, s)
+        return self.table(equation, grid, inputs=equation.inputs(t), A=A, B=B, kappa=kappa, gain=gain)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         """One step; the state is not used."""
-        inputs, (A, B, kappa, gain) = row[:-4], row[-4:]
-        y, v = equation.outputs(x, inputs)
-        x = (A * x).addcmul_(B, y)
+        y, v = equation.outputs(x, row.inputs)
+        x = (row.A * x).addcmul_(row.B, y)
         if equation.eta == 0:
             return x, None
-        scale = kappa if v is None else kappa * torch.exp(gain * v)
+        scale = row.kappa if v is None else row.kappa * torch.exp(row.gain * v)
         return x.addcmul_(scale, noise()), None

@@ -26,7 +26,8 @@ from torch import Tensor
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.exponential import eta_family
-from sde_toolkit.integrators.integrator import Integrator, StepRow, combine
+from sde_toolkit.integrators.integrator import Integrator, combine
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.models.prediction import Kind
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sde import SDE
@@ -139,16 +140,16 @@ class LinearStep(Integrator):
         """Whether :meth:`draws` says so."""
         return sum(self.draws(eta)) > 0
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         t, s = grid[:-1], grid[1:]
         stages, end = self.plan(equation, t, PathPoint.at(equation.sde, s))
         if self.begins_at_x and bool(((stages[0][1] - _unit(stages[0][1])).abs() > 1e-14).any()):
             problem = f"the plan of {self} asks the network elsewhere first"
             raise ArgumentError("begins_at_x", True, problem, "Leave begins_at_x at False.")
-        columns: list[Tensor] = []
-        for (time, x), count in zip(stages, self._counts(self.draws(equation.eta)), strict=False):
-            columns += [*equation.inputs(time), *x[:count]]
-        return self.table(equation, grid, *columns, *end)
+        counts = self._counts(self.draws(equation.eta))
+        asked = zip(stages, counts, strict=False)
+        columns = tuple((equation.inputs(time), tuple(x[:count])) for (time, x), count in asked)
+        return self.table(equation, grid, stages=columns, end=tuple(end))
 
     def _counts(self, draws: tuple[int, ...]) -> list[int]:
         """How many coefficients each evaluation has, and the end: one for x_t, for every y and every z before it."""
@@ -161,19 +162,16 @@ class LinearStep(Integrator):
         return counts
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        draws = self.draws(equation.eta)
-        counts = self._counts(draws)
-        inputs = (len(row) - sum(counts)) // (len(draws) - 1)
-        found, place = [x], 0
-        for drawn, count in zip(draws[:-1], counts[:-1], strict=True):
+        *before, last = self.draws(equation.eta)
+        found = [x]
+        for drawn, (inputs, coefficients) in zip(before, row.stages, strict=True):
             for _ in range(drawn):
                 found.append(noise())
-            first, place = place + inputs, place + inputs + count
-            x_j = combine(row[first:place], found) if count else x
-            found.append(equation.output(x_j, row[first - inputs : first]))
-        for _ in range(draws[-1]):
+            x_j = combine(coefficients, found) if coefficients else x
+            found.append(equation.output(x_j, inputs))
+        for _ in range(last):
             found.append(noise())
-        return combine(row[place:], found), None
+        return combine(row.end, found), None
 
 
 @dataclass(frozen=True)

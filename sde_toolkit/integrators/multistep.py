@@ -27,8 +27,9 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.coordinates import Coordinate, HalfLogSNR
 from sde_toolkit.integrators.frozen import Frozen, FrozenX0
-from sde_toolkit.integrators.integrator import Integrator, StepRow, combine
+from sde_toolkit.integrators.integrator import Integrator, combine
 from sde_toolkit.integrators.interpolation import TwoPoint, difference_weights
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 
@@ -88,13 +89,12 @@ class Multistep(Integrator):
     def frozen_quantity(self) -> Frozen | None:
         return self.frozen
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: inputs; m, n if F has to be computed; κ if η > 0; A, B, w_1 ... w_{p−1}."""
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         m, n, A, B, kappa, weights = self.columns(equation, grid)
         taken = sum(weights) if weights else torch.zeros_like(A)
         A, B = A - taken * m, B - taken * n
         view = (m, n) if self.views(equation.model) else ()
-        return self.table(equation, grid, *_head(equation, grid, view, kappa), A, B, *weights)
+        return self.table(equation, grid, **_head(equation, grid, view, kappa), weights=(A, B, *weights))
 
     def columns(self, equation: ReverseEquation, grid: Tensor) -> tuple[Any, ...]:
         """m, n, then A, B, κ of the first-order step and the weights of the differences."""
@@ -115,13 +115,11 @@ class Multistep(Integrator):
         return self.order > 1 and not self.frozen.is_output_of(model)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        split = len(row) - self.order - 1
-        head, weights = row[:split], row[split:]
-        y, now = _evaluate(equation, x, head, self.views(equation.model))
+        y, now = _evaluate(equation, x, row)
         past = (now,) * (self.order - 1) if state is None else state
-        x = combine(weights, (x, y, *past))
+        x = combine(row.weights, (x, y, *past))
         if equation.eta > 0:
-            x.addcmul_(head[-1], noise())
+            x.addcmul_(row.kappa, noise())
         return x, (now, *past)[: self.order - 1]
 
 
@@ -174,8 +172,8 @@ class Corrected(Integrator):
     def frozen_quantity(self) -> Frozen | None:
         return self.predictor.frozen
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: inputs; m, n, κ as above; carry, A, B; p to predict with; p + 1 to correct the step before."""
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
+        """``correct`` is the weights of the corrector of the step before."""
         own, sde, t, s = self.predictor, equation.sde, grid[:-1], grid[1:]
         m, n, A, B, kappa, weights = own.columns(equation, grid)
         lambda_t = sde.half_log_snr(t)
@@ -188,38 +186,34 @@ class Corrected(Integrator):
         carry[0] = 0.0  # nothing has been corrected yet
         predictions = [-sum(weights) if weights else torch.zeros_like(A), *weights]
         view = () if own.frozen.is_output_of(equation.model) else (m, n)
-        return self.table(
-            equation, grid, *_head(equation, grid, view, kappa), carry, A - carry, B, *predictions, *corrections
-        )
+        named = {"carry": carry, "A": A - carry, "B": B, "predict": predictions, "correct": corrections}
+        return self.table(equation, grid, **_head(equation, grid, view, kappa), **named)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor.order
-        split = len(row) - 2 * p - 4
-        head, (carry, A, B), weights = row[:split], row[split : split + 3], row[split + 3 :]
-        predictions, corrections = weights[:p], weights[p:]
-        y, now = _evaluate(equation, x, head, not self.predictor.frozen.is_output_of(equation.model))
+        y, now = _evaluate(equation, x, row)
         base, past = (x, (now,) * p) if state is None else state
-        corrected = _add(base, corrections, (now, *past))
-        base = combine((A, B, carry), (x, y, corrected))
+        corrected = _add(base, row.correct, (now, *past))
+        base = combine((row.A, row.B, row.carry), (x, y, corrected))
         if equation.eta > 0:
-            base.addcmul_(head[-1], noise())
+            base.addcmul_(row.kappa, noise())
         past = (now, *past[:-1])
-        return _add(base, predictions, past), (base, past)
+        return _add(base, row.predict, past), (base, past)
 
 
-def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kappa: Tensor) -> list[Tensor]:
-    """The columns before the weights. Each costs time in every step: there is none that a step does not use."""
-    return [*equation.inputs(grid[:-1]), *view, *([kappa] if equation.eta > 0 else [])]
+def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kappa: Tensor) -> dict[str, Any]:
+    """The columns before the weights. Each costs time in every step: there is none that a step does not use.
+
+    ``view``: (m, n), or nothing where F is the output itself, or is not needed.
+    """
+    columns = {"inputs": equation.inputs(grid[:-1]), "view": view}
+    return {**columns, "kappa": kappa} if equation.eta > 0 else columns
 
 
-def _evaluate(equation: ReverseEquation, x: Tensor, head: StepRow, views: bool) -> tuple[Tensor, Tensor]:
-    """The output y, and F = m x + n y; y again where ``head`` has no m and n."""
-    inputs = head[:-1] if equation.eta > 0 else head
-    if not views:
-        y = equation.output(x, inputs)
-        return y, y
-    y = equation.output(x, inputs[:-2])
-    return y, combine(inputs[-2:], (x, y))
+def _evaluate(equation: ReverseEquation, x: Tensor, row: StepRow) -> tuple[Tensor, Tensor]:
+    """The output y, and F = m x + n y; y twice where the row has no m and n."""
+    y = equation.output(x, row.inputs)
+    return y, combine(row.view, (x, y)) if row.view else y
 
 
 def _earlier(values: Tensor, j: int) -> Tensor:
@@ -231,7 +225,7 @@ def _of_the_step_before(weights: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(weights[:1]), weights[:-1]])
 
 
-def _add(x: Tensor, weights: StepRow, values: tuple[Tensor, ...]) -> Tensor:
+def _add(x: Tensor, weights: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
     """x + Σ_j weight_j value_j, at least one of them; x itself stays as it is."""
     pairs = list(zip(weights, values, strict=True))
     total = torch.addcmul(x, *pairs[0])

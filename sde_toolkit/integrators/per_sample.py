@@ -29,7 +29,7 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import DenseIntegrator, StepRow
+from sde_toolkit.integrators.integrator import DenseIntegrator
 from sde_toolkit.integrators.stepping import (
     PerSampleField,
     Stage,
@@ -38,6 +38,7 @@ from sde_toolkit.integrators.stepping import (
     check_tolerances,
     root_mean_square,
 )
+from sde_toolkit.integrators.tables import StepRow
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["PerSample", "Tableau"]

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators.integrator import Integrator, StepRow
+from sde_toolkit.integrators.integrator import Integrator
 from sde_toolkit.integrators.langevin import Corrector, Langevin
 from sde_toolkit.integrators.reverse_diffusion import ReverseDiffusion
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["PredictorCorrector"]
@@ -70,17 +70,12 @@ class PredictorCorrector(Integrator):
         """Always: the corrector draws."""
         return True
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         t, s = grid[:-1], grid[1:]
-        correction = self.table(equation, grid, *self.corrector.coefficients(equation, t, s), *equation.inputs(t))
-        return torch.cat([correction, self.predictor.prepare(equation, grid)], dim=1)
+        correction = self.corrector.coefficients(equation, t, s)
+        predictor = self.predictor.prepare(equation, grid)
+        return self.table(equation, grid, correction=correction, inputs=equation.inputs(t), predictor=predictor)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        if state is None:  # how many inputs the network has is the model's affair: asked once
-            state = (len(equation.inputs(torch.tensor(0.5, dtype=torch.float64))), None)
-        width, of_predictor = state
-        own = self.corrector.columns
-        coefficients, inputs, of_step = row[:own], row[own : own + width], row[own + width :]
-        x = self.corrector.correct(equation, x, inputs, coefficients, noise)
-        x, of_predictor = self.predictor.step(equation, x, of_step, of_predictor, noise)
-        return x, (width, of_predictor)
+        x = self.corrector.correct(equation, x, row.inputs, row.correction, noise)
+        return self.predictor.step(equation, x, row.predictor, state, noise)

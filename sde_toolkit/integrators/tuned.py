@@ -23,7 +23,8 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators.frozen import FrozenEDM
-from sde_toolkit.integrators.integrator import Integrator, StepRow
+from sde_toolkit.integrators.integrator import Integrator
+from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
 
 __all__ = ["Tuned", "multiplied", "tilt"]
@@ -37,18 +38,18 @@ def tilt(equation: ReverseEquation, grid: Tensor) -> Tensor:
     return m / n
 
 
-def multiplied(integrator: Integrator, table: Tensor, factors: Tensor, tilts: Tensor) -> Tensor:
-    """Rows of a table with their last coefficients multiplied: (steps, k), (steps, c) and (steps,).
+def multiplied(integrator: Integrator, table: Table, factors: Tensor, tilts: Tensor) -> Table:
+    """The table with the last coefficients of its rows multiplied: ``factors`` (steps, c), ``tilts`` (steps,).
 
     A x + B y = (A − B m/n) x + (B/n) F: where ``tilts`` m/n are not 0 the factors f_A and f_B are those of x and F.
     """
-    fixed = table.shape[1] - factors.shape[1]
-    place = integrator.place_of_x
-    f_A, f_B, B = factors[:, place], factors[:, place + 1], table[:, fixed + place + 1]
-    found = table * torch.cat([table.new_ones(len(table), fixed), factors], dim=1)
+    values, place = table.values, integrator.place_of_x
+    fixed = values.shape[1] - factors.shape[1]
+    f_A, f_B, B = factors[:, place], factors[:, place + 1], values[:, fixed + place + 1]
+    found = values * torch.cat([values.new_ones(len(values), fixed), factors], dim=1)
     columns = list(found.unbind(1))
     columns[fixed + place] = columns[fixed + place] + (f_B - f_A) * B * tilts
-    return torch.stack(columns, dim=1)
+    return Table(torch.stack(columns, dim=1), table.layout)
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ class Tuned(Integrator):
     def __repr__(self) -> str:
         return f"Tuned({self.integrator}, {len(self.factors)} steps)"
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """The table of the integrator inside, its coefficients multiplied."""
         if len(grid) - 1 != len(self.factors):
             problem = f"it has {len(grid) - 1} steps, and these coefficients were tuned for {len(self.factors)}"
             raise GridError("grid", tuple(grid.shape), problem, "Use the grid of the calibration they come from.")
         return self.apply(equation, grid, torch.tensor(self.factors, dtype=torch.float64, device=grid.device))
 
-    def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Tensor:
+    def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Table:
         """The table for factors that are a tensor, differentiable in both."""
         table = self.integrator.prepare(equation, grid)
         return multiplied(self.integrator, table, factors, tilt(equation, grid))

@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import Angle, FrozenEDM, Integrator, StepRow
+from sde_toolkit.integrators import Angle, FrozenEDM, Integrator, StepRow, Table
 from sde_toolkit.integrators.integrator import combine
 from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.noise.streams import Noise
@@ -60,10 +60,8 @@ class Adams(Integrator):
     def order(self) -> int:  # type: ignore[override]
         return self.predictor + 1
 
-    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Tensor:
-        """Columns: m, n and inputs at the beginning, the same at the end, c′/c; −c′ times the p weights b_j, and the
-        p + 1 weights b′, b*_j.
-        """
+    def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
+        """``begin``, ``end``: m, n and inputs there; ``carry``: c′/c; ``predict``, ``correct``: −c′ times weights."""
         sde, begin = equation.sde, self._columns(equation, grid[:-1])
         c = 1 / edm_input_scale(sde.alpha(grid), sde.sigma(grid), self.sigma_data)
         b, b_star = _adams(Angle(self.sigma_data).position(sde, sde.half_log_snr(grid)), self.predictor)
@@ -72,8 +70,9 @@ class Adams(Integrator):
             last = [column[-1:] for column in begin]
             b_star[-1] = torch.cat([torch.zeros_like(b[-1, :1]), b[-1]])
         end = [torch.cat([column[1:], value]) for column, value in zip(begin, last, strict=True)]
-        weights = (-c[1:, None] * torch.cat([b, b_star], 1)).unbind(1)
-        return self.table(equation, grid, *begin, *end, c[1:] / c[:-1], *weights)
+        predict, correct = ((-c[1:, None] * weights).unbind(1) for weights in (b, b_star))
+        named = {"begin": begin, "end": end, "carry": c[1:] / c[:-1], "predict": predict, "correct": correct}
+        return self.table(equation, grid, **named)
 
     def _columns(self, equation: ReverseEquation, t: Tensor) -> list[Tensor]:
         return [column.expand_as(t) for column in (*FrozenEDM(self.sigma_data).view(equation, t), *equation.inputs(t))]
@@ -87,16 +86,13 @@ class Adams(Integrator):
         return columns if bool(torch.cat(columns).isfinite().all()) else None
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        p = self.predictor
-        width = (len(row) - 2 * p - 2) // 2
-        begin, end, (carry, *weights) = row[:width], row[width : 2 * width], row[2 * width :]
-        past = (_value(equation, x, begin),) * p if state is None else state
-        predicted = combine((carry, *weights[:p]), (x, *past))
-        now = _value(equation, predicted, end)
-        return combine((carry, *weights[p:]), (x, now, *past)), (now, *past[:-1])
+        past = (_value(equation, x, row.begin),) * self.predictor if state is None else state
+        predicted = combine((row.carry, *row.predict), (x, *past))
+        now = _value(equation, predicted, row.end)
+        return combine((row.carry, *row.correct), (x, now, *past)), (now, *past[:-1])
 
 
-def _value(equation: ReverseEquation, x: Tensor, columns: StepRow) -> Tensor:
+def _value(equation: ReverseEquation, x: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
     """F at x."""
     m, n, *inputs = columns
     return combine((m, n), (x, equation.output(x, tuple(inputs))))

@@ -25,6 +25,7 @@ from torch.utils import _pytree
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
+from sde_toolkit.integrators.tables import Layout
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.monitors import Meter
@@ -50,8 +51,8 @@ class CompiledSteps:
         ArgumentError: from the first compiled step, if torch.compile cannot make one graph of it.
     """
 
-    def __init__(self, integrator: Integrator, meter: Meter, backend: str) -> None:
-        self.integrator, self.meter, self.backend = integrator, meter, backend
+    def __init__(self, integrator: Integrator, layout: Layout, meter: Meter, backend: str) -> None:
+        self.integrator, self.layout, self.meter, self.backend = integrator, layout, meter, backend
         self._known: dict[Hashable, _Known] = {}
 
     def __call__(
@@ -64,7 +65,7 @@ class CompiledSteps:
             return self._as_it_is(counted, x, row, state, noise, kind)
         draws = tuple(noise() for _ in range(known.draws))
         self.meter.calls += known.evaluations
-        arguments = (self.integrator, equation, x, row, state, draws)
+        arguments = (self.integrator, self.layout, equation, x, row, state, draws)
         try:
             end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
         except _limit_reached():  # of the network's numbers that are no tensors have changed from run to run
@@ -89,7 +90,7 @@ class CompiledSteps:
             draws += 1
             return noise()
 
-        x, state = self.integrator.step(counted, x, row.unbind(), state, draw)
+        x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
         self._known[kind] = _Known(self.meter.calls - before, draws, recurs=_kind(x, state) == kind)
         return x, state
 
@@ -100,7 +101,7 @@ class CompiledSteps:
         of it, and ``anew`` where torch's limit is reached, the graphs of the values before being dropped.
         """
         graphs = _GRAPHS.setdefault(equation.model, {})
-        key = (self.integrator, equation.eta, self.backend, x.shape, x.dtype, x.device)
+        key = (self.integrator, self.layout, equation.eta, self.backend, x.shape, x.dtype, x.device)
         if anew or key not in graphs:
             own = types.FunctionType(_step.__code__.replace(co_name=f"step_{next(_NUMBERS)}"), _step.__globals__)
             graphs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
@@ -108,10 +109,16 @@ class CompiledSteps:
 
 
 def _step(
-    integrator: Integrator, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
+    integrator: Integrator,
+    layout: Layout,
+    equation: ReverseEquation,
+    x: Tensor,
+    row: Tensor,
+    state: Any,
+    draws: tuple[Tensor, ...],
 ) -> tuple[Tensor, Any]:
     left = iter(draws)
-    return integrator.step(equation, x, row.unbind(), state, lambda: next(left))
+    return integrator.step(equation, x, layout.read(row.unbind()), state, lambda: next(left))
 
 
 def _limit_reached() -> tuple[type[Exception], ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.integrators import Integrator, Statistics, StepRow
+from sde_toolkit.integrators import Integrator, Statistics, Table
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.progress import progress_bar
@@ -22,8 +22,6 @@ from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Callback", "Options", "Solved", "Start", "Step", "no_noise", "rows_of", "solve"]
-
-_ROWS_AT_ONCE = 64  # of a table that are taken apart together: cheaper than one by one, and no longer than a long grid
 
 Start = Callable[[int, int], tuple[Tensor, Callable[[int], Noise]]]
 """(first, last) of a batch to its x at the first time, and the noise of each step."""
@@ -80,7 +78,7 @@ def solve(
     n: int,
     start: Start,
     options: Options,
-    table: Tensor | None = None,
+    table: Table | None = None,
 ) -> Solved:
     """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
 
@@ -121,7 +119,7 @@ class _Run:
         times: Tensor,
         start: Start,
         options: Options,
-        table: Tensor | None,
+        table: Table | None,
     ) -> None:
         self.equation, self.integrator, self.times = equation, solver.integrator, times
         self.start, self.options = start, options
@@ -129,11 +127,16 @@ class _Run:
         self.table = self._prepared(times) if table is None else table.to(options.device, options.dtype)
         self.meter = Meter(equation.model, options.device, equation.evaluate)
         eager, how = options.compile is False, options.compile
-        self.step = _eager(solver) if eager else CompiledSteps(self.integrator, self.meter, _backend(how))
-        self.rows: Callable[[Tensor], Iterator[Any]] = _step_rows if eager else iter
+        layout = self.table.layout
+        self.step = _eager(solver) if eager else CompiledSteps(self.integrator, layout, self.meter, _backend(how))
+        self.eager = eager
         self.repeatable = equation.eta == 0 and eager and options.callback is None
 
-    def _prepared(self, times: Tensor) -> Tensor:
+    def _rows(self, table: Table) -> Iterator[Any]:
+        """By name, or whole as a compiled step takes them."""
+        return iter(table) if self.eager else iter(table.values)
+
+    def _prepared(self, times: Tensor) -> Table:
         return self.integrator.prepare(self.equation, times).to(self.options.device, self.options.dtype)
 
     def batch(self, first: int, last: int, bar: Any) -> _Batch:
@@ -147,7 +150,7 @@ class _Run:
         watch = FiniteWatch(times, options.check_finite, x, step_again)
         listed, state = times.tolist(), None
         path, done = [x], []
-        rows = self.rows(table)
+        rows = self._rows(table)
         for i in range(len(table)):
             x, state = self.step(bare, counted, x, next(rows), state, noise_of(i))
             bar.update(1)
@@ -157,7 +160,7 @@ class _Run:
                 if edited is not None and state is not None and i + 1 < len(table):
                     done += _statistics(state)
                     state = None  # what it remembers led somewhere else: the solver starts anew from here
-                    rows = self.rows(self._prepared(times[i + 1 :]))
+                    rows = self._rows(self._prepared(times[i + 1 :]))
             watch(i, x, state)
             if options.trajectory:
                 path.append(x)
@@ -209,26 +212,18 @@ def _eager(solver: Solver) -> Callable[..., tuple[Tensor, Any]]:
 def _step_again(
     integrator: Integrator,
     equation: ReverseEquation,
-    table: Tensor,
+    table: Table,
     noise_of: Callable[[int], Noise],
     i: int,
     x: Tensor,
     state: Any,
 ) -> tuple[Tensor, Any]:
     """Step i once more, uncounted."""
-    return integrator.step(equation, x, table[i].unbind(), state, noise_of(i))
+    return integrator.step(equation, x, table[i], state, noise_of(i))
 
 
 def _backend(compile: bool | str) -> str:
     return compile if isinstance(compile, str) else "inductor"
-
-
-def _step_rows(table: Tensor) -> Iterator[StepRow]:
-    """The table as tuples of 0-dim tensors."""
-    k = table.shape[1]
-    for part in table.split(_ROWS_AT_ONCE):
-        cells = part.flatten().unbind()
-        yield from (cells[i : i + k] for i in range(0, len(cells), k))
 
 
 def _batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:

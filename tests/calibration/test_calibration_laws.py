@@ -424,9 +424,9 @@ def test_local_errors_are_those_of_the_steps_themselves():
         rows = method.prepare(equation, times[[i, k, j]])
         state = None
         for row, x in zip(rows, (path.states[i], path.states[k]), strict=True):
-            x_s, state = method.step(equation, x, row.unbind(), state, None)
+            x_s, state = method.step(equation, x, row, state, None)
         assert found.step[i, k, j].item() == pytest.approx((x_s - path.states[j]).square().mean().item(), rel=1e-6)
-    x_s, _ = method.step(equation, path.states[0], method.prepare(equation, times[[0, 4]])[0].unbind(), None, None)
+    x_s, _ = method.step(equation, path.states[0], method.prepare(equation, times[[0, 4]])[0], None, None)
     assert found.first[4].item() == pytest.approx((x_s - path.states[4]).square().mean().item(), rel=1e-6)
     denoised = model(path.states[9], times[9]).x_0
     assert found.last[9].item() == pytest.approx((denoised - path.end).square().mean().item(), rel=1e-6)

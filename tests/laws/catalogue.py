@@ -205,7 +205,7 @@ def run_on(solver, model, grid, x, noises=()):
     equation, draws = ReverseEquation(model, solver.eta), iter(() if noises is None else noises)
     state = None
     for row in solver.integrator.prepare(equation, grid):
-        x, state = solver.integrator.step(equation, x, row.unbind(), state, lambda: next(draws))
+        x, state = solver.integrator.step(equation, x, row, state, lambda: next(draws))
     return x
 
 

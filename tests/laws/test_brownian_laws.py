@@ -121,7 +121,7 @@ class Twice(Integrator):
     order, evals_per_step, weak_order = None, 1, 1.0
 
     def prepare(self, equation, grid):
-        return self.table(equation, grid, grid[1:])
+        return self.table(equation, grid, end=grid[1:])
 
     def step(self, equation, x, row, state, noise):
         return noise() + noise(), None

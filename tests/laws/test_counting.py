@@ -231,7 +231,7 @@ def test_an_integrator_says_whether_it_draws_noise(integrator):
             return torch.zeros(2, 2, dtype=torch.float64)
 
         for row in table:
-            x, state = integrator.step(equation, x, row.unbind(), state, noise)
+            x, state = integrator.step(equation, x, row, state, noise)
         assert integrator.draws_noise(eta) == bool(draws)
 
 

@@ -57,7 +57,7 @@ def on_the_flow(model):
 
 def single_step(integrator, model, x, first, last):
     (row,) = integrator.prepare(on_the_flow(model), doubles(first, last))
-    return integrator.step(on_the_flow(model), x, row.unbind(), None, None)[0]
+    return integrator.step(on_the_flow(model), x, row, None, None)[0]
 
 
 def line(first):

@@ -70,8 +70,7 @@ class Standing(PredictorCorrector):
     """The corrector alone: a predictor that does nothing, so that corrections can be run by the laws' own loops."""
 
     def step(self, equation, x, row, state, noise):
-        inputs = len(equation.inputs(doubles(0.5)[0]))
-        return self.corrector.correct(equation, x, row[4 : 4 + inputs], row[:4], noise), None
+        return self.corrector.correct(equation, x, row.inputs, row.correction, noise), None
 
 
 def corrected(corrector, model, t, x, z):
@@ -192,7 +191,7 @@ def test_corrections_at_t_and_then_the_predictor_to_s(predictor, steps):
             e = 2 * (sde.alpha(t) / sde.alpha(s)) ** 2 * ratio**2
             e = torch.minimum(e, sde.sigma(t) ** 2)[:, None]
             x = x + e * score + (2 * e).sqrt() * z
-        x, state = predictor.step(equation, x, row.unbind(), state, lambda: next(noise))
+        x, state = predictor.step(equation, x, row, state, lambda: next(noise))
     torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-10)
 
 

@@ -17,7 +17,7 @@ def path(integrator, model, grid, x):
     """States at all times of a grid that rises."""
     equation, state, found = ReverseEquation(model, 0.0), None, [x]
     for row in integrator.prepare(equation, grid):
-        x, state = integrator.step(equation, x, row.unbind(), state, None)
+        x, state = integrator.step(equation, x, row, state, None)
         found.append(x)
     return torch.stack(found)
 

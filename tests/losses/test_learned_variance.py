@@ -79,7 +79,7 @@ def test_published_networks_say_minus_one_to_one(says, index, earlier):
     found = []
     for kind, value in (("range", says), ("fraction", (says + 1) / 2), (True, (says + 1) / 2)):
         equation = ReverseEquation(ScoreModel(Fixed(value), sde, "epsilon", learned_variance=kind), 1.0)
-        row = LearnedVariance().prepare(equation, grid)[0].unbind()
+        row = LearnedVariance().prepare(equation, grid)[0]
         ends = [LearnedVariance().step(equation, x, row, None, lambda z=z: z * x)[0] for z in (1.0, 0.0)]
         found.append((ends[0] - ends[1]).square())
     wanted = published_variance(betas.double(), says, index, earlier)
@@ -117,7 +117,7 @@ def test_the_variance_of_a_step_interpolates_on_a_log_scale(sde, v):
 
     def effect(model, integrator):
         equation = ReverseEquation(model, 1.0)
-        row = integrator.prepare(equation, grid)[0].unbind()
+        row = integrator.prepare(equation, grid)[0]
         x = torch.ones(1, 2, dtype=torch.float64)
         ends = [integrator.step(equation, x, row, None, lambda z=z: z * torch.ones_like(x))[0] for z in (1.0, 0.0)]
         return (ends[0] - ends[1]).squeeze(0)
@@ -155,7 +155,7 @@ def test_the_true_variance_makes_few_steps_exact_on_gaussian_data(sde, N):
         LearnedVariance(),
     )
     grid = torch.linspace(first, 0, N + 1, dtype=torch.float64)[:-1]  # the last step, to data, has no noise at all
-    rows = [row.unbind() for row in integrator.prepare(equation, grid)]
+    rows = list(integrator.prepare(equation, grid))
     effects = torch.eye(N, dtype=torch.float64)  # of the start and of each step's draw, each in a sample of its own
     x = effects[:, :1] * at(grid[0]).sqrt()
     for k, row in enumerate(rows, start=1):
