@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from sde_toolkit.data.opening import Bounded, inflated_limit, open_regular, or_data_error
+from sde_toolkit.data.opening import BoundedStream, inflated_limit, open_regular, or_data_error
 
-__all__ = ["body", "members", "opened_tar"]
+__all__ = ["member_bytes", "open_tar", "regular_members"]
 
 _INFLATE: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -29,19 +29,19 @@ _INFLATE: dict[bytes, Callable[[BinaryIO], Any]] = {
 
 
 @contextmanager
-def opened_tar(path: str | Path, remedy: str = "If it is truncated, fetch it again.") -> Iterator[tarfile.TarFile]:
+def open_tar(path: str | Path, remedy: str = "If it is truncated, fetch it again.") -> Iterator[tarfile.TarFile]:
     """A tar file, whatever it is compressed with; whatever is wrong inside the block is a `DataError` that names it."""
     with open_regular(path) as file, or_data_error("path", str(path), "not a readable tar file", remedy):
         start, size = file.read(2), os.fstat(file.fileno()).st_size
         file.seek(0)
         inflate = _INFLATE.get(start)
         stream = file if inflate is None else inflate(file)
-        bounded = Bounded(cast(BinaryIO, stream), size if inflate is None else inflated_limit(size))
+        bounded = BoundedStream(cast(BinaryIO, stream), size if inflate is None else inflated_limit(size))
         with tarfile.open(fileobj=cast(Any, bounded), mode="r:") as archive:
             yield archive
 
 
-def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The regular members, in order, without keeping them.
 
     Raises:
@@ -66,7 +66,7 @@ def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def body(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+def member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
     """The bytes of a member.
 
     Raises:

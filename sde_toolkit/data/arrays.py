@@ -14,7 +14,7 @@ from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import Affine
 
-__all__ = ["affine_of", "are_levels", "array", "whole_numbers"]
+__all__ = ["affine_of", "are_levels", "are_whole_numbers", "array"]
 
 
 def array(
@@ -37,12 +37,12 @@ def array(
     columns; it is "all" for images and signals, for ``levels`` and uint8, and where shift or scale is given.
     ``levels``: say so if the values are whole numbers 0..levels−1.
     """
-    values = _checked(_chosen(path, key), str(path))
+    values = _checked_samples(_array_under_key(path, key), str(path))
     if not 0.0 <= test_fraction < 1.0:
         raise ArgumentError("test_fraction", test_fraction, "not in [0, 1)", "Give a fraction such as 0.1.")
     n = len(values)
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
-    if levels is not None and not whole_numbers(values, levels):
+    if levels is not None and not are_whole_numbers(values, levels):
         raise DataError("levels", levels, f"the values are not whole numbers 0..{levels - 1}", "Give levels=None.")
     transform, how = affine_of(values[train], shift, scale, str(path), per=per, whole=are_levels(values, levels))
     return Dataset(
@@ -57,7 +57,7 @@ def array(
     )
 
 
-def _chosen(path: str | Path, key: str | None) -> np.ndarray:
+def _array_under_key(path: str | Path, key: str | None) -> np.ndarray:
     arrays = read_numpy(path)
     if key is None and len(arrays) == 1:
         return next(iter(arrays.values()))
@@ -68,7 +68,7 @@ def _chosen(path: str | Path, key: str | None) -> np.ndarray:
     return arrays[key]
 
 
-def _checked(values: np.ndarray, path: str) -> np.ndarray:
+def _checked_samples(values: np.ndarray, path: str) -> np.ndarray:
     """The array in native byte order, if it holds at least one sample of finite real numbers."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
@@ -89,7 +89,7 @@ def are_levels(values: np.ndarray, levels: int | None) -> bool:
     return levels is not None or values.dtype.kind == "b" or values.dtype == np.uint8
 
 
-def whole_numbers(values: np.ndarray, levels: int) -> bool:
+def are_whole_numbers(values: np.ndarray, levels: int) -> bool:
     """Whether all are 0, 1, …, levels − 1."""
     return bool(values.min() >= 0 and values.max() <= levels - 1 and (np.floor(values) == values).all())
 
@@ -110,15 +110,15 @@ def affine_of(
         given = Affine(shift, scale)
         given.log_abs_det(train.shape[1:])  # refuses arrays that do not fit the samples
         return given, "transform: as given"
-    per = _groups(per, train, whole or not (isinstance(shift, str) and isinstance(scale, str)))
+    per = _resolved_per(per, train, whole or not (isinstance(shift, str) and isinstance(scale, str)))
     axes = {"all": None, "element": (0,), "column": (0,)}.get(per, tuple(i for i in range(train.ndim) if i != 1))
-    chosen: list[str] = []
+    remarks: list[str] = []
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
         mean = np.asarray(train.mean(axes, dtype=np.float64, keepdims=axes is not None))
         std = np.asarray(train.std(axes, dtype=np.float64, keepdims=axes is not None))
     if isinstance(shift, str):
         shift = mean if axes is None else mean[0]
-        chosen.append(f"shift = mean of {of} = {_in_words(shift, per)}")
+        remarks.append(f"shift = mean of {of} = {_in_words(shift, per)}")
     if isinstance(scale, str):
         constant = train.min(axes, keepdims=True) == train.max(axes, keepdims=True)
         if not (np.isfinite(std).all() and np.isfinite(1.0 / std[std > 0]).all()) or constant.all():
@@ -127,15 +127,15 @@ def affine_of(
         size = np.where(mean == 0, 1.0, np.abs(mean))
         scale = 1.0 / np.where(constant.reshape(std.shape), size, std)
         scale = scale if axes is None else scale[0]
-        chosen.append(f"scale = 1/std of {of} = {_in_words(scale, per)}")
+        remarks.append(f"scale = 1/std of {of} = {_in_words(scale, per)}")
         if constant.any():
-            chosen.append(f"{int(constant.sum())} of them constant, and scaled by 1/|value|")
+            remarks.append(f"{int(constant.sum())} of them constant, and scaled by 1/|value|")
     affine = Affine(shift, scale)
     affine.log_abs_det(train.shape[1:])
-    return affine, f"transform: {'; '.join(chosen)}"
+    return affine, f"transform: {'; '.join(remarks)}"
 
 
-def _groups(per: str, train: np.ndarray, as_one: bool) -> str:
+def _resolved_per(per: str, train: np.ndarray, as_one: bool) -> str:
     """What ``per`` means for these samples.
 
     Raises:

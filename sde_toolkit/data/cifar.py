@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.archives import body, members, opened_tar
+from sde_toolkit.data.archives import member_bytes, open_tar, regular_members
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.data.hub import hugging_face, parquet_columns
 from sde_toolkit.data.image_folders import image_folder
@@ -24,7 +24,7 @@ __all__ = ["cifar10"]
 
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-_WANTED = (
+_ACCEPTED_PATHS = (
     "Give the folder cifar-10-batches-bin (or cifar-10-binary.tar.gz) of the binary version, an .npz with x_train, "
     "y_train, x_test, y_test, a folder with train/CLASS/*.png and test/CLASS/*.png, or one with train-*.parquet and "
     "test-*.parquet."
@@ -51,14 +51,14 @@ def cifar10(path: str | Path) -> Dataset:
         parts = _from_binary({name: _bytes(folder / name) for name in (*_TRAIN, "test_batch.bin")}, str(folder))
     elif (folder / "data_batch_1").is_file() or (place / "cifar-10-batches-py").is_dir():
         problem = "these are Python pickles, which can run code when they are opened"
-        raise DataError("path", str(path), problem, _WANTED)
+        raise DataError("path", str(path), problem, _ACCEPTED_PATHS)
     elif (place / "train").is_dir() and (place / "test").is_dir():
         return _in_memory(image_folder(place / "train", test_path=place / "test", channels=3), str(path))
     elif any(place.glob("**/*.parquet")):
         return _in_memory(_from_parquet(place), str(path))
     else:
         found = "nothing of it is in this folder" if place.is_dir() else "there is no such file or folder"
-        raise DataError("path", str(path), found, _WANTED)
+        raise DataError("path", str(path), found, _ACCEPTED_PATHS)
     (x_train, y_train), (x_test, y_test) = parts
     train, labels, test, others = (torch.from_numpy(values.copy()) for values in (x_train, y_train, x_test, y_test))
     return _dataset(train, labels, test, others, str(path))
@@ -81,14 +81,14 @@ def _from_binary(files: dict[str, bytes], shown: str) -> tuple[_Part, _Part]:
 
 def _from_tar(path: Path) -> tuple[_Part, _Part]:
     files: dict[str, bytes] = {}
-    with opened_tar(path, _WANTED) as archive:
-        for member in members(archive):
+    with open_tar(path, _ACCEPTED_PATHS) as archive:
+        for member in regular_members(archive):
             name = member.name.rsplit("/", 1)[-1]
             if name in (*_TRAIN, "test_batch.bin"):
-                files[name] = body(archive, member, _BATCH_BYTES)
+                files[name] = member_bytes(archive, member, _BATCH_BYTES)
     missing = [name for name in (*_TRAIN, "test_batch.bin") if name not in files]
     if missing:
-        raise DataError("path", str(path), f"the archive lacks {', '.join(missing)}", _WANTED)
+        raise DataError("path", str(path), f"the archive lacks {', '.join(missing)}", _ACCEPTED_PATHS)
     return _from_binary(files, str(path))
 
 
@@ -96,7 +96,7 @@ def _from_npz(path: Path) -> tuple[_Part, _Part]:
     found = read_numpy(path)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
     if missing:
-        raise DataError("path", str(path), f"the file lacks {', '.join(missing)}", _WANTED)
+        raise DataError("path", str(path), f"the file lacks {', '.join(missing)}", _ACCEPTED_PATHS)
 
     def part(which: str) -> _Part:
         x, y = found[f"x_{which}"], found[f"y_{which}"].reshape(-1)
@@ -118,14 +118,14 @@ def _from_parquet(place: Path) -> Dataset:
 
 
 def _bytes(file: Path) -> bytes:
-    with open_regular(file) as stream, or_data_error("path", str(file), "cannot be read", _WANTED):
+    with open_regular(file) as stream, or_data_error("path", str(file), "cannot be read", _ACCEPTED_PATHS):
         return stream.read(_BATCH_BYTES + 1)
 
 
 def _in_memory(data: Dataset, path: str) -> Dataset:
     train, test, labels, others = data.train, data.test, data.train_labels, data.test_labels
     if data.event_shape != (3, 32, 32) or labels is None or others is None:
-        raise DataError("path", path, f"its images have shape {data.event_shape}, not (3, 32, 32)", _WANTED)
+        raise DataError("path", path, f"its images have shape {data.event_shape}, not (3, 32, 32)", _ACCEPTED_PATHS)
     return _dataset(train[:], labels, test[:], others, path)
 
 
@@ -133,7 +133,7 @@ def _dataset(train: Tensor, labels: Tensor, test: Tensor, others: Tensor, path: 
     for part, known in (("train", labels), ("test", others)):
         if len(known) == 0 or int(known.min()) < 0 or int(known.max()) > 9:
             span = f"{int(known.min())}..{int(known.max())}" if len(known) else "nothing"
-            raise DataError("path", path, f"labels of the {part} part span {span}, not 0..9", _WANTED)
+            raise DataError("path", path, f"labels of the {part} part span {span}, not 0..9", _ACCEPTED_PATHS)
     return Dataset(
         name="cifar10",
         train=train,

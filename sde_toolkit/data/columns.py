@@ -1,6 +1,6 @@
 """Columns of Hugging Face ``datasets``, by row or shard by shard, as tensors.
 
-A column is either of images (kept encoded, decoded here, see `decoding.Layout`) or of numbers: scalars, lists or
+A column is either of images (kept encoded, decoded here, see `decoding.ImageShape`) or of numbers: scalars, lists or
 arrays of one shape.
 """
 
@@ -16,30 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.decoding import Layout, agreed_layout, checked_size, decode, read_header
+from sde_toolkit.data.decoding import ImageShape, agreed_shape, checked_size, decode, read_header
 from sde_toolkit.data.opening import or_data_error
 from sde_toolkit.data.sources import Source
-from sde_toolkit.data.stream import Sample
+from sde_toolkit.data.stream import LabelledSample
 from sde_toolkit.errors import DataError
 
 __all__ = ["HuggingFaceRows", "HuggingFaceShards", "column_labels"]
 
 _FETCHED = 16  # rows of a stream fetched together
-_LOOKED_AT = 64  # rows whose headers or shapes decide how all are read
+_ROWS_INSPECTED = 64  # rows whose headers or shapes decide how all are read
 
 
 class _Column:
-    """How one column becomes tensors: images by a layout, numbers as they are."""
+    """How one column becomes tensors: images by an ImageShape, numbers as they are."""
 
     def __init__(self, rows: Any, features: Any, name: str, size: Any, channels: int | None, shown: str) -> None:
         self.name, self.shown = name, shown
         _require(features, name, "image_column", shown)
-        self.layout: Layout | None = None
+        self.image_shape: ImageShape | None = None
         if _is_image(features[name]):
             encoded = ((f"row {i} of {shown}", _encoded(row[name], i, shown)) for i, row in rows)
             headers = ((named, read_header(image, named)) for named, image in encoded)
-            self.layout = agreed_layout(headers, checked_size(size), channels, "image_column", shown)
-            self.event_shape: tuple[int, ...] = self.layout.event_shape
+            self.image_shape = agreed_shape(headers, checked_size(size), channels, "image_column", shown)
+            self.event_shape: tuple[int, ...] = self.image_shape.event_shape
             self.dtype = torch.uint8
             return
         self._type = _number_type(features[name])
@@ -53,8 +53,8 @@ class _Column:
 
     def tensor(self, value: Any, row: int) -> Tensor:
         """The sample in this column of a row."""
-        if self.layout is not None:
-            return decode(_encoded(value, row, self.shown), f"row {row} of {self.shown}", self.layout)
+        if self.image_shape is not None:
+            return decode(_encoded(value, row, self.shown), f"row {row} of {self.shown}", self.image_shape)
         found = self._numbers(value, row)
         if tuple(found.shape) != self.event_shape:
             problem = f"its shape is {tuple(found.shape)}, that of the first {self.event_shape}"
@@ -85,8 +85,8 @@ class HuggingFaceRows(Source):
         _require(rows.features, column, "image_column", shown)
         with _reading(shown):
             raw = _undecoded(rows, column)
-        looked_at = sorted({round(i * (len(raw) - 1) / max(1, _LOOKED_AT - 1)) for i in range(_LOOKED_AT)})
-        some = ((i, raw[i]) for i in looked_at) if len(raw) else iter(())
+        inspected = sorted({round(i * (len(raw) - 1) / max(1, _ROWS_INSPECTED - 1)) for i in range(_ROWS_INSPECTED)})
+        some = ((i, raw[i]) for i in inspected) if len(raw) else iter(())
         with _reading(shown):
             self.column = _Column(some, raw.features, column, size, channels, shown)
         super().__init__(len(raw), self.column.event_shape, self.column.dtype)
@@ -130,7 +130,7 @@ class HuggingFaceShards:
             _check_label_column(features, label_column, shown)
         self.rows = _undecoded(rows, column, features, self.needed[1:])
         self.label_column, self.labelled = label_column, label_column is not None
-        some = enumerate(islice(self.rows, _LOOKED_AT))
+        some = enumerate(islice(self.rows, _ROWS_INSPECTED))
         with _reading(shown):
             self.column = _Column(some, features, column, size, channels, shown)
         self.event_shape, self.dtype = self.column.event_shape, self.column.dtype
@@ -147,7 +147,7 @@ class HuggingFaceShards:
         with _reading(self.column.shown):
             yield from enumerate(rows, start)
 
-    def decode(self, record: tuple[int, Any]) -> Sample:
+    def decode(self, record: tuple[int, Any]) -> LabelledSample:
         """The sample, and its label."""
         number, row = record
         x = self.column.tensor(row[self.column.name], number)

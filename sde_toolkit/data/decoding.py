@@ -1,9 +1,10 @@
 """Image files to uint8 tensors (C, H, W) through Pillow; whatever is wrong becomes a `DataError` naming the image.
 
-How the images of a set are read is decided once, from all their headers, as a `Layout`: no image is converted unless
-that was asked for. Channels: 1 grey, 3 RGB (palettes become RGB without loss), 4 RGB and alpha. Where ``channels`` is
-given, Pillow's ``convert`` does it: grey = 0.299 R + 0.587 G + 0.114 B, alpha is dropped or added as 255, CMYK is
-converted without a colour profile. Cameras' orientation tags are not applied; of an animation the first frame is read.
+How the images of a set are read is decided once, from their headers, as an `ImageShape`. An image is converted only
+where that was asked for. Channels: 1 grey, 3 RGB (palettes become RGB without loss), 4 RGB and alpha. If ``channels``
+is given, Pillow's ``convert`` does it: grey = 0.299 R + 0.587 G + 0.114 B, alpha is dropped or added as 255, CMYK is
+converted without a colour profile. Orientation tags of cameras are not applied. Of an animation, the first frame is
+read.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ __all__ = [
     "MOST_BYTES",
     "SUFFIXES",
     "Header",
-    "Layout",
-    "agreed_layout",
+    "ImageShape",
+    "agreed_shape",
     "checked_size",
     "decode",
     "ending",
-    "opened_image",
+    "open_image",
     "read_header",
 ]
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
 )
-_RASTER = (
+_RASTER_FORMATS = (
     "PNG",
     "JPEG",
     "WEBP",
@@ -55,7 +56,7 @@ _RASTER = (
 MOST_BYTES = 2**28  # of an image file that is read into memory
 _GREY, _COLOUR = {"1", "L"}, {"RGB", "P", "YCbCr", "HSV", "LAB", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Header(NamedTuple):
@@ -67,7 +68,7 @@ class Header(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ImageShape:
     """What every image of a set becomes. ``resize``: cut out the centre and scale it, unless it fits."""
 
     height: int
@@ -83,34 +84,34 @@ class Layout:
 
 def read_header(image: Path | bytes, shown: str) -> Header:
     """Size and mode, without decoding the pixels."""
-    with opened_image(image, shown) as picture:
+    with open_image(image, shown) as picture:
         mode = "PA" if picture.mode == "P" and "transparency" in picture.info else picture.mode
         return Header(picture.width, picture.height, mode)
 
 
-def decode(image: Path | bytes, shown: str, layout: Layout) -> Tensor:
-    """uint8 (C, H, W).
+def decode(image: Path | bytes, shown: str, image_shape: ImageShape) -> Tensor:
+    """An image as uint8 (C, H, W).
 
-    A crop with the layout's ratio of sides, as large as fits, is taken from the centre and resized with Pillow's
-    Lanczos filter (3 lobes, widened when shrinking, so that nothing aliases). An image of the right size is left as
-    it is.
+    If ``resize`` is set, the largest centred crop with the target's ratio of sides is resized with Pillow's Lanczos
+    filter (3 lobes, widened when shrinking, so that nothing aliases). An image of the right size is left as it is.
     """
-    with opened_image(image, shown) as picture:
-        if not layout.resize:
-            _check_size(picture.size, layout, shown)  # before its pixels take memory
+    with open_image(image, shown) as picture:
+        if not image_shape.resize:
+            _check_size(picture.size, image_shape, shown)  # before its pixels take memory
         picture.load()
-        ready = picture.convert(_MODES[layout.channels]) if picture.mode != _MODES[layout.channels] else picture
-        if layout.resize:
-            ready = _fitted(ready, layout.width, layout.height)
+        mode = _PILLOW_MODES[image_shape.channels]
+        ready = picture if picture.mode == mode else picture.convert(mode)
+        if image_shape.resize:
+            ready = _cropped_and_resized(ready, image_shape.width, image_shape.height)
         pixels = np.array(ready, dtype=np.uint8)
-    _check_size((pixels.shape[1], pixels.shape[0]), layout, shown)
-    values = torch.from_numpy(pixels).reshape(layout.height, layout.width, layout.channels)
+    _check_size((pixels.shape[1], pixels.shape[0]), image_shape, shown)
+    values = torch.from_numpy(pixels).reshape(image_shape.height, image_shape.width, image_shape.channels)
     return values.permute(2, 0, 1).contiguous()
 
 
-def _check_size(size: tuple[int, int], layout: Layout, shown: str) -> None:
-    if size != (layout.width, layout.height):
-        found, wanted = f"{size[0]}x{size[1]}", f"{layout.width}x{layout.height}"
+def _check_size(size: tuple[int, int], image_shape: ImageShape, shown: str) -> None:
+    if size != (image_shape.width, image_shape.height):
+        found, wanted = f"{size[0]}x{size[1]}", f"{image_shape.width}x{image_shape.height}"
         raise DataError("image", ending(shown), f"it is {found}, the others {wanted}", "Give size=, or remove it.")
 
 
@@ -124,9 +125,9 @@ def checked_size(size: Any) -> tuple[int, int] | None:
     return int(pair[0]), int(pair[1])
 
 
-def agreed_layout(
+def agreed_shape(
     headers: Iterable[tuple[str, Header]], size: tuple[int, int] | None, channels: int | None, what: str, where: str
-) -> Layout:
+) -> ImageShape:
     """What all images can be read as, from their names and headers; refused where they disagree.
 
     ``what`` is the argument and ``where`` its value in error messages.
@@ -135,7 +136,7 @@ def agreed_layout(
         DataError: naming two images of different sizes or channels, or one that needs ``channels=``.
         ArgumentError: if ``channels`` is none of 1, 3, 4.
     """
-    if channels is not None and channels not in _MODES:
+    if channels is not None and channels not in _PILLOW_MODES:
         raise ArgumentError("channels", channels, "not a number of channels", "Give 1, 3 or 4, or None.")
     first: tuple[str, Header] | None = None
     for name, header in headers:
@@ -156,7 +157,7 @@ def agreed_layout(
     if first is None:
         raise DataError(what, ending(where), "there are no images", "Give at least one.")
     height, width = size or (first[1].height, first[1].width)
-    return Layout(height, width, channels or _channels(first[1]), size is not None)
+    return ImageShape(height, width, channels or _channels(first[1]), size is not None)
 
 
 def _channels(header: Header) -> int:
@@ -169,7 +170,7 @@ def _channels(header: Header) -> int:
 
 
 @contextmanager
-def opened_image(image: Path | bytes, shown: str) -> Iterator[Any]:
+def open_image(image: Path | bytes, shown: str) -> Iterator[Any]:
     """A picture of Pillow; whatever is wrong with it inside the block is a `DataError`.
 
     Only decoders of raster formats are asked, whatever the name says: Pillow hands PostScript to Ghostscript, a program
@@ -181,20 +182,20 @@ def opened_image(image: Path | bytes, shown: str) -> Iterator[Any]:
     with (
         io.BytesIO(image) if isinstance(image, bytes) else open_regular(image, "image", gone) as stream,
         wrong,
-        pillow.open(stream, formats=_formats()) as picture,
+        pillow.open(stream, formats=_known_formats()) as picture,
     ):
         yield picture
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _known_formats() -> tuple[str, ...]:
     """Those of `SUFFIXES` that this Pillow knows."""
     pillow = _pillow()
     pillow.init()
-    return tuple(name for name in _RASTER if name in pillow.OPEN)
+    return tuple(name for name in _RASTER_FORMATS if name in pillow.OPEN)
 
 
-def _fitted(picture: Any, width: int, height: int) -> Any:
+def _cropped_and_resized(picture: Any, width: int, height: int) -> Any:
     if picture.size == (width, height):
         return picture
     scale = min(picture.width / width, picture.height / height)

@@ -54,7 +54,7 @@ def hugging_face(
     """
     check_fraction(test_fraction)
     loaded = _loaded(path, name, cache_dir, streaming=False)
-    train = _split(loaded, split, "split", path)
+    train = _rows_of_split(loaded, split, "split", path)
     rows = HuggingFaceRows(train, image_column, size, channels, f"{path} ({split})")
     labels = column_labels(train, label_column, path)
     if test_split is None:
@@ -63,14 +63,14 @@ def hugging_face(
         both = (None if labels is None else labels[chosen], None if labels is None else labels[left])
         how = f"random split {len(chosen)}/{len(left)} with seed {seed}"
     else:
-        test = _split(loaded, test_split, "test_split", path)
+        test = _rows_of_split(loaded, test_split, "test_split", path)
         test_rows = HuggingFaceRows(test, image_column, size, channels, f"{path} ({test_split})")
         if test_rows.shape[1:] != rows.shape[1:]:
             problem = f"its samples have shape {tuple(test_rows.shape[1:])}, those of {split} {tuple(rows.shape[1:])}"
             raise DataError("test_split", test_split, problem, "Give size= or channels=.")
         parts, both = (rows, test_rows), (labels, column_labels(test, label_column, path))
         how = f"the source's own splits {split!r} and {test_split!r}"
-    transform, scaling = _transform(parts[0], rows.column.layout is not None, path)
+    transform, scaling = _transform(parts[0], rows.column.image_shape is not None, path)
     return Dataset(
         name=Path(path).name,
         train=parts[0],
@@ -78,8 +78,8 @@ def hugging_face(
         train_labels=both[0],
         test_labels=both[1],
         transform=transform,
-        levels=256 if rows.column.layout else None,
-        classes=_names(train, label_column),
+        levels=256 if rows.column.image_shape else None,
+        classes=_class_names(train, label_column),
         source=f"Hugging Face data set {Path(path).name}",
         licence=_licence(train),
         notes=f"{how}; {scaling}",
@@ -111,13 +111,15 @@ def hugging_face_stream(
     """
     loaded = _loaded(path, name, None, streaming=True)
     options = (image_column, label_column, size, channels)
-    rows = _split(loaded, split, "split", path)
+    rows = _rows_of_split(loaded, split, "split", path)
     shards = HuggingFaceShards(rows, *options, f"{path} ({split})")
     test = shards
     if test_split is not None:
-        test = HuggingFaceShards(_split(loaded, test_split, "test_split", path), *options, f"{path} ({test_split})")
+        test = HuggingFaceShards(
+            _rows_of_split(loaded, test_split, "test_split", path), *options, f"{path} ({test_split})"
+        )
     x, labels = first_samples(test, 0 if test_split is None else test_samples)
-    if shards.column.layout is None:
+    if shards.column.image_shape is None:
         values = first_samples(shards, 10_000)[0]
         transform, how = _affine(values, path, f"the first {len(values):,} rows")
     else:
@@ -129,8 +131,8 @@ def hugging_face_stream(
         test_labels=labels,
         stream=ShuffledStream(shards, buffer, seed),
         transform=transform,
-        levels=256 if shards.column.layout else None,
-        classes=_names(rows, label_column),
+        levels=256 if shards.column.image_shape else None,
+        classes=_class_names(rows, label_column),
         source=f"Hugging Face data set {Path(path).name}, streamed",
         licence=_licence(rows),
         notes=f"streamed in blocks of {buffer} with seed {seed}; {how}",
@@ -138,7 +140,7 @@ def hugging_face_stream(
 
 
 def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool) -> Any:
-    datasets, safely = _datasets(), _no_scripts()
+    datasets, safely = _datasets(), _script_refusal()
     place = Path(path).absolute()  # readable after a change of folder
     saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
@@ -148,7 +150,7 @@ def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool)
                 loaded = {str(loaded.split or "train"): loaded}
             if not streaming:
                 return loaded
-            return {key: part.to_iterable_dataset(num_shards=_files(part)) for key, part in loaded.items()}
+            return {key: part.to_iterable_dataset(num_shards=_file_count(part)) for key, part in loaded.items()}
         return datasets.load_dataset(
             str(place) if place.exists() else str(path), name, streaming=streaming, cache_dir=cache_dir, **safely
         )
@@ -158,7 +160,7 @@ def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool)
         raise DataError("path", str(path), problem, remedy) from error
 
 
-def _no_scripts() -> dict[str, bool]:
+def _script_refusal() -> dict[str, bool]:
     """Arguments that keep ``datasets`` from running a script that lies beside the data; it has none from version 4 on.
 
     Raises:
@@ -192,17 +194,17 @@ def _datasets() -> Any:
     return datasets
 
 
-def _files(part: Any) -> int:
+def _file_count(part: Any) -> int:
     return max(1, min(len(part), len(part.cache_files)))
 
 
-def _split(loaded: Any, split: str, argument: str, path: str) -> Any:
+def _rows_of_split(loaded: Any, split: str, argument: str, path: str) -> Any:
     if split not in loaded:
         raise DataError(argument, split, f"{path} has the splits: {', '.join(loaded)}", "Give one of them.")
     return loaded[split]
 
 
-def _names(rows: Any, column: str | None) -> tuple[str, ...] | None:
+def _class_names(rows: Any, column: str | None) -> tuple[str, ...] | None:
     names = getattr((rows.features or {}).get(column), "names", None)
     return tuple(names) if names else None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import is_number
 from sde_toolkit.data.dataset import Dataset, split_indices
-from sde_toolkit.data.decoding import SUFFIXES, Layout, agreed_layout, checked_size, decode, ending, read_header
+from sde_toolkit.data.decoding import SUFFIXES, ImageShape, agreed_shape, checked_size, decode, ending, read_header
 from sde_toolkit.data.sources import Source
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.transforms import eight_bit
@@ -30,16 +30,16 @@ __all__ = ["ImageFiles", "check_fraction", "image_folder"]
 class ImageFiles(Source):
     """Images ``root/name`` as uint8 (C, H, W)."""
 
-    def __init__(self, root: str | Path, names: Sequence[str], layout: Layout) -> None:
-        super().__init__(len(names), layout.event_shape, torch.uint8)
+    def __init__(self, root: str | Path, names: Sequence[str], image_shape: ImageShape) -> None:
+        super().__init__(len(names), image_shape.event_shape, torch.uint8)
         self.root = str(root)
         self.names = list(names)
-        self.layout = layout
+        self.image_shape = image_shape
 
     def read(self, index: int) -> Tensor:
         """Decode one file."""
         path = Path(self.root, self.names[index])
-        return decode(path, str(path), self.layout)
+        return decode(path, str(path), self.image_shape)
 
     def describe(self, index: int) -> str:
         """Its path."""
@@ -71,16 +71,16 @@ def image_folder(
     check_fraction(test_fraction)
     wanted = checked_size(size)
     root = Path(path).absolute()  # readable after a change of folder
-    names, ignored = _found(root)
+    names, ignored = _find_images(root)
     test_root = root if test_path is None else Path(test_path).absolute()
-    test_names, more = ([], Counter[str]()) if test_path is None else _found(test_root)
+    test_names, more = ([], Counter[str]()) if test_path is None else _find_images(test_root)
     files = [root / name for name in names] + [test_root / name for name in test_names]
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         headers = zip(map(str, files), pool.map(lambda file: read_header(file, str(file)), files), strict=True)
-        layout = agreed_layout(headers, wanted, channels, "path", str(root))
-    whole = ImageFiles(root, names, layout)
-    classes = _classes(names, root) if labels else None
-    found = None if classes is None else _labels(names, classes, root)
+        image_shape = agreed_shape(headers, wanted, channels, "path", str(root))
+    whole = ImageFiles(root, names, image_shape)
+    classes = _folder_classes(names, root) if labels else None
+    found = None if classes is None else _folder_labels(names, classes, root)
     if test_path is None:
         n_test = min(math.ceil(test_fraction * len(names)), len(names) - 1)
         train, test = split_indices(len(names), n_test, seed)
@@ -88,10 +88,10 @@ def image_folder(
         both = (None if found is None else found[train], None if found is None else found[test])
         how = f"random split {len(train)}/{len(test)} with seed {seed}"
     else:
-        parts = (whole, ImageFiles(test_root, test_names, layout))
-        both = (found, None if classes is None else _labels(test_names, classes, test_root))
+        parts = (whole, ImageFiles(test_root, test_names, image_shape))
+        both = (found, None if classes is None else _folder_labels(test_names, classes, test_root))
         how = f"test part from {test_root.name}"
-    notes = [how, "transform to [-1, 1]", *_remarks(ignored + more, layout)]
+    notes = [how, "transform to [-1, 1]", *_remarks(ignored + more, image_shape)]
     return Dataset(
         name=root.name or "images",
         train=parts[0],
@@ -113,7 +113,7 @@ def check_fraction(test_fraction: float) -> None:
         raise ArgumentError("test_fraction", test_fraction, "not in [0, 1)", "Give a fraction such as 0.1.")
 
 
-def _found(root: Path) -> tuple[list[str], Counter[str]]:
+def _find_images(root: Path) -> tuple[list[str], Counter[str]]:
     """Sorted names of the images below ``root``, with "/" between folders, and what else there is, by suffix."""
     if not root.is_dir():
         raise DataError("path", str(root), "there is no such folder", "Give a folder of image files.")
@@ -144,7 +144,7 @@ def _found(root: Path) -> tuple[list[str], Counter[str]]:
     return sorted(names), ignored
 
 
-def _classes(names: Sequence[str], root: Path) -> tuple[str, ...]:
+def _folder_classes(names: Sequence[str], root: Path) -> tuple[str, ...]:
     for name in names:
         if "/" not in name:
             problem = "it lies in no sub-folder, so it has no class"
@@ -154,7 +154,7 @@ def _classes(names: Sequence[str], root: Path) -> tuple[str, ...]:
     return tuple(sorted({name.split("/", 1)[0] for name in names}))
 
 
-def _labels(names: Sequence[str], classes: tuple[str, ...], root: Path) -> Tensor:
+def _folder_labels(names: Sequence[str], classes: tuple[str, ...], root: Path) -> Tensor:
     number = {name: i for i, name in enumerate(classes)}
     of_each = [name.split("/", 1)[0] if "/" in name else "" for name in names]
     for name, found in zip(names, of_each, strict=True):
@@ -164,10 +164,10 @@ def _labels(names: Sequence[str], classes: tuple[str, ...], root: Path) -> Tenso
     return torch.from_numpy(np.array([number[found] for found in of_each], dtype=np.int64))
 
 
-def _remarks(ignored: Counter[str], layout: Layout) -> list[str]:
+def _remarks(ignored: Counter[str], image_shape: ImageShape) -> list[str]:
     remarks = []
-    if layout.resize:
-        remarks.append(f"centre cropped and resized to {layout.width}x{layout.height} (Lanczos)")
+    if image_shape.resize:
+        remarks.append(f"centre cropped and resized to {image_shape.width}x{image_shape.height} (Lanczos)")
     if ignored:
         kinds = ", ".join(f"{n} {name}" for name, n in ignored.most_common(5))
         remarks.append(f"{sum(ignored.values())} files that are no images ignored ({kinds})")

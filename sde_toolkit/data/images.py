@@ -20,7 +20,7 @@ __all__ = ["digits", "mnist", "mnist_test_images"]
 
 _MNIST_SOURCE = "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges), derived from NIST Special Databases 1 and 3"
 _MNIST_LICENCE = "commonly distributed under CC BY-SA 3.0"
-_WANTED = (
+_ACCEPTED_PATHS = (
     "Give an .npz file with x_train, y_train, x_test, y_test (the mnist.npz of Keras), or a folder with the "
     "four IDX files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte, plain or .gz (torchvision keeps them in MNIST/raw)."
@@ -41,13 +41,13 @@ def mnist(path: str | Path) -> Dataset:
         found = read_numpy(place)
         missing = [key for key in _KEYS if key not in found]
         if missing:
-            raise DataError("path", str(path), f"the file lacks {', '.join(missing)}", _WANTED)
+            raise DataError("path", str(path), f"the file lacks {', '.join(missing)}", _ACCEPTED_PATHS)
         arrays = {key: found[key] for key in _KEYS}
     else:
-        raise DataError("path", str(path), "there is no such file or folder", _WANTED)
+        raise DataError("path", str(path), "there is no such file or folder", _ACCEPTED_PATHS)
     parts: list[Tensor] = []
     for part in ("train", "test"):
-        parts += _checked(arrays[f"x_{part}"], arrays[f"y_{part}"], part, str(path))
+        parts += _checked_part(arrays[f"x_{part}"], arrays[f"y_{part}"], part, str(path))
     return Dataset(
         name="mnist",
         train=parts[0],
@@ -68,10 +68,10 @@ def _idx_file(folder: Path, stem: str) -> Path:
             file = folder / f"{stem[:-5]}{joint}{stem[-4:]}-ubyte{end}"
             if file.is_file():
                 return file
-    raise DataError("path", str(folder), f"the folder lacks {stem}-ubyte and {stem}-ubyte.gz", _WANTED)
+    raise DataError("path", str(folder), f"the folder lacks {stem}-ubyte and {stem}-ubyte.gz", _ACCEPTED_PATHS)
 
 
-def _checked(images: np.ndarray, labels: np.ndarray, part: str, path: str) -> tuple[Tensor, Tensor]:
+def _checked_part(images: np.ndarray, labels: np.ndarray, part: str, path: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64."""
     problem = ""
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
@@ -83,7 +83,7 @@ def _checked(images: np.ndarray, labels: np.ndarray, part: str, path: str) -> tu
     elif labels.min() < 0 or labels.max() > 9:
         problem = f"its labels span {labels.min()}..{labels.max()}, not 0..9"
     if problem:
-        raise DataError("path", path, f"the {part} part cannot be used: {problem}", _WANTED)
+        raise DataError("path", path, f"the {part} part cannot be used: {problem}", _ACCEPTED_PATHS)
     return torch.from_numpy(images[:, None].copy()), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -93,7 +93,7 @@ def mnist_test_images() -> Dataset:
     For trying things out and for evaluation without a download. Not to be trained on.
     """
     stored = packaged_npz("mnist_test_2000.npz")
-    images, labels = _checked(stored["images"], stored["labels"], "test", "mnist_test_2000.npz")
+    images, labels = _checked_part(stored["images"], stored["labels"], "test", "mnist_test_2000.npz")
     return Dataset(
         name="mnist_test_images",
         train=images[:0].clone(),

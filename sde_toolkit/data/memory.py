@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checks import check_count
-from sde_toolkit.data.arrays import affine_of, are_levels, whole_numbers
+from sde_toolkit.data.arrays import affine_of, are_levels, are_whole_numbers
 from sde_toolkit.data.dataset import Dataset, split_indices
 from sde_toolkit.data.decoding import ending
 from sde_toolkit.data.image_folders import check_fraction
-from sde_toolkit.data.reading import announce, map_numpy, read_numpy
+from sde_toolkit.data.reading import map_numpy, prefetch_rows, read_numpy
 from sde_toolkit.data.sources import PerProcess, Source
 from sde_toolkit.errors import DataError
 from sde_toolkit.transforms import Transform, eight_bit
 
 __all__ = ["MappedRows", "memory_map"]
 
-_OF_SAMPLE = 1  # tells the rows of the sample from the split, which has the seed alone
+_SAMPLE_KEY = 1  # tells the rows of the sample from the split, which has the seed alone
 _SAMPLE_BYTES = 2**28  # of float64, the most that a sample for the transform may take
 
 
@@ -62,7 +62,7 @@ class MappedRows(Source):
         if (rows.shape, rows.dtype) != self._identity:
             problem = f"it holds {rows.dtype} {rows.shape} now, {self._identity[1]} {self._identity[0]} before"
             raise DataError("path", ending(self.path), problem, "Build the data set again.")
-        announce(rows, indices)
+        prefetch_rows(rows, indices)
         return torch.from_numpy(rows[indices].astype(self._native, copy=False))
 
     def describe(self, index: int) -> str:
@@ -96,7 +96,7 @@ def memory_map(
     check_count("sample", sample, "It is a number of rows to look at.")
     rows = MappedRows(path)
     n = len(rows)
-    labels = None if labels_path is None else _labels(labels_path, n)
+    labels = None if labels_path is None else _read_labels(labels_path, n)
     train, test = split_indices(n, min(math.ceil(test_fraction * n), n - 1), seed)
     transform: Transform
     automatic = isinstance(shift, str) and isinstance(scale, str) and shift == scale == "auto"
@@ -107,11 +107,11 @@ def memory_map(
         m = max(1, min(len(train), int(sample), _SAMPLE_BYTES // per_row))
         if levels is None and not isinstance(shift, str) and not isinstance(scale, str):
             m = 0  # nothing is asked of them
-        chosen = np.sort(train[np.random.RandomState([seed, _OF_SAMPLE]).permutation(len(train))[:m]])
+        chosen = np.sort(train[np.random.RandomState([seed, _SAMPLE_KEY]).permutation(len(train))[:m]])
         values = rows[chosen].numpy()
         of = "train" if m == len(train) else f"{m:,} random rows of train (seed {seed})"
         transform, how = affine_of(values, shift, scale, str(path), of, per, are_levels(values, levels))
-        if levels is not None and not whole_numbers(values, levels):
+        if levels is not None and not are_whole_numbers(values, levels):
             problem = f"the values are not whole numbers 0..{levels - 1}"
             raise DataError("levels", levels, problem, "Give levels=None.")
     return Dataset(
@@ -128,7 +128,7 @@ def memory_map(
     )
 
 
-def _labels(path: str | Path, n: int) -> Tensor:
+def _read_labels(path: str | Path, n: int) -> Tensor:
     values = read_numpy(path).get(None)
     if values is None:
         raise DataError("labels_path", str(path), "it is no .npy file", "Save the labels with numpy.save.")

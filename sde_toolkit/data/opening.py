@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from sde_toolkit.errors import DataError, SDEToolkitError
 
-__all__ = ["Bounded", "inflated_limit", "open_regular", "or_data_error"]
+__all__ = ["BoundedStream", "inflated_limit", "open_regular", "or_data_error"]
 
 _AT_LEAST = 2**30  # bytes that any compressed file may hold
 _RATIO = 64  # of inflated to stored bytes, beyond that; data that compress better can be stored as they are
@@ -60,7 +60,7 @@ def inflated_limit(stored: int) -> int:
     return max(_AT_LEAST, _RATIO * stored)
 
 
-class Bounded(io.RawIOBase):
+class BoundedStream(io.RawIOBase):
     """A readable, seekable stream that ends in an error at ``limit`` bytes, and hands out at most ``piece`` at once.
 
     Raises:

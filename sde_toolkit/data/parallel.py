@@ -24,7 +24,7 @@ from sde_toolkit.errors import DataError
 
 __all__ = ["ParallelStream", "outlive_signals"]
 
-_Answer = tuple[Tensor, "Tensor | None", dict[str, Any]] | str  # a string: what is wrong
+_WorkerAnswer = tuple[Tensor, "Tensor | None", dict[str, Any]] | str  # a string: what is wrong
 
 
 class ParallelStream:
@@ -42,7 +42,7 @@ class ParallelStream:
         self.stream, self.workers, self.ahead = stream, int(workers), int(ahead)
         self._states: list[dict[str, Any] | None] = [None] * self.workers
         self._turn = 0
-        self._running: tuple[int, Iterator[_Answer]] | None = None
+        self._running: tuple[int, Iterator[_WorkerAnswer]] | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -96,12 +96,12 @@ class ParallelStream:
             raise DataError("state", found, problem, "Use as many workers as in the run before.")
         self._states, self._turn, self._running = list(states), int(state["turn"]) % self.workers, None
 
-    def _start(self, n: int) -> Iterator[_Answer]:
+    def _start(self, n: int) -> Iterator[_WorkerAnswer]:
         # in turn from `_turn` on: torch asks its workers in the order of their numbers
         order = [(self._turn + i) % self.workers for i in range(self.workers)]
         parts = [(self.stream.shard(w, self.workers), self._states[w]) for w in order]
-        loader: DataLoader[_Answer] = DataLoader(
-            _Batches(parts, n),
+        loader: DataLoader[_WorkerAnswer] = DataLoader(
+            _WorkerBatches(parts, n),
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.ahead,
@@ -133,13 +133,13 @@ def _end_when_told() -> None:
     os._exit(0)
 
 
-class _Batches(IterableDataset[_Answer]):
+class _WorkerBatches(IterableDataset[_WorkerAnswer]):
     """Endless (x, labels, state) of the part of this worker."""
 
     def __init__(self, parts: list[tuple[Stream, dict[str, Any] | None]], n: int) -> None:
         self.parts, self.n = parts, n
 
-    def __iter__(self) -> Iterator[_Answer]:
+    def __iter__(self) -> Iterator[_WorkerAnswer]:
         info = get_worker_info()
         stream, state = self.parts[0 if info is None else info.id]
         if state is not None:

@@ -75,7 +75,7 @@ def sample_rows(rows: Sequence[tuple[str, Tensor]], real: Tensor | None = None, 
         return _image_rows(known, real is not None, columns)
     if kind == "none":
         return None
-    return _panels(known, kind, real is not None)
+    return _panel_figure(known, kind, real is not None)
 
 
 def contact_sheet(x: Tensor) -> Any | None:
@@ -84,7 +84,7 @@ def contact_sheet(x: Tensor) -> Any | None:
     if kind == "none" or len(x) == 0:
         return None
     if kind != "image":
-        return _panels([(f"{len(x)} samples", x)], kind, False, size=4.5)
+        return _panel_figure([(f"{len(x)} samples", x)], kind, False, size=4.5)
     columns = int(np.ceil(np.sqrt(len(x))))
     rows = [("", part) for part in x.split(columns)]
     return _image_rows(rows, False, columns)
@@ -146,7 +146,7 @@ def _grey_range(x: Tensor) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1, low + 1)
 
 
-def _panels(sets: Sequence[tuple[str, Tensor]], kind: str, real_last: bool, size: float = 2.3) -> Any:
+def _panel_figure(sets: Sequence[tuple[str, Tensor]], kind: str, real_last: bool, size: float = 2.3) -> Any:
     rows = -(-len(sets) // (3 if kind == "lines" else 5))
     columns = -(-len(sets) // rows)
     wide = 1.5 if kind == "lines" else 1.0
@@ -159,7 +159,7 @@ def _panels(sets: Sequence[tuple[str, Tensor]], kind: str, real_last: bool, size
     for i, ((label, x), panel) in enumerate(zip(sets, axes, strict=False)):
         real = real_last and i == len(sets) - 1
         panel.set_title(label, fontsize=10, color=INK)
-        _tidy(panel)
+        _style_axes(panel)
         values = x.detach().cpu().float().numpy()
         colour = "#374151" if real else "#2563eb"
         if kind == "points":
@@ -191,7 +191,7 @@ def _bounds(x: Tensor) -> list[tuple[float, float]]:
     return list(zip((low - pad).tolist(), (high + pad).tolist(), strict=True))
 
 
-def _tidy(panel: Any) -> None:
+def _style_axes(panel: Any) -> None:
     panel.tick_params(labelsize=7, colors=FAINT, length=2)
     for side in panel.spines.values():
         side.set_color("#d1d5db")

@@ -23,7 +23,7 @@ import numpy as np
 from sde_toolkit.data.opening import inflated_limit, open_regular, or_data_error
 from sde_toolkit.errors import DataError
 
-__all__ = ["announce", "map_numpy", "packaged_npz", "read_idx", "read_numpy"]
+__all__ = ["map_numpy", "packaged_npz", "prefetch_rows", "read_idx", "read_numpy"]
 
 _UNREADABLE = "not a readable .npy or .npz file of plain numbers"
 _REMEDY = "If it is truncated, fetch it again; if it holds objects or pickles, save it anew with numpy.save as numbers."
@@ -47,7 +47,7 @@ def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
 def map_numpy(path: str | Path) -> np.ndarray:
     """The array of an ``.npy`` file, mapped read-only: its values are read from disk when they are used.
 
-    Nothing is read ahead of them; :func:`announce` asks for the rows that are needed next.
+    Nothing is read ahead of them; :func:`prefetch_rows` asks for the rows that are needed next.
     """
     file = Path(path)
     if not file.is_file():
@@ -64,7 +64,7 @@ def map_numpy(path: str | Path) -> np.ndarray:
     return mapped
 
 
-def announce(rows: np.ndarray, indices: Sequence[int]) -> None:
+def prefetch_rows(rows: np.ndarray, indices: Sequence[int]) -> None:
     """Have the operating system fetch these rows of a mapped array, and nothing else, all at once.
 
     Left to itself it fetches what lies around each row, megabytes of it on some machines; with a file larger than
@@ -78,11 +78,11 @@ def announce(rows: np.ndarray, indices: Sequence[int]) -> None:
     breaks = np.flatnonzero(np.diff(order) != 1) + 1
     for run in np.split(order, breaks):
         begin, end = first + int(run[0]) * size, first + (int(run[-1]) + 1) * size
-        for place in range(begin - begin % mmap.PAGESIZE, end, _AT_ONCE):
-            mapping.madvise(mmap.MADV_WILLNEED, place, min(_AT_ONCE, end - place))
+        for place in range(begin - begin % mmap.PAGESIZE, end, _ADVISED_BYTES):
+            mapping.madvise(mmap.MADV_WILLNEED, place, min(_ADVISED_BYTES, end - place))
 
 
-_AT_ONCE = 2**17  # bytes: of a longer piece, some systems fetch the beginning only
+_ADVISED_BYTES = 2**17  # bytes: of a longer piece, some systems fetch the beginning only
 
 
 def packaged_npz(name: str) -> dict[str | None, np.ndarray]:

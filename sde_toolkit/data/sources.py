@@ -113,7 +113,7 @@ class Source(ABC):
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             return self._read([self._in_range(int(index))])[0]
-        indices = [self._in_range(i) for i in _listed(index, len(self))]
+        indices = [self._in_range(i) for i in _indices_of(index, len(self))]
         return self._read(indices) if indices else torch.empty(0, *self._shape[1:], dtype=self._dtype)
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
@@ -166,7 +166,7 @@ class Subset(Source):
         return self.source.describe(int(self.indices[index]))
 
 
-def _listed(index: Any, length: int) -> list[int]:
+def _indices_of(index: Any, length: int) -> list[int]:
     """The integers that an index stands for."""
     if isinstance(index, slice):
         return list(range(*index.indices(length)))

@@ -23,12 +23,12 @@ from torch import Tensor
 from sde_toolkit.checks import check_count, is_count
 from sde_toolkit.errors import ArgumentError, DataError
 
-__all__ = ["Sample", "Shards", "ShuffledStream", "Stream", "first_samples"]
+__all__ = ["LabelledSample", "Shards", "ShuffledStream", "Stream", "first_samples"]
 
-_OF_DATA = 0xDA7A  # begins the keys of a stream's orders: the keys of samples' noise are (index,) or (index, purpose)
-_OF_SHARDS, _OF_BLOCKS = 0, 1
+_DATA_KEY = 0xDA7A  # begins the keys of a stream's orders: the keys of samples' noise are (index,) or (index, purpose)
+_SHARD_ORDER, _BLOCK_ORDER = 0, 1
 
-Sample = tuple[Tensor, "int | None"]
+LabelledSample = tuple[Tensor, "int | None"]
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class Shards(Protocol):
         """The records of a shard from number ``start`` on, undecoded."""
         ...
 
-    def decode(self, record: Any) -> Sample:
+    def decode(self, record: Any) -> LabelledSample:
         """A sample of shape ``event_shape``, and its label or None."""
         ...
 
@@ -181,7 +181,7 @@ class ShuffledStream:
         self._waiting: list[Any] = []
         self._emitted = 0
 
-    def _next(self) -> Sample:
+    def _next(self) -> LabelledSample:
         while self._emitted >= len(self._waiting):
             if self._waiting:
                 self._start, self._emitted, self._waiting = self._after, 0, []
@@ -203,7 +203,7 @@ class ShuffledStream:
                 if len(found) == self.buffer:
                     break
             if found:
-                order = self._stream(_OF_BLOCKS, epoch, block, self.rank, self.size).permutation(len(found))
+                order = self._stream(_BLOCK_ORDER, epoch, block, self.rank, self.size).permutation(len(found))
                 self._waiting = [found[i] for i in order]
                 self._after = (epoch, *after, block + 1)
                 return
@@ -213,26 +213,26 @@ class ShuffledStream:
 
     def _records(self, epoch: int, first: int, start: int) -> Iterator[tuple[int, int, Any]]:
         """(shard's place, number of the record after this one, record) from record ``start`` of the first on."""
-        for place, (shard, part, parts) in list(enumerate(self._visited(epoch)))[first:]:
+        for place, (shard, part, parts) in list(enumerate(self._own_shards(epoch)))[first:]:
             offset = start if place == first else 0
             for number, record in enumerate(self.shards.records(shard, offset), offset):
                 if number % parts == part:
                     yield place, number + 1, record
 
-    def _visited(self, epoch: int) -> list[tuple[int, int, int]]:
+    def _own_shards(self, epoch: int) -> list[tuple[int, int, int]]:
         """(shard, part, parts) that this process reads in an epoch: records ≡ part modulo parts."""
         n = len(self.shards)
-        order = self._stream(_OF_SHARDS, epoch).permutation(n).tolist()
+        order = self._stream(_SHARD_ORDER, epoch).permutation(n).tolist()
         if self.size <= n:
             return [(shard, 0, 1) for shard in order[self.rank :: self.size]]
         mine = self.rank % n
         return [(order[mine], self.rank // n, len(range(mine, self.size, n)))]
 
     def _stream(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_OF_DATA, *key)))
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_DATA_KEY, *key)))
 
 
-def _stacked(samples: Sequence[Sample], shards: Shards) -> tuple[Tensor, Tensor | None]:
+def _stacked(samples: Sequence[LabelledSample], shards: Shards) -> tuple[Tensor, Tensor | None]:
     """A batch of decoded samples, checked against what the shards promise."""
     name, shape, dtype = type(shards).__name__, tuple(shards.event_shape), shards.dtype
     for sample, label in samples:

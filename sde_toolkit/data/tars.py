@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import torch
 
-from sde_toolkit.data.archives import body, members, opened_tar
+from sde_toolkit.data.archives import member_bytes, open_tar, regular_members
 from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.data.decoding import MOST_BYTES, SUFFIXES, agreed_layout, checked_size, decode, ending, read_header
-from sde_toolkit.data.stream import Sample, ShuffledStream, first_samples
+from sde_toolkit.data.decoding import MOST_BYTES, SUFFIXES, agreed_shape, checked_size, decode, ending, read_header
+from sde_toolkit.data.stream import LabelledSample, ShuffledStream, first_samples
 from sde_toolkit.errors import DataError
 from sde_toolkit.transforms import eight_bit
 
 __all__ = ["TarShards", "webdataset"]
 
 _LABEL_BYTES, _DIGITS = 1024, 18  # a label is a whole number of 64 bits, as text
-_LOOKED_AT = 64  # records whose headers decide how all are read
+_RECORDS_INSPECTED = 64  # records whose headers decide how all are read
 
 
 class _Record(NamedTuple):
@@ -48,12 +48,12 @@ class TarShards:
         for shard in range(len(self.files)):
             for record in self.records(shard, 0):
                 headers.append((record.name, read_header(record.image, record.name)))
-                if len(headers) == _LOOKED_AT:
+                if len(headers) == _RECORDS_INSPECTED:
                     break
-            if len(headers) == _LOOKED_AT:
+            if len(headers) == _RECORDS_INSPECTED:
                 break
-        self.layout = agreed_layout(headers, checked_size(size), channels, "path", ", ".join(self.files))
-        self.event_shape: tuple[int, ...] = self.layout.event_shape
+        self.image_shape = agreed_shape(headers, checked_size(size), channels, "path", ", ".join(self.files))
+        self.event_shape: tuple[int, ...] = self.image_shape.event_shape
 
     def __len__(self) -> int:
         """Number of tar files."""
@@ -62,12 +62,12 @@ class TarShards:
     def records(self, shard: int, start: int) -> Iterator[_Record]:
         """Undecoded samples of one file, from number ``start`` on."""
         path = self.files[shard]
-        with opened_tar(path) as archive:
-            yield from _grouped(archive, path, start)
+        with open_tar(path) as archive:
+            yield from _group_records(archive, path, start)
 
-    def decode(self, record: _Record) -> Sample:
+    def decode(self, record: _Record) -> LabelledSample:
         """uint8 (C, H, W), and the label."""
-        image = decode(record.image, record.name, self.layout)
+        image = decode(record.image, record.name, self.image_shape)
         if not self.labelled:
             return image, None
         text = b"" if record.label is None else record.label.strip()
@@ -97,8 +97,8 @@ def webdataset(
     Raises:
         DataError: naming the file, if there is none, one is no tar file, or an image or label cannot be used.
     """
-    shards = TarShards(_files(path), labels, size, channels)
-    test = shards if test_path is None else TarShards(_files(test_path), labels, size, channels)
+    shards = TarShards(_tar_files(path), labels, size, channels)
+    test = shards if test_path is None else TarShards(_tar_files(test_path), labels, size, channels)
     x, known = first_samples(test, 0 if test_path is None else test_samples)
     return Dataset(
         name=Path(shards.files[0]).stem,
@@ -114,7 +114,7 @@ def webdataset(
     )
 
 
-def _files(path: str | Path | Sequence[str]) -> list[str]:
+def _tar_files(path: str | Path | Sequence[str]) -> list[str]:
     if isinstance(path, (str, Path)):
         pattern = str(Path(path, "*.tar")) if Path(path).is_dir() else str(path)
         found = sorted(glob.glob(pattern))
@@ -127,13 +127,13 @@ def _files(path: str | Path | Sequence[str]) -> list[str]:
     return found
 
 
-def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Record]:
+def _group_records(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Record]:
     """Runs of members with one key; bodies are read from record ``start`` on."""
     number, key, name, counted = -1, None, "", False
     image: bytes | None = None
     label: bytes | None = None
-    for member in chain(members(archive), [None]):
-        stem, _, ending = ("", "", "") if member is None else _split(member.name)
+    for member in chain(regular_members(archive), [None]):
+        stem, _, ending = ("", "", "") if member is None else _split_name(member.name)
         if key is not None and (member is None or stem != key):
             if image is not None and number >= start:
                 yield _Record(name, image, label)
@@ -146,12 +146,12 @@ def _grouped(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Recor
         if kind in SUFFIXES and not counted:
             counted, number = True, number + 1
             name = f"{path}:{member.name}"
-            image = body(archive, member, MOST_BYTES) if number >= start else None
+            image = member_bytes(archive, member, MOST_BYTES) if number >= start else None
         elif kind == ".cls":
-            label = body(archive, member, _LABEL_BYTES)
+            label = member_bytes(archive, member, _LABEL_BYTES)
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def _split_name(name: str) -> tuple[str, str, str]:
     folder, slash, base = name.rpartition("/")
     stem, dot, ending = base.partition(".")
     return folder + slash + stem, dot, ending

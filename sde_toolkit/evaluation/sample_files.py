@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.decoding import SUFFIXES, opened_image
+from sde_toolkit.data.decoding import SUFFIXES, open_image
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError
 
@@ -58,7 +58,7 @@ def _images(folder: Path) -> Tensor:
         raise DataError("samples", str(folder), problem, f"Images are {', '.join(sorted(SUFFIXES))}.")
     found: list[np.ndarray] = []
     for file in files:
-        with opened_image(file, str(file)) as image:
+        with open_image(file, str(file)) as image:
             if image.mode[0] in "IF":
                 problem = f"its pixels are {image.mode!r}, more than 8 bits each"
                 raise DataError("samples", str(file), problem, "Save such samples as .npy.")

@@ -58,11 +58,11 @@ def claimed(directory: str | Path, purpose: str, argument: str = "directory") ->
     if holder == threading.get_ident():
         yield
         return
-    file = _take(place, argument)
+    file = _open_locked(place, argument)
     with _guard:
         _held[place] = threading.get_ident()
     try:
-        _note(file, purpose)
+        _write_owner(file, purpose)
         yield
     finally:
         with _guard:
@@ -73,19 +73,19 @@ def claimed(directory: str | Path, purpose: str, argument: str = "directory") ->
                 directory.rmdir()  # only if it is empty
 
 
-def _take(place: Path, argument: str) -> IO[str]:
+def _open_locked(place: Path, argument: str) -> IO[str]:
     """The lock file, open and locked. One that its last owner removed in the meantime is opened anew."""
     while True:
         file = (place / LOCK).open("a+", encoding="utf-8")
         try:
             _lock(file)
         except BlockingIOError:
-            owner = _owner(file)
+            owner = _read_owner(file)
             file.close()
             problem = f"another process works in it{owner}"
             remedy = "Wait for it, stop it, or name another folder."
             raise FolderInUseError(argument, str(place), problem, remedy) from None
-        if _is_there(place / LOCK, file):
+        if _still_has_name(place / LOCK, file):
             return file
         file.close()
 
@@ -111,7 +111,7 @@ def _lock_byte(file: IO[str]) -> None:  # pragma: no cover
     """The same on Windows: a byte far behind the text, so that the text can be read."""
     import msvcrt
 
-    file.seek(_FAR)
+    file.seek(_LOCKED_BYTE)
     try:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except PermissionError:
@@ -120,10 +120,10 @@ def _lock_byte(file: IO[str]) -> None:  # pragma: no cover
         return
 
 
-_FAR = 1 << 30
+_LOCKED_BYTE = 1 << 30
 
 
-def _is_there(path: Path, file: IO[str]) -> bool:
+def _still_has_name(path: Path, file: IO[str]) -> bool:
     """Whether the open file still has its name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -131,7 +131,7 @@ def _is_there(path: Path, file: IO[str]) -> bool:
         return False
 
 
-def _note(file: IO[str], purpose: str) -> None:
+def _write_owner(file: IO[str], purpose: str) -> None:
     """Say in the lock file who holds it."""
     with contextlib.suppress(OSError):
         file.truncate(0)
@@ -139,7 +139,7 @@ def _note(file: IO[str], purpose: str) -> None:
         file.flush()
 
 
-def _owner(file: IO[str]) -> str:
+def _read_owner(file: IO[str]) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         file.seek(0)
         line = file.readline(200).strip()

@@ -15,17 +15,17 @@ from typing import Any
 
 __all__ = ["UnreadableFileError", "read_bytes", "read_json", "read_yaml", "yaml_text"]
 
-_BYTES = 32 * 2**20
-_VALUES = 1_000_000
-_DEPTH = 64
-_DIGITS = 4000  # of a number: longer ones take a time that grows as the square of their length
+_MOST_BYTES = 32 * 2**20
+_MOST_VALUES = 1_000_000
+_LARGEST_DEPTH = 64
+_MOST_DIGITS = 4000  # of a number: longer ones take a time that grows as the square of their length
 
 
 class UnreadableFileError(Exception):
     """Why a file is not read, as a clause: "it is not a regular file". Callers turn it into an error of their own."""
 
 
-def read_bytes(file: Path, most: int = _BYTES) -> bytes:
+def read_bytes(file: Path, most: int = _MOST_BYTES) -> bytes:
     """The content of a regular file of at most ``most`` bytes.
 
     Raises:
@@ -66,11 +66,11 @@ def read_json(file: Path) -> Any:
 
 def _check_depth(found: Any, file: Path) -> None:
     level = [found]
-    for _ in range(_DEPTH):
+    for _ in range(_LARGEST_DEPTH):
         level = [item for value in level for item in _items(value)]
         if not level:
             return
-    raise UnreadableFileError(f"{file.name} is nested more than {_DEPTH} deep")
+    raise UnreadableFileError(f"{file.name} is nested more than {_LARGEST_DEPTH} deep")
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -121,7 +121,7 @@ def _check_events(events: Iterator[Any], name: str) -> None:
             count += 1
             if event.anchor:
                 sizes[event.anchor] = 1
-            if len(event.value) > _DIGITS and re.fullmatch(r"[0-9a-fA-Fxob:._+-]*", event.value):
+            if len(event.value) > _MOST_DIGITS and re.fullmatch(r"[0-9a-fA-Fxob:._+-]*", event.value):
                 raise UnreadableFileError(f"{name} has a number of {len(event.value)} digits")
         elif isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             open_ones.append((event.anchor, count))
@@ -130,10 +130,10 @@ def _check_events(events: Iterator[Any], name: str) -> None:
             anchor, before = open_ones.pop()
             if anchor:
                 sizes[anchor] = count - before
-        if len(open_ones) > _DEPTH:
-            raise UnreadableFileError(f"{name} is nested more than {_DEPTH} deep")
-        if count > _VALUES:
-            raise UnreadableFileError(f"{name} stands for more than {_VALUES} values")
+        if len(open_ones) > _LARGEST_DEPTH:
+            raise UnreadableFileError(f"{name} is nested more than {_LARGEST_DEPTH} deep")
+        if count > _MOST_VALUES:
+            raise UnreadableFileError(f"{name} stands for more than {_MOST_VALUES} values")
 
 
 def yaml_text(content: Mapping[str, Any]) -> str:
@@ -155,15 +155,15 @@ def yaml_text(content: Mapping[str, Any]) -> str:
         back = _parsed(text, "the text")
     except (yaml.YAMLError, RecursionError, UnreadableFileError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
-    if not _same(back, dict(content)):
+    if not _equal_data(back, dict(content)):
         raise ValueError("YAML would change it")
     return text
 
 
-def _same(a: Any, b: Any) -> bool:
+def _equal_data(a: Any, b: Any) -> bool:
     """Equal as data, NaN being equal to NaN."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(_equal_data(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(_equal_data, a, b))
     return bool(a == b) or (a != a and b != b)

@@ -16,22 +16,22 @@ from sde_toolkit.files.whole import atomic_path
 from sde_toolkit.networks.inside import without_wrappers
 
 __all__ = [
-    "Layout",
+    "TensorSpec",
     "check_regular",
     "check_tensors",
-    "layouts",
-    "layouts_of",
     "load_tensors",
     "load_torch_file",
-    "match",
+    "match_names",
     "save_tensors",
+    "specs_in_file",
+    "specs_of",
     "tensors_metadata",
 ]
 
-_AGAIN = "Copy the file again."
+_COPY_AGAIN = "Copy the file again."
 
 
-class Layout(NamedTuple):
+class TensorSpec(NamedTuple):
     """The shape of a tensor, and the kind of its numbers: ``float``, ``complex``, ``bool``, or an integer type."""
 
     shape: tuple[int, ...]
@@ -43,18 +43,18 @@ class Layout(NamedTuple):
         return math.prod(self.shape)
 
 
-def layouts_of(tensors: Mapping[str, Any]) -> dict[str, Layout]:
+def specs_of(tensors: Mapping[str, Any]) -> dict[str, TensorSpec]:
     """Of the tensors of a state dict."""
-    return {k: Layout(tuple(v.shape), _kind(v.dtype)) for k, v in tensors.items() if isinstance(v, Tensor)}
+    return {k: TensorSpec(tuple(v.shape), _number_kind(v.dtype)) for k, v in tensors.items() if isinstance(v, Tensor)}
 
 
-def _kind(dtype: torch.dtype) -> str:
+def _number_kind(dtype: torch.dtype) -> str:
     if dtype.is_floating_point:
         return "float"
     return "complex" if dtype.is_complex else str(dtype).removeprefix("torch.")
 
 
-def layouts(file: Path) -> dict[str, Layout]:
+def specs_in_file(file: Path) -> dict[str, TensorSpec]:
     """Of the tensors in a file. Its header is read, and nothing else.
 
     Raises:
@@ -66,12 +66,12 @@ def layouts(file: Path) -> dict[str, Layout]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            return {k: Layout(tuple(v.get_shape()), _kind_in_file(v.get_dtype())) for k, v in slices.items()}
+            return {k: TensorSpec(tuple(v.get_shape()), _number_kind_in_file(v.get_dtype())) for k, v in slices.items()}
     except Exception as error:  # SafetensorError, OSError, and whatever a foreign header brings about
         raise _unreadable(file, error) from None
 
 
-def _kind_in_file(name: str) -> str:
+def _number_kind_in_file(name: str) -> str:
     """F32 and BF16 are floats, I64 is int64, U8 is uint8."""
     if name == "BOOL":
         return "bool"
@@ -81,7 +81,7 @@ def _kind_in_file(name: str) -> str:
     return name
 
 
-def load_torch_file(file: Path, remedy: str = _AGAIN) -> Any:
+def load_torch_file(file: Path, remedy: str = _COPY_AGAIN) -> Any:
     """What ``torch.save`` wrote, under ``weights_only``: tensors and plain data, no code. On the CPU.
 
     Raises:
@@ -126,7 +126,7 @@ def check_regular(file: Path) -> None:
         CheckpointError: naming the file.
     """
     if file.exists() and not file.is_file():
-        raise CheckpointError(file.parent, f"{file.name} is not a regular file", _AGAIN)
+        raise CheckpointError(file.parent, f"{file.name} is not a regular file", _COPY_AGAIN)
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -148,10 +148,12 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return CheckpointError(file.parent, f"{file.name} is truncated or not a safetensors file ({said})", _AGAIN)
+    return CheckpointError(file.parent, f"{file.name} is truncated or not a safetensors file ({said})", _COPY_AGAIN)
 
 
-def match(expected: Mapping[str, Layout], found: Mapping[str, Layout]) -> tuple[dict[str, str], list[str]]:
+def match_names(
+    expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
+) -> tuple[dict[str, str], list[str]]:
     """For each expected tensor the name of the one that is it, and what does not fit, as texts.
 
     A name is met exactly, or without the parts that compiled and parallel networks add to it on either side.
@@ -161,15 +163,15 @@ def match(expected: Mapping[str, Layout], found: Mapping[str, Layout]) -> tuple[
     for name in found:
         bare.setdefault(without_wrappers(name), []).append(name)
     chosen, problems = {}, []
-    for name, layout in expected.items():
+    for name, spec in expected.items():
         candidates = [name] if name in found else bare.get(without_wrappers(name), [])
         if len(candidates) != 1:
             problems.append(f"{name!r} is missing")
             continue
         chosen[name] = candidates[0]
         there = found[candidates[0]]
-        if there != layout:
-            here, wanted = (f"{kind} {list(shape)}" for shape, kind in (there, layout))
+        if there != spec:
+            here, wanted = (f"{kind} {list(shape)}" for shape, kind in (there, spec))
             problems.append(f"{name!r} is {here} in the file, not {wanted}")
     used = set(chosen.values())
     problems += [f"{name!r} belongs to nothing" for name in found if name not in used]
@@ -214,12 +216,12 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str
 
     try:
         with atomic_path(target) as place:
-            save_file(_apart(tensors), place, metadata)
+            save_file(_unshared(tensors), place, metadata)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{target.name}: {error}") from None
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, contiguous, no two in the same memory."""
     seen: set[int] = set()
     found = {}

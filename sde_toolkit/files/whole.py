@@ -27,14 +27,14 @@ def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
     files = [directory / name for name in contents]
     try:
         for file, content in zip(files, contents.values(), strict=True):
-            with _naming(file), _beside(file).open("wb") as stream:
-                _write(stream, content)
+            with _named_errors(file), _partial_path(file).open("wb") as stream:
+                _write_to_disk(stream, content)
         for file in files:
-            with _naming(file):
-                os.replace(_beside(file), file)
+            with _named_errors(file):
+                os.replace(_partial_path(file), file)
     finally:
         for file in files:
-            _beside(file).unlink(missing_ok=True)
+            _partial_path(file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def atomic_path(file: Path) -> Iterator[Path]:
     Raises:
         OSError: naming the file, if it cannot be written.
     """
-    partial = _beside(file)
+    partial = _partial_path(file)
     try:
-        with _naming(file):
+        with _named_errors(file):
             yield partial
             to_disk(partial)
             os.replace(partial, file)
@@ -61,30 +61,30 @@ def atomic_file(file: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: naming the file, if it cannot be written.
     """
-    partial = _beside(file)
+    partial = _partial_path(file)
     try:
-        with _naming(file):
+        with _named_errors(file):
             with partial.open("wb") as stream:
                 yield stream
-                _write(stream, b"")
+                _write_to_disk(stream, b"")
             os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write(stream: IO[bytes], content: bytes) -> None:
+def _write_to_disk(stream: IO[bytes], content: bytes) -> None:
     """And force it to the disk."""
     stream.write(content)
     stream.flush()
     to_disk(stream.fileno())
 
 
-def _beside(file: Path) -> Path:
+def _partial_path(file: Path) -> Path:
     return file.with_name(f".{file.name}.{os.getpid()}.partial")
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
+def _named_errors(file: Path) -> Iterator[None]:
     """Errors of writing name the file: the system says of a full disk not which file was written."""
     try:
         yield

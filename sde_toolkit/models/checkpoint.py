@@ -28,11 +28,11 @@ from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.files.plain import yaml_text
 from sde_toolkit.files.tensors import (
     check_tensors,
-    layouts,
-    layouts_of,
     load_tensors,
-    match,
+    match_names,
     save_tensors,
+    specs_in_file,
+    specs_of,
     tensors_metadata,
 )
 from sde_toolkit.files.whole import write_atomically
@@ -198,7 +198,7 @@ def load_model(directory: Path, weights: str, **own: Any) -> dict[str, Any]:
     """
     description = read_description(directory)
     file = _weights_file(directory, weights)
-    return rebuild(directory, description, file.name, layouts(file), own)
+    return rebuild(directory, description, file.name, specs_in_file(file), own)
 
 
 def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None:
@@ -212,7 +212,7 @@ def load_weights(directory: Path, module: torch.nn.Module, weights: str) -> None
     """
     file = _weights_file(directory, weights)
     state = module.state_dict()
-    chosen, problems = match(layouts_of(state), layouts(file))
+    chosen, problems = match_names(specs_of(state), specs_in_file(file))
     check_fit(directory, file.name, problems)
     tensors = load_tensors(file)
     fitting = {name: tensors[there].to(state[name].dtype) for name, there in chosen.items()}

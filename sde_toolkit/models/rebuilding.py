@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from sde_toolkit.errors import CheckpointError, SDEToolkitError
 from sde_toolkit.files.plain import UnreadableFileError, read_yaml
-from sde_toolkit.files.tensors import Layout, layouts_of, match
+from sde_toolkit.files.tensors import TensorSpec, match_names, specs_of
 from sde_toolkit.models.descriptions import CLASS, HOMES, OWN, OWN_FUNCTION, published
 from sde_toolkit.showing import shown
 
@@ -29,7 +29,7 @@ _SPARE = 2**24  # numbers that a network may hold beside its weights: tables tha
 
 
 def rebuild(
-    directory: Path, found: Mapping[str, Any], file: str, weights: Mapping[str, Layout], own: Mapping[str, Any]
+    directory: Path, found: Mapping[str, Any], file: str, weights: Mapping[str, TensorSpec], own: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments of a score model, rebuilt from ``model.yaml``.
 
@@ -118,7 +118,7 @@ def _value(value: Any) -> Any:
     return tuple(map(_value, value)) if isinstance(value, list) else value
 
 
-def _network(directory: Path, description: Any, file: str, weights: Mapping[str, Layout]) -> Any:
+def _network(directory: Path, description: Any, file: str, weights: Mapping[str, TensorSpec]) -> Any:
     """The network, allocated only if the weights fit it."""
     construct = _part(directory, "network", description)
     with _at_most(len(weights), directory, file):
@@ -141,12 +141,12 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compare(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, Layout]) -> None:
+def _compare(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, TensorSpec]) -> None:
     """The network as it would be, without any memory, beside the weights that are there."""
-    wanted = {f"network.{name}": layout for name, layout in layouts_of(sketch.state_dict()).items()}
-    _, problems = match(wanted, weights)
+    wanted = {f"network.{name}": spec for name, spec in specs_of(sketch.state_dict()).items()}
+    _, problems = match_names(wanted, weights)
     check_fit(directory, file, [p for p in problems if not p.endswith("belongs to nothing")])
-    held = sum(layout.numel for layout in weights.values())
+    held = sum(spec.numel for spec in weights.values())
     if sum(buffer.numel() for buffer in sketch.buffers()) > held + _SPARE:
         raise CheckpointError(directory, "its network needs far more memory than its weights", f"Check {DESCRIPTION}.")
 

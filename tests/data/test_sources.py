@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sde_toolkit.data import Dataset, PerProcess, Source, array, image_folder, memory_map
-from sde_toolkit.data.decoding import Layout, decode
+from sde_toolkit.data.decoding import ImageShape, decode
 from sde_toolkit.data.memory import MappedRows
 from sde_toolkit.errors import ArgumentError, DataError
 
@@ -334,7 +334,7 @@ def test_whatever_the_bytes_an_image_or_a_typed_error(noise, place, kind):
     content = bytearray(buffer.getvalue())
     content[place : place + len(noise)] = noise
     with contextlib.suppress(DataError):
-        assert decode(bytes(content), "fuzzed", Layout(8, 8, 3, False)).shape == (3, 8, 8)
+        assert decode(bytes(content), "fuzzed", ImageShape(8, 8, 3, False)).shape == (3, 8, 8)
 
 
 def test_folders_without_images(tmp_path):
