@@ -1,4 +1,4 @@
-"""What a run refuses before its first evaluation: models, starts, conditions, paths that do not fit together."""
+"""What a run refuses before its first evaluation: models, starts, conditions and paths that do not fit together."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ def check_run(
 
 
 def check_model(model: Any) -> None:
-    """A score model."""
+    """Refuse what is not a score model."""
     if not isinstance(model, ScoreModel):
         raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
 
 
 def check_parts(model: Any, solver: Any) -> None:
-    """A score model and a solver."""
+    """Refuse what is not a score model, or not a solver."""
     check_model(model)
     if not isinstance(solver, Solver):
         raise ArgumentError("solver", solver, "not a Solver", "Call the preset, ddim(), or build Solver(...).")
 
 
 def check_deterministic(solver: Solver, purpose: str) -> None:
-    """A solver that makes no draws, since ``purpose`` is a map that has an inverse."""
+    """Refuse a solver that draws noise. ``purpose``, such as encoding, needs a map that has an inverse."""
     if solver.eta > 0:
         problem = f"{solver.name} adds noise, and {purpose} is a property of the probability flow, eta=0"
         raise ArgumentError("solver", solver.eta, problem, "Use ddim(), probability_flow(), Solver(name, 0.0, ...).")
@@ -93,19 +93,19 @@ def check_deterministic(solver: Solver, purpose: str) -> None:
 
 
 def check_tensor(name: str, x: Any) -> None:
-    """A tensor of real floating point: what it holds is looked at by :func:`check_shape`."""
+    """Refuse what is not a tensor of real floating-point numbers. :func:`check_shape` looks at its values."""
     if not isinstance(x, Tensor):
         raise ArgumentError(name, x, "not a tensor", "Pass a tensor (n, *event), in model space.")
     if x.is_complex():
         problem, remedy = "states are real numbers", "Pass real and imaginary part as two channels, as in training."
         raise ArgumentError(name, x.dtype, problem, remedy)
     if not x.is_floating_point():
-        problem = "integers are data, and a state in model space is meant"
+        problem = "a state in model space has floating-point numbers; integers are data"
         raise ArgumentError(name, x.dtype, problem, "Pass model.transform.forward(x), which is floating point.")
 
 
 def check_space(space: Any) -> None:
-    """Refuse what names neither the data space of the caller nor that of the model.
+    """Refuse a ``space`` that is neither "data" (the caller's) nor "model".
 
     Raises:
         ArgumentError: for anything else.
@@ -116,7 +116,7 @@ def check_space(space: Any) -> None:
 
 
 def check_gradients(differentiable: Any, name: str, x: Tensor | None, condition: Any) -> None:
-    """A graph is recorded where one is asked for, and no start that needs one loses it without a word."""
+    """Refuse ``differentiable`` where no graph is recorded, and a start or condition whose gradient would be lost."""
     if not isinstance(differentiable, bool):
         raise ArgumentError("differentiable", differentiable, "neither True nor False", "True keeps the graph.")
     if differentiable:
@@ -132,7 +132,7 @@ def check_gradients(differentiable: Any, name: str, x: Tensor | None, condition:
 
 
 def warn_outside(model: ScoreModel, name: str, x: Tensor, t: Tensor) -> None:
-    """Warn of a state far outside what a transform that names the range of its data makes of them at time ``t``."""
+    """Warn of a state that is far outside the range that the transform names for data, with noise of time ``t``."""
     slack = 8 * model.sde.sigma(t).item() + 2 * model.sigma_data
     outside, _ = range_problems(model.transform, x.detach(), space="model", slack=slack)
     if outside:
@@ -145,7 +145,7 @@ def warn_outside(model: ScoreModel, name: str, x: Tensor, t: Tensor) -> None:
 
 
 def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor | None) -> None:
-    """Events of the model's shape, at least one, and finite where ``x`` holds them."""
+    """Refuse no samples, events of another shape than the model's, and an ``x`` that is not finite."""
     if not shape or not all(map(is_count, shape)):
         raise ArgumentError("shape", shape, "no samples", "Pass (n, *event) with n >= 1.")
     if model.event_shape is not None and shape[1:] != model.event_shape:
@@ -158,7 +158,7 @@ def check_shape(model: ScoreModel, name: str, shape: tuple[int, ...], x: Tensor 
 
 
 def check_batches(batch_size: Any, dtype: Any) -> None:
-    """A number of samples for the network to take together, and a precision of the state."""
+    """Refuse a batch size that is no count, and a precision of the state that is not offered."""
     if batch_size is not None:
         check_count("batch_size", batch_size, "Use None for all at once.")
     if dtype not in (torch.float32, torch.float64):
@@ -171,13 +171,13 @@ def check_batches(batch_size: Any, dtype: Any) -> None:
 
 
 def check_noise_level(model: ScoreModel, t: Tensor) -> None:
-    """σ is finite where a grid begins."""
+    """Refuse a grid that begins where σ is infinite."""
     if not math.isfinite(model.sde.sigma(t).item()):
         raise ArgumentError("grid", t.item(), "σ is not finite at the first time", "Start later.")
 
 
 def check_generator(generator: Any) -> None:
-    """One generator for all noise, or none."""
+    """Refuse what is not a generator."""
     if generator is not None and not isinstance(generator, torch.Generator):
         problem = f"a {type(generator).__name__} is no torch.Generator"
         remedy = "Pass one torch.Generator; seed= gives every sample a stream of its own without any."
@@ -185,7 +185,7 @@ def check_generator(generator: Any) -> None:
 
 
 def check_path(path: Any, solver: Solver, generator: torch.Generator | None) -> None:
-    """A Brownian path that can be what the solver takes its noise from."""
+    """Refuse a Brownian path that the solver cannot take its noise from."""
     if path is None:
         return
     if not isinstance(path, BrownianPath):
@@ -199,7 +199,7 @@ def check_path(path: Any, solver: Solver, generator: torch.Generator | None) -> 
 
 
 def check_compile(compile: Any, integrator: Integrator) -> None:
-    """``compile`` is a choice, or names a backend of torch.compile; only steps of a fixed shape can be compiled."""
+    """Refuse a ``compile`` that is no backend of torch.compile, and integrators whose steps have no fixed shape."""
     if compile is False:
         return
     if compile is not True and not (isinstance(compile, str) and compile in torch.compiler.list_backends(())):
@@ -211,7 +211,7 @@ def check_compile(compile: Any, integrator: Integrator) -> None:
 
 
 def state_dtype(dtype: Any, x: Tensor | None) -> torch.dtype:
-    """The precision of the state: as asked for, or else float64 for a start in float64 and float32 for any other."""
+    """The precision of the state: what was asked for; by default float64 for a start in float64, else float32."""
     if dtype is not None:
         asked: torch.dtype = dtype
         return asked
@@ -219,7 +219,7 @@ def state_dtype(dtype: Any, x: Tensor | None) -> torch.dtype:
 
 
 def device_of(model: ScoreModel, x: Tensor | None) -> torch.device:
-    """Where to compute: with the start that was given, or else with the model."""
+    """Where to compute: the device of the start if there is one, else that of the model."""
     if x is not None:
         return x.device
     for tensor in (*model.parameters(), *model.buffers()):

@@ -1,13 +1,13 @@
 """A step as one graph: integrator and network compiled together, once for all steps of a grid.
 
-The coefficients are a tensor, the row of the step, so that no step is compiled again because its numbers differ.
-Steps come in *kinds*: the shape and dtype of x, and the structure of the state that a step is given (None at the
-first step, for example). Of every kind the first step is run as it is, and its network evaluations and its draws are
-counted; the later steps are the graph. A graph has no branch that depends on data, and everything else a step could
-branch on is part of its kind: it makes the very evaluations and draws that were counted. The noise is drawn outside.
+The coefficients of a step are a tensor, its row, so that a step is not compiled again because its numbers differ.
+Steps come in *kinds*: the shape and dtype of x, and the structure of the state that a step is given (None at the first
+step, for example). The first step of a kind runs without compilation, and its network evaluations and draws are
+counted. Later steps run as the graph. A graph has no branch that depends on data, and whatever else a step could branch
+on is part of its kind. So a later step makes as many evaluations and draws as the first. Noise is drawn outside.
 
-A kind that leads to another one (the first step of a multistep method) occurs once per batch and is never compiled,
-so that one batch shape needs one graph, whatever the number of steps and batches. Graphs are kept as long as the model.
+A kind that leads to another one, as the first step of a multistep method does, occurs once per batch and is never
+compiled. So one batch shape needs one graph, for any number of steps and batches. Graphs live as long as the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GRAPHS: WeakKeyDictionary[ScoreModel, dict[Hashable, Callable[..., Any]]] = Wea
 
 
 class _Known(NamedTuple):
-    """What the first step of a kind has shown."""
+    """What the first step of a kind did; ``recurs``: whether the next step is of the same kind."""
 
     evaluations: int
     draws: int
@@ -68,7 +68,7 @@ class CompiledSteps:
         arguments = (self.integrator, self.layout, equation, x, row, state, draws)
         try:
             end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
-        except _limit_reached():  # of the network's numbers that are no tensors have changed from run to run
+        except _limit_reached():  # too many values of a number in the network that is not a tensor
             end = self._graph(equation, x, anew=True)(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -95,10 +95,11 @@ class CompiledSteps:
         return x, state
 
     def _graph(self, equation: ReverseEquation, x: Tensor, anew: bool = False) -> Callable[..., Any]:
-        """Its own for every integrator, η and batch shape: torch limits how often one function is compiled.
+        """The graph of this integrator, η and batch shape. Each has a function of its own, since torch limits how often
+        one function is compiled.
 
-        A network with a number in it that is no tensor, a guidance scale for example, is compiled again for every value
-        of it, and ``anew`` where torch's limit is reached, the graphs of the values before being dropped.
+        A network that holds a number which is not a tensor, such as a guidance scale, is compiled again for every value
+        of it. Where torch's limit is reached, ``anew`` drops the graphs of earlier values.
         """
         graphs = _GRAPHS.setdefault(equation.model, {})
         key = (self.integrator, self.layout, equation.eta, self.backend, x.shape, x.dtype, x.device)
@@ -122,12 +123,12 @@ def _step(
 
 
 def _limit_reached() -> tuple[type[Exception], ...]:
-    """What torch raises when one function has been compiled too often; its name is another one in older versions."""
+    """What torch raises when one function has been compiled too often. Older versions have another name for it."""
     names = ("FailOnRecompileLimitHit", "FailOnCacheLimitHit")
     return tuple(getattr(torch._dynamo.exc, name) for name in names if hasattr(torch._dynamo.exc, name))
 
 
 def _kind(x: Tensor, state: Any) -> Hashable:
-    """Everything about a step's arguments that is no number in a tensor."""
+    """Everything about a step's arguments but the numbers in tensors."""
     leaves, structure = _pytree.tree_flatten((x, state))  # whose description torch 2.4 cannot hash
     return repr(structure), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

@@ -1,9 +1,9 @@
-"""From data to noise: the probability flow, solved upwards by the solvers that solve it downwards.
+"""``encode``: from data to noise, along the probability flow.
 
-The flow is an ODE and its own inverse: a deterministic integrator on the reversed grid undoes what it does on the
-grid, up to its error. Encoding is that and nothing else (DDIM inversion: Song et al. 2021a, section 4.3, eq. 13, the
-integrator being the exponential one; Song et al. 2021, section D.4, for any). Round trips close at the integrator's
-order. The code of x is N(0, σ² I) noise as far as the model's density is that of x.
+The flow is an ODE. A deterministic integrator on the reversed grid undoes what it does on the grid, up to its error.
+Encoding is that and nothing else. With the exponential integrator it is DDIM inversion (Song et al. 2021a, section 4.3,
+eq. 13); Song et al. 2021, section D.4, have it for any integrator. A round trip has the integrator's order. If x has
+the model's density, its code is N(0, σ² I) noise.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = ["Encoding", "encode"]
 class Encoding:
     """Codes and how they came about.
 
-    ``x``: (n, *event) in model space, states of time ``grid[0]``: what ``sample(..., grid, x_start=x)`` takes. ``grid``
-    is the decreasing grid that was given, and was climbed from its end. The rest is as in
-    :class:`~sde_toolkit.sampling.Sample`, ``trajectory`` in the order of the climb.
+    ``x``: (n, *event) in model space, states of time ``grid[0]``: what ``sample(..., grid, x_start=x)`` takes.
+    ``grid``: the decreasing grid that was given. ``trajectory`` begins with the data. The rest is as in
+    :class:`~sde_toolkit.sampling.Sample`.
     """
 
     x: Tensor
@@ -81,19 +81,18 @@ def encode(
     Args:
         model: any score model, in evaluation mode.
         solver: a deterministic solver, η = 0.
-        grid: the decreasing grid that sampling takes; it is climbed from its end to its beginning.
-        x: (n, *event), in the caller's data space (it goes through ``model.transform``) or in model space, taken as
-            states of time ``grid[-1]``. Where that is not 0 these differ from data by noise of size σ, which
-            ``model.sde.perturb(model.transform.forward(x), grid[-1], noise)`` adds, in model space. Grids that end at 0
-            are climbed by integrators that evaluate ε or the drift there, which a network of ε, v or a velocity has and
-            a network of x_0 (and EDM's F) has not.
-        space: of x. Codes are in model space, as every state of a time above 0 is.
+        grid: decreasing times, as for ``sample``. They are followed from the last to the first.
+        x: (n, *event), in data space or in model space, taken as states of time ``grid[-1]``. Above t = 0 such a state
+            has noise of size σ, and data have none: ``model.sde.perturb(model.transform.forward(x), grid[-1], noise)``
+            adds it, in model space. On a grid that ends at 0 the integrator evaluates ε or the drift there. A network
+            that predicts ε, v or a velocity has them; one that predicts x_0 or EDM's F has not.
+        space: of x: "data" goes through ``model.transform``. Codes are in model space.
 
     The other arguments are those of :func:`~sde_toolkit.sampling.sample`.
 
     Raises:
         ArgumentError: for a solver with η > 0, or whatever else does not fit together.
-        GridError: where the integrator has no finite coefficients; mostly from grids that end at 0.
+        GridError: where the integrator has no finite coefficients, as on some grids that end at 0.
         NonFiniteError: naming the first step and time at which the state was no longer finite.
     """
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The only loop: a solver steps a batch along times, down to the data or up to the noise."""
+"""The only loop over the steps of a grid: down to the data, or up to the noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Callback", "Options", "Solved", "Start", "Step", "no_noise", "rows_of", "solve"]
 
 Start = Callable[[int, int], tuple[Tensor, Callable[[int], Noise]]]
-"""(first, last) of a batch to its x at the first time, and the noise of each step."""
+"""From the samples first to last of a batch: its x at the first time, and a function from a step to its noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ Callback: TypeAlias = Callable[[Step], Tensor | None]
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Where all batches ended, and what was counted and measured on the way.
+    """The end states of all batches, and what was counted and measured.
 
-    ``nfe``: evaluations of the network that a sample went through; the largest number, where samples differ.
+    ``nfe``: network evaluations per sample. Where samples differ it is the largest number.
     """
 
     x: Tensor
@@ -58,7 +58,7 @@ class Solved:
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """How a solve is run, whatever the solver; :func:`sde_toolkit.sample` says what each of them does."""
+    """How a solve is run, for any solver. :func:`sde_toolkit.sample` explains each option."""
 
     dtype: torch.dtype
     device: torch.device
@@ -82,9 +82,9 @@ def solve(
 ) -> Solved:
     """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
 
-    Everything but the batches' starts is refused here, by ``prepare``, before any evaluation. ``table`` replaces what
-    ``prepare`` would compute: calibration differentiates through it. Whether a graph is kept is the caller's setting of
-    torch. An ``evaluate`` of the equation is kept, and counted around.
+    ``prepare`` refuses what it cannot run before any evaluation. ``table`` replaces what ``prepare`` would compute:
+    calibration differentiates through it. Whether torch records a graph is up to the caller. An equation's own
+    ``evaluate`` is used, and the network's evaluations in it are counted.
     """
     run = _Run(equation, solver, times, start, options, table)
     batches = list(_batches(n, options.batch_size))
@@ -102,7 +102,7 @@ def solve(
 
 
 class _Batch(NamedTuple):
-    """Where a batch ended, its states if they were kept, and what an adaptive integrator did."""
+    """The end state of a batch; all its states, if they were kept; what an adaptive integrator did."""
 
     x: Tensor
     path: Tensor | None
@@ -159,7 +159,7 @@ class _Run:
                 x = x if edited is None else edited
                 if edited is not None and state is not None and i + 1 < len(table):
                     done += _statistics(state)
-                    state = None  # what it remembers led somewhere else: the solver starts anew from here
+                    state = None  # what the solver remembers led to another state: it starts anew from this one
                     rows = self._rows(self._prepared(times[i + 1 :]))
             watch(i, x, state)
             if options.trajectory:
@@ -171,7 +171,7 @@ class _Run:
         watch.read()
         done += _statistics(state)
         statistics = Statistics.in_turn(done) if done else None
-        if statistics is not None:  # samples differ: the largest number counts
+        if statistics is not None:  # samples differ: the largest number is reported
             meter.calls = int(statistics.evaluations.max()) + meter.calls - before
         return _Batch(x, torch.stack(path) if options.trajectory else None, statistics)
 
@@ -181,15 +181,15 @@ def _statistics(state: Any) -> list[Statistics]:
 
 
 def _edited(callback: Callback, step: Step) -> Tensor | None:
-    """What a callback puts in the place of the state, None for nothing.
+    """The state that a callback returned in place of the solver's; None if it returned none.
 
     Raises:
-        ArgumentError: if it is no such state, or if the state was changed where it is.
+        ArgumentError: if it is not such a state, or if the callback changed the state in place.
     """
     version = None if step.x.is_inference() else step.x._version
     x = callback(step)
     if version is not None and step.x._version != version:
-        problem = "it has changed step.x in place, which the solver works with"
+        problem = "it changed step.x in place, and the solver still uses that tensor"
         raise ArgumentError("callback", callback, problem, "Return the new state instead: return 0.9 * step.x.")
     if x is None or x is step.x:
         return None
@@ -238,10 +238,10 @@ def rows_of(condition: Any, first: int, last: int) -> Any:
 
 
 def no_noise() -> Tensor:
-    """The noise of a deterministic run: there is none.
+    """What a deterministic run hands to its integrator in place of noise.
 
     Raises:
-        ArgumentError: when an integrator asks for a draw.
+        ArgumentError: always; the integrator asked for a draw.
     """
-    problem = "it draws noise although eta is 0, so that nothing undoes its steps"
+    problem = "it draws noise although eta is 0, so its steps cannot be undone"
     raise ArgumentError("solver", "its integrator", problem, "Use a deterministic integrator.")

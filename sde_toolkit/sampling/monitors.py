@@ -1,4 +1,4 @@
-"""What is measured and watched while a solver runs, without making the host wait for the device."""
+"""What is measured and watched while a solver runs. The host does not wait for the device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ StepAgain = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 
 
 class Meter:
-    """Counts the evaluations of a network and the time they take, without waiting for the device.
+    """Counts the evaluations of a network and measures their time, without waiting for the device.
 
-    ``around``: an equation's own ``evaluate``, which stands around the model.
+    ``around``: an equation's own ``evaluate``, which calls the model.
     """
 
     def __init__(self, model: ScoreModel, device: torch.device, around: Callable[..., Any] | None = None) -> None:
@@ -47,7 +47,7 @@ class Meter:
 
     @property
     def nfe(self) -> int:
-        """What each sample went through: the largest number of evaluations over the batches."""
+        """Evaluations per sample: the largest number over the batches."""
         return max(self._most_calls, self.calls)
 
     def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
@@ -87,10 +87,10 @@ class Meter:
 class FiniteWatch:
     """Whether the state stays finite, read on the host every few steps only.
 
-    What is no longer finite stays so, since every step is linear in x. With ``step_again``
-    only every sixteenth state is looked at, and where it is not finite the steps since the last look are repeated to
-    find the first. Without, for steps that cannot be repeated because they drew noise, the sum of every state is
-    kept until the next look: a sum costs as much as a third of the cheapest step.
+    A state that is not finite stays so, since every step is linear in x. With ``step_again`` only every sixteenth state
+    is read. If it is not finite, the steps since the last reading are repeated to find the first at fault. Steps that
+    drew noise cannot be repeated: then the sum of every state is kept until the next reading. A sum costs a third of
+    the cheapest step.
 
     Args:
         grid: the times.
@@ -146,5 +146,5 @@ class FiniteWatch:
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all of ``x`` is: a sum is not finite when an element is not, and is cheaper than ``isfinite().all()``."""
+    """Whether all of ``x`` is finite. If an element is not, the sum is not; and a sum is cheaper than ``isfinite``."""
     return math.isfinite(x.detach().sum().item())

@@ -1,4 +1,4 @@
-"""From noise to data: the reverse equation, solved from any time, with its evidence in the result."""
+"""``sample``: from noise to data. The reverse equation is solved from any time, and the result says how."""
 
 from __future__ import annotations
 
@@ -40,13 +40,18 @@ __all__ = ["Sample", "Step", "sample"]
 class Sample:
     """Samples and how they came about.
 
-    ``data``: (n, *event) in the caller's space; ``x``: the same in model space. ``nfe``: network evaluations that a
-    sample went through, counted where the network is called; the largest number, where samples differ. ``budget``: what
-    ``nfe`` was asked to be, None if it was not; more than ``nfe`` where whole steps do not spend it. ``seconds`` and
-    ``network_seconds``: wall time of the whole call and of the network in it (NaN where they were compiled into one).
-    ``trajectory``: (len(grid), n, *event) if it was kept, in model space; the Tweedie step, if any, is not part of it.
-    ``seed`` is None when a generator was given. ``statistics``: from an integrator with steps per sample, what each of
-    them took. ``transform``: the model's.
+    Attributes:
+        data: (n, *event), in the caller's space.
+        x: the same in model space.
+        nfe: network evaluations per sample, counted where the network is called. Where samples differ it is the largest
+            number.
+        budget: the ``nfe`` that was asked for, or None. Whole steps may not spend all of it.
+        seconds, network_seconds: wall time of the whole call, and of the network in it (NaN if both were compiled
+            into one graph).
+        trajectory: (len(grid), n, *event) in model space, if it was kept, without the Tweedie step.
+        seed: None if a generator was given.
+        statistics: of an integrator with steps per sample: what each sample took.
+        transform: the model's.
     """
 
     x: Tensor
@@ -103,26 +108,26 @@ def sample(
         grid: decreasing times, from :mod:`sde_toolkit.grids`. It may begin and end anywhere. None: the grid that is
             usual for the solver, ended as usual.
         steps: of that grid, the last denoising not counted.
-        nfe: or network evaluations per sample, the last denoising counted. What whole steps do not spend is left over:
-            ``result.nfe`` says what was spent.
+        nfe: instead of ``steps``: network evaluations per sample, the last denoising counted. Whole steps may not spend
+            all of it; ``result.nfe`` says what was spent.
         shape: (n, *event) of samples to draw; they start from N(0, σ² I) at ``grid[0]``.
         x_start: where to start instead, (n, *event), in model space: a state of time ``grid[0]``, such as
-            ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``. Integers and complex numbers are refused;
-            values far outside the range that the transform names for data are warned of.
+            ``model.sde.perturb(x, grid[0], noise)`` or ``encode(...).x``. Integers and complex numbers are refused. A
+            warning names values far outside the range that the transform names for data.
         condition: handed to the network: tensors with one row per sample, in any nesting of dicts, lists, tuples and
             dataclasses; 0-dim tensors, numbers, strings and None are shared (:mod:`sde_toolkit.models.conditions`).
         seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
-            first draw is the start, also where x_start replaces it. A run that goes on from where another one
-            stopped needs a seed of its own, or a ``path``, so that it does not use the same noise again.
-        generator: draws all noise instead, faster, and dependent on the batch.
+            first draw is the start; it is drawn and dropped where ``x_start`` is given. A run that continues another run
+            needs another seed, or a ``path``, so that it does not use the same noise again.
+        generator: draws all noise instead. It is faster, and the samples then depend on the batch.
         path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
         batch_size: samples that go through the network together; all by default.
-        tweedie: after the last step replace x by the denoised estimate x̂_0 there, one more evaluation. By default it is
-            done where the usual grid leaves noise, and not on a grid of your own.
+        tweedie: after the last step replace x by the denoised estimate x̂_0, by one more evaluation. By default this is
+            done where the usual grid leaves noise; on a grid of your own it is not.
         trajectory: keep the state at every grid time. Without it, memory does not grow with the steps.
         callback: called once after each step. A tensor that it returns, of the shape, dtype and device of ``step.x``,
-            replaces the state, and the solver starts anew from it, as a run from there would: what multistep methods
-            remember is dropped. ``step.x`` must not be changed in place.
+            replaces the state. The solver then starts anew from it: what a multistep method remembers is dropped.
+            ``step.x`` must not be changed in place.
         check_finite: watch for NaN and infinity, without a host synchronisation per step.
         progress: show a bar.
         compile: compile the whole step, network included, into one graph (:mod:`sde_toolkit.sampling.compiled`): by
@@ -139,7 +144,7 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
-    plan = _planned(model, solver, grid, steps, nfe, tweedie)
+    plan = _plan_of(model, solver, grid, steps, nfe, tweedie)
     solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     shape = _check_start(model, shape, x_start)
     check_generator(generator)
@@ -192,10 +197,10 @@ class _Starts:
             noise = shared_noise(self.generator, events, dtype=dtype, device=device)
         else:
             noise = per_sample_noise(self.seed, index, events, dtype=dtype, device=device)
-        z = noise()  # drawn in any case: the noise of the steps must not repeat that of a start from the same seed
+        z = noise()  # drawn in any case, so that the steps do not reuse the noise of a start from the same seed
         if self.x_start is None:
             x = self.model.sde.sigma(self.grid[0]).to(device, dtype) * z
-        else:  # a copy, which no network and no callback of the caller's can reach
+        else:  # a copy, which no network and no callback can change
             x = self.x_start[first:last].to(device, dtype, copy=True)
         if self.path is None:
             return x, lambda step: noise
@@ -204,16 +209,16 @@ class _Starts:
         )
 
 
-def _planned(
+def _plan_of(
     model: Any, solver: Any, grid: Tensor | None, steps: int | None, nfe: int | None, tweedie: bool | None
 ) -> Plan:
-    """Solver, grid and last step, as given, as usual, or the best known."""
+    """Solver, grid and last step: as they were given, as usual for the solver, or by ``auto``."""
     if solver == "auto":
         check_model(model)
         check_evaluation_mode(model)
         for name, value in (("grid", grid), ("steps", steps), ("tweedie", tweedie)):
             if value is not None:
-                problem = 'solver="auto" brings its own grid and its own last step'
+                problem = 'solver="auto" chooses the grid and the last step by itself'
                 raise ArgumentError(name, value, problem, "Leave it out, and pass nfe.")
         if nfe is None:
             raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
@@ -224,14 +229,14 @@ def _planned(
         for name, value in (("steps", steps), ("nfe", nfe)):
             if value is not None:
                 remedy = "Pass one of the two."
-                raise ArgumentError(name, value, "a solver takes the steps of the grid that it is given", remedy)
+                raise ArgumentError(name, value, "a grid was given, which says how many steps there are", remedy)
         return Plan(solver, check_grid(grid), bool(tweedie))
     plan = usual_plan(model, solver, steps=steps, nfe=nfe)
     return plan if tweedie is None else replace(plan, tweedie=tweedie)
 
 
 def _check_start(model: ScoreModel, shape: tuple[int, ...] | None, x_start: Tensor | None) -> tuple[int, ...]:
-    """The shape of all samples, after everything about the start has been found in order."""
+    """The shape of all samples. Refuses what is wrong with ``shape`` or ``x_start``."""
     if (shape is None) == (x_start is None):
         given = {"shape": shape, "x_start": None if x_start is None else tuple(x_start.shape)}
         raise ArgumentError("shape, x_start", given, "exactly one of them is needed", "Pass shape=(n, *event).")
