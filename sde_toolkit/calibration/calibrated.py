@@ -1,4 +1,4 @@
-"""What a calibration found, with its evidence: a solver, its grid, and what they gained on fresh noise."""
+"""The result of a calibration: a solver, its grid, and their gain on fresh noise; its file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Calibration", "load_calibration"]
 
 FORMAT = "sde_toolkit/calibration/2"
-_BEFORE = "sde_toolkit/calibration/1"  # the factors of networks of v meant something else
+_OLDER_FORMAT = "sde_toolkit/calibration/1"  # in which the factors of v networks had another meaning
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,12 @@ class Calibration:
     ``sample(model, c.solver, c.grid, tweedie=c.tweedie)`` uses it; :meth:`sample` also checks that the model is the
     one it was made for.
 
-    ``nfe``: evaluations per sample, all counted. ``before``: error of the best uncalibrated start, ``after``: of this
-    result, both on fresh noise, root mean square to the fine solve over elements in model space (η > 0: distance
-    of distributions). ``improved``: False if nothing beat the start, which is then what this is; ``reason`` says
-    so. ``record``: provenance, plain data.
+    Attributes:
+        nfe: evaluations per sample, the last denoising included.
+        before, after: error of the best uncalibrated start, and of this result, both on fresh noise: the root mean
+            square difference to the fine solve, per element in model space (η > 0: a distance of distributions).
+        improved: False if nothing beat the start. The result is then the start, and ``reason`` says so.
+        record: provenance, plain data.
     """
 
     solver: Solver
@@ -57,7 +59,7 @@ class Calibration:
         return f"{self.solver.name}, {self.nfe} evaluations: {self.before} before, {self.after} after. {self.reason}"
 
     def check(self, model: ScoreModel) -> None:
-        """Refuse a model with another SDE; warn if its weights are not those the calibration was made with.
+        """Refuse a model with another SDE; warn if the calibration was made with other weights.
 
         Raises:
             ArgumentError: naming both SDEs.
@@ -110,7 +112,7 @@ def _has_factors_of_v(found: Mapping[str, Any]) -> bool:
 
 
 def load_calibration(path: str | Path) -> Calibration:
-    """Read what :meth:`Calibration.save` wrote. It is data alone: no code is run or looked up outside this package.
+    """Read what :meth:`Calibration.save` wrote. The file holds data only: it cannot name code outside this package.
 
     Raises:
         CheckpointError: if the file is missing, foreign, damaged, or names parts that this package does not publish.
@@ -121,9 +123,9 @@ def load_calibration(path: str | Path) -> Calibration:
         raise CheckpointError(path, "no such file", "Write one with calibrate(...).save(path).") from None
     except UnreadableFileError as error:
         raise CheckpointError(path, str(error), "Restore the file.") from None
-    if not isinstance(found, dict) or found.get("format") not in (FORMAT, _BEFORE):
+    if not isinstance(found, dict) or found.get("format") not in (FORMAT, _OLDER_FORMAT):
         raise CheckpointError(path, f"it is not of the format {FORMAT!r}", "It was not written by this package.")
-    if found["format"] == _BEFORE and _has_factors_of_v(found):
+    if found["format"] == _OLDER_FORMAT and _has_factors_of_v(found):
         problem = "its weights are for a network of v and of an older format, in which they meant something else"
         raise CheckpointError(path, problem, "Calibrate again.")
     try:
@@ -166,7 +168,7 @@ def _measured(found: Mapping[str, Any], name: str) -> Measured:
 
 
 def _record(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What :meth:`Calibration.check` looks at is there."""
+    """The record, which must hold what :meth:`Calibration.check` reads."""
     record = found["record"]
     made_for, times = record["sde"], len(sde_fingerprint(VPSDE())["alpha"])
     for curve in (made_for["alpha"], made_for["sigma"]):

@@ -1,7 +1,7 @@
-"""``calibrate``: the grid, the weights and the method that a model and a budget deserve.
+"""``calibrate``: the grid, the weights and the method with the smallest error, for one model and one budget.
 
-1. A fine solve says where noises should end; the noises are divided into fit, select and fresh.
-2. All candidates run uncalibrated on the usual grids: the best of them is the start, and what has to be beaten.
+1. A fine solve says where noises should end. The noises are divided into three sets: fit, select and fresh.
+2. All candidates run uncalibrated on the usual grids. The best of them is the start: it has to be beaten.
 3. ``gradient``: Adam through the solver, on grid and weights. ``search``: dynamic programming over the local errors of
    one fine trajectory, a pattern search around the best, and weights by least squares.
 4. The best on ``select`` is compared with the start on ``fresh``, and must win there. Otherwise the start is returned.
@@ -24,7 +24,7 @@ from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.gradient import differentiable
 from sde_toolkit.calibration.judging import judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
 from sde_toolkit.calibration.problem import NoiseSet, Problem
-from sde_toolkit.calibration.refusals import check_request, check_start_grid
+from sde_toolkit.calibration.refusals import check_calibration, check_start_grid
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Contender, default_solvers
@@ -62,7 +62,7 @@ def calibrate(
     progress: bool = False,
     callback: Callable[[str, float], None] | None = None,
 ) -> Calibration:
-    """Find the grid, and the weights if that pays, with the smallest endpoint error within ``nfe`` evaluations.
+    """Find the grid, and weights where they help, with the smallest error at the endpoint within ``nfe`` evaluations.
 
     Args:
         model: any score model in evaluation mode, on its own device.
@@ -91,7 +91,7 @@ def calibrate(
         GridError: for a start grid with another number of steps than the budget has.
     """
     began = time.monotonic()
-    solvers, steps, shape = check_request(model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit)
+    solvers, steps, shape = check_calibration(model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit)
     check_condition(condition, 1)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
@@ -164,7 +164,7 @@ class _Telling:
 
 
 def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Method, str]:
-    """The method, and what has to be said about it."""
+    """The method, and a sentence about it for the result's reason."""
     if method == "search":
         return "search", ""
     affordable = stages.cheap or stages.affordable(start.nfe, 16) >= 60
@@ -176,7 +176,7 @@ def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contend
 
 
 def _size(target: Tensor, otherwise: float) -> float:
-    """√E[x_0²], or another size where all targets are zero."""
+    """√E[x_0²] of the targets; ``otherwise`` if all of them are zero."""
     return target.double().square().mean().sqrt().item() or otherwise
 
 
@@ -193,7 +193,7 @@ def _dtype_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[tor
 
 
 def _own_dtype(model: ScoreModel) -> torch.dtype:
-    """float64 where all parameters are (or all buffers, where there are none), in networks that are functions, too."""
+    """float64 if all parameters are float64 (all buffers, if there are no parameters); also for functions."""
     modules = [module for _, module in modules_of(model, "model")]
     parameters = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
     buffers = [b.dtype for module in modules for b in module.buffers() if b.is_floating_point()]

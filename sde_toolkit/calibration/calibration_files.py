@@ -1,8 +1,8 @@
-"""A calibration as a JSON file. Solvers are rebuilt from the names of public classes and functions of
-``sde_toolkit.integrators`` alone: nothing is unpickled, and no code is loaded by name.
+"""A calibration as a JSON file. Nothing is unpickled: solvers are rebuilt from the names of public classes and
+functions of ``sde_toolkit.integrators``.
 
-Times are written as hexadecimal floats and factors by Python's shortest exact representation, so that a calibration
-that was loaded draws the very samples of the one that was saved.
+Times are written as hexadecimal floats, factors in Python's shortest exact form. So a loaded calibration draws exactly
+the samples of the saved one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def describe_solver(solver: Solver) -> dict[str, Any]:
     """Name, η and integrator as plain data.
 
     Raises:
-        ArgumentError: for an integrator that :func:`build_solver` would not find again, whatever it is called.
+        ArgumentError: for an integrator that :func:`build_solver` would not find again.
     """
     eta = plain_data(solver.eta, "solver.eta")
     return {"name": str(solver.name), "eta": eta, "integrator": _plain(solver.integrator, "solver.integrator")}
@@ -56,7 +56,7 @@ def _plain(value: Any, where: str) -> Any:
 def _check_published(value: Any, part: Any, where: str) -> None:
     name = getattr(part, "__qualname__", None)
     if part is not Tuned and (name not in integrators.__all__ or getattr(integrators, name) is not part):
-        problem = "it is not published by sde_toolkit.integrators, and no file can name it"
+        problem = "it is not a public part of sde_toolkit.integrators, so that a file cannot name it"
         raise ArgumentError(where, value, problem, "Keep the calibration in memory, or use one of this package.")
 
 
@@ -116,7 +116,7 @@ def _published(place: Any, name: Any, kind: Any) -> Any:
 
 
 def sde_fingerprint(sde: SDE) -> dict[str, Any]:
-    """α and σ at a few times: what a grid was made for, whatever the class is called."""
+    """α and σ at a few times, and the name: two SDEs with the same path have the same fingerprint but for the name."""
     t = torch.tensor(_TIMES, dtype=torch.float64)
     return {"name": repr(sde)[:500], "alpha": sde.alpha(t).tolist(), "sigma": sde.sigma(t).tolist()}
 
@@ -125,7 +125,7 @@ def model_digest(model: ScoreModel) -> str:
     """SHA-256 of all parameters and buffers, with their names; the same for a compiled network."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_of(model).items()):
-        if not isinstance(tensor, torch.Tensor):  # a module's own notes
+        if not isinstance(tensor, torch.Tensor):  # extra state of a module
             continue
         values = tensor.detach().cpu()
         values = (values.to_dense() if values.layout != torch.strided else values).contiguous()

@@ -21,7 +21,7 @@ __all__ = ["CommonNoise", "Descent"]
 
 
 class CommonNoise:
-    """Draws that are made once and used again in every run, so that runs differ by their solver alone.
+    """Draws that are made once and used in every run, so that only the solver differs between runs.
 
     The first is the start, as in ``sample``.
     """
@@ -51,7 +51,7 @@ class CommonNoise:
 class Descent:
     """Runs of one model at one stochasticity. ``evaluations`` counts samples × network evaluations.
 
-    ``condition``: handed to the network, of one row, which is that of all samples. ``listen``: told every output.
+    ``condition``: handed to the network; its one row is for all samples. ``listen``: called with every output.
     """
 
     model: ScoreModel

@@ -1,4 +1,4 @@
-"""How far samples are from what the flow makes, without pairs: one part that sees the whole, one that sees details.
+"""A distance of samples to endpoints of the flow, without pairs: one part for the whole, one for details.
 
     J = (SW² − 3 × what two sets of the flow are apart)₊/E|x*|² + Σ over levels w_l (log R_l − log R*_l)²
 
@@ -49,9 +49,9 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """The endpoints to be like: ``target`` (n, *event), the ``sizes`` (levels,) of their residuals, ``weights``.
+    """The distance to a set of endpoints: ``target`` (n, *event), the ``sizes`` (levels,) of their residuals, ``weights``.
 
-    ``seed``, ``number``: of the noise of residuals, the same for the targets and for whatever is compared with them.
+    ``seed``, ``number``: of the noise of residuals, which targets and samples share.
     """
 
     target: Tensor
@@ -82,7 +82,7 @@ class Likeness:
         return self.excess(x, rows, directions) + (self.weights * torch.log(sizes / self.sizes).square()).sum()
 
     def blocks(self, equation: ReverseEquation, x: Tensor, directions: Tensor, earliest: float) -> Tensor:
-        """J in blocks of samples, (8,): every block's log-ratio of sizes times that of all others, free of bias."""
+        """J in blocks of samples, (8,). The log-ratio of a block times that of all others has no bias."""
         squares = self._residuals(equation, x, earliest)
         parts = torch.stack([part.mean(1) for part in squares.chunk(BLOCKS, dim=1)])
         others = (parts.sum(0) - parts) / (len(parts) - 1)

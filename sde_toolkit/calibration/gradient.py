@@ -31,10 +31,10 @@ __all__ = ["Descending", "differentiable", "optimise", "with_ones"]
 
 @dataclass(frozen=True)
 class Descending:
-    """How to descend: ``iterations`` mini-batches of ``batch`` noises, at these largest step sizes.
+    """How to descend: ``iterations`` mini-batches of ``batch`` noises, with these largest step sizes.
 
-    ``number``: descents of another number draw other mini-batches.
-    ``lost``: errors above this share of the data's size count less and less, see :mod:`.problem`.
+    ``number``: each number draws mini-batches of its own.
+    ``lost``: errors above this share of the data's size count less and less (:mod:`.problem`).
     """
 
     iterations: int = 300
@@ -55,8 +55,8 @@ def optimise(
     deadline: float,
     tell: Callable[[float], None] = lambda done: None,
 ) -> Contender:
-    """The plan after descending, or as far as ``deadline`` (of ``time.monotonic``) and finite gradients allowed."""
-    integrator, factors = _opened(plan.solver.integrator)
+    """The plan after the descent, which stops early at ``deadline`` (``time.monotonic``) or after four failures."""
+    integrator, factors = _split_factors(plan.solver.integrator)
     weights = weights and factors is not None
     steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
     a = increments_of(plan.grid, end).requires_grad_(True)
@@ -76,7 +76,7 @@ def optimise(
         late = (time.monotonic() - began) / budget
         if late >= 1 or failures > 3:
             break
-        share = max(i / how.iterations, late) if i else 0.0  # the rates end at 0 in time
+        share = max(i / how.iterations, late) if i else 0.0  # so that the rates reach 0 at the deadline
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, 0.1 + 9 * share) * 0.5 * (1 + math.cos(math.pi * share))
         rows = torch.randperm(len(chosen), generator=generator)[:size].to(problem.device)
@@ -100,17 +100,17 @@ def optimise(
             sizes[k] = 0.9 * usual + 0.1 * min(norm, 30 * usual)
             p.grad.mul_(min(1.0, 10 * usual / max(norm, 1e-300)))
         optimizer.step()
-        if not bool((grid_of(a.detach(), start, end, steps).diff() < 0).all()):  # a step that rounds to nothing
+        if not bool((grid_of(a.detach(), start, end, steps).diff() < 0).all()):  # rounding made two times equal
             for p, old in zip(parameters, before, strict=True):
                 p.data.copy_(old)
             failures += 1
         tell(share)
-    return _closed(plan, integrator, grid_of(a.detach(), start, end, steps), factors)
+    return _with_factors(plan, integrator, grid_of(a.detach(), start, end, steps), factors)
 
 
 def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int = 16) -> bool:
-    """Whether the endpoint error changes along its gradient in the grid as the gradient says, to a tenth."""
-    integrator, factors = _opened(plan.solver.integrator)
+    """Whether the gradient in the grid is right: finite differences along it agree with its norm to a tenth."""
+    integrator, factors = _split_factors(plan.solver.integrator)
     steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
     a = increments_of(plan.grid, end).requires_grad_(True)
     rows = torch.arange(min(n, len(chosen)), device=problem.device)
@@ -125,7 +125,7 @@ def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: in
         slope = gradient.norm().item()
         if not (math.isfinite(slope) and slope > 0):
             return False
-        for h in (1e-2, 3e-3, 1e-3, 1e-4):  # the error is rough where noises lie near a border, and float32 is grainy
+        for h in (1e-2, 3e-3, 1e-3, 1e-4):  # the error jumps where a noise changes mode, and float32 rounds
             with torch.no_grad():
                 ahead, behind = (loss(a + sign * h * gradient / slope).item() for sign in (1, -1))
             if abs((ahead - behind) / (2 * h) - slope) <= 0.1 * slope:
@@ -135,7 +135,7 @@ def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: in
     return False
 
 
-def _opened(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
+def _split_factors(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
     """The integrator inside, and its factors as a tensor; None where it has none."""
     factors = integrator.learned_factors
     return integrator.untuned, None if factors is None else torch.tensor(factors, dtype=torch.float64)
@@ -159,7 +159,7 @@ def with_ones(plan: Contender) -> Contender:
     return replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, ones)))
 
 
-def _closed(plan: Contender, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Contender:
+def _with_factors(plan: Contender, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Contender:
     if factors is not None:
         rows = tuple(tuple(row) for row in factors.detach().tolist())
         integrator = Tuned(integrator, rows)

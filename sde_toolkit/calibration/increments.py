@@ -1,10 +1,10 @@
-"""A time grid as unconstrained numbers: the logarithms of its steps, the last of them down to the earliest end.
+"""A time grid as unconstrained numbers: the logarithms of its steps.
 
     t_i = end + (start − end) Σ_{j>=i} p_j,        p = softmax(a),    i = 0 ... steps
 
-a has one entry per step, and one for what is left between the last time and ``end``: any a is a strictly decreasing
-grid, with full relative precision near t=0, where times are sums of small numbers. A grid that stops at ``end`` itself
-has an entry less.
+a has one entry per step, and one for the distance from the last time to ``end``. Every a gives a strictly decreasing
+grid. Near t = 0 times are sums of small numbers, so that they keep their relative precision. A grid that stops at
+``end`` itself has one entry less.
 """
 
 from __future__ import annotations

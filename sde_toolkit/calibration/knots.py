@@ -1,7 +1,7 @@
-"""Knots from one fine trajectory, without a further network evaluation: dynamic programming over local errors.
+"""Grid times (knots) by dynamic programming over the local errors of one fine trajectory.
 
-On a fine trajectory the states X_k and outputs Y_k at times T_0 > ... > T_K are known. A step of the second-order
-exponential multistep method from T_k to T_j, with T_i before it, misses X_j by
+The states X_k and outputs Y_k of a fine trajectory are known at the times T_0 > ... > T_K; no further evaluation is
+needed. A step of the second-order exponential multistep method from T_k to T_j, with T_i before it, misses X_j by
 
     e = A X_k + B Y_k + w (F_i − F_k) − X_j,        F = m X + n Y
 
@@ -9,8 +9,8 @@ and |e|² is a quadratic form in the Gram matrix of all X and Y. The N steps wit
 
     Σ growth_j |e_(i,k,j)|^q,        growth_j = α_j^(−q) (1 + τ_j²)^(−γ q/2),    τ = σ/(α σ_d)
 
-and the error of the Tweedie step at the end follow by dynamic programming over pairs (previous knot, knot); how
-errors grow (γ) and add up (q) is unknown, and a few of each are tried. Related: Li et al. 2023 (AutoDiffusion),
+plus the error of the Tweedie step, are found by dynamic programming over pairs (previous knot, knot). How errors grow
+(γ) and add up (q) is unknown, so a few values of each are tried. Related: Li et al. 2023 (AutoDiffusion),
 Xue et al. 2024 (DM-NonUniform), Chen et al. 2024 (GITS, the same idea for first-order steps).
 """
 
@@ -33,15 +33,15 @@ from sde_toolkit.sde import SDE
 __all__ = ["StepErrors", "best_knots", "dynamic_grids", "gram_matrix", "local_errors"]
 
 _KNOTS = 64
-_ELEMENTS = 2**25  # of the stored trajectory
+_ELEMENTS = 2**25  # of the trajectory that is kept in memory
 _GROWTH = (0.0, 0.5, 1.0, 1.5)
 _POWERS = (1.0, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
 class StepErrors:
-    """Squares, mean over elements: ``first[k]`` of the step 0 → k, ``step[i, k, j]`` of k → j after i, ``last[k]`` of
-    the Tweedie step. Infinite where there is no such step."""
+    """Mean squares over elements: ``first[k]`` of the step 0 → k, ``step[i, k, j]`` of the step k → j after i → k,
+    ``last[k]`` of the Tweedie step from k. Infinite where there is no such step."""
 
     first: Tensor
     step: Tensor
@@ -78,7 +78,7 @@ def gram_matrix(states: Tensor, outputs: Tensor, end: Tensor) -> Tensor:
 
 
 def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram: Tensor) -> StepErrors:
-    """Of the exponential multistep method of order 2 (order 1 in the first step)."""
+    """The errors of all steps of the exponential multistep method of order 2 (order 1 in the first step)."""
     sde, K = equation.sde, len(times) - 1
     m, n = frozen.view(equation, times)
     x_0, epsilon = equation.view("x0", times), equation.view("epsilon", times)
@@ -124,7 +124,7 @@ def local_errors(equation: ReverseEquation, frozen: Frozen, times: Tensor, gram:
 
 
 def dynamic_grids(problem: Problem, chosen: NoiseSet, frozen: Frozen, steps: int) -> Iterator[tuple[str, Tensor]]:
-    """A grid for every way in which errors may grow and add up."""
+    """A name and a grid for each γ and q, without repeats."""
     times = problem.fine_times(max(_KNOTS, steps + 2))
     per_sample = chosen.target[0].numel() * 2 * len(times)
     n = max(1, min(len(chosen), 256, _ELEMENTS // per_sample))

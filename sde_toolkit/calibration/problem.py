@@ -1,14 +1,14 @@
 """What is minimised: the error at the endpoint, on noises that are kept apart for three purposes.
 
-    η = 0    mean over samples of |x − x*|²/D, x* where the flow really takes the same noise
-    η > 0    a distance of distributions (:mod:`distributions`) to endpoints of the flow from other noises (it has the
-             same marginals), the noise of the steps common to all runs
+    η = 0    mean over samples of |x − x*|²/D; x* is where the flow takes the same noise
+    η > 0    a distance of distributions (:mod:`distributions`) to endpoints of the flow from other noises, since the
+             flow has the same marginals; all runs share the noise of their steps
 
-``fit`` is what a search sees, ``select`` chooses between its results, ``fresh`` judges once, at the end. Each has
-noises, directions and residual noise of its own, none of which :func:`~sde_toolkit.sample` draws.
+A search minimises on ``fit``; ``select`` chooses between its results; ``fresh`` judges once, at the end. Each has
+noises, directions and residual noise of its own. :func:`~sde_toolkit.sample` draws none of them.
 
-Gradients descend e² or c² log(1 + e²/c²): a noise that ends in another mode is lost whichever way the grid moves a
-little, and its e² drowns all others. Which of the two ends lower in e² is seen on ``select``.
+Gradients descend e² or c² log(1 + e²/c²). A noise that ends in another mode stays lost under small moves of the grid,
+and its large e² would outweigh all others. ``select`` decides which of the two ended with the smaller e².
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PROJECTIONS = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """A root mean square error (η > 0: of distributions) with its standard error over samples."""
+    """A root mean square error (η > 0: a distance of distributions) with its standard error over samples."""
 
     value: float
     error: float
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(eq=False)
 class NoiseSet:
-    """Noises ``first``, ``first`` + 1, ... of a seed, and where they should end (η > 0: what they should look like)."""
+    """Noises ``first``, ``first`` + 1, ... of a seed, and their targets (η > 0: ``likeness`` to a set of targets)."""
 
     first: int
     noise: CommonNoise
@@ -67,7 +67,7 @@ class NoiseSet:
 
     @cached_property
     def size(self) -> Tensor:
-        """Mean square of what the noises should end as; 1 if all of it is zero."""
+        """Mean square of the targets; 1 if all of them are zero."""
         size = self.target.square().mean().to(torch.float64)
         return torch.where(size > 0, size, 1.0)
 
@@ -129,7 +129,7 @@ class Problem:
 
     @torch.no_grad()
     def reference_error(self, chosen: NoiseSet, n: int) -> Measured:
-        """What solving twice as finely changes; for η > 0 too it is that of the flow."""
+        """The change by a solve with twice the steps; that of the flow, also for η > 0."""
         n = min(n, len(chosen))
         x = self.starts(chosen.noise, slice(0, n))
         ends = [solve_finely(self.flow, x, self.fine_times(k * self.fine_steps)).end for k in (1, 2)]
@@ -142,7 +142,7 @@ class Problem:
 
     @torch.no_grad()
     def squares(self, plan: Contender, chosen: NoiseSet, n: int | None = None) -> Tensor:
-        """Squared errors of a plan: (n,) per sample, η > 0: per block of samples. Infinite where it diverges."""
+        """Squared errors of a plan, (n,) per sample (η > 0: per block of samples). Infinite where it diverges."""
         n = len(chosen) if n is None else min(n, len(chosen))
         table = plan.solver.integrator.prepare(self.descent.equation, plan.grid)
         ends = [
@@ -180,7 +180,7 @@ class Problem:
         directions: Tensor,
         lost: float = math.inf,
     ) -> Tensor:
-        """The objective on some samples, over the data's mean square, differentiable in ``grid`` and ``table``.
+        """The objective on some samples, divided by the data's mean square. Differentiable in ``grid`` and ``table``.
 
         ``lost``: c over the data's root mean square; errors above c weigh less and less.
         """
@@ -199,7 +199,7 @@ class Problem:
 
 
 def softened(squares: Tensor, lost: float, size: Tensor) -> Tensor:
-    """c² log(1 + e²/c²) of squares e², c² = ``lost``² ``size``: e² itself where that is small, or c infinite."""
+    """c² log(1 + e²/c²) of squares e², with c² = ``lost``² ``size``. For small e² or infinite ``lost`` it is e²."""
     if math.isinf(lost):
         return squares
     scale = lost**2 * size

@@ -1,8 +1,8 @@
 """The fine solve that a calibration is measured against, with its whole path.
 
-UniPC's corrector around a third-order exponential multistep method, on a grid that is dense both in t and in λ.
-Exact scores are followed to t → 0 (to λ = 11.5 for data of size 1, where what is left is below 1e-10), networks to the
-SDE's ``sampling_end``; a Tweedie step finishes, as it does after every calibrated grid.
+UniPC's corrector around a third-order exponential multistep method, on a grid that is dense both in t and in λ. An
+exact score is followed to t → 0, that is to λ = 11.5 for data of size 1, where the rest is below 1e-10. A network is
+followed to the SDE's ``sampling_end``. A Tweedie step finishes, as after every calibrated grid.
 
 Every λ here is for data of size σ_d = 1; for others it is moved by −log σ_d.
 """
@@ -28,7 +28,7 @@ _FIRST = -7.0
 
 
 def reference_end(model: ScoreModel) -> float:
-    """Where the flow is followed to: t → 0 for exact scores, the SDE's ``sampling_end`` for networks."""
+    """The time at which the fine solve ends: t → 0 for exact scores, the SDE's ``sampling_end`` for networks."""
     sde, last = model.sde, _LAST - math.log(model.sigma_data)
     if not model.has_exact_score:
         return sde.sampling_end
@@ -40,7 +40,7 @@ def reference_end(model: ScoreModel) -> float:
 def fine_grid(
     sde: SDE, steps: int, *, start: float = 1.0, end: float, in_time: float = 0.3, sigma_data: float = 1.0
 ) -> Tensor:
-    """``steps`` + 1 times at equal steps of a mixture of t and λ; finite where λ is not."""
+    """``steps`` + 1 times at equal steps of a mixture of t and λ. It is finite where λ is infinite."""
     low = max(_FIRST - math.log(sigma_data), sde.half_log_snr(start).item())
     high = sde.half_log_snr(end).item()
     dense_lambda = torch.linspace(low, high, 4001, dtype=torch.float64)[1:-1]

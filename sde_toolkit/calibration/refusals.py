@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before the first evaluation."""
+"""What ``calibrate`` refuses, before the first evaluation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.solvers import Solver
 
-__all__ = ["check_request", "check_start_grid"]
+__all__ = ["check_calibration", "check_start_grid"]
 
 
-def check_request(
+def check_calibration(
     model: Any,
     solver: Any,
     nfe: Any,

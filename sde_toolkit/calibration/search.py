@@ -32,7 +32,7 @@ _FINEST = 0.03
 
 
 def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None) -> float:
-    """Mean squared error of a plan, infinite where it cannot run."""
+    """Mean squared error of a plan; infinite if it cannot run."""
     try:
         return problem.squares(plan, chosen, n).mean().item()
     except SDEToolkitError:
@@ -78,7 +78,7 @@ def pattern_search(
 
 
 def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int | None = None) -> Iterator[Contender]:
-    """The plan with fitted factors, for ridges from weak to strong; nothing where it has no factors, or needs noise."""
+    """The plan with fitted factors, for ridges from weak to strong. None if it has no factors, or draws noise."""
     integrator = plan.solver.integrator
     count = integrator.tunable_weights
     if count is None or problem.eta > 0:
@@ -118,9 +118,9 @@ def _path_from(problem: Problem, x: Tensor, times: Tensor) -> Tensor:
 def _fit(
     problem: Problem, chosen: NoiseSet, plan: Contender, count: int, targets: Tensor, ridge: float
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Factors of every step, the run so far being the tuned one.
+    """Factors of every step, fitted in turn: a step starts from the state that the fitted steps before it lead to.
 
-    Its loop over the steps is its own: a row is known only when the state before it is, and each is tried many times.
+    It loops over the steps by itself, since a row is known only after the state before it, and each is tried many times.
     """
     integrator = plan.solver.integrator
     free = list(range(integrator.linear_weights or 0))
@@ -148,7 +148,7 @@ def _fit(
         R, rest = torch.stack(without).double(), (wanted - base).flatten().double()
         normal = R @ R.T
         normal += ridge * torch.diag(normal.diagonal())
-        # A factor that this step has no use for is a row of zeros. The usual driver stops at a first row of zeros.
+        # A factor without effect in this step gives a row of zeros. The usual driver would stop at it.
         change = torch.linalg.lstsq(normal.cpu(), (R @ rest).cpu().unsqueeze(1), driver="gelsd").solution[:, 0]
         ones[free] += change
         if not bool(ones.isfinite().all()):
@@ -159,7 +159,7 @@ def _fit(
 
 
 def _remembering(problem: Problem, memory: list[Tensor]) -> ReverseEquation:
-    """The equation with one evaluation per step, used again for all trials of that step."""
+    """The equation with one network evaluation per step, which all trials of the step share."""
 
     def evaluate(*arguments: object) -> Tensor:
         if not memory:

@@ -22,7 +22,7 @@ __all__ = ["Stages"]
 
 _SCORING, _SHORT, _PATTERN, _FIRST, _WORKING = 0.25, 0.4, 0.5, 0.65, 0.9  # shares of the time limit by which stages end
 _ITERATIONS, _RUNS = (600, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
-_LOST = 0.1  # of the data's size: above it a noise is taken for lost in the softened descent
+_LOST = 0.1  # of the data's size: the softened descent weighs errors above it less
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Stages:
         return self.began + share * self.time_limit
 
     def affordable(self, nfe: int, batch: int) -> int:
-        """Iterations of gradient descent that fit: a backward pass costs about two forward ones."""
+        """Iterations of gradient descent that fit into the time; a backward pass costs about two forward ones."""
         return int((self.until(_WORKING) - time.monotonic()) / max(3 * nfe * batch * self.cost, 1e-9))
 
     @property
@@ -51,7 +51,7 @@ class Stages:
         return 512 if self.cheap else 24
 
     def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Contender]:
-        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all."""
+        """Uncalibrated plans that can run, best first: all solvers on the best grids, and the best solvers on all grids."""
         problem, deadline = self.problem, self.until(_SCORING)
         sde = problem.model.sde
 
@@ -112,13 +112,13 @@ class Stages:
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
     def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
-        """Short descents from the best starts, then long ones from the best of their ends, in e² and softened."""
+        """Short descents from the best starts, then long ones from the best results, in e² and softened."""
         problem = self.problem
         how = self.descending(fit, ranked[0])
         found: list[Contender] = []
         if self.cheap:
             starts = _of_different_solvers(ranked, 4)
-        else:  # one descent, from the best that a search finds in half the time
+        else:  # one descent, from the best result of a search that takes half the time
             found = self.by_search(fit, select, ranked)
             starts = [min([ranked[0], *found], key=lambda plan: score(problem, plan, select))]
         if self.weights:
@@ -157,7 +157,7 @@ class Stages:
 
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
-            finer = min(1.0, 15 / len(plan.grid))  # many steps stand on each other: 0.1 diverges at 50
+            finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverges (seen at 50)
             iterations = _ITERATIONS[0]
             return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer)
         batch = min(16, len(fit))

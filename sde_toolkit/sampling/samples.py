@@ -116,9 +116,9 @@ def sample(
             warning names values far outside the range that the transform names for data.
         condition: handed to the network: tensors with one row per sample, in any nesting of dicts, lists, tuples and
             dataclasses; 0-dim tensors, numbers, strings and None are shared (:mod:`sde_toolkit.models.conditions`).
-        seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its
-            first draw is the start; it is drawn and dropped where ``x_start`` is given. A run that continues another run
-            needs another seed, or a ``path``, so that it does not use the same noise again.
+        seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its first draw
+            is the start; it is dropped where ``x_start`` is given. A run that continues another one needs another seed,
+            or a ``path``, so that it does not use the same noise again.
         generator: draws all noise instead. It is faster, and the samples then depend on the batch.
         path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
         batch_size: samples that go through the network together; all by default.
