@@ -49,7 +49,7 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """The distance to a set of endpoints: ``target`` (n, *event), the ``sizes`` (levels,) of their residuals, ``weights``.
+    """The distance to endpoints ``target`` (n, *event), with the ``sizes`` (levels,) of their residuals, and ``weights``.
 
     ``seed``, ``number``: of the noise of residuals, which targets and samples share.
     """

@@ -120,7 +120,7 @@ def _fit(
 ) -> tuple[tuple[float, ...], ...] | None:
     """Factors of every step, fitted in turn: a step starts from the state that the fitted steps before it lead to.
 
-    It loops over the steps by itself, since a row is known only after the state before it, and each is tried many times.
+    It loops over the steps by itself: a row is known only after the state before it, and each is tried many times.
     """
     integrator = plan.solver.integrator
     free = list(range(integrator.linear_weights or 0))

@@ -51,7 +51,7 @@ class Stages:
         return 512 if self.cheap else 24
 
     def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Contender]:
-        """Uncalibrated plans that can run, best first: all solvers on the best grids, and the best solvers on all grids."""
+        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all grids."""
         problem, deadline = self.problem, self.until(_SCORING)
         sde = problem.model.sde
 

@@ -56,7 +56,7 @@ _LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)  # for data of size 1
 def usual_grids(
     sde: SDE, steps: int, *, start: float, earliest: float, sigma_data: float = 1.0
 ) -> list[tuple[str, Tensor]]:
-    """Grids: ``sech``, uniform in t, √t, λ, (σ/α)^(1/ρ), and mixed of t and λ. Several ends, none below ``earliest``."""
+    """Grids: ``sech``, uniform in t, √t, λ, (σ/α)^(1/ρ), mixed of t and λ. Several ends, none below ``earliest``."""
     last = sde.half_log_snr(max(earliest, 0.0)).item()
     usual = [value - math.log(sigma_data) for value in _LAMBDA_ENDS]
     lambdas = [value for value in usual if sde.half_log_snr(start).item() < value < last - 0.2]
