@@ -49,7 +49,7 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """The distance to endpoints ``target`` (n, *event), with the ``sizes`` (levels,) of their residuals, and ``weights``.
+    """The distance to the endpoints ``target`` (n, *event), whose residuals have the ``sizes`` (levels,), by ``weights``.
 
     ``seed``, ``number``: of the noise of residuals, which targets and samples share.
     """
