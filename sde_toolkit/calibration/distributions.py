@@ -49,7 +49,7 @@ def residuals(equation: ReverseEquation, x: Tensor, *, earliest: float, seed: in
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """The distance to the endpoints ``target`` (n, *event), whose residuals have the ``sizes`` (levels,), by ``weights``.
+    """The distance to endpoints ``target`` (n, *event); ``sizes`` (levels,) of their residuals, and ``weights``.
 
     ``seed``, ``number``: of the noise of residuals, which targets and samples share.
     """
