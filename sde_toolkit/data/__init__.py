@@ -1,7 +1,7 @@
 """Data sets, in memory or read as they are needed, and the invertible transforms between data space and model space.
 
-Nothing here scales data behind your back: a builder returns raw data and *recommends* a transform, which is
-applied by whoever trains, saved with the model, and read again by sampling and likelihood.
+A builder returns raw data and *recommends* a transform; nothing is scaled behind your back. Training applies the
+transform and saves it with the model, and sampling and likelihood read it from there.
 """
 
 from sde_toolkit.data.arrays import array

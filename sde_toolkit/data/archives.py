@@ -1,7 +1,7 @@
-"""Tar files of others, plain or compressed, read one member after the other and never unpacked.
+"""Tar files from elsewhere, plain or compressed, read one member after the other and never unpacked.
 
-Sparse members, which can stand for terabytes of zeros, and members that are too large for what they are said to be are
-refused; so is an archive that ends in the middle of a member, or whose members point backwards.
+Sparse members are refused, since they can stand for terabytes of zeros. So are members that are too large for an image
+or a label, archives that end in the middle of a member, and archives whose members point backwards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INFLATE: dict[bytes, Callable[[BinaryIO], Any]] = {
 
 @contextmanager
 def open_tar(path: str | Path, remedy: str = "If it is truncated, fetch it again.") -> Iterator[tarfile.TarFile]:
-    """A tar file, whatever it is compressed with; whatever is wrong inside the block is a `DataError` that names it."""
+    """An open tar file, plain or compressed. Any error inside the block becomes a `DataError` that names the file."""
     with open_regular(path) as file, or_data_error("path", str(path), "not a readable tar file", remedy):
         start, size = file.read(2), os.fstat(file.fileno()).st_size
         file.seek(0)
@@ -42,18 +42,18 @@ def open_tar(path: str | Path, remedy: str = "If it is truncated, fetch it again
 
 
 def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular members, in order, without keeping them.
+    """The members that are regular files, in order. They are not kept in memory.
 
     Raises:
         tarfile.ReadError: for a sparse member, and for an archive that is damaged.
     """
-    if archive.firstmember is None:  # type: ignore[attr-defined]  # empty, where Python 3.10 would seek to byte -1
+    if archive.firstmember is None:  # type: ignore[attr-defined]  # empty: Python 3.10 would seek to byte -1
         _check_end(archive)
         return
     place = -1
     while True:
         member = archive.next()
-        archive.members = []  # type: ignore[attr-defined]  # it would remember every member of a large file
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
         if member is None:
             _check_end(archive)
             return
@@ -61,7 +61,7 @@ def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(f"a member at byte {place} points backwards")
         place = archive.offset
         if member.issparse():
-            raise tarfile.ReadError(f"member {member.name[:100]} is sparse, and not read")
+            raise tarfile.ReadError(f"member {member.name[:100]} is sparse; sparse members are not read")
         if member.isreg():
             yield member
 
@@ -83,7 +83,7 @@ def member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) 
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end of the file; the end is a block of zeros."""
+    """Refuse a damaged header, which tarfile takes for the end of the archive. The true end is a block of zeros."""
     file: Any = archive.fileobj
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)

@@ -29,13 +29,20 @@ def array(
 ) -> Dataset:
     """Samples (N, *event_shape) from a file; event shapes of any rank, () included.
 
-    ``key`` names the array of an ``.npz`` that holds several. ``test_fraction`` of the samples, drawn with
-    ``seed``, is the test part. ``shift`` and ``scale`` of the recommended transform (x − shift) · scale default to the
-    mean and 1/std of the train part; ``notes`` states them. Numbers and arrays of them are taken as well.
-    ``per`` says what has a mean and std of its own: "column" of a table of samples (D,), "channel" of samples (C, ...),
-    "element", or "all" for one number each. "auto" is "column" for a table, where one scale would lose the small
-    columns; it is "all" for images and signals, for ``levels`` and uint8, and where shift or scale is given.
-    ``levels``: say so if the values are whole numbers 0..levels−1.
+    ``key`` names the array in an ``.npz`` that holds several. ``test_fraction`` of the samples, drawn with ``seed``, is
+    the test part.
+
+    The recommended transform is (x − shift) · scale. ``shift`` and ``scale`` are numbers, arrays, or "auto": the mean
+    and 1/std of the train part, as ``notes`` says. ``per`` chooses what has a mean and std of its own: "column" of a
+    table of samples (D,), "channel" of samples (C, ...), "element", or "all" for one mean and one std. "auto" is
+    "column" for a table, because one common scale would lose the small columns. It is "all" for images and signals, for
+    ``levels`` and uint8, and where shift or scale is given.
+
+    ``levels``: give it if the values are whole numbers 0..levels−1.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, empty, or holds anything but finite real numbers.
+        ArgumentError: if ``test_fraction``, ``per``, ``shift`` or ``scale`` cannot be used.
     """
     values = _checked_samples(_array_under_key(path, key), str(path))
     if not 0.0 <= test_fraction < 1.0:
@@ -69,7 +76,7 @@ def _array_under_key(path: str | Path, key: str | None) -> np.ndarray:
 
 
 def _checked_samples(values: np.ndarray, path: str) -> np.ndarray:
-    """The array in native byte order, if it holds at least one sample of finite real numbers."""
+    """The array in native byte order. Refused unless it holds at least one sample, and finite real numbers only."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind not in "fiub" or (kind == "f" and size > 8):
         raise DataError("path", path, f"its dtype is {values.dtype}, not real numbers", "Save it as float32 or uint8.")
@@ -85,35 +92,35 @@ def _checked_samples(values: np.ndarray, path: str) -> np.ndarray:
 
 
 def are_levels(values: np.ndarray, levels: int | None) -> bool:
-    """Whether these are grey levels or the like, which have one scale: bits per dimension count one width for all."""
+    """Whether these are grey levels or the like. They get one scale: bits per dimension need one level width."""
     return levels is not None or values.dtype.kind == "b" or values.dtype == np.uint8
 
 
 def are_whole_numbers(values: np.ndarray, levels: int) -> bool:
-    """Whether all are 0, 1, …, levels − 1."""
+    """Whether every value is one of 0, 1, …, levels − 1."""
     return bool(values.min() >= 0 and values.max() <= levels - 1 and (np.floor(values) == values).all())
 
 
 def affine_of(
     train: np.ndarray, shift: Any, scale: Any, path: str, of: str = "train", per: str = "auto", whole: bool = False
 ) -> tuple[Affine, str]:
-    """(x − shift) · scale as given, else from mean and standard deviation, and in words how.
+    """The transform (x − shift) · scale, and a text that says where its numbers come from.
 
-    ``per``: what has a shift and scale of its own, see :func:`array`; "auto" is "column" for samples (D,), unless they
-    are ``whole`` levels or one of the two is given. A column, channel or element that is constant keeps its place: it
-    is scaled by its size, and by 1 if it is 0.
+    What is "auto" comes from mean and standard deviation of ``train``. ``per``: what has a shift and scale of its own,
+    see :func:`array`; "auto" is "column" for samples (D,), unless they are ``whole`` levels or shift or scale is given.
+    A constant column, channel or element is divided by its absolute value, or by 1 if it is 0.
     """
     for name, value in (("shift", shift), ("scale", scale)):
         if isinstance(value, str) and value != "auto":
             raise ArgumentError(name, value, "not a number", f'Give {name} as a float, or as "auto".')
     if not (isinstance(shift, str) or isinstance(scale, str)):
         given = Affine(shift, scale)
-        given.log_abs_det(train.shape[1:])  # refuses arrays that do not fit the samples
+        given.log_abs_det(train.shape[1:])  # refuses a shift or scale that does not fit the samples
         return given, "transform: as given"
     per = _resolved_per(per, train, whole or not (isinstance(shift, str) and isinstance(scale, str)))
     axes = {"all": None, "element": (0,), "column": (0,)}.get(per, tuple(i for i in range(train.ndim) if i != 1))
     remarks: list[str] = []
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow is refused below
         mean = np.asarray(train.mean(axes, dtype=np.float64, keepdims=axes is not None))
         std = np.asarray(train.std(axes, dtype=np.float64, keepdims=axes is not None))
     if isinstance(shift, str):
@@ -136,10 +143,10 @@ def affine_of(
 
 
 def _resolved_per(per: str, train: np.ndarray, as_one: bool) -> str:
-    """What ``per`` means for these samples.
+    """The choice that ``per`` stands for with these samples.
 
     Raises:
-        ArgumentError: for a name that is none, and for one that the samples do not have.
+        ArgumentError: for an unknown name, and for axes that the samples do not have.
     """
     names = ("auto", "all", "column", "channel", "element")
     if per not in names:

@@ -1,12 +1,12 @@
 """Augmentation as a pure function of (x, random numbers), in model space.
 
 Every random number comes in as an argument: ``uniform`` (B, k) in [0, 1) and ``normal`` (B, l) standard normal, where
-``(k, l) = augmentation.draws``. Who draws them decides what they depend on; the trainer keys them by seed, step and
-index. The answer is (x, labels): labels (B, width) tell the network what was done, zeros where nothing was, so that a
-network which is shown zeros draws from the distribution of the data themselves ("non-leaking").
+``(k, l) = augmentation.draws``. The caller decides what they depend on; the trainer keys them by seed, step and index.
+The result is (x, labels). The labels (B, width) tell the network what was done to each sample; they are zero where
+nothing was done. A network that is given zeros therefore samples from the data without augmentation ("non-leaking").
 
-`EDMAugmentation` (Karras et al. 2022, "Elucidating the Design Space", appendix F.2, table 6): each row is used with
-probability p, and the geometric ones act together, in this order, in one resampling:
+`EDMAugmentation` (Karras et al. 2022, "Elucidating the Design Space", appendix F.2, table 6): each row is applied with
+probability p. The geometric transforms act in this order, in one resampling:
 
     transform    parameters                            labels
     x-flip       a ∈ {0, 1}                            a
@@ -18,7 +18,7 @@ probability p, and the geometric ones act together, in this order, in one resamp
     translation  W a / 8, H b / 8, a, b ~ N(0, 1)      a, b
 
 Angles turn x (columns, to the right) towards y (rows, downwards). Labels of anisotropy are as published: (a, b) and
-(a + π, −b) share one although the first stretches where the second shrinks.
+(a + π, −b) have the same label, although the first stretches where the second shrinks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Augmentation(Protocol):
         ...
 
     def __call__(self, x: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, *event) in model space, (B, uniforms) and (B, normals), to the same shape and labels (B, width)."""
+        """Augmented x of the same shape, and labels (B, width).
+
+        ``x``: (B, *event) in model space; ``uniform``: (B, uniforms); ``normal``: (B, normals).
+        """
         ...
 
 
@@ -78,26 +81,26 @@ def horizontal_flip(x: Tensor, uniform: Tensor, probability: float = 0.5) -> Ten
 
 @dataclass(frozen=True)
 class NoAugmentation:
-    """x as it is."""
+    """Leaves x unchanged."""
 
     @property
     def draws(self) -> Draws:
-        """None."""
+        """No random numbers."""
         return Draws(0, 0)
 
     @property
     def width(self) -> int:
-        """0."""
+        """0: there are no labels."""
         return 0
 
     def __call__(self, x: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x and no labels."""
+        """x itself, and None for the labels."""
         return x, None
 
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirror left and right with a probability. The mirror images join the distribution that is learned.
+    """Mirror left and right with a probability. The network also learns to produce mirror images.
 
     Raises:
         ArgumentError: unless ``probability`` lies in [0, 1].
@@ -119,7 +122,7 @@ class HorizontalFlip:
         return 0
 
     def __call__(self, x: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The samples whose number is below ``probability``, mirrored; no labels."""
+        """x with those samples mirrored whose number is below ``probability``, and None for the labels."""
         _check_draws("uniform", uniform, (len(x), 1))
         return horizontal_flip(x, uniform[:, 0], self.probability), None
 
@@ -128,9 +131,9 @@ class HorizontalFlip:
 class EDMAugmentation:
     """Flips, scaling, rotation, anisotropy and translation, each with ``probability``, and nine labels.
 
-    The other numbers multiply ``probability``: 0 leaves a transform out. As in EDM, ``x_flip`` is so large that the
-    coin (a = 0 or 1) is always thrown; 0 is right for data such as digits, whose mirror images mean something else.
-    EDM takes probability 0.12 for CIFAR-10 and 0.15 for FFHQ and AFHQv2.
+    The other numbers multiply ``probability``: 0 leaves a transform out. As in EDM, ``x_flip`` is so large that the row
+    is always applied: half of the samples are mirrored. Give 0 for data such as digits, whose mirror images mean
+    something else. EDM uses probability 0.12 for CIFAR-10 and 0.15 for FFHQ and AFHQv2.
 
     Raises:
         ArgumentError: unless ``probability`` lies in [0, 1] and no factor is negative.
@@ -158,7 +161,7 @@ class EDMAugmentation:
 
     @property
     def width(self) -> int:
-        """9."""
+        """9 numbers per label."""
         return 9
 
     def __call__(self, x: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +203,7 @@ class EDMAugmentation:
 
 
 def _warped_where(chosen: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """Warp the chosen samples; all of them where picking some out would have the host wait for the device."""
+    """Warp the chosen samples. On an accelerator all are warped, so that the host need not wait."""
     if chosen.device.type != "cpu":
         return _where(chosen.to(x.device), warp(x, matrix), x)
     which = chosen.nonzero()[:, 0]
@@ -211,7 +214,7 @@ def _warped_where(chosen: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _inverse(size: Tensor, turn: Tensor, direction: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """(B, 2, 3) = [A | b]: where the content at p comes from, S⁻¹ R⁻¹ N⁻¹ (p − T), written out.
+    """[A | b], (B, 2, 3): the position from which the output at p is read, S⁻¹ R⁻¹ N⁻¹ (p − T), written out.
 
     N stretches by s = 2^(0.2 stretch) along the unit vector e at ``direction`` and by 1/s across it, so that
     N⁻¹ = s 1 + (1/s − s) e eᵀ; R turns by −``turn``.

@@ -1,6 +1,7 @@
-"""CIFAR-10 from any of the forms it is kept in, except the one that runs code when it is opened.
+"""CIFAR-10 from every form it is distributed in, except the pickled one, which can run code when it is opened.
 
-The binary version is six files of records: one byte of label, then 3·32·32 bytes, the red plane first, by rows.
+The binary version is six files of records: one label byte, then 3·32·32 pixel bytes (the red, the green
+and the blue plane, each by rows).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _ACCEPTED_PATHS = (
     "y_train, x_test, y_test, a folder with train/CLASS/*.png and test/CLASS/*.png, or one with train-*.parquet and "
     "test-*.parquet."
 )
-_BATCH_BYTES = 60_000 * 3073  # all images in one file
+_BATCH_BYTES = 60_000 * 3073  # the largest file that is read: all images in one
 _Part = tuple[np.ndarray, np.ndarray]
 
 
 def cifar10(path: str | Path) -> Dataset:
     """CIFAR-10 in memory: (N, 3, 32, 32) uint8, labels 0..9, the source's own split, transform to [−1, 1].
 
-    ``path``: the binary version (folder or .tar.gz), an ``.npz`` with x_train, … (images last or first in channels),
+    ``path``: the binary version (folder or .tar.gz), an ``.npz`` with x_train, … (channels first or last),
     a folder with train/CLASS and test/CLASS images, or a folder of parquet files from the hub.
 
     Raises:
@@ -70,7 +71,7 @@ def _from_binary(files: dict[str, bytes], shown: str) -> tuple[_Part, _Part]:
         for name in names:
             content = files[name]
             if not content or len(content) % 3073 or len(content) > _BATCH_BYTES:
-                problem = f"{name} has {len(content)} bytes, no multiple of 3073 (10,000 of them as a rule)"
+                problem = f"{name} has {len(content)} bytes, not a multiple of 3073 (a batch has 10,000 times that)"
                 raise DataError("path", shown, problem, "Fetch it again.")
             rows.append(np.frombuffer(content, np.uint8).reshape(-1, 3073))
         joined = np.concatenate(rows)

@@ -1,7 +1,7 @@
 """Columns of Hugging Face ``datasets``, by row or shard by shard, as tensors.
 
-A column is either of images (kept encoded, decoded here, see `decoding.ImageShape`) or of numbers: scalars, lists or
-arrays of one shape.
+A column holds images, which are stored encoded and decoded here (see `decoding.ImageShape`), or numbers: scalars,
+lists or arrays, all of one shape.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROWS_INSPECTED = 64  # rows whose headers or shapes decide how all are read
 
 
 class _Column:
-    """How one column becomes tensors: images by an ImageShape, numbers as they are."""
+    """How one column becomes tensors: images are read as one `ImageShape`, numbers are taken as they are."""
 
     def __init__(self, rows: Any, features: Any, name: str, size: Any, channels: int | None, shown: str) -> None:
         self.name, self.shown = name, shown
@@ -43,7 +43,7 @@ class _Column:
             self.dtype = torch.uint8
             return
         self._type = _number_type(features[name])
-        if self._type is None:  # said before a row is read: a list of pictures would be decoded by that
+        if self._type is None:  # refused before a row is read, which would decode a list of pictures
             raise self._no_numbers(name)
         number, row = next(rows, (0, None))
         if row is None:
@@ -57,7 +57,7 @@ class _Column:
             return decode(_encoded(value, row, self.shown), f"row {row} of {self.shown}", self.image_shape)
         found = self._numbers(value, row)
         if tuple(found.shape) != self.event_shape:
-            problem = f"its shape is {tuple(found.shape)}, that of the first {self.event_shape}"
+            problem = f"its shape is {tuple(found.shape)}, the first row's is {self.event_shape}"
             raise DataError("image_column", f"row {row} of {self.shown}", problem, "Give samples of one shape.")
         return found
 
@@ -136,13 +136,13 @@ class HuggingFaceShards:
         self.event_shape, self.dtype = self.column.event_shape, self.column.dtype
 
     def __len__(self) -> int:
-        """Number of files, as a rule."""
+        """Number of shards: as a rule, of files."""
         return int(self.rows.num_shards)
 
     def records(self, shard: int, start: int) -> Iterator[tuple[int, Any]]:
-        """Rows of one shard from number ``start`` on, images still encoded."""
+        """(number, row) of one shard from number ``start`` on. Images are still encoded."""
         part = self.rows.shard(len(self), shard)
-        batches = (part.skip(start) if start else part).iter(_FETCHED)  # `iter(part)` splits it among torch's workers
+        batches = (part.skip(start) if start else part).iter(_FETCHED)  # `iter(part)` splits among torch's workers
         rows = ({name: batch[name][i] for name in self.needed} for batch in batches for i in range(_rows(batch)))
         with _reading(self.column.shown):
             yield from enumerate(rows, start)
@@ -157,7 +157,7 @@ class HuggingFaceShards:
 
 
 def _reading(shown: str) -> AbstractContextManager[None]:
-    """Rows of damaged files raise whatever their reader does."""
+    """Any error while rows are read becomes a `DataError`: the readers of damaged files raise many kinds."""
     return or_data_error("path", shown, "its rows cannot be read", "Fetch the files again.")
 
 
@@ -166,10 +166,10 @@ def _is_image(feature: Any) -> bool:
 
 
 def _undecoded(rows: Any, column: str, features: Any = None, also: Sequence[str] = ()) -> Any:
-    """Images are left encoded; numbers come as numpy arrays, or as lists where those would lose digits.
+    """The rows without decoding: images stay encoded, numbers come as numpy arrays, float64 as lists.
 
-    Only the column and those in ``also`` are left, since ``datasets`` would decode pictures in the others, whatever
-    they are inside.
+    Only ``column`` and those in ``also`` are kept: ``datasets`` would decode the pictures in the others.
+    Lists keep the digits of float64.
     """
     import datasets
 
@@ -178,11 +178,11 @@ def _undecoded(rows: Any, column: str, features: Any = None, also: Sequence[str]
     if column in features and _is_image(features[column]):
         return rows.with_format(None).cast_column(column, datasets.Image(decode=False))
     double = column in features and _number_type(features[column]) == np.float64
-    return rows.with_format(None if double else "numpy")  # numpy means float32 there
+    return rows.with_format(None if double else "numpy")  # the format "numpy" means float32
 
 
 def _number_type(feature: Any) -> np.dtype | None:
-    """The dtype of a feature's innermost values, or None if they are no numbers."""
+    """The dtype of a feature's innermost values, or None if they are not numbers."""
     while getattr(feature, "feature", None) is not None:
         feature = feature.feature
     try:
@@ -224,7 +224,7 @@ def column_labels(rows: Any, column: str | None, path: str) -> Tensor | None:
 
 
 def _check_label_column(features: Any, column: str, shown: str) -> None:
-    """Refuse labels that are no numbers before one is read."""
+    """Refuse labels that are not numbers, before one is read."""
     if _is_image(features[column]) or _number_type(features[column]) is None:
         raise _no_labels(column, shown)
 

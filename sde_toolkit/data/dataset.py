@@ -1,7 +1,7 @@
 """What every builder returns: raw data, and a transform that is recommended, never applied.
 
-Each part is a tensor, or a `Source` that reads samples when it is indexed. What cannot be indexed comes as a `Stream`,
-which hands out batches in an order of its own; then ``train`` is empty.
+Each part is a tensor, or a `Source` that reads samples when it is indexed. Data that cannot be indexed come as a
+`Stream`, which returns batches in an order of its own; ``train`` is empty then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Dataset:
 
     ``train`` and ``test``: (N, *event_shape) in the dtype of the source. Either may be empty, not both.
     ``train_labels`` and ``test_labels``: int64 (N,) or None.
-    ``stream``: what to train on instead of ``train``, or None; it hands its labels out itself.
+    ``stream``: what to train on instead of ``train``, or None; its batches come with their labels.
     ``transform``: the recommended map to model space; call ``transform.forward`` yourself.
     ``levels``: data are the whole numbers 0..levels−1, or None for continuous data.
     ``classes``: what the labels 0, 1, … are called, or None.
@@ -52,7 +52,7 @@ class Dataset:
         for part in (self.train, self.test):
             if not isinstance(part, (Tensor, Source)):
                 remedy = "Give tensors or Sources; a Stream belongs in stream=."
-                raise DataError("train, test", type(part).__name__, "these are no data", remedy)
+                raise DataError("train, test", type(part).__name__, "not data", remedy)
         shapes = (tuple(self.train.shape), tuple(self.test.shape))
         if not self.train.ndim or shapes[0][1:] != shapes[1][1:] or self.train.dtype != self.test.dtype:
             raise DataError(
@@ -91,10 +91,10 @@ class Dataset:
         return self.train_labels is not None if self.stream is None else self.stream.labelled
 
     def sample(self, n: int = 10_000) -> Tensor:
-        """At most n training samples (in data space), spread evenly over them; of a stream its first n.
+        """At most n training samples in data space, spread evenly over all of them; of a stream, the first n.
 
-        For what needs a few of them in memory: σ_data, moments, a picture. Always the same ones; a stream is read on
-        a copy, so that its own position does not move.
+        For computations that need a few samples in memory: σ_data, moments, a picture. Every call returns the same
+        ones. A stream is read from its beginning on a copy, so its own position does not move.
         """
         check_count("n", n, "10,000 is the default.")
         if self.stream is not None:
@@ -103,12 +103,12 @@ class Dataset:
         return self.train[torch.arange(min(int(n), size)) * size // max(1, min(int(n), size))]
 
     def check_range(self, transform: Transform) -> None:
-        """Whether the values fit a model with this transform, by :func:`sde_toolkit.ranges.check_range`.
+        """Check that the values fit a model with this transform, by :func:`sde_toolkit.ranges.check_range`.
 
-        Tensors are looked at as a whole; of what is read from files, 256 samples are.
+        Tensors are checked as a whole. Of a source or a stream, 256 samples are checked.
 
         Raises:
-            DataError: for values outside the range that the transform names. A warning says what is doubtful.
+            DataError: for values outside the range that the transform states. Doubtful values cause a warning.
         """
         remedy = "Give the data as the model was trained on, or the model the transform of the data."
         recommended: Transform | None = self.transform
@@ -120,14 +120,14 @@ class Dataset:
                 values = values[torch.arange(min(256, len(values))) * len(values) // max(1, min(256, len(values)))]
             name = f"dataset.{part} of {self.name!r}"
             check_range(transform, values, recommended, name=name, remedy=remedy)
-            recommended = None if len(values) else recommended  # one warning of it is enough
+            recommended = None if len(values) else recommended  # one warning about it is enough
 
 
 def split_indices(n: int, n_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A random split of range(n) into (train, test) indices, each in ascending order.
 
-    Random, because files are often ordered by class or cycle through the classes. ``RandomState`` is the
-    generator whose stream numpy has frozen: the split is the same in every version.
+    It is random because files are often ordered by class, or cycle through the classes. numpy guarantees the numbers of
+    ``RandomState`` for ever, so the split is the same with every version.
     """
     if not 0 <= n_test <= n:
         raise ArgumentError("n_test", n_test, f"there are {n} samples", f"Give a number from 0 to {n}.")

@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors (C, H, W) through Pillow; whatever is wrong becomes a `DataError` naming the image.
+"""Image files to uint8 tensors (C, H, W) through Pillow; any error becomes a `DataError` naming the image.
 
 How the images of a set are read is decided once, from their headers, as an `ImageShape`. An image is converted only
 where that was asked for. Channels: 1 grey, 3 RGB (palettes become RGB without loss), 4 RGB and alpha. If ``channels``
@@ -52,15 +52,15 @@ _RASTER_FORMATS = (
     "PPM",
     "JPEG2000",
     "AVIF",
-)  # their formats, as Pillow names them
-MOST_BYTES = 2**28  # of an image file that is read into memory
+)  # the formats of SUFFIXES, as Pillow names them
+MOST_BYTES = 2**28  # the largest image file that is read into memory
 _GREY, _COLOUR = {"1", "L"}, {"RGB", "P", "YCbCr", "HSV", "LAB", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Header(NamedTuple):
-    """What an image file says of itself. ``mode``: Pillow's; "PA" also for a palette with a transparent colour."""
+    """What the header of an image file says. ``mode`` is Pillow's; palettes with a transparent colour are "PA"."""
 
     width: int
     height: int
@@ -69,7 +69,10 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What every image of a set becomes. ``resize``: cut out the centre and scale it, unless it fits."""
+    """Size and channels that every image of a set is read as.
+
+    ``resize``: an image of another size is cropped at its centre and scaled; otherwise it is refused.
+    """
 
     height: int
     width: int
@@ -112,7 +115,7 @@ def decode(image: Path | bytes, shown: str, image_shape: ImageShape) -> Tensor:
 def _check_size(size: tuple[int, int], image_shape: ImageShape, shown: str) -> None:
     if size != (image_shape.width, image_shape.height):
         found, wanted = f"{size[0]}x{size[1]}", f"{image_shape.width}x{image_shape.height}"
-        raise DataError("image", ending(shown), f"it is {found}, the others {wanted}", "Give size=, or remove it.")
+        raise DataError("image", ending(shown), f"it is {found}, the others are {wanted}", "Give size=, or remove it.")
 
 
 def checked_size(size: Any) -> tuple[int, int] | None:
@@ -128,9 +131,9 @@ def checked_size(size: Any) -> tuple[int, int] | None:
 def agreed_shape(
     headers: Iterable[tuple[str, Header]], size: tuple[int, int] | None, channels: int | None, what: str, where: str
 ) -> ImageShape:
-    """What all images can be read as, from their names and headers; refused where they disagree.
+    """The `ImageShape` that all images can be read as, from their names and headers. Images that disagree are refused.
 
-    ``what`` is the argument and ``where`` its value in error messages.
+    ``what`` is the name of the argument and ``where`` its value, for error messages.
 
     Raises:
         DataError: naming two images of different sizes or channels, or one that needs ``channels=``.
@@ -161,7 +164,7 @@ def agreed_shape(
 
 
 def _channels(header: Header) -> int:
-    """1 or 3; −1 where a conversion must be asked for, 0 where none is offered."""
+    """1 or 3; −1 if the caller has to ask for a conversion, 0 if there is none."""
     if header.mode in _GREY:
         return 1
     if header.mode in _COLOUR:
@@ -171,10 +174,10 @@ def _channels(header: Header) -> int:
 
 @contextmanager
 def open_image(image: Path | bytes, shown: str) -> Iterator[Any]:
-    """A picture of Pillow; whatever is wrong with it inside the block is a `DataError`.
+    """A picture opened by Pillow. Any error inside the block becomes a `DataError`.
 
-    Only decoders of raster formats are asked, whatever the name says: Pillow hands PostScript to Ghostscript, a program
-    that runs programs.
+    Only decoders of raster formats are tried, whatever the file is called: Pillow passes PostScript on to Ghostscript,
+    which runs programs.
     """
     pillow = _pillow()
     wrong = or_data_error("image", shown, "not a readable image", "Fetch it again, or remove it.")
@@ -189,7 +192,7 @@ def open_image(image: Path | bytes, shown: str) -> Iterator[Any]:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of `SUFFIXES` that this Pillow knows."""
+    """The raster formats that this version of Pillow can read."""
     pillow = _pillow()
     pillow.init()
     return tuple(name for name in _RASTER_FORMATS if name in pillow.OPEN)
