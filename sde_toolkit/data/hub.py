@@ -1,6 +1,7 @@
-"""Data sets of the Hugging Face package ``datasets``: memory-mapped by row, or streamed shard by shard.
+"""Data sets of the Hugging Face package ``datasets``: read row by row from mapped files, or streamed shard by shard.
 
 Nothing is downloaded for a path on this machine. Streaming reads a data set on the hub over the network.
+
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def hugging_face(
 ) -> Dataset:
     """A data set by rows: a folder written by ``save_to_disk``, a folder of parquet files, or a name on the hub.
 
-    ``name``: the configuration, where there are several. Test part: ``test_split``, or else ``test_fraction`` of the
-    rows drawn with ``seed``. Images become (C, H, W) uint8 with transform to [−1, 1]; ``size`` and ``channels`` as
-    in ``image_folder``, decided from 64 rows, and a row that does not fit is refused when it is read. Other columns
-    keep their dtype and shape, with mean and 1/std over up to 10,000 rows as transform.
-    ``label_column=None``: no labels.
+    ``name``: the configuration, where there are several. The test part is ``test_split``, or else ``test_fraction`` of
+    the rows, drawn with ``seed``. ``label_column=None``: no labels.
+
+    ``image_column``: images become (C, H, W) uint8 with the transform to [−1, 1]. ``size`` and ``channels`` are as in
+    ``image_folder`` and decided from 64 rows; a row that does not fit is refused when it is read. Numbers keep
+    their dtype and shape; their transform comes from mean and 1/std of up to 10,000 rows.
 
     Raises:
         DataError: naming what is missing (split, column) and what there is, or the row that cannot be used.
@@ -99,11 +101,11 @@ def hugging_face_stream(
     buffer: int = 10_000,
     seed: int = 0,
 ) -> Dataset:
-    """The same as a stream: rows come shard by shard, over the network where they are not on this machine.
+    """The data sets of `hugging_face` as a stream: rows come shard by shard, over the network if they are on the hub.
 
-    The test part is the first ``test_samples`` rows of ``test_split``, held in memory; without one it is empty.
-    ``buffer`` rows are shuffled together (see `ShuffledStream`). For columns of numbers the transform comes from the
-    first 10,000 rows.
+    The test part is the first ``test_samples`` rows of ``test_split``, held in memory; without ``test_split`` it is
+    empty. ``buffer`` rows are shuffled together (see `ShuffledStream`). For columns of numbers, the transform comes
+    from the first 10,000 rows. The other arguments are those of `hugging_face`.
 
     Raises:
         DataError: as `hugging_face`.
@@ -141,7 +143,7 @@ def hugging_face_stream(
 
 def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool) -> Any:
     datasets, safely = _datasets(), _script_refusal()
-    place = Path(path).absolute()  # readable after a change of folder
+    place = Path(path).absolute()  # stays readable when the process changes its folder
     saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
         if saved:
@@ -154,17 +156,17 @@ def _loaded(path: str, name: str | None, cache_dir: str | None, streaming: bool)
         return datasets.load_dataset(
             str(place) if place.exists() else str(path), name, streaming=streaming, cache_dir=cache_dir, **safely
         )
-    except Exception as error:  # missing, damaged, unreachable, ambiguous: of many types, ours to name
+    except Exception as error:  # `datasets` raises many types: missing, damaged, unreachable, ambiguous
         problem = f"cannot be loaded ({type(error).__name__}: {str(error)[:300]})"
         remedy = "Give a folder of save_to_disk, a folder of parquet files, or a name on the hub (and `name`)."
         raise DataError("path", str(path), problem, remedy) from error
 
 
 def _script_refusal() -> dict[str, bool]:
-    """Arguments that keep ``datasets`` from running a script that lies beside the data; it has none from version 4 on.
+    """Arguments that keep ``datasets`` from running a script found with the data. From version 4 on it runs none.
 
     Raises:
-        MissingDependencyError: for a version that runs them whatever it is told.
+        MissingDependencyError: for a version that runs scripts and cannot be told not to.
     """
     datasets = _datasets()
     if int(datasets.__version__.split(".")[0]) >= 4:

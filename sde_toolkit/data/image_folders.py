@@ -1,7 +1,8 @@
 """A folder of image files, read when they are needed.
 
-The order is that of the paths, sorted by code point: the same on every machine. Every file's header is checked when
-the set is built (about 10,000 a second from a local disk); its pixels are decoded when it is read.
+Images are in the order of their paths, sorted by code point, which is the same on every machine. The headers of all
+files are checked when the set is built (about 10,000 a second from a local disk). Pixels are decoded when an image is
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["ImageFiles", "check_fraction", "image_folder"]
 
 
 class ImageFiles(Source):
-    """Images ``root/name`` as uint8 (C, H, W)."""
+    """The image files ``root/name`` as samples (C, H, W), uint8."""
 
     def __init__(self, root: str | Path, names: Sequence[str], image_shape: ImageShape) -> None:
         super().__init__(len(names), image_shape.event_shape, torch.uint8)
@@ -37,12 +38,12 @@ class ImageFiles(Source):
         self.image_shape = image_shape
 
     def read(self, index: int) -> Tensor:
-        """Decode one file."""
+        """The decoded pixels of one file."""
         path = Path(self.root, self.names[index])
         return decode(path, str(path), self.image_shape)
 
     def describe(self, index: int) -> str:
-        """Its path."""
+        """The path of the file."""
         return str(Path(self.root, self.names[index]))
 
 
@@ -57,10 +58,11 @@ def image_folder(
 ) -> Dataset:
     """The images in a folder and its sub-folders, (N, C, H, W) uint8, transform to [−1, 1].
 
-    ``labels="folders"``: the class is the first sub-folder on the way, numbered in sorted order (`Dataset.classes`);
-    None: no labels. ``size``: a number, or (height, width): the centre is cut out and resized; None: all must have
-    one size. ``channels``: 1, 3 or 4 converts; None: all must agree. The test part is ``test_path``, a folder like
-    the first, or else ``test_fraction`` of the images drawn with ``seed``.
+    ``labels``: with "folders", the sub-folder of ``path`` that an image is in is its class; classes are numbered in
+    sorted order (`Dataset.classes`). None: no labels. ``size``: a number, or (height, width), that images are cropped
+    at the centre and resized to. None: all must have one size. ``channels``: 1, 3 or 4, that images are converted to.
+    None: all must have the same. The test part is ``test_path``, a folder like the first, or else ``test_fraction`` of
+    the images, drawn with ``seed``.
 
     Raises:
         DataError: naming the folder or the file, if there are no images, if one is damaged or may not be read, or if
@@ -70,7 +72,7 @@ def image_folder(
         raise ArgumentError("labels", labels, "not a way to label images", 'Give "folders", or None.')
     check_fraction(test_fraction)
     wanted = checked_size(size)
-    root = Path(path).absolute()  # readable after a change of folder
+    root = Path(path).absolute()  # stays readable when the process changes its folder
     names, ignored = _find_images(root)
     test_root = root if test_path is None else Path(test_path).absolute()
     test_names, more = ([], Counter[str]()) if test_path is None else _find_images(test_root)
@@ -108,13 +110,13 @@ def image_folder(
 
 
 def check_fraction(test_fraction: float) -> None:
-    """Refuse what is no fraction in [0, 1)."""
+    """Refuse anything but a number in [0, 1)."""
     if not is_number(test_fraction) or not 0.0 <= test_fraction < 1.0:
         raise ArgumentError("test_fraction", test_fraction, "not in [0, 1)", "Give a fraction such as 0.1.")
 
 
 def _find_images(root: Path) -> tuple[list[str], Counter[str]]:
-    """Sorted names of the images below ``root``, with "/" between folders, and what else there is, by suffix."""
+    """The sorted names of the images below ``root``, with "/" between folders, and a count of other files by suffix."""
     if not root.is_dir():
         raise DataError("path", str(root), "there is no such folder", "Give a folder of image files.")
 
@@ -147,7 +149,7 @@ def _find_images(root: Path) -> tuple[list[str], Counter[str]]:
 def _folder_classes(names: Sequence[str], root: Path) -> tuple[str, ...]:
     for name in names:
         if "/" not in name:
-            problem = "it lies in no sub-folder, so it has no class"
+            problem = "it is in no sub-folder, so it has no class"
             raise DataError(
                 "labels", ending(str(root / name)), problem, "Give labels=None, or one sub-folder per class."
             )
@@ -159,7 +161,7 @@ def _folder_labels(names: Sequence[str], classes: tuple[str, ...], root: Path) -
     of_each = [name.split("/", 1)[0] if "/" in name else "" for name in names]
     for name, found in zip(names, of_each, strict=True):
         if found not in number:
-            problem = f"its class {found!r} is none of the training part's"
+            problem = f"its class {found!r} is not in the training part"
             raise DataError("test_path", ending(str(root / name)), problem, "Use the same sub-folders, or labels=None.")
     return torch.from_numpy(np.array([number[found] for found in of_each], dtype=np.int64))
 
@@ -170,5 +172,5 @@ def _remarks(ignored: Counter[str], image_shape: ImageShape) -> list[str]:
         remarks.append(f"centre cropped and resized to {image_shape.width}x{image_shape.height} (Lanczos)")
     if ignored:
         kinds = ", ".join(f"{n} {name}" for name, n in ignored.most_common(5))
-        remarks.append(f"{sum(ignored.values())} files that are no images ignored ({kinds})")
+        remarks.append(f"{sum(ignored.values())} files that are not images ignored ({kinds})")
     return remarks

@@ -1,6 +1,6 @@
 """Handwritten digits: MNIST from a file, 2,000 of its test images from the package, and the 8×8 UCI digits.
 
-Images are uint8 of shape (N, 1, H, W), grey levels 0..levels−1 as in the source.
+Images are uint8 of shape (N, 1, H, W). Their grey levels 0..levels−1 are those of the source.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _checked_part(images: np.ndarray, labels: np.ndarray, part: str, path: str) 
 def mnist_test_images() -> Dataset:
     """The first 2,000 MNIST test images with labels, from the package itself; ``train`` is empty.
 
-    For trying things out and for evaluation without a download. Not to be trained on.
+    For examples and for evaluation without a download. Do not train on them.
     """
     stored = packaged_npz("mnist_test_2000.npz")
     images, labels = _checked_part(stored["images"], stored["labels"], "test", "mnist_test_2000.npz")

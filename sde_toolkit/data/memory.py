@@ -1,7 +1,7 @@
 """An ``.npy`` file larger than memory: its rows are read from disk when they are needed.
 
-The file is mapped, not loaded: each process maps it anew at its first use. Values are checked batch by batch as they
-are read, and the recommended transform comes from a sample of rows, which ``notes`` state.
+The file is mapped, not loaded; each process maps it at its first use. Values are checked batch by batch as they are
+read. The recommended transform comes from a sample of rows, whose number is in ``notes``.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sde_toolkit.transforms import Transform, eight_bit
 
 __all__ = ["MappedRows", "memory_map"]
 
-_SAMPLE_KEY = 1  # tells the rows of the sample from the split, which has the seed alone
-_SAMPLE_BYTES = 2**28  # of float64, the most that a sample for the transform may take
+_SAMPLE_KEY = 1  # added to the seed, so that the sample is drawn apart from the split, whose key is the seed alone
+_SAMPLE_BYTES = 2**28  # the largest sample for the transform, as float64
 
 
 class MappedRows(Source):
     """Rows of an ``.npy`` file, (N, *event_shape), in native byte order."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(Path(path).absolute())  # readable after a change of folder
+        self.path = str(Path(path).absolute())  # stays readable when the process changes its folder
         self._rows = PerProcess(partial(map_numpy, self.path))
         rows = self._rows()
         self._native = rows.dtype.newbyteorder("=")
@@ -84,13 +84,17 @@ def memory_map(
     """Samples (N, *event_shape) from an ``.npy`` file that need not fit in memory.
 
     ``labels_path``: an ``.npy`` of N whole numbers from 0. ``test_fraction`` of the samples, drawn with ``seed``, is
-    the test part. The transform (x − shift) · scale is, unless given, that of 8-bit images for uint8 (levels 256);
-    otherwise mean and 1/std over ``sample`` random rows of the train part (fewer where they would take 256 MB), of each
-    column where samples are (D,), of all elements otherwise; ``per`` chooses, as in :func:`sde_toolkit.data.array`.
-    ``levels``: say so if the values are whole numbers 0..levels−1; it is checked on the same rows.
+    the test part.
+
+    The recommended transform is (x − shift) · scale. If ``shift`` and ``scale`` are "auto", uint8 has the transform of
+    8-bit images (levels 256), and other data have mean and 1/std over ``sample`` random rows of the train part (fewer
+    where they would take more than 256 MB as float64). ``per`` chooses what has a mean and std of its own, as in
+    :func:`sde_toolkit.data.array`.
+
+    ``levels``: give it if the values are whole numbers 0..levels−1. It is checked on the same rows.
 
     Raises:
-        DataError: naming the file; when a sample is read, naming the row.
+        DataError: naming the file; naming the row, when a sample is read.
     """
     check_fraction(test_fraction)
     check_count("sample", sample, "It is a number of rows to look at.")
@@ -106,7 +110,7 @@ def memory_map(
         per_row = 8 * math.prod(rows.shape[1:])
         m = max(1, min(len(train), int(sample), _SAMPLE_BYTES // per_row))
         if levels is None and not isinstance(shift, str) and not isinstance(scale, str):
-            m = 0  # nothing is asked of them
+            m = 0  # no row has to be read
         chosen = np.sort(train[np.random.RandomState([seed, _SAMPLE_KEY]).permutation(len(train))[:m]])
         values = rows[chosen].numpy()
         of = "train" if m == len(train) else f"{m:,} random rows of train (seed {seed})"

@@ -1,7 +1,7 @@
-"""Opening files of others: regular files only, and no more bytes out of them than they can honestly hold.
+"""Opening files from elsewhere: regular files only, and a bounded number of bytes out of each.
 
-A named pipe would be waited for without end, and a device has no end; a compressed file of kilobytes can stand for
-terabytes. What is refused here is a `DataError` that names the file.
+A reader of a named pipe may wait for ever, and a device has no end. A compressed file of kilobytes can stand for
+terabytes. All of these are refused with a `DataError` that names the file.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sde_toolkit.errors import DataError, SDEToolkitError
 
 __all__ = ["BoundedStream", "inflated_limit", "open_regular", "or_data_error"]
 
-_AT_LEAST = 2**30  # bytes that any compressed file may hold
-_RATIO = 64  # of inflated to stored bytes, beyond that; data that compress better can be stored as they are
+_AT_LEAST = 2**30  # bytes that every compressed file may hold
+_RATIO = 64  # of inflated to stored bytes in larger files; data that compress better have to be stored uncompressed
 
 
 def open_regular(
     path: str | Path, argument: str = "path", missing: tuple[str, str] = ("there is no such file", "Check the path.")
 ) -> BinaryIO:
-    """A file opened for reading; pipes, devices and folders are refused, and not waited for.
+    """A file opened for reading. Pipes, devices and folders are refused at once, without waiting.
 
-    ``missing``: what is said of a file that is not there, and the remedy.
+    ``missing``: problem and remedy in the error for a file that is not there.
 
     Raises:
         DataError: if it is missing, may not be read, or is no regular file.
@@ -45,13 +45,13 @@ def open_regular(
         raise DataError(argument, ending(shown), problem, "Give the path of a file.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        problem = "it is no regular file (a folder, a pipe or a device)"
+        problem = "it is not a regular file (but a folder, a pipe or a device)"
         raise DataError(argument, ending(shown), problem, "Give the path of a file, or remove it.")
     return os.fdopen(descriptor, "rb")
 
 
 def ending(name: str) -> str:
-    """The last 100 characters: messages cut long values short, and of a path its end matters."""
+    """The last 100 characters. Error messages cut long values at their end, where paths differ most."""
     return name if len(name) <= 100 else "..." + name[-97:]
 
 
@@ -61,7 +61,7 @@ def inflated_limit(stored: int) -> int:
 
 
 class BoundedStream(io.RawIOBase):
-    """A readable, seekable stream that ends in an error at ``limit`` bytes, and hands out at most ``piece`` at once.
+    """A readable, seekable stream. It raises after ``limit`` bytes, and if more than ``piece`` are asked for at once.
 
     Raises:
         ValueError: on reading beyond.
@@ -79,13 +79,13 @@ class BoundedStream(io.RawIOBase):
         return content
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As of the stream inside; what has to be inflated on the way counts."""
+        """Go to a place. Bytes that have to be inflated on the way count towards the limit."""
         if whence == 0:
             self._check(offset)
         return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
-        """The place in the stream."""
+        """The current place in the stream."""
         return self._stream.tell()
 
     def readable(self) -> bool:
@@ -103,9 +103,10 @@ class BoundedStream(io.RawIOBase):
 
 @contextmanager
 def or_data_error(argument: str, shown: str, problem: str, remedy: str) -> Iterator[None]:
-    """Whatever a reader of a damaged file raises, as a `DataError`; the package's own errors pass.
+    """Turn any error inside the block into a `DataError`. The package's own errors pass unchanged.
 
-    Decoders raise what they like: KeyError, RecursionError, OverflowError, struct.error, MemoryError and their own.
+    Decoders of damaged files raise errors of many kinds: KeyError, RecursionError, OverflowError, struct.error,
+    MemoryError and their own.
     """
     try:
         yield

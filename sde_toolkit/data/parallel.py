@@ -1,8 +1,8 @@
-"""A stream that is read ahead by other processes, with the same promise of exact resumption.
+"""A stream that other processes read ahead. It resumes as exactly as the stream itself.
 
-Worker w of W reads shard w of W of the stream and makes whole batches of it; they are taken in turn. With every batch
-comes the state in which its worker then was, so that the state of the whole is W states and whose turn it is: what was
-read ahead and never handed out is read again.
+Worker w of W reads part w of W of the stream and makes whole batches of it. Batches are taken from the workers in turn.
+Every batch comes with the state of its worker after that batch. The state of the whole is therefore W states, and whose
+turn it is. Batches that were read ahead but never returned are read again after a resumption.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sde_toolkit.errors import DataError
 
 __all__ = ["ParallelStream", "outlive_signals"]
 
-_WorkerAnswer = tuple[Tensor, "Tensor | None", dict[str, Any]] | str  # a string: what is wrong
+_WorkerAnswer = tuple[Tensor, "Tensor | None", dict[str, Any]] | str  # a string: the message of an error
 
 
 class ParallelStream:
-    """``stream``, decoded by ``workers`` processes that each read ``ahead`` batches ahead.
+    """``stream``, decoded by ``workers`` processes; each reads ``ahead`` batches ahead.
 
-    The order of the samples depends on ``workers``, which therefore belongs to the state.
+    The order of the samples depends on ``workers``. A state can only be loaded with the same number of them.
 
     Raises:
         ArgumentError: if ``workers`` or ``ahead`` is not positive.
@@ -51,7 +51,7 @@ class ParallelStream:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of every sample."""
+        """The dtype of every sample."""
         return self.stream.dtype
 
     @property
@@ -60,14 +60,14 @@ class ParallelStream:
         return self.stream.labelled
 
     def shard(self, rank: int, size: int) -> ParallelStream:
-        """From the beginning, as process ``rank`` of ``size``."""
+        """A new stream from the beginning: the part of process ``rank`` of ``size``."""
         return ParallelStream(self.stream.shard(rank, size), self.workers, self.ahead)
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """The next n samples; another n than before stops the workers and starts them anew.
+        """The next n samples, and their labels or None. If n changes, the workers are stopped and started again.
 
         Raises:
-            DataError: as the stream itself, in its words.
+            DataError: with the message of the stream, if a worker failed.
         """
         if self._running is None or self._running[0] != n:
             self._running = (n, self._start(n))
@@ -84,10 +84,11 @@ class ParallelStream:
         return {"workers": list(self._states), "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
-            DataError: if it is the state of another number of workers, or none at all.
+            DataError: if it is not such a state, or one of another number of workers.
+
         """
         states = state.get("workers")
         if not isinstance(states, list) or len(states) != self.workers or not is_count(state.get("turn"), 0):
@@ -97,7 +98,7 @@ class ParallelStream:
         self._states, self._turn, self._running = list(states), int(state["turn"]) % self.workers, None
 
     def _start(self, n: int) -> Iterator[_WorkerAnswer]:
-        # in turn from `_turn` on: torch asks its workers in the order of their numbers
+        # torch asks its workers in the order of their numbers, so the first one gets the part whose turn it is
         order = [(self._turn + i) % self.workers for i in range(self.workers)]
         parts = [(self.stream.shard(w, self.workers), self._states[w]) for w in order]
         loader: DataLoader[_WorkerAnswer] = DataLoader(
@@ -105,7 +106,7 @@ class ParallelStream:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.ahead,
-            generator=torch.Generator(),  # its own: the global one is left alone
+            generator=torch.Generator(),  # so that the global generator is not used
             worker_init_fn=outlive_signals,
         )
         return iter(loader)
@@ -115,10 +116,10 @@ class ParallelStream:
 
 
 def outlive_signals(worker: int) -> None:
-    """For a process that reads: Ctrl-C and SIGTERM are often sent to a whole group, and the one that reads for decides.
+    """Keep a reading process alive when Ctrl-C or SIGTERM is sent to the whole group of processes.
 
-    Ctrl-C is ignored, and SIGTERM too unless it comes from the process that reads for. (On macOS and Windows, where a
-    process cannot tell from whom a signal comes, it dies of any SIGTERM.)
+    The process that it reads for, its parent, decides when it ends. Ctrl-C is ignored, and so is SIGTERM unless the
+    parent sent it. (On macOS and Windows a process cannot tell who sent a signal, so any SIGTERM ends it.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -134,7 +135,7 @@ def _end_when_told() -> None:
 
 
 class _WorkerBatches(IterableDataset[_WorkerAnswer]):
-    """Endless (x, labels, state) of the part of this worker."""
+    """Endless batches (x, labels, state) of the part that belongs to this worker."""
 
     def __init__(self, parts: list[tuple[Stream, dict[str, Any] | None]], n: int) -> None:
         self.parts, self.n = parts, n

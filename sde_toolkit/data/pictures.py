@@ -1,4 +1,4 @@
-"""Pictures of samples: image grids, scatter plots, lines or histograms, whichever fits the event shape."""
+"""Pictures of samples: image grids, scatter plots, lines or histograms, depending on the event shape."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture_kind(event_shape: tuple[int, ...]) -> str:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure (inches) that needs no display and leaves pyplot's global state alone.
+    """A matplotlib figure, sizes in inches. It needs no display and does not touch pyplot's global state.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -44,7 +44,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def require_pictures(event_shape: tuple[int, ...] | None = None) -> None:
-    """Find out before the work that the pictures of events of this shape (None: of any) cannot be drawn.
+    """Refuse before any work if pictures of events of this shape (None: of any shape) cannot be drawn.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -58,12 +58,12 @@ def require_pictures(event_shape: tuple[int, ...] | None = None) -> None:
 
 
 def sample_rows(rows: Sequence[tuple[str, Tensor]], real: Tensor | None = None, *, columns: int = 16) -> Any | None:
-    """One labelled row (images, signals) or panel (points) for each set; None where there is no picture.
+    """A figure with one labelled row (images) or panel (points, signals, numbers) per set; None for other event shapes.
 
     Args:
-        rows: (label, samples (n, *event)) in data space; an empty set is drawn as such.
+        rows: (label, samples (n, *event)) in data space; an empty set has an empty row or panel.
         real: real samples, drawn last and set apart.
-        columns: samples shown of each set; points are all shown.
+        columns: images shown of each set.
     """
     known = [(label, x) for label, x in rows] + ([("real data", real)] if real is not None else [])
     shapes = {tuple(x.shape[1:]) for _, x in known if len(x)}
@@ -79,7 +79,7 @@ def sample_rows(rows: Sequence[tuple[str, Tensor]], real: Tensor | None = None, 
 
 
 def contact_sheet(x: Tensor) -> Any | None:
-    """All samples of one set (n, *event), data space: a square of images, or one panel."""
+    """A figure of all samples of one set (n, *event) in data space: a square of images, or one panel."""
     kind = picture_kind(tuple(x.shape[1:]))
     if kind == "none" or len(x) == 0:
         return None
@@ -137,7 +137,7 @@ def _strip(x: Tensor, columns: int, height: int, width: int, gap: int, low: floa
 
 
 def _grey_range(x: Tensor) -> tuple[float, float]:
-    """Black and white: those of the data where they are known by habit (0..255, 0..1, −1..1), or the 1 % tails."""
+    """The values of black and white: 0..255, 0..1, −1..1 or 0..16 if the data fill it, else all but 1 % of them."""
     low, high = (torch.quantile(x.flatten()[:100_000], q).item() for q in (0.005, 0.995))
     for a, b in ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0), (0.0, 16.0)):
         margin = 0.15 * (b - a)
@@ -174,7 +174,7 @@ def _panel_figure(sets: Sequence[tuple[str, Tensor]], kind: str, real_last: bool
 
 
 def _draw_lines(panel: Any, values: np.ndarray, colour: str, shown: int = 8) -> None:
-    """Signals under one another; the channels of one signal share a line's place."""
+    """Signals below one another. The channels of one signal are drawn over each other."""
     signals = values[:shown, None] if values.ndim == 2 else values[:shown]
     offset = 0.7 * float(np.ptp(signals)) if signals.size else 1.0
     for i, signal in enumerate(signals):
@@ -184,7 +184,7 @@ def _draw_lines(panel: Any, values: np.ndarray, colour: str, shown: int = 8) -> 
 
 
 def _bounds(x: Tensor) -> list[tuple[float, float]]:
-    """Per coordinate the range of the reference, widened by 15 %."""
+    """The range of each coordinate, widened by 15 % on either side."""
     flat = x.reshape(len(x), -1)
     low, high = flat.amin(0), flat.amax(0)
     pad = 0.15 * (high - low).clamp(min=1e-6)
