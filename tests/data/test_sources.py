@@ -184,7 +184,7 @@ def test_a_folder_of_classes(folder):
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     wanted = [torch.from_numpy(pixels((5, 7, 3), i)).permute(2, 0, 1) for i in (1, 3, 5, 0, 2, 4)]
     assert torch.equal(data.train[:], torch.stack(wanted))
-    assert "2 files that are no images ignored" in data.notes
+    assert "2 files that are not images ignored" in data.notes
     assert ".txt" in data.notes
     assert data.levels == 256
     assert data.transform.forward(data.train[:]).abs().max() <= 1
