@@ -27,10 +27,11 @@ from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Angle, FrozenEDM, Integrator, StepRow, Table
 from sde_toolkit.integrators.integrator import combine
+from sde_toolkit.likelihood.polynomials import lagrange
 from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.noise.streams import Noise
 
-__all__ = ["Adams", "lagrange"]
+__all__ = ["Adams"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class Adams(Integrator):
         return columns if bool(torch.cat(columns).isfinite().all()) else None
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        past = (_value(equation, x, row.begin),) * self.predictor if state is None else state
+        past = (_edm_output(equation, x, row.begin),) * self.predictor if state is None else state
         predicted = combine((row.carry, *row.predict), (x, *past))
-        now = _value(equation, predicted, row.end)
+        now = _edm_output(equation, predicted, row.end)
         return combine((row.carry, *row.correct), (x, now, *past)), (now, *past[:-1])
 
 
-def _value(equation: ReverseEquation, x: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
+def _edm_output(equation: ReverseEquation, x: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
     """F at x."""
     m, n, *inputs = columns
     return combine((m, n), (x, equation.output(x, tuple(inputs))))
@@ -111,14 +112,3 @@ def _adams(phi: Tensor, p: int) -> tuple[Tensor, Tensor]:
         nodes = torch.cat([phi[i + 1 : i + 2], past])
         implicit[i, : len(nodes)] = weight @ lagrange(nodes, at)
     return explicit, implicit
-
-
-def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """Values at ``at`` (Q,) of the polynomials that are 1 at one node and 0 at the others, (Q, k).
-
-    ``nodes`` are (k,), or (Q, k): others for each of ``at``.
-    """
-    own = torch.eye(nodes.shape[-1], dtype=torch.bool)
-    difference = (nodes.unsqueeze(-1) - nodes.unsqueeze(-2)).masked_fill(own, 1.0)
-    factors = (at.unsqueeze(1) - nodes).unsqueeze(1) / difference
-    return factors.masked_fill(own, 1.0).prod(2)

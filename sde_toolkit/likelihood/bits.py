@@ -84,12 +84,12 @@ class BitsPerDim:
     @property
     def error_from_probes(self) -> float:
         """Standard error of the mean that more probes would shrink."""
-        return _of_mean(self.probe_error)
+        return _error_of_mean(self.probe_error)
 
     @property
     def error_from_dequantisation(self) -> float:
         """Standard error of the mean that more draws would shrink; it has the probes' share of their spread in it."""
-        return _of_mean(self.dequantisation_error)
+        return _error_of_mean(self.dequantisation_error)
 
     @property
     def error_from_data(self) -> float:
@@ -201,5 +201,5 @@ def _seed_of_draw(seed: int, k: int) -> int:
     return seed if k == 0 else int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
 
 
-def _of_mean(errors: Tensor) -> float:
+def _error_of_mean(errors: Tensor) -> float:
     return errors.square().sum().sqrt().item() / len(errors)

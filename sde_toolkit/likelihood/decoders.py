@@ -28,7 +28,7 @@ from sde_toolkit.transforms import Transform
 __all__ = ["Decoder", "GaussianDensity", "IntegratedBins", "LevelMap", "NormalisedLevels"]
 
 _REACH = 12.0  # standard deviations; what lies further from the center adds nothing to a sum in float64
-_AT_ONCE = 2**22  # elements of a table of levels
+_TABLE_ELEMENTS = 2**22  # elements of a table of levels
 _OUTSIDE = 1e15  # stands for an infinite edge, whose quotients would have no derivative
 
 
@@ -67,7 +67,7 @@ class LevelMap:
         """
         index, least = self.levels.index(x), math.inf
         expected, found = self.forward(index), torch.full_like(x, math.nan, dtype=torch.float64)
-        rows = max(2, min(self.levels.count, _AT_ONCE // max(1, x.numel())))
+        rows = max(2, min(self.levels.count, _TABLE_ELEMENTS // max(1, x.numel())))
         for first in range(0, self.levels.count - 1, rows - 1):
             places = torch.arange(first, min(first + rows, self.levels.count), device=x.device)
             table = self.forward(places.reshape(-1, *(1,) * (x.ndim - 1)).expand(len(places), *x.shape[1:]))

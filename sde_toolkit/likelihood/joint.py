@@ -25,7 +25,7 @@ from sde_toolkit.models.score_model import Inputs
 
 __all__ = ["Joint", "JointEquation"]
 
-_LOOKED_AT = [0, 1, 2, 4, 7, 11, 15, 18, 20, 22, 24]  # of 25 nodes
+_ERROR_NODES = [0, 1, 2, 4, 7, 11, 15, 18, 20, 22, 24]  # of 25 nodes, for the estimates at both ends
 
 Traces = Callable[[ReverseEquation, Tensor, Inputs], tuple[Tensor, Tensor]]
 """(equation, x (B, *event), inputs) to the network's output and tr ∂y/∂x (replicates, B)."""
@@ -43,12 +43,12 @@ class Joint(Rule):
     ) -> NestedRules:
         """Some nodes of the default rule, without weight."""
         whole = Quadrature().prepare(equation, end, start, detail).finest
-        none = torch.zeros(len(_LOOKED_AT), dtype=torch.float64)
+        none = torch.zeros(len(_ERROR_NODES), dtype=torch.float64)
         return NestedRules(
             (
                 Nodes(
-                    times=whole.times[_LOOKED_AT],
-                    inputs=tuple(column[_LOOKED_AT] for column in whole.inputs),
+                    times=whole.times[_ERROR_NODES],
+                    inputs=tuple(column[_ERROR_NODES] for column in whole.inputs),
                     of_dimension=none,
                     of_trace=none,
                     weights=none,

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.likelihood.adams import lagrange
+from sde_toolkit.likelihood.polynomials import lagrange
 
 __all__ = ["finest_scale", "prior_cost", "roughness", "truncation"]
 
 _VISIBLE = 0.1  # roughness at which the structure is seen: the noise has a third of its size
-_CAUTION = 2.0  # times what the last terms of the continuation add
+_DOUBT_FACTOR = 2.0  # times what the last terms of the continuation add
 _APART = (1.25, 1.6)  # least ratios to ρ_T of the ρ that a parabola is drawn through: nearer ones amplify errors
 
 
@@ -113,7 +113,7 @@ def prior_cost(
         beyond = (squares[0] - 0.5 * rho_T**2) / (squares[1] - squares[0]) * (spread[0] - spread[1])
     ratio = 0.5 * w[0].square().sum(1) - lengths[-1] - (spread[0] + beyond)
     doubt = (lengths[-1] - lengths[0]).abs() + (spread[0] - spread[-1]).abs()
-    return ratio.abs() + _CAUTION * doubt
+    return ratio.abs() + _DOUBT_FACTOR * doubt
 
 
 def _last(which: Tensor) -> int:

@@ -14,18 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators import Angle, DenseIntegrator, Statistics
-from sde_toolkit.likelihood.adams import lagrange
+from sde_toolkit.integrators import DenseIntegrator, Statistics
 from sde_toolkit.likelihood.flow_requests import FlowRequest
 from sde_toolkit.likelihood.jacobian import choose_mode
 from sde_toolkit.likelihood.joint import Joint, JointEquation
 from sde_toolkit.likelihood.path_ends import prior_cost, roughness, truncation
+from sde_toolkit.likelihood.polynomials import Interpolation
 from sde_toolkit.likelihood.quadrature import NestedRules, Nodes
 from sde_toolkit.likelihood.traces import Integrated, Tracer
-from sde_toolkit.models.prediction import edm_input_scale
 from sde_toolkit.models.score_model import Inputs
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.loop import Options, solve
@@ -33,7 +31,6 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["BatchDensity", "FlowDensity"]
 
-_NEIGHBOURS = 8  # states that a polynomial goes through
 _TIGHTER = 0.25  # tolerances of the path, in units of those that were asked for
 _TWICE = 2.0  # the difference of two solves: where a network is rough in time, both may err alike
 _ROWS_TIMED = 8  # on which the modes are compared
@@ -210,7 +207,7 @@ class _PathSolver:
     solver: Solver
     times: Tensor
     wanted: Tensor
-    interpolation: _Interpolation | None
+    interpolation: Interpolation | None
 
     @classmethod
     def prepare(cls, equation: ReverseEquation, solver: Solver, grid: Tensor, wanted: Tensor) -> _PathSolver:
@@ -226,7 +223,7 @@ class _PathSolver:
             problem = f"{integrator} steps by itself and has no dense output"
             raise ArgumentError("solver", solver.name, problem, "Use PerSample(), TorchDiffEq(), Scipy() or a grid.")
         integrator.prepare(equation, times)
-        return cls(solver, times, wanted, _Interpolation.prepare(equation, times, wanted))
+        return cls(solver, times, wanted, Interpolation.prepare(equation, times, wanted))
 
     def solve(self, equation: ReverseEquation, x: Tensor) -> _Path:
         """Carry x (B, *event), of the first time, up to the last."""
@@ -267,35 +264,3 @@ def _check_lambda(equation: ReverseEquation, solver: Solver, times: Tensor) -> N
             raise GridError(
                 "grid", t.item(), problem, f"{remedy}, or leave the solver out: the default reaches both ends."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class _Interpolation:
-    """From states at the times ``grid``, (N + 1, B, *event) increasing in time, to states at ``wanted``."""
-
-    weights: Tensor  # (Q, N + 1)
-    shrink: Tensor  # 1/c at the grid
-    stretch: Tensor  # c at the wanted times
-
-    @classmethod
-    def prepare(cls, equation: ReverseEquation, grid: Tensor, wanted: Tensor) -> _Interpolation:
-        """All coefficients, float64. ``grid`` is increasing and covers ``wanted``."""
-        sde, scale = equation.sde, equation.model.sigma_data
-        nodes, at = (Angle(scale).position(sde, sde.half_log_snr(t)) for t in (grid, wanted))
-        shrink, shrink_wanted = (edm_input_scale(sde.alpha(t), sde.sigma(t), scale) for t in (grid, wanted))
-        return cls(_local_lagrange(nodes, at), shrink, 1 / shrink_wanted)
-
-    def __call__(self, path: Tensor) -> Tensor:
-        """(N + 1, B, *event) to (Q, B, *event)."""
-        flat = path.reshape(len(path), -1)
-        weights = expand_to(self.stretch, self.weights) * self.weights * self.shrink
-        return (weights.to(path) @ flat).reshape(-1, *path.shape[1:])
-
-
-def _local_lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """Weights (Q, N + 1) of the polynomials through the ``_NEIGHBOURS`` nodes around each of ``at``; nodes increase."""
-    N, k = len(nodes), min(_NEIGHBOURS, len(nodes))
-    first = (torch.searchsorted(nodes, at) - k // 2).clamp(0, N - k)
-    chosen = first.unsqueeze(1) + torch.arange(k)  # (Q, k)
-    weights = lagrange(nodes[chosen], at)
-    return torch.zeros(len(at), N, dtype=nodes.dtype).scatter_(1, chosen, weights)

@@ -26,7 +26,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import tensors_of
 from sde_toolkit.models.inspection import dtype_of, name_of
 
-__all__ = ["Asking", "counted"]
+__all__ = ["Asking", "check_condition_name", "counted"]
 
 _PRECISE = (torch.float32, torch.float64)
 _IN_PLACE = "Take inplace=True out of its first layer, or begin its forward with x = x.clone()."
@@ -49,6 +49,17 @@ def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any
             around[0] += rows[0]
     n = x_t.shape[0]
     return answer, 1 if rows[0] <= n else -(-rows[0] // n)
+
+
+def check_condition_name(name: Any) -> None:
+    """Refuse what is neither the name of an argument nor ``"**"``.
+
+    Raises:
+        ArgumentError: naming it.
+    """
+    if not (isinstance(name, str) and (name == "**" or name.isidentifier())):
+        problem, remedy = "no name of an argument", 'Pass "y", for example, or "**" for a dictionary of arguments.'
+        raise ArgumentError("condition_name", name, problem, remedy)
 
 
 class Asking:
@@ -87,9 +98,9 @@ class Asking:
             y = self._answer(x.clone() if x is state else x, time, condition)
         else:
             told = () if condition is None else tuple(tensors_of(condition))
-            before = state._version, time._version, *map(_version, told)
+            before = state._version, time._version, *map(_version_of, told)
             y = self._answer(x, time, condition)
-            if (state._version, time._version, *map(_version, told)) != before:
+            if (state._version, time._version, *map(_version_of, told)) != before:
                 self._blame((state, time, *told), before)
         y = _tensor_of(y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -100,7 +111,7 @@ class Asking:
 
     def _blame(self, handed: tuple[Tensor, ...], before: tuple[int, ...]) -> None:
         place = next(
-            i for i, (tensor, version) in enumerate(zip(handed, before, strict=True)) if _version(tensor) != version
+            i for i, (tensor, version) in enumerate(zip(handed, before, strict=True)) if _version_of(tensor) != version
         )
         what = ("x, the state of the solver", "its times", "its condition")[min(place, 2)]
         raise ArgumentError("network", name_of(self.network), f"it works in place and has changed {what}", _IN_PLACE)
@@ -151,7 +162,7 @@ class Asking:
         if isinstance(y, Tensor):
             problem, remedy = f"it answered in {y.dtype}", "A score network answers in real floating point."
         else:
-            problem = f"it answered with {_described(y)}, not with a tensor"
+            problem = f"it answered with {_kind_of(y)}, not with a tensor"
             remedy = "Its forward must return a tensor, a tuple that begins with one, or an object with .sample."
         raise ArgumentError("network", name_of(self.network), problem, remedy)
 
@@ -164,11 +175,11 @@ def _tensor_of(y: Any) -> Any:
     return found if isinstance(found, Tensor) else y
 
 
-def _version(tensor: Tensor) -> int:
+def _version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _described(y: Any) -> str:
+def _kind_of(y: Any) -> str:
     if y is None:
         return "None"
     kind = type(y).__name__

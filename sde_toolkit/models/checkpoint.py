@@ -48,10 +48,10 @@ __all__ = [
     "checkpoint_folders",
     "embedded_models",
     "is_best_mark",
-    "load_model",
     "load_tensors",
     "load_weights",
     "locate",
+    "model_arguments",
     "save",
     "save_tensors",
     "state_of",
@@ -187,7 +187,7 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(path, "no such folder", f"Pass a checkpoint folder, or an embedded model: {names}.")
 
 
-def load_model(directory: Path, weights: str, **own: Any) -> dict[str, Any]:
+def model_arguments(directory: Path, weights: str, **own: Any) -> dict[str, Any]:
     """The arguments of a score model, rebuilt from ``model.yaml``; ``own`` replaces parts of it by objects.
 
     The network has random weights yet: :func:`load_weights`.

@@ -58,10 +58,10 @@ def check_condition(condition: Any, n: int) -> None:
     Raises:
         ArgumentError: naming the part, as in ``condition.added.text``.
     """
-    _check("condition", condition, n, 0)
+    _check_part("condition", condition, n, 0)
 
 
-def _check(path: str, condition: Any, n: int, depth: int) -> None:
+def _check_part(path: str, condition: Any, n: int, depth: int) -> None:
     if isinstance(condition, Tensor):
         _check_rows(path, condition, n)
         return
@@ -76,7 +76,7 @@ def _check(path: str, condition: Any, n: int, depth: int) -> None:
         problem = f"a {type(condition).__name__} of plain values cannot be told from rows"
         raise ArgumentError(path, condition, problem, "Pass torch.tensor(...), with one row per sample.")
     for key, part in parts.items():
-        _check(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", part, n, depth + 1)
+        _check_part(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", part, n, depth + 1)
 
 
 def _check_rows(path: str, part: Tensor, n: int) -> None:

@@ -33,10 +33,12 @@ HOMES: dict[str, ModuleType] = {
     "transform": transforms,
 }
 
-_DEPTH = 32  # of containers inside one another
-_NUMBERS = 200_000  # of one array
-_LARGEST = 2**4096  # whole numbers beyond this are no longer read back by Python
-_REMEDY = "Use numbers, texts, lists, dictionaries or dataclasses of them; keep tensors that are learned as buffers."
+_MOST_NESTING = 32  # of containers inside one another
+_MOST_NUMBERS = 200_000  # of one array
+_LARGEST_INTEGER = 2**4096  # whole numbers beyond this are no longer read back by Python
+_PLAIN_DATA_REMEDY = (
+    "Use numbers, texts, lists, dictionaries or dataclasses of them; keep tensors that are learned as buffers."
+)
 
 
 def describe(role: str, part: Any) -> dict[str, Any]:
@@ -48,10 +50,10 @@ def describe(role: str, part: Any) -> dict[str, Any]:
         ArgumentError: naming the argument of the part that cannot be written.
     """
     part = inner_network(part)
-    return _described(role, part, role, 0)
+    return _describe_part(role, part, role, 0)
 
 
-def _described(role: str, part: Any, where: str, depth: int) -> dict[str, Any]:
+def _describe_part(role: str, part: Any, where: str, depth: int) -> dict[str, Any]:
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         arguments = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
     else:
@@ -93,14 +95,16 @@ def plain_data(value: Any, where: str = "value", role: str = "", depth: int = 0)
     Raises:
         ArgumentError: for anything else; complex numbers, sets, what contains itself.
     """
-    if depth > _DEPTH:
-        raise ArgumentError(where, value, f"it is nested more than {_DEPTH} deep, or contains itself", _REMEDY)
+    if depth > _MOST_NESTING:
+        raise ArgumentError(
+            where, value, f"it is nested more than {_MOST_NESTING} deep, or contains itself", _PLAIN_DATA_REMEDY
+        )
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
         return plain_data(value.value, where, role, depth + 1)
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return _numbers(value, where, role, depth)
+        return _array_as_lists(value, where, role, depth)
     if isinstance(value, int):
         return _whole(int(value), where)
     if isinstance(value, float):
@@ -112,13 +116,13 @@ def plain_data(value: Any, where: str = "value", role: str = "", depth: int = 0)
     if isinstance(value, Mapping):
         return {_key(k, where): plain_data(v, f"{where}[{k!r}]", role, depth + 1) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _described(role, value, where, depth)
+        return _describe_part(role, value, where, depth)
     if callable(value):
         return _name(role, value)
-    raise ArgumentError(where, value, f"{type(value).__name__} cannot be written to a checkpoint", _REMEDY)
+    raise ArgumentError(where, value, f"{type(value).__name__} cannot be written to a checkpoint", _PLAIN_DATA_REMEDY)
 
 
-def _numbers(value: Any, where: str, role: str, depth: int) -> Any:
+def _array_as_lists(value: Any, where: str, role: str, depth: int) -> Any:
     """An array, tensor or scalar as nested lists of numbers."""
     try:
         if isinstance(value, Tensor):
@@ -127,21 +131,23 @@ def _numbers(value: Any, where: str, role: str, depth: int) -> Any:
         else:
             array = np.asarray(value)
     except (TypeError, RuntimeError, NotImplementedError):  # sparse, quantised, without values
-        raise ArgumentError(where, value, "its numbers cannot be read", _REMEDY) from None
-    if array.size > _NUMBERS:
-        raise ArgumentError(where, value, f"more than {_NUMBERS} numbers do not fit in a description", _REMEDY)
+        raise ArgumentError(where, value, "its numbers cannot be read", _PLAIN_DATA_REMEDY) from None
+    if array.size > _MOST_NUMBERS:
+        raise ArgumentError(
+            where, value, f"more than {_MOST_NUMBERS} numbers do not fit in a description", _PLAIN_DATA_REMEDY
+        )
     if array.dtype.kind in "fiub":
         return (array.astype(np.float64) if array.dtype.kind == "f" else array).tolist()
     if array.dtype.kind in "UO" and not isinstance(value, np.generic):
         return plain_data(array.tolist(), where, role, depth + 1)
     if array.dtype.kind == "U":
         return str(value)
-    raise ArgumentError(where, value, f"numbers of the kind {array.dtype} cannot be written", _REMEDY)
+    raise ArgumentError(where, value, f"numbers of the kind {array.dtype} cannot be written", _PLAIN_DATA_REMEDY)
 
 
 def _whole(value: int, where: str) -> int:
-    if abs(value) > _LARGEST:
-        raise ArgumentError(where, value, "it has too many digits to be written", _REMEDY)
+    if abs(value) > _LARGEST_INTEGER:
+        raise ArgumentError(where, value, "it has too many digits to be written", _PLAIN_DATA_REMEDY)
     return value
 
 
@@ -149,11 +155,11 @@ def _written(value: str, where: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ArgumentError(where, value, "the text has characters that no file can hold", _REMEDY) from None
+        raise ArgumentError(where, value, "the text has characters that no file can hold", _PLAIN_DATA_REMEDY) from None
     return value
 
 
 def _key(key: Any, where: str) -> Any:
     if key is None or isinstance(key, (bool, int, float, str, np.generic)):
         return plain_data(key, where)
-    raise ArgumentError(where, key, "the key of a dictionary is a text or a number", _REMEDY)
+    raise ArgumentError(where, key, "the key of a dictionary is a text or a number", _PLAIN_DATA_REMEDY)

@@ -17,7 +17,7 @@ from torch import nn
 
 __all__ = ["dtype_of", "modules_of", "name_of"]
 
-_DEPTH = 4  # functions in functions, and no further
+_LINKS = 4  # from one function or object to the next: none are followed further
 
 
 def name_of(network: Any) -> str:
@@ -27,7 +27,7 @@ def name_of(network: Any) -> str:
 
 def modules_of(network: Any, name: str = "network") -> Iterator[tuple[str, nn.Module]]:
     """(path, module) for every module that ``network`` is, holds or calls, each once; ``name`` begins the paths."""
-    yield from _walk(name, network, _DEPTH, set())
+    yield from _walk(name, network, _LINKS, set())
 
 
 def dtype_of(network: Any) -> torch.dtype | None:

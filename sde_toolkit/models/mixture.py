@@ -23,6 +23,7 @@ from sde_toolkit.batching import as_floating, expand_to
 from sde_toolkit.checks import all_hold
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.prediction import Kind, Prediction
+from sde_toolkit.models.row_products import row_products, with_derivatives_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.time_inputs import ScaledTime
 from sde_toolkit.sde import SDE, Time
@@ -97,11 +98,11 @@ class _MixtureNetwork(nn.Module):
         pull = alpha * self.means.to(x) / spread
         B = len(x)
         pulled, squeezed = (M.mT.expand(B, -1, -1) for M in (pull, 1 / spread))
-        quadratic = _RowTimes.apply(x, pulled) - 0.5 * _RowTimes.apply(x * x, squeezed)
-        weights = torch.softmax(_value(log_density, quadratic), dim=1)
-        slopes = _RowTimes.apply(weights, (slope / spread).expand(B, -1, -1))
-        polynomial = _RowTimes.apply(weights, v.detach()) + slopes * (x - x.detach())
-        return _value((weights.unsqueeze(-1) * v).sum(1), polynomial)
+        quadratic = row_products(x, pulled) - 0.5 * row_products(x * x, squeezed)
+        weights = torch.softmax(with_derivatives_of(log_density, quadratic), dim=1)
+        slopes = row_products(weights, (slope / spread).expand(B, -1, -1))
+        polynomial = row_products(weights, v.detach()) + slopes * (x - x.detach())
+        return with_derivatives_of((weights.unsqueeze(-1) * v).sum(1), polynomial)
 
     def log_prob(self, x: Tensor, time: Tensor) -> Tensor:
         return torch.logsumexp(self._whiten(self._flat(x), time)[3], dim=1).to(x.dtype)
@@ -122,46 +123,9 @@ class _MixtureNetwork(nn.Module):
         return alpha, sigma, means, self.log_weights.to(flat) + log_density, scaled
 
 
-class _RowTimes(torch.autograd.Function):
-    """v_b M_b for rows v (B, n) and constant matrices M (B, n, m): (B, m).
-
-    Many directions at once are the rows of one product per sample, where vmap's own rule would copy M for each.
-    """
-
-    @staticmethod
-    def forward(v: Tensor, M: Tensor) -> Tensor:
-        return (v.unsqueeze(1) @ M).squeeze(1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _RowTimes.apply(g, ctx.saved_tensors[0].mT), None
-
-    @staticmethod
-    def jvp(ctx: Any, v: Tensor, M: Tensor | None) -> Tensor:
-        return _RowTimes.apply(v, ctx.saved_tensors[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], v: Tensor, M: Tensor) -> tuple[Tensor, int]:
-        of_v, of_M = in_dims
-        if of_M is None and of_v is not None:
-            return (v.movedim(of_v, 1) @ M), 1
-        v, M = (a if d is None else a.movedim(d, 0) for a, d in ((v, of_v), (M, of_M)))
-        return (v.unsqueeze(-2) @ M).squeeze(-2), 0
-
-
 def _is_differentiated(c: Tensor) -> bool:
     """Whether a derivative by c is being taken, in reverse or forward mode."""
     return c.requires_grad or forward_ad.unpack_dual(c).tangent is not None
-
-
-def _value(value: Tensor, polynomial: Tensor) -> Tensor:
-    """What is worth ``value`` and has the derivatives of ``polynomial``."""
-    return value.detach() + (polynomial - polynomial.detach())
 
 
 @dataclass(frozen=True)

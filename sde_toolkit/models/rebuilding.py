@@ -94,7 +94,7 @@ def _part(directory: Path, role: str, description: Any) -> Callable[[], Any]:
     kind = published(role, name)
     if kind is None:
         raise CheckpointError(directory, f"its {role} is {shown(name)}, which is not a class of sde_toolkit", remedy)
-    inner = {k: _part(directory, role, v) if _is_part(v) else _value(v) for k, v in arguments.items()}
+    inner = {k: _part(directory, role, v) if _is_part(v) else _with_tuples(v) for k, v in arguments.items()}
 
     def construct() -> Any:
         try:
@@ -113,9 +113,9 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and any(mark in value for mark in (CLASS, OWN, OWN_FUNCTION))
 
 
-def _value(value: Any) -> Any:
-    """Lists were tuples."""
-    return tuple(map(_value, value)) if isinstance(value, list) else value
+def _with_tuples(value: Any) -> Any:
+    """Lists as tuples: YAML has no tuples, and arguments were tuples before they were written."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _network(directory: Path, description: Any, file: str, weights: Mapping[str, TensorSpec]) -> Any:
@@ -125,7 +125,7 @@ def _network(directory: Path, description: Any, file: str, weights: Mapping[str,
         with torch.device("meta"), _Uninitialised():
             sketch = construct()
         if isinstance(sketch, nn.Module):
-            _compare(directory, sketch, file, weights)
+            _check_sketch(directory, sketch, file, weights)
         return construct()
 
 
@@ -141,7 +141,7 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compare(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, TensorSpec]) -> None:
+def _check_sketch(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, TensorSpec]) -> None:
     """The network as it would be, without any memory, beside the weights that are there."""
     wanted = {f"network.{name}": spec for name, spec in specs_of(sketch.state_dict()).items()}
     _, problems = match_names(wanted, weights)

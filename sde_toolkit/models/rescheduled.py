@@ -55,7 +55,7 @@ class Rescheduled(Wrapper):
         check_sde(sde)
         super().__init__(model, sde)
         self.prediction = model.prediction
-        old, new = _range(model.sde), _range(sde)
+        old, new = _lambda_range(model.sde), _lambda_range(sde)
         if not (old[0] < new[1] and new[0] < old[1]):
             problem = f"its half log-SNR runs from {new[1]:.6g} to {new[0]:.6g}, that of {model.sde} from {old[1]:.6g}"
             raise ArgumentError("sde", sde, f"{problem} to {old[0]:.6g}", "The two paths must share noise levels.")
@@ -67,7 +67,7 @@ class Rescheduled(Wrapper):
             GridError: naming the time that lies beyond, the range, and the first or last time that can be used.
         """
         wanted = self.sde.half_log_snr(t)
-        low, high = _range(self.network.sde)
+        low, high = _lambda_range(self.network.sde)
         beyond = (wanted < _lower(low)) | (wanted > -_lower(-high))
         if some_seen(beyond):
             raise self._refusal(t.flatten()[int(beyond.flatten().int().argmax())].item(), low, high)
@@ -90,7 +90,7 @@ class Rescheduled(Wrapper):
     def network_inputs(self, t: Tensor) -> Inputs:
         """Those of the old model at the old times, and the scale c, last."""
         old = self._old_time(t)
-        return *self.network.network_inputs(old), _scale(self.network.sde, old, self.sde, t)
+        return *self.network.network_inputs(old), _scale_between(self.network.sde, old, self.sde, t)
 
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The answer of the network itself: x̂_0 and ε̂ are read from it, each without loss, at both ends of time."""
@@ -103,7 +103,7 @@ class Rescheduled(Wrapper):
     def readout(self, t: Tensor) -> Readout:
         t = t.to(torch.float64)
         old = self._old_time(t)
-        c = _scale(self.network.sde, old, self.sde, t)
+        c = _scale_between(self.network.sde, old, self.sde, t)
         # x̂_0, ε̂ and EDM's F know nothing of scales; a v, score or velocity of the old path is none of the new.
         kind = self.prediction if self.prediction in ("x0", "epsilon", "edm") else cast(Kind, "on another path")
         return _RescheduledReadout(self.sde, kind, t, self.sigma_data, inner=self.network.readout(old), c=c)
@@ -126,13 +126,13 @@ class _RescheduledReadout(Readout):
         return Combination(*(a * of_x_0 + b * of_epsilon for of_x_0, of_epsilon in zip(x_0, epsilon, strict=True)))
 
 
-def _scale(old: SDE, t: Tensor, new: SDE, new_t: Tensor) -> Tensor:
+def _scale_between(old: SDE, t: Tensor, new: SDE, new_t: Tensor) -> Tensor:
     """c of the module's header: finite and positive wherever both paths are."""
     squares = [sde.alpha(u) ** 2 + sde.sigma(u) ** 2 for sde, u in ((old, t), (new, new_t))]
     return torch.sqrt(squares[0] / squares[1])
 
 
-def _range(sde: SDE) -> tuple[float, float]:
+def _lambda_range(sde: SDE) -> tuple[float, float]:
     """λ(1) and λ(0)."""
     return sde.half_log_snr(1.0).item(), sde.half_log_snr(0.0).item()
 

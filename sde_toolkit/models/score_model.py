@@ -4,9 +4,9 @@
 
 c_in is 1 except for ``prediction="edm"``, where it is 1/√(σ² + α² σ_d²).
 
-A solver uses a model through three methods: :meth:`ScoreModel.network_inputs` and :meth:`ScoreModel.readout` once
-per grid, :meth:`ScoreModel.output` at every evaluation. What the inputs are depends on the model; a model that wraps
-another may add to them.
+A solver calls three methods of a model: :meth:`ScoreModel.network_inputs` and :meth:`ScoreModel.readout` once per grid,
+:meth:`ScoreModel.output` at every evaluation. The inputs depend on the model; a wrapper may add to those of the model
+inside.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from sde_toolkit.batching import as_floating, expand_to
 from sde_toolkit.checks import check_positive, is_count, some_seen
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models import checkpoint
-from sde_toolkit.models.calls import Asking
+from sde_toolkit.models.calls import Asking, check_condition_name
 from sde_toolkit.models.conventions import Conventions
 from sde_toolkit.models.descriptions import OWN, describe
 from sde_toolkit.models.inspection import name_of
 from sde_toolkit.models.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
 from sde_toolkit.models.time_inputs import NoiseLevel, ScaledTime
+from sde_toolkit.models.variance_channels import (
+    LearnedVarianceKind,
+    check_learned_variance,
+    split_channels,
+    twice_the_channels,
+)
 from sde_toolkit.networks.inside import hyperparameters_of, inner_network
 from sde_toolkit.sde import SDE, Time, check_sde
 from sde_toolkit.transforms import Identity, Transform
@@ -36,43 +42,40 @@ __all__ = ["Inputs", "ScoreModel"]
 
 TimeInput = Callable[[SDE, Time], Tensor]
 
-LearnedVarianceKind: TypeAlias = Literal["fraction", "range"]
-"""What the second half of a network's channels holds: v, or 2 v − 1."""
-
 Inputs: TypeAlias = tuple[Tensor, ...]
-"""What :meth:`ScoreModel.output` wants to know of the time: tensors of the shape of t."""
+"""What :meth:`ScoreModel.output` needs of the time: tensors of the shape of t."""
 
 
 class ScoreModel(Conventions):
-    """Whatever predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), with its meaning declared once.
+    """A network that predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), and how its output is read.
 
     Args:
         network: any callable ``network(x, time)`` with x (B, *event) and time (B,); a module's parameters
             become this model's. A condition, if one is given, is passed on as ``condition=...``.
         sde: the forward process that the network was trained under.
         prediction: what the network outputs: ``epsilon``, ``x0``, ``v``, ``score``, ``velocity``, ``edm``.
-        time_input: maps (sde, t) to what the network wants to know of time. Default: EDM's ¼ log(σ/α) for
-            ``edm``, t itself for all others.
-        sigma_data: σ_d = √E[x_0²], the size of the data in model space; used by ``edm``, and by whatever chooses a
-            grid, nodes, a tolerance or a scale by itself: ``auto``, calibration, adaptive solvers, likelihoods.
-        transform: the invertible map from the caller's data to the space the network lives in. Nothing here
-            applies it by itself; it is kept with the model so that samples and likelihoods can be mapped back.
+        time_input: maps (sde, t) to the time that the network is given. Default: EDM's ¼ log(σ/α) for ``edm``, t
+            itself for all others.
+        sigma_data: σ_d = √E[x_0²], the size of the data in model space. It is used by ``edm``, and wherever a grid,
+            nodes, a tolerance or a scale is chosen by default: ``auto``, calibration, adaptive solvers, likelihoods.
+        transform: the invertible map from the caller's data to model space, where the network works. The model does
+            not apply it; ``sample`` and ``log_likelihood`` do.
         event_shape: the shape of one sample, if it is fixed.
-        learned_variance: the network answers with twice the channels (axis 1): first y, then what it says of the
-            variance of a step, log Σ = v log β + (1 − v) log β̃ (Nichol & Dhariwal 2021, eq. 15;
+        learned_variance: the network answers with twice the channels (axis 1): y, then the variance of a step,
+            log Σ = v log β + (1 − v) log β̃ (Nichol & Dhariwal 2021, eq. 15;
             :class:`~sde_toolkit.integrators.LearnedVariance`). ``"fraction"``, or True: v itself, 0 to 1. ``"range"``:
-            a value in [−1, 1] that means v = (value + 1)/2, as networks of the published codes do.
+            a value in [−1, 1] that means v = (value + 1)/2, as in the published codes.
         sign: −1 for a network that outputs −``prediction``, such as a velocity that points from the noise to the data.
-        condition_name: the argument by which the network is told a condition, ``"y"`` or ``"class_labels"`` for
-            example. ``"**"``: a condition is a dictionary of arguments.
+        condition_name: the name of the network's argument for a condition, ``"y"`` or ``"class_labels"`` for example.
+            ``"**"``: a condition is a dictionary of arguments.
 
     Raises:
-        ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say
-            nothing of x_0; a ``sigma_data`` that is not positive; an SDE that :func:`~sde_toolkit.sde.check_sde`
-            refuses, since it runs backwards in time, for example.
+        ArgumentError: unknown ``prediction``; ε or score prediction on an SDE with α(1) = 0, where they say nothing of
+            x_0; a ``sigma_data`` that is not positive; an SDE that :func:`~sde_toolkit.sde.check_sde` refuses, for
+            example one that runs backwards in time; arguments of another kind than said above.
     """
 
-    has_exact_score: ClassVar[bool] = False  # then solvers follow the flow to t = 0, to tolerances of float64
+    has_exact_score: ClassVar[bool] = False  # if True, solvers follow the flow to t = 0, to tolerances of float64
 
     def __init__(
         self,
@@ -105,14 +108,10 @@ class ScoreModel(Conventions):
             isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
         ):
             raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
-        if not isinstance(learned_variance, bool) and learned_variance not in ("fraction", "range"):
-            problem, remedy = "unknown", 'Use "range" for values in [−1, 1], "fraction" (or True) for 0 to 1, or False.'
-            raise ArgumentError("learned_variance", learned_variance, problem, remedy)
+        check_learned_variance(learned_variance)
         if sign not in (1, -1):
             raise ArgumentError("sign", sign, "a network outputs its prediction, or minus that", "Pass 1 or −1.")
-        if not (isinstance(condition_name, str) and (condition_name == "**" or condition_name.isidentifier())):
-            problem, remedy = "no name of an argument", 'Pass "y", for example, or "**" for a dictionary of arguments.'
-            raise ArgumentError("condition_name", condition_name, problem, remedy)
+        check_condition_name(condition_name)
         self.network = network
         self.sde = sde
         self.learned_variance: Literal[False] | LearnedVarianceKind = (
@@ -137,7 +136,7 @@ class ScoreModel(Conventions):
 
     @property
     def num_classes(self) -> int | None:
-        """K of a class-conditional network of this package, K itself being the label of "no class"; else None."""
+        """The number K of classes of a network of this package, None without; the label K means "no class"."""
         inside = inner_network(self.network)
         if isinstance(inside, ScoreModel):
             return inside.num_classes
@@ -145,7 +144,7 @@ class ScoreModel(Conventions):
         return classes
 
     def network_inputs(self, t: Tensor) -> Inputs:
-        """What :meth:`output` wants to know of the float64 times ``t``, once per grid: time input, and c_in if not 1.
+        """The inputs of :meth:`output` at the float64 times ``t``, once per grid: the time input, and c_in if not 1.
 
         Raises:
             ArgumentError: if the time input is not finite at one of the times.
@@ -172,41 +171,34 @@ class ScoreModel(Conventions):
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The raw network output y for prepared inputs.
 
-        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network of
-        another dtype is asked in its own (:mod:`sde_toolkit.models.calls`); x_t's comes back.
+        Shapes: x_t (B, *event); inputs 0-dim or (B,), from :meth:`network_inputs`, in the dtype of x_t. A network is
+        called in its own dtype (:mod:`sde_toolkit.models.calls`); y has the dtype of x_t.
         """
         return self.outputs(x_t, inputs, condition)[0]
 
     def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
-        """(y, v) by one evaluation: :meth:`output`, and what the network says of the variance, if it learned one.
+        """(y, v) by one evaluation: y as from :meth:`output`, and v (B, *event), which sets the variance of a step.
 
-        v (B, *event): a step's log-variance is v log β + (1 − v) log β̃, from the posterior's at 0 to that of the
-        forward process at 1 (Nichol & Dhariwal 2021, eq. 15). None without ``learned_variance``.
+        The log-variance is v log β + (1 − v) log β̃: the posterior's at v = 0, the forward process's at v = 1 (Nichol &
+        Dhariwal 2021, eq. 15). v is None without ``learned_variance``.
         """
         y, v = self._ask(x_t, inputs, condition), None
         if self.learned_variance:
-            y, v = self._halves(y, x_t)
+            y, v = split_channels(y, x_t, self.learned_variance)
         return (y if self.sign == 1 else -y), v
 
-    def _halves(self, answer: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """y and v, from twice the channels of x; a scalar event has one."""
-        y, v = (half.reshape(x_t.shape) for half in answer.chunk(2, dim=1))
-        return y, 0.5 * (v + 1) if self.learned_variance == "range" else v
-
     def _ask(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
-        """The only place where the network is called: its whole answer, of the shape it has to have."""
+        """The whole answer of the network, its shape checked. The network is called here and nowhere else."""
         time, *c_in = inputs
         x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
         if self._asking.network is not self.network:
             self._asking.renew(self.network)
         y = self._asking(x, time.expand(x_t.shape[0]), condition, x_t)
-        wanted: tuple[int, ...] = x_t.shape
-        if self.learned_variance:
-            wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if x_t.ndim > 1 else (len(x_t), 2)
+        wanted = twice_the_channels(x_t) if self.learned_variance else tuple(x_t.shape)
         if y.shape != wanted:
             remedy = "A score network answers in the shape of x."
             if self.learned_variance:
-                remedy = f"With learned_variance it answers in shape {tuple(wanted)}: give it out_channels."
+                remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
             problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
             raise ArgumentError("network", name_of(self.network), problem, remedy)
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
@@ -219,7 +211,7 @@ class ScoreModel(Conventions):
         """∇ log p_t(x_t), shape of x_t.
 
         Raises:
-            ArgumentError: where σ = 0 and the score is not what the network says: it would be divided by σ.
+            ArgumentError: where σ = 0, if the network predicts something else: reading the score divides by σ.
         """
         said = self(x_t, t, condition)
         score = said.score
@@ -263,10 +255,10 @@ class ScoreModel(Conventions):
         checkpoint.check_writable(self.description(), checkpoint.state_of(self))
 
     def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
-        """Write the model into a folder that :meth:`from_pretrained` reads; ``weights`` names what these are.
+        """Write the model into a folder that :meth:`from_pretrained` reads, its weights under the name ``weights``.
 
-        Numbers of numpy and torch among the arguments of its parts are written as plain numbers. Of a compiled or
-        parallel network the one inside is written.
+        Numbers of numpy and torch in the arguments of its parts are written as plain numbers. If the network is
+        compiled or parallel, the network inside is written.
 
         Raises:
             ArgumentError: for what cannot be written, before the folder is touched.
@@ -287,16 +279,16 @@ class ScoreModel(Conventions):
     ) -> ScoreModel:
         """Rebuild a model, in evaluation mode, from a checkpoint folder or an embedded name such as ``"mnist"``.
 
-        ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the
-        description, and are needed for parts that are not classes of this package. Weights in another floating
-        precision than the network's are rounded to it; other kinds of numbers are refused.
+        ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the description;
+        parts that are not classes of this package must be passed. Floating-point weights are rounded to the precision
+        of the network; other kinds of numbers are refused.
 
         Raises:
             CheckpointError: if the folder is missing, truncated, foreign, or does not fit.
         """
         directory = checkpoint.locate(path)
         own = {"network": network, "sde": sde, "time_input": time_input, "transform": transform}
-        parts = checkpoint.load_model(directory, weights, **own)
+        parts = checkpoint.model_arguments(directory, weights, **own)
         model = cls(**parts)
         checkpoint.load_weights(directory, model, weights)
         return model.eval()
