@@ -42,7 +42,7 @@ from sde_toolkit.integrators import (
     ddim_noise,
     expected_norms,
 )
-from sde_toolkit.integrators.exponential import Variance
+from sde_toolkit.integrators.exponential import VarianceRule
 from sde_toolkit.integrators.interpolation import TwoPoint
 from sde_toolkit.sde import SDE
 
@@ -115,7 +115,7 @@ def probability_flow(integrator: Integrator | None = None) -> Solver:
     return Solver(f"probability_flow[{type(integrator).__name__}]", 0.0, integrator)
 
 
-def ddpm(variance: Variance | None = None) -> Solver:
+def ddpm(variance: VarianceRule | None = None) -> Solver:
     """Ancestral sampling (Ho et al. 2020, algorithm 2): the exponential integrator at η = 1.
 
     By default the noise is the posterior's (β̃, exact). ``variance`` replaces its variance and nothing else:

@@ -97,27 +97,33 @@ class KnownPath:
 
 
 class _Draws:
-    """Draws of the whole batch, kept until every sample has used its own: a sample's j-th attempt has its j-th."""
+    """Draws of the whole batch, kept until every sample has used its own: the j-th attempt of a sample uses draw j.
+
+    ``used`` (n,): how many draws each sample has used. ``first``: the number of the oldest draw in ``kept``.
+    """
 
     def __init__(self, n: int) -> None:
-        self.taken = torch.zeros(n, dtype=torch.int64)
+        self.used = torch.zeros(n, dtype=torch.int64)
         self.kept: list[Tensor] = []
         self.first = 0
 
-    def take(self, noise: Noise, rows: Tensor, waiting: bool) -> Tensor:
-        """The next draw of each of these samples. Nobody else will come for the older ones unless ``waiting``."""
-        wanted = self.taken[rows]
+    def next_of(self, noise: Noise, rows: Tensor, keep_for_others: bool) -> Tensor:
+        """The next draw of each sample in ``rows``.
+
+        ``keep_for_others``: whether samples outside ``rows`` use older draws later, in another interval.
+        """
+        wanted = self.used[rows]
         while self.first + len(self.kept) <= int(wanted.max()):
             self.kept.append(noise())
         places = (wanted - self.first).tolist()
-        there = rows.to(self.kept[0].device)
+        device_rows = rows.to(self.kept[0].device)
         if len(set(places)) == 1:
             whole = self.kept[places[0]]
-            z = whole if len(rows) == len(whole) else whole[there]
+            z = whole if len(rows) == len(whole) else whole[device_rows]
         else:
-            z = torch.stack([self.kept[place][row] for place, row in zip(places, there, strict=True)])
-        self.taken[rows] += 1
-        oldest = int((self.taken if waiting else self.taken[rows]).min())
+            z = torch.stack([self.kept[place][row] for place, row in zip(places, device_rows, strict=True)])
+        self.used[rows] += 1
+        oldest = int((self.used if keep_for_others else self.used[rows]).min())
         while self.kept and self.first < oldest:
             self.kept.pop(0)
             self.first += 1
@@ -125,7 +131,7 @@ class _Draws:
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class _AdaptiveSDEState:
     """What goes on into the next interval, per sample."""
 
     h: Tensor
@@ -193,13 +199,13 @@ class AdaptiveSDE(Integrator):
         start, end, last_interval = (value.item() for value in row)
         if state is None:
             h = torch.full((len(x),), self.first_step * (end - start), dtype=torch.float64)
-            state = _State(h, x, _Draws(len(x)), Statistics.none(len(x)))
+            state = _AdaptiveSDEState(h, x, _Draws(len(x)), Statistics.none(len(x)))
         done = state.statistics
         accepted, rejected, used = (c.clone() for c in (done.accepted, done.rejected, done.evaluations))
         field, path = PerSampleField(equation, (start, end), self.max_nfe, used), KnownPath(x)
         at = torch.full((len(x),), start, dtype=torch.float64)
         h, previous, draws = state.h, state.previous, state.draws
-        ends = _State(h.clone(), torch.empty_like(x), draws, Statistics(accepted, rejected, used))
+        ends = _AdaptiveSDEState(h.clone(), torch.empty_like(x), draws, Statistics(accepted, rejected, used))
         arrived = torch.empty_like(x)
         atol = GREY_LEVEL * equation.model.sigma_data if self.atol is None else self.atol
         while len(field.active):
@@ -208,7 +214,7 @@ class AdaptiveSDE(Integrator):
             tried = torch.where(last, left, h)
             target = torch.where(last, end, at + tried)
             here, there = field.stages(torch.stack([at, target]), x)
-            dw = path.increment(tried, draws.take(noise, field.active, last_interval == 0))
+            dw = path.increment(tried, draws.next_of(noise, field.active, last_interval == 0))
             length = expand_to(tried.to(x.device, x.dtype), x)
             first = field(x, here)
             euler = torch.addcmul(torch.addcmul(x, length, first), expand_to(here.diffusion, x), dw)

@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun's method in straight coordinates, with noise added before each step (churn).
+"""EDM's sampler: Heun's method in `NoiseToSignal`, with noise added before each step (churn).
 
 With x̄ = x/α and τ = σ/α, from τ_t to τ_s (Karras et al. 2022, algorithm 2; any SDE through its α and λ):
 

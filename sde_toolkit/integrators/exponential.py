@@ -30,7 +30,7 @@ __all__ = ["Exponential", "ddim_noise", "eta_family", "forward_variance"]
 NoiseRule = Callable[[float, Tensor], tuple[Tensor, Tensor]]
 """(η, λ_t − λ_s) to (ρ/σ_s, κ/σ_s)."""
 
-Variance = Callable[[SDE, Tensor, Tensor], Tensor]
+VarianceRule = Callable[[SDE, Tensor, Tensor], Tensor]
 """(sde, t, s) to the variance of the noise that a step from t to s adds."""
 
 
@@ -80,7 +80,7 @@ class Exponential(AffineStep):
     """
 
     noise: NoiseRule = eta_family
-    variance: Variance | None = None
+    variance: VarianceRule | None = None
 
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0

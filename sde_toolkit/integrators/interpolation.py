@@ -8,7 +8,7 @@ Everything is float64, once per grid, all steps at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -39,24 +39,37 @@ _ANGLE = Angle()
 
 
 @dataclass(frozen=True)
+class _Polynomials:
+    """Polynomials in ``coordinate``, one per step.
+
+    ``nodes`` (p, steps): the coordinate at the nodes. ``valid`` (p, steps): the nodes that a polynomial goes through.
+    """
+
+    coordinate: Coordinate
+    nodes: Tensor
+    valid: Tensor
+
+    def basis(self, sde: SDE, lambda_u: Tensor) -> Tensor:
+        """L_j at λ_u (Q, steps): (p, Q, steps)."""
+        return _lagrange(_positions(self.coordinate, sde, lambda_u), self.nodes, self.valid)
+
+
+@dataclass(frozen=True)
 class _Steps:
-    """Steps from ``lambda_t`` to ``s``, and their polynomials' nodes: coordinates ``c`` (p, steps), some not valid."""
+    """Steps from ``lambda_t`` to the times ``s``, at which λ is ``lambda_s``; each (steps,)."""
 
     sde: SDE
     eta: float
     frozen: Frozen
-    coordinate: Coordinate
     lambda_t: Tensor
     lambda_s: Tensor
     s: Tensor
-    c: Tensor
-    valid: Tensor
 
-    def basis(self, lambda_u: Tensor) -> Tensor:
-        """L_j at λ_u (Q, steps): (p, Q, steps)."""
-        return _lagrange(_positions(self.coordinate, self.sde, lambda_u), self.c, self.valid)
+    def density(self, lambda_u: Tensor) -> Tensor:
+        """What F at λ_u adds to x_s, per unit of λ."""
+        return self.frozen.density(self.sde, self.eta, lambda_u, self.s)
 
-    def integrals(self) -> Tensor:
+    def integrals(self, polynomials: _Polynomials) -> Tensor:
         """∫ density L_j dλ by Gauss-Legendre, (p, steps); 0 for steps that are infinitely long in λ."""
         nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
         bounded = self.lambda_t.isfinite() & self.lambda_s.isfinite()
@@ -64,18 +77,18 @@ class _Steps:
             self.lambda_t.isfinite(), self.lambda_t, torch.where(self.lambda_s.isfinite(), self.lambda_s, 0.0)
         )
         begin, end = (torch.where(bounded, v, inside) for v in (self.lambda_t, self.lambda_s))
-        at = begin + (end - begin) * nodes
-        density = self.frozen.density(self.sde, self.eta, at, self.s)
-        return (density * (end - begin) * weights * self.basis(at)).sum(1)
+        lambda_u = begin + (end - begin) * nodes
+        density = self.density(lambda_u)
+        return (density * (end - begin) * weights * polynomials.basis(self.sde, lambda_u)).sum(1)
 
-    def integrals_over_angle(self) -> Tensor:
+    def integrals_over_angle(self, polynomials: _Polynomials) -> Tensor:
         """The same over φ, which is finite where λ is not: dλ = −dφ/(sin φ cos φ)."""
         nodes, weights = (v.unsqueeze(-1) for v in gauss_legendre())
         phi_t, phi_s = (_ANGLE.position(self.sde, value) for value in (self.lambda_t, self.lambda_s))
         phi = phi_t + (phi_s - phi_t) * nodes
-        at = _ANGLE.half_log_snr(self.sde, phi)
-        rate = self.frozen.density(self.sde, self.eta, at, self.s) * (phi_t - phi_s) / (torch.sin(phi) * torch.cos(phi))
-        return (rate * weights * self.basis(at)).sum(1)
+        lambda_u = _ANGLE.half_log_snr(self.sde, phi)
+        rate = self.density(lambda_u) * (phi_t - phi_s) / (torch.sin(phi) * torch.cos(phi))
+        return (rate * weights * polynomials.basis(self.sde, lambda_u)).sum(1)
 
 
 def difference_weights(
@@ -100,19 +113,20 @@ def difference_weights(
     reaches_data = lambda_s == torch.inf
     valid[1:] &= valid[:1] & (c_s.isfinite() | ~reaches_data)
     c = _filled(c, valid)
-    steps = _Steps(sde, eta, frozen, coordinate, lambda_t, lambda_s, s, c, valid)
+    steps, polynomials = _Steps(sde, eta, frozen, lambda_t, lambda_s, s), _Polynomials(coordinate, c, valid)
     needed = two_point is None or len(nodes) > 2  # the exact integrals
-    weights = steps.integrals() if needed else torch.zeros_like(c)
+    weights = steps.integrals(polynomials) if needed else torch.zeros_like(c)
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
     if needed and not bool(bounded.all()):
-        outer = steps.integrals_over_angle()
+        outer = steps.integrals_over_angle(polynomials)
         if isinstance(frozen, FrozenX0):  # all its weight lies at the end
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
         weights = torch.where(bounded, weights, outer)
     if two_point is not None:
         lambdas = _filled(torch.stack(nodes), valid)
-        total = replace(steps, coordinate=HalfLogSNR(), c=lambdas[:1], valid=torch.ones_like(valid[:1])).integrals()[0]
-        weight = two_point(total, (lambda_s - lambda_t) * frozen.density(sde, eta, lambda_s, s))
+        constant = _Polynomials(HalfLogSNR(), lambdas[:1], torch.ones_like(valid[:1]))
+        total = steps.integrals(constant)[0]
+        weight = two_point(total, (lambda_s - lambda_t) * steps.density(lambda_s))
         middle = _lagrange(((lambda_t + lambda_s) / 2).unsqueeze(0), lambdas, valid)[:, 0]
         weights = torch.where(valid.sum(0) == 2, weight * middle, weights)
     return list(torch.where(valid, weights, 0.0)[1:])

@@ -194,7 +194,7 @@ class RecordedStep(LinearStep):
         short = Trace(equation, begin.select(finite), width, len(t))
         end = self.trace(short, target.select(finite))
         long = Trace(equation, begin.select(~finite), width, len(t))
-        return _merge(finite, Recording(short.asked, end), self._in_substeps(long, target.select(~finite)))
+        return _recording_where(finite, Recording(short.asked, end), self._in_substeps(long, target.select(~finite)))
 
     def _in_substeps(self, trace: Trace, target: PathPoint) -> Recording:
         """Exponential steps of order 1 and equal length in t; draws that they have no use for get no weight."""
@@ -222,7 +222,7 @@ def _unit(form: Form) -> Form:
     return unit
 
 
-def _merge(mask: Tensor, chosen: Recording, other: Recording) -> Recording:
+def _recording_where(mask: Tensor, chosen: Recording, other: Recording) -> Recording:
     """One plan of those where the mask holds and those where it does not."""
 
     def merged(a: Tensor, b: Tensor) -> Tensor:

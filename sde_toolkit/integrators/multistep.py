@@ -115,7 +115,7 @@ class Multistep(Integrator):
         return self.order > 1 and not self.frozen.is_output_of(model)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        y, now = _evaluate(equation, x, row)
+        y, now = _output_and_frozen(equation, x, row)
         past = (now,) * (self.order - 1) if state is None else state
         x = combine(row.weights, (x, y, *past))
         if equation.eta > 0:
@@ -191,7 +191,7 @@ class Corrected(Integrator):
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         p = self.predictor.order
-        y, now = _evaluate(equation, x, row)
+        y, now = _output_and_frozen(equation, x, row)
         base, past = (x, (now,) * p) if state is None else state
         corrected = _add(base, row.correct, (now, *past))
         base = combine((row.A, row.B, row.carry), (x, y, corrected))
@@ -210,7 +210,7 @@ def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kap
     return {**columns, "kappa": kappa} if equation.eta > 0 else columns
 
 
-def _evaluate(equation: ReverseEquation, x: Tensor, row: StepRow) -> tuple[Tensor, Tensor]:
+def _output_and_frozen(equation: ReverseEquation, x: Tensor, row: StepRow) -> tuple[Tensor, Tensor]:
     """The output y, and F = m x + n y; y twice where the row has no m and n."""
     y = equation.output(x, row.inputs)
     return y, combine(row.view, (x, y)) if row.view else y

@@ -94,7 +94,7 @@ TABLEAUS = {
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class _PerSampleState:
     """What goes on into the next interval, per sample: step size, last ratio and velocity at its beginning."""
 
     h: Tensor
@@ -103,7 +103,7 @@ class _State:
     statistics: Statistics
 
 
-class _Between:
+class _InteriorStates:
     """The solution at the λ that are ``wanted`` (K,), float64, inside the interval: ``values`` (K, B, *event)."""
 
     def __init__(self, pair: Tableau, x: Tensor, wanted: Tensor) -> None:
@@ -179,8 +179,8 @@ class PerSample(DenseIntegrator):
         return torch.cat([x[None], between, arrived[None]]), state.statistics
 
     def _solve(
-        self, equation: ReverseEquation, x: Tensor, lambdas: Tensor, state: _State | None
-    ) -> tuple[Tensor, Tensor, _State]:
+        self, equation: ReverseEquation, x: Tensor, lambdas: Tensor, state: _PerSampleState | None
+    ) -> tuple[Tensor, Tensor, _PerSampleState]:
         """(solution at all λ but the first and the last, at the last, state for the next interval)."""
         start, end = lambdas[0].item(), lambdas[-1].item()
         done = Statistics.none(len(x)) if state is None else state.statistics
@@ -192,8 +192,8 @@ class PerSample(DenseIntegrator):
         pair, h, ratio, k = TABLEAUS[self.method], state.h, state.ratio, state.velocity
         atol = absolute_tolerance(self, equation)
         retry = torch.zeros(len(x), dtype=torch.bool)
-        ends = _State(h.clone(), ratio.clone(), torch.empty_like(x), Statistics(accepted, rejected, used))
-        arrived, between = torch.empty_like(x), _Between(pair, x, lambdas[1:-1])
+        ends = _PerSampleState(h.clone(), ratio.clone(), torch.empty_like(x), Statistics(accepted, rejected, used))
+        arrived, between = torch.empty_like(x), _InteriorStates(pair, x, lambdas[1:-1])
         while len(field.active):
             left = end - at
             last = h.abs() >= left.abs()
@@ -247,13 +247,13 @@ class PerSample(DenseIntegrator):
         scale = atol + self.rtol * torch.maximum(x.abs(), new.abs())
         return root_mean_square(error / scale).cpu().double()
 
-    def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float, atol: float) -> _State:
+    def _first(self, field: PerSampleField, x: Tensor, at: Tensor, end: float, atol: float) -> _PerSampleState:
         """A first step whose error is about a hundredth, from a short Euler step; two evaluations."""
         (here,) = field.stages(at[None], x)
         k = field(x, here)
         with torch.no_grad():
             h = self._first_length(field, x, k, at, end, here, atol)
-        return _State(h, torch.ones_like(h), k, Statistics.none(0))
+        return _PerSampleState(h, torch.ones_like(h), k, Statistics.none(0))
 
     def _first_length(
         self, field: PerSampleField, x: Tensor, k: Tensor, at: Tensor, end: float, here: Stage, atol: float
@@ -268,7 +268,7 @@ class PerSample(DenseIntegrator):
         field.blame([moved], [there])
         bend = root_mean_square((moved - k) / scale).cpu().double() / short.abs()
         fastest = torch.maximum(speed, bend).clamp(min=1e-15)
-        return torch.minimum(100 * short.abs(), _power(0.01 / fastest, 1 / q)) * left.sign()
+        return torch.minimum(100 * short.abs(), _elementwise_power(0.01 / fastest, 1 / q)) * left.sign()
 
 
 def _combined(weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:
@@ -283,11 +283,11 @@ def _change(ratio: Tensor, previous: Tensor, good: Tensor, retry: Tensor, q: int
     """What the step size is multiplied by: never more than 1 in a rejection or right after one."""
     beta = 1 / (5 * q)
     ratio, previous = ratio.clamp(1e-10, 1e10), previous.clamp(min=1e-4)
-    steady = _power(ratio, -(1 / q - 0.75 * beta)) * _power(previous, beta)
-    factor = 0.9 * torch.where(good, steady, _power(ratio, -1 / q))
+    steady = _elementwise_power(ratio, -(1 / q - 0.75 * beta)) * _elementwise_power(previous, beta)
+    factor = 0.9 * torch.where(good, steady, _elementwise_power(ratio, -1 / q))
     return torch.where(good & ~retry, factor.clamp(0.2, 10.0), factor.clamp(0.2, 1.0))
 
 
-def _power(base: Tensor, exponent: float) -> Tensor:
+def _elementwise_power(base: Tensor, exponent: float) -> Tensor:
     """base^exponent through functions that round alike at every place of a vector."""
     return torch.exp(exponent * torch.log(base))

@@ -31,7 +31,7 @@ from sde_toolkit.integrators.linear_step import Form, PathPoint, RecordedEvaluat
 __all__ = ["DPMSolver1", "DPMSolver2", "DPMSolver2S", "DPMSolver3", "DPMSolver3S", "SingleStep"]
 
 
-def moments(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def exponential_moments(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(M_0, M_1, M_2) at v = c h, by their power series where the recursion would cancel."""
     first = -torch.expm1(-v)
     second = 1 - first / v
@@ -59,14 +59,14 @@ class Integral(NamedTuple):
 def noise_integral(eta: float, here: PathPoint, there: PathPoint) -> Integral:
     """The step with ε̂ as the integrand; of the ODE."""
     h = there.half_log_snr - here.half_log_snr
-    return Integral(there.alpha / here.alpha, there.sigma, moments(-h))
+    return Integral(there.alpha / here.alpha, there.sigma, exponential_moments(-h))
 
 
 def data_integral(eta: float, here: PathPoint, there: PathPoint) -> Integral:
     """The step with x̂_0 as the integrand."""
     h = there.half_log_snr - here.half_log_snr
     decay = there.sigma / here.sigma * torch.exp(-(eta**2) * h)
-    return Integral(decay, there.alpha, moments((1 + eta**2) * h))
+    return Integral(decay, there.alpha, exponential_moments((1 + eta**2) * h))
 
 
 def stage(trace: Trace, target: PathPoint, r: float) -> tuple[PathPoint, Tensor]:

@@ -37,7 +37,7 @@ Clock = Callable[[SDE, Tensor], Tensor]
 """(sde, times) to the clock there: float64, strictly monotone in t, finite for 0 < t <= 1."""
 
 _OCTAVES = 40  # from 2⁻⁴⁰ on, one increment leads to t = 0
-_STREAM = 0x42726F776E  # sets the keys apart from the default streams of the same samples
+_BROWNIAN_KEY = 0x42726F776E  # sets the keys apart from the default streams of the same samples
 
 
 def time_clock(sde: SDE, t: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class _Tree:
         self.latest: tuple[float, np.ndarray] | None = None
         self.streams = []
         for i in range(self.shape[0]):
-            key = np.random.SeedSequence(seed, spawn_key=(first_index + i, _STREAM)).generate_state(2, np.uint64)
+            key = np.random.SeedSequence(seed, spawn_key=(first_index + i, _BROWNIAN_KEY)).generate_state(2, np.uint64)
             stream = np.random.Philox(key=key)
             self.streams.append((np.random.Generator(stream), stream, stream.state))
 

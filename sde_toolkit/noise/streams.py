@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-_STREAM = 1000  # bytes of the state of one stream, about
+_BYTES_OF_A_STREAM = 1000  # bytes of the state of one stream, about
 
 
 class Purpose(IntEnum):
@@ -114,7 +114,7 @@ def per_sample_noise(
     check_stream(seed, first_index)
     check_noise_dtype(dtype)
     check_amount("shape", shape, math.prod(shape))
-    check_amount("shape", shape, shape[0], bytes_each=_STREAM)
+    check_amount("shape", shape, shape[0], bytes_each=_BYTES_OF_A_STREAM)
     streams = sample_streams(seed, first_index, shape[0], purpose)
 
     def draw() -> Tensor:

@@ -143,7 +143,7 @@ def test_the_interpolants_are_the_published_ones(method, peer):
     expected = h * (rates @ peer.P) @ np.stack([theta ** (k + 1) for k in range(peer.P.shape[1])])
     k = [torch.tensor([rate]) for rate in rates]
     new = torch.tensor([h * sum(b * rate for b, rate in zip(pair.a[-1], rates, strict=False))])
-    dense = integrators.per_sample._Between(pair, new, torch.from_numpy(h * theta[1:]))
+    dense = integrators.per_sample._InteriorStates(pair, new, torch.from_numpy(h * theta[1:]))
     one = torch.ones(1, dtype=torch.float64)
     dense.fill(torch.tensor([0]), one > 0, 0 * one, h * one, h * one, (0 * new, new), k)
     np.testing.assert_allclose(dense.values[:, 0], expected[1:], rtol=1e-12, atol=1e-13)

@@ -97,7 +97,7 @@ def at_tau(sde, value):
 
 
 def noise_at(model, x_bar, t):
-    """ε̂ in the straight coordinates."""
+    """ε̂ in NoiseToSignal, (x/α, σ/α)."""
     return model(model.sde.alpha(t) * x_bar, t).epsilon
 
 
