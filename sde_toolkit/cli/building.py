@@ -1,4 +1,4 @@
-"""Objects from their configuration: Hydra's instantiate, with errors that say whose they are."""
+"""Objects from their configuration: Hydra's ``instantiate``, with the errors of the called class."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _HYDRA = Path(hydra.utils.__file__).parent
 
 
 def instantiate(config: Any, **arguments: Any) -> Any:
-    """What ``_target_`` builds, with the error of the called class instead of Hydra's wrapping of it.
+    """Build what ``_target_`` names. Errors of the called class come without Hydra's wrapper.
 
     Raises:
-        SDEToolkitError: whatever the class itself raised; ArgumentError for arguments it does not have.
-        Exception: of a class of the user's own, as it was raised.
+        SDEToolkitError: from the class itself.
+        ArgumentError: for arguments that the class does not have.
+        Exception: from a class of the user's own, unchanged.
     """
     _check_switches(config)
     try:
@@ -51,7 +52,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _raised_inside(error: BaseException) -> bool:
-    """Whether the called code raised it, and not the call of it (a missing class, an unknown argument)."""
+    """Whether the called code raised the error, not the call itself (a missing class, an unknown argument)."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -59,7 +60,7 @@ def _raised_inside(error: BaseException) -> bool:
 
 
 def _check_switches(config: Any) -> None:
-    """Refuse words such as no and off for an argument that is true or false: to Hydra they are texts, which are true.
+    """Refuse words such as no and off for an argument that is true or false: Hydra reads them as texts, which are true.
 
     Raises:
         ArgumentError: naming the argument.
@@ -69,7 +70,7 @@ def _check_switches(config: Any) -> None:
     try:
         called: Callable[..., Any] = hydra.utils.get_object(str(config._target_))
         parameters = inspect.signature(called).parameters
-    except Exception:  # instantiate says what is wrong with it
+    except Exception:  # instantiate reports what is wrong
         return
     for key, value in config.items():
         name = str(key)

@@ -20,7 +20,7 @@ FILE = "calibration.json"
 
 
 def run(config: DictConfig) -> None:
-    """Calibrate and write ``calibration.json``. The work is not shared: of several processes the main one does it."""
+    """Calibrate and write ``calibration.json``. The main process does all the work; other processes wait."""
     place = join(config)
     if place.main:
         with place.holding("calibrate", [FILE, CONFIG]):

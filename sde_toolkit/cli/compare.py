@@ -1,4 +1,4 @@
-"""``sde-toolkit compare``: solvers at equal budgets, and a report that says how they did."""
+"""``sde-toolkit compare``: solvers at equal budgets, and a report on them."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ def run(config: DictConfig) -> None:
 
 
 def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, str | None]:
-    """The request, which cannot be refused any more, and the weights that were loaded.
-
-    The judge is built in the main process only.
-    """
+    """The checked request, and which weights were loaded. Only the main process builds the judge."""
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
     n_real = whole_number(config, "n_real", 4)
     endpoint_n = whole_number(config, "exact_flow.n", 0)
@@ -93,7 +90,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
 
 
 def _files(request: ComparisonRequest) -> list[str]:
-    """The names of what is written."""
+    """The names of the files that the command writes."""
     pictures = figure_names([run.grid_name for run in request.runs], {run.budget for run in request.runs})
     return ["report.html", "results.json", "results.csv", CONFIG, *(f"{name}.png" for name in pictures)]
 
@@ -110,7 +107,7 @@ def _compare(
         record = provenance(model, name, weights, seed=request.seed, command=command_words())
         record["config"] = OmegaConf.to_container(config, resolve=True)
         write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
-        save_config(config, place.directory)  # at the end, so that it is always that of the report
+        save_config(config, place.directory)  # last, so that it always belongs to the report
         comparison.forget_parts()
     return comparison
 
@@ -142,7 +139,7 @@ def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
 
 
 def _budgets(given: Any) -> list[int]:
-    """``budgets=10`` and ``budgets=[5,10]`` as a list; what else is in it, the comparison checks."""
+    """``budgets=10`` and ``budgets=[5,10]`` as a list. The comparison checks its entries."""
     budgets = list(given) if isinstance(given, ListConfig) else [given]
     if any(is_count(budget) and budget > MOST for budget in budgets):
         problem = f"at most {MOST} evaluations per sample can be planned"

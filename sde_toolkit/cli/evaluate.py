@@ -1,4 +1,4 @@
-"""``sde-toolkit evaluate``: how good samples are, against real data, as a record that can be compared."""
+"""``sde-toolkit evaluate``: measure samples against real data, and write the values with their conditions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from sde_toolkit.transforms import Transform
 __all__ = ["run"]
 
 WRITTEN = ("evaluation.json", "report.html")
-_DRAWS = 10_000  # of an exact mixture, unless told otherwise
+_DRAWS = 10_000  # from an exact mixture, by default
 
 
 def run(config: DictConfig) -> None:
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
     place = join(config)
     against = None if config.against is None else Quality.load(str(config.against))
     if against is not None and place.main:
-        _leave_alone(Path(str(config.against)), place.directory)
+        _check_against(Path(str(config.against)), place.directory)
     seed, batch_size = _settings(config)
     given, source = _given(config)
     if isinstance(given, Tensor):
@@ -114,9 +114,9 @@ def _metrics(config: DictConfig, event_shape: tuple[int, ...], extractor: Extrac
 
 
 def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
-    """Warn of samples that are probably in another space than the real data: [0, 1] beside grey levels, for example.
+    """Warn if the samples are probably in another space than the real data, such as [0, 1] and grey levels.
 
-    Nothing is refused: samples may leave the range of the data, and bad ones do.
+    Nothing is refused, because bad samples may leave the range of the data.
     """
     low, high = (getattr(transform, name, None) or 0.0 for name in ("low", "high"))
     problem = next(filter(None, range_problems(transform, samples, slack=high - low)), "")
@@ -126,7 +126,7 @@ def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
 
 
 def _settings(config: DictConfig) -> tuple[int, int]:
-    """Seed and batch size; the other whole numbers are checked, and that what shows progress is there."""
+    """Seed and batch size. Other whole numbers are checked here, and so is the package for the progress bar."""
     require_progress(switch(config, "progress"))
     for name, least in (("kid.subsets", 1), ("kid.subset_size", 2), ("neighbours", 1)):
         whole_number(config, name, least)
@@ -155,15 +155,15 @@ def _write(
         drawn.store.clear()
 
 
-def _leave_alone(record: Path, directory: Path) -> None:
-    """The record that is compared with may not be the one that is about to be written."""
+def _check_against(record: Path, directory: Path) -> None:
+    """Refuse to overwrite the record that the samples are compared with."""
     if record.resolve() == (directory / WRITTEN[0]).resolve():
         problem = "it is the file that this command writes"
         raise ArgumentError("against", str(record), problem, "Name another output.")
 
 
 def _given(config: DictConfig) -> tuple[Tensor | SampleRequest, str]:
-    """The samples in data space, or what draws them; and where they are from."""
+    """The samples in data space, or the request that draws them; and their source in words."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     if not isinstance(given, str) or not given:
         raise ArgumentError("samples", given, "not a path or a name", "Give a file, a folder, or a checkpoint.")
@@ -175,14 +175,14 @@ def _given(config: DictConfig) -> tuple[Tensor | SampleRequest, str]:
         samples = read_samples(path, config.key)
         return samples if config.n is None else samples[: whole_number(config, "n", 2)], given
     if config.n is None:
-        raise ArgumentError("n", None, f"{given} is a model, to draw samples from", "Say how many, such as n=10000.")
+        raise ArgumentError("n", None, f"{given} is a model, and n samples are drawn", "Give n=10000, for example.")
     whole_number(config, "n", 2)
     config.model = {"path": given}
     return prepare(config), f"drawn from {given}"
 
 
 def _is_model(given: str) -> bool:
-    """Whether a name or a path is that of a model: where samples lie in a folder of that name, they are meant."""
+    """Whether a name or a path means a model. A folder of that name that holds samples means the samples."""
     path = Path(given)
     if given in (MIXTURE, *embedded_models()):
         return not has_samples(path)
@@ -190,7 +190,7 @@ def _is_model(given: str) -> bool:
 
 
 def _classes(config: DictConfig, model: ScoreModel | None) -> list[int] | None:
-    """The classes that ``class`` and ``labels`` speak of, in order; None: samples of all, or of none."""
+    """The classes that ``class`` or ``labels`` names, sorted; None for all classes, and for samples without a class."""
     if model is not None:
         chosen = choose_labels(config, model, whole_number(config, "n", 2), whole_number(config, "first_index", 0))
         found = None if chosen is None else chosen.unique().tolist()
@@ -198,7 +198,7 @@ def _classes(config: DictConfig, model: ScoreModel | None) -> list[int] | None:
     one, many = config["class"], config.labels
     many = list(many) if isinstance(many, ListConfig) else many
     if one is not None and many is not None:
-        problem = "exactly one of class and labels says which they are"
+        problem = "both name the classes of the samples"
         raise ArgumentError("class, labels", (one, many), problem, "Leave one out.")
     if many == "all" or (many is None and (one is None or str(one).lower() == "none")):
         return None
@@ -224,7 +224,7 @@ def _is_checkpoint(path: Path) -> bool:
 def _reference(
     config: DictConfig, event_shape: tuple[int, ...], model: ScoreModel | None
 ) -> tuple[Reference, int | None, Transform | None]:
-    """The real samples, the levels that their values can have, and the way to model space."""
+    """The real samples, their number of levels (None: continuous), and the transform to model space."""
     most = None if config.reference.n is None else whole_number(config, "reference.n", 2)
     seed = whole_number(config, "reference.seed", 0)
     if isinstance(model, GaussianMixture) and config.get("data") is None:
@@ -256,22 +256,22 @@ def _reference(
 
 
 def _of_classes(dataset: Dataset, split: str, classes: list[int], config: DictConfig) -> Tensor:
-    """The places of the real samples of these classes."""
+    """The indices of the real samples of these classes."""
     name = "class" if config.labels is None else "labels"
     labels = dataset.train_labels if split == "train" else dataset.test_labels
     if labels is None:
-        problem = f"the {split} part of {dataset.name} has no labels, and samples of a class are like real ones of it"
-        remedy = "Choose labelled data; or give the samples as a file, without class, to compare with all."
+        problem = f"the {split} part of {dataset.name} has no labels to find the real samples of a class"
+        remedy = "Choose labelled data. To compare with all real data, give a file of samples and no class."
         raise DataError(name, config[name], problem, remedy)
     missing = [label for label in classes if not bool((labels == label).any())]
     if missing:
         problem = f"the {split} part of {dataset.name} has no samples of class {', '.join(map(str, missing))}"
-        raise DataError(name, config[name], problem, f"It has those of {labels.unique().tolist()}.")
+        raise DataError(name, config[name], problem, f"Its classes are {labels.unique().tolist()}.")
     return torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
 
 
 def _record_of(config: DictConfig, drawn: Drawn | None, place: Workplace) -> Any:
-    """What ``sample`` wrote beside the samples, without its configuration."""
+    """The samples.json beside the samples, without its configuration; None if there is none."""
     given = config.samples.get("path") if isinstance(config.samples, DictConfig) else config.samples
     folder = place.directory if drawn is not None else Path(given) if Path(given).is_dir() else Path(given).parent
     file = folder / "samples.json"

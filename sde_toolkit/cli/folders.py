@@ -1,8 +1,8 @@
-"""The folder of a command: found, checked, claimed, and only what is the command's own is ever replaced in it.
+"""The folder of a command: it is checked and claimed, and only the command's own files are replaced in it.
 
     .sde-toolkit.json    which command works here, and the files that it has written or may write
 
-A file that stands there and is not in that list belongs to the user or to another command: the command is refused.
+Any other file belongs to the user or to another command. A command that would replace it is refused.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ OWN = ".sde-toolkit.json"
 
 
 def output_folder(config: DictConfig, name: str = "output") -> Path:
-    """Where the command writes: ``output``, or the folder of its own that a job of ``--multirun`` has.
+    """The folder that the command writes to: ``output``, or with ``--multirun`` the folder of this job.
 
     Raises:
-        ArgumentError: for what is no folder and cannot become one.
+        ArgumentError: if it is not a folder and cannot become one.
     """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
@@ -52,7 +52,7 @@ def output_folder(config: DictConfig, name: str = "output") -> Path:
 
 
 def _why_not(directory: Path) -> str:
-    """Why nothing can be written into a folder that need not be there yet; "" if nothing is known to be in the way."""
+    """The reason why a folder cannot be written to, or "". The folder need not exist yet."""
     for place in (directory, *directory.parents):
         try:
             place.lstat()
@@ -72,22 +72,22 @@ def _why_not(directory: Path) -> str:
 def holding(
     directory: Path, command: str, files: Sequence[str], *, main: bool = True, name: str = "output"
 ) -> Iterator[None]:
-    """Claim the folder, refuse to touch what is not the command's own in it, and do the work.
+    """Claim the folder for the work in the ``with`` block, unless that would replace files of others.
 
     Args:
         files: the names that the command will write.
-        main: of several processes that share the work the main one claims; the others do nothing here.
+        main: whether this is the main process, which claims the folder. The others do nothing here.
         name: what the folder is called on the command line.
 
     Raises:
         FolderInUseError: if another process works there.
         ArgumentError: if one of the files is there and was not written by this command.
-        Stopped: for Ctrl-C and SIGTERM, with what became of the work.
+        Stopped: for Ctrl-C and SIGTERM; it says what is kept of the work.
     """
     if not main:
         yield
         return
-    _check_own(directory, command, files, name)  # before anything is written, the lock included
+    _check_own(directory, command, files, name)  # before anything is written, even the lock
     with claimed(directory, f"sde-toolkit {command}", name):
         known = _check_own(directory, command, files, name)
         record, new = directory / OWN, not (directory / OWN).exists()
@@ -104,10 +104,10 @@ def holding(
 
 
 def _check_own(directory: Path, command: str, files: Sequence[str], name: str) -> list[str]:
-    """The files that are on record as this command's.
+    """The files that the record names as this command's.
 
     Raises:
-        ArgumentError: if another one is in the way.
+        ArgumentError: if another one would be replaced.
     """
     there = _read(directory / OWN)
     own = there["files"] if there.get("command") == command else []
@@ -121,7 +121,7 @@ def _check_own(directory: Path, command: str, files: Sequence[str], name: str) -
 
 
 def _read(record: Path) -> dict[str, Any]:
-    """What the record says; nothing where it is missing or something else."""
+    """The content of the record; {} if it is missing or is no such record."""
     with contextlib.suppress(OSError, UnreadableFileError):
         found = read_json(record)
         if isinstance(found, dict) and isinstance(found.get("command"), str) and isinstance(found.get("files"), list):

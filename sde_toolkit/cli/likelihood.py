@@ -1,4 +1,4 @@
-"""``sde-toolkit likelihood``: a data set under a model, exactly and by bounds, with every error beside it."""
+"""``sde-toolkit likelihood``: the likelihood of a data set: exact values, bounds, and an estimate of each error."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _labels(model: ScoreModel, known: Background) -> Tensor | None:
     """The data's own labels, for a network that was built with classes.
 
     Raises:
-        DataError: if the data have none, or others.
+        DataError: if the data have no labels, or labels of other classes.
     """
     classes = model.num_classes
     if classes is None:
@@ -116,7 +116,7 @@ def _check_resume(config: DictConfig) -> None:
 
 
 def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | None, Background, Tensor]:
-    """The samples, what their values can be, what else is known of them, and data for the moments."""
+    """The samples, their levels, what else is known of them, and real data for the moments of the prior."""
     n = whole_number(config, "n", 1)
     if isinstance(model, GaussianMixture) and config.get("data") is None:
         x = model.draw(n, generator=torch.Generator().manual_seed(1))
@@ -140,7 +140,7 @@ def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | No
     remedy = "Choose the data that the model was trained on."
     check_range(model.transform, x, dataset.transform, name=f"data={dataset.name}", remedy=remedy)
     reference = dataset.train if len(dataset.train) > 1 else values
-    if not isinstance(reference, Tensor):  # read as needed, from files: a part of it says enough of its moments
+    if not isinstance(reference, Tensor):  # read from files as needed: a part is enough for the moments
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
         reference = reference[order[:_MOMENTS_OF]]
     return x, _levels(config, dataset.levels), background, reference
@@ -151,11 +151,11 @@ def _any_level(config: DictConfig) -> bool:
 
 
 def _levels(config: DictConfig, known: int | None) -> Levels | None:
-    """As the configuration says, or the data set: 0..known−1."""
+    """The levels in the configuration, or else those of the data set, 0..known−1."""
     count = known if config.levels.count is None else config.levels.count
     if count is None:
         if _any_level(config):
-            problem = "a range of levels without their number"
+            problem = "it has a range of levels and not their number"
             raise ArgumentError("levels", dict(config.levels), problem, "Add levels.count=256, for example.")
         return None
     high = count - 1 if config.levels.high is None and isinstance(count, int) else config.levels.high
@@ -177,7 +177,7 @@ def _request(
 ) -> tuple[LikelihoodRequest, Background]:
     solver, grid = _flow(config)
     divergence = instantiate(config.divergence) if config.get("divergence") else None
-    if isinstance(divergence, partial):  # auto, which asks for the dimension
+    if isinstance(divergence, partial):  # auto: a function of the dimension
         divergence = divergence(math.prod(x.shape[1:]))
     moments, moments_name = _moments(model, reference)
     priors = {"standard": None, "gaussian": moments, "exact": getattr(model, "log_prob", None)}
@@ -227,7 +227,7 @@ def _flow(config: DictConfig) -> tuple[Solver | None, GridBuilder | None]:
 
 
 def _moments(model: ScoreModel, reference: Tensor) -> tuple[GaussianPrior | None, str]:
-    """The Gaussian of the data at the noise end, as well as the samples determine it."""
+    """The Gaussian of the data at t = 1: its covariance is full if there are enough samples, else diagonal."""
     N, D = len(reference), math.prod(reference.shape[1:])
     if N < 2:
         return None, ""

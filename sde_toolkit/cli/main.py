@@ -63,15 +63,15 @@ def _run(command: str, overrides: list[str]) -> None:
         began.append(command)
         _reporting_errors(task, command)(config)
 
-    with _as_they_are(began, overrides):
+    with _exceptions_as_raised(began, overrides):
         decorate(run)()
 
 
 @contextmanager
-def _as_they_are(began: list[str], overrides: list[str]) -> Iterator[None]:
-    """Exceptions as they were raised, where Hydra would print them in its own way; its own become messages.
+def _exceptions_as_raised(began: list[str], overrides: list[str]) -> Iterator[None]:
+    """Let exceptions of a job pass unchanged, and turn Hydra's own into messages. Hydra would print both itself.
 
-    ``began``: not empty once a job has begun, and what is raised may be of the user's own code.
+    ``began``: not empty once a job has begun. From then on an exception may come from the user's own code.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -105,7 +105,7 @@ def config_directory() -> Path:
     raise SystemExit(f"sde-toolkit: its configs are missing from {package}; reinstall the package.")
 
 
-LAUNCHERS = {  # of --multirun: what they need, and the extra that brings it
+LAUNCHERS = {  # of --multirun: the module, the package and the extra that each needs
     ("local", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "sweep"),
     ("slurm", "submitit_slurm", "submitit_local"): (
         "hydra_plugins.hydra_submitit_launcher",
@@ -117,7 +117,7 @@ LAUNCHERS = {  # of --multirun: what they need, and the extra that brings it
 
 
 def _check_launcher(overrides: list[str]) -> None:
-    """Name the extra that a launcher needs before Hydra says that there is no such option."""
+    """Name the missing extra of a launcher. Hydra would only say that there is no such option."""
     chosen = {word.partition("=")[2] for word in overrides if word.partition("=")[0].lstrip("+") == "hydra/launcher"}
     for names, (module, package, extra) in LAUNCHERS.items():
         if chosen & set(names):
@@ -130,7 +130,7 @@ def _check_launcher(overrides: list[str]) -> None:
 
 
 def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[Any], None]:
-    """A user's mistake is one message, not a traceback; and ``sys.argv`` is that of the job, wherever it runs."""
+    """The task, with one message for a user's mistake. It sets ``sys.argv`` to the words of the job, in any process."""
 
     def run(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -160,7 +160,7 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _complain(text: str) -> None:
-    """To standard error, saying which process of several it is, and an end with status 2."""
+    """Print to standard error, with the number of the process if there are several, and exit with status 2."""
     close_bars()
     rank = os.environ.get("RANK", "0")
     print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
@@ -173,5 +173,5 @@ def _usage() -> str:
     return (
         "usage: sde-toolkit COMMAND [key=value ...]\n\n"
         + "\n".join(lines)
-        + "\n\n`sde-toolkit COMMAND --help` lists what a command can be told."
+        + "\n\n`sde-toolkit COMMAND --help` lists the settings of a command."
     )

@@ -1,4 +1,4 @@
-"""What ``compare`` and ``sample`` build from their configuration: model, solvers, grids, real data."""
+"""What the commands build from their configuration: model, solvers, grids, real data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
-from sde_toolkit.cli.user_files import is_user_file, loaded
+from sde_toolkit.cli.user_files import is_user_file, load_object
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
 from sde_toolkit.evaluation.planning import Candidate, GridBuilder
@@ -46,7 +46,7 @@ MIXTURE = "mixture"
 
 
 def ring_mixture() -> GaussianMixture:
-    """Eight Gaussians on a ring of radius 4/√8, standard deviation 0.1, under VPSDE: everything about it is known."""
+    """Eight Gaussians on a ring of radius 4/√8, standard deviation 0.1, under VPSDE. Its score is exact."""
     angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
     means = 4 / math.sqrt(8) * torch.stack([angles.cos(), angles.sin()], dim=1)
     return GaussianMixture(means, VPSDE(), std=0.1)
@@ -64,7 +64,7 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
     """The model and which of its weights were loaded (None where there is no such choice).
 
     ``model`` is a name, a checkpoint of any family that :func:`sde_toolkit.interop.load` reads, or ``my_file.py:name``,
-    a function that returns a score model. ``{path: ..., ...}`` tells what a file does not say.
+    a function that returns a score model. ``model={path: ..., key: ...}`` adds what a file does not say.
 
     Raises:
         CheckpointError: naming the embedded models if there is no such file or folder.
@@ -72,7 +72,7 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
     name = model_name(config)
     if name == MIXTURE:
         if (Path(name) / DESCRIPTION).is_file() or checkpoint_folders(name):
-            print(f"model={name} is the exact mixture; the model in the folder of that name is model=./{name}")
+            print(f"model={name} means the exact mixture. For the model in the folder of that name give model=./{name}")
         return ring_mixture(), None
     if is_user_file(name):
         return _of_user(name), None
@@ -89,11 +89,11 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
 
 def _of_user(name: str) -> ScoreModel:
     """The score model that a user's file makes."""
-    made = loaded("model", name)
+    made = load_object("model", name)
     if not isinstance(made, ScoreModel) and callable(made):
         made = made()
     if not isinstance(made, ScoreModel):
-        problem = f"it gives a {type(made).__name__}, and no ScoreModel"
+        problem = f"it returns a {type(made).__name__}, not a ScoreModel"
         raise ArgumentError(
             "model", name, problem, "Return ScoreModel(network, sde, ...), or ScoreModel.from_denoiser."
         )
@@ -147,7 +147,7 @@ def number_of_evaluations(config: DictConfig, name: str = "nfe", least: int = 1)
 
 
 def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -> None:
-    """Refuse more samples than the memory of the machine holds, ``sets`` times over, in model space and in data space.
+    """Refuse ``sets`` sets of n samples, in model space and in data space, that the machine's memory cannot hold.
 
     Raises:
         ArgumentError: naming the argument.
@@ -158,11 +158,11 @@ def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -
 def real_data(
     config: DictConfig, model: ScoreModel, n_real: int, n: int, labels: Tensor | None = None
 ) -> tuple[Tensor | None, str]:
-    """Real samples (N, *event) in data space and where they come from, or None and why there are none.
+    """Real samples (N, *event) in data space and their source, or None and the reason why there are none.
 
     The exact mixture draws its own. Otherwise ``data=...`` is taken, or the images of the package that have
-    the model's event shape. The test part is used, unless it is empty; where the samples have ``labels``, only its
-    samples of those classes.
+    the model's event shape. The test part is used, or the training part if the test part has fewer than 4 samples.
+    With ``labels``, only samples of these classes are used.
     """
     if isinstance(model, GaussianMixture):
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -193,7 +193,7 @@ def real_data(
 
 
 def _unlike(dataset: Dataset, model: ScoreModel, values: Tensor) -> str:
-    """Why these are not the data of the model, or nothing; a doubt is a warning where the data were given."""
+    """The reason why these are not the data of the model, or "". A mere doubt is a warning."""
     outside, doubt = range_problems(model.transform, values, dataset.transform)
     if outside:
         return f"the {dataset.name} data reach from {values.min()} to {values.max()}, but {outside}"
@@ -211,8 +211,8 @@ def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: in
     A list is repeated: sample i, counted with ``first_index``, has labels[i mod length].
 
     Raises:
-        ArgumentError: for labels of a network that has none, and for a conditional network that is told none: whether
-            it knows samples without a class depends on its training, so that this has to be asked for.
+        ArgumentError: for labels, if the network has no classes; for no labels, if it has some. Only some conditional
+            networks were trained without labels too, so ``class=none`` has to be asked for.
     """
     one, many = config["class"], config.labels
     many = list(many) if isinstance(many, ListConfig) else many

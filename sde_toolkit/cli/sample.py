@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
-    """Samples to be drawn, checked: nothing about them can be refused any more."""
+    """A checked request for samples."""
 
     model: ScoreModel
     weights: str | None
@@ -102,7 +102,7 @@ def prepare(config: DictConfig) -> SampleRequest:
 
 
 def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: bool = False) -> Drawn | None:
-    """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the parts."""
+    """The samples, drawn and written; None in all processes but the main one. ``keep``: leave the finished parts."""
     model, planned, labels, seed = request.model, request.planned, request.labels, request.seed
     drawn = draw_samples(
         model.to(place.device),
@@ -135,7 +135,7 @@ def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: boo
         "config": OmegaConf.to_container(config, resolve=True),
     }
     _write(place.directory, drawn, model, planned, labels, record)
-    save_config(config, place.directory)  # at the end, so that it is always that of the samples
+    save_config(config, place.directory)  # last, so that it always belongs to the samples
     if drawn.store is not None and not keep:
         drawn.store.clear()
     return drawn
@@ -160,7 +160,7 @@ def plan(config: DictConfig, model: ScoreModel) -> PlannedRun:
 def _write(
     directory: Path, drawn: Drawn, model: ScoreModel, planned: PlannedRun, labels: Tensor | None, record: dict[str, Any]
 ) -> None:
-    """Each file whole or not at all, the samples last but for their provenance."""
+    """Write the picture, the samples and their provenance, in this order, each file whole or not at all."""
     data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
     figure = contact_sheet(data if data.ndim < 3 else data[:_DRAWN_AT_MOST])
     if figure is not None:

@@ -47,10 +47,10 @@ class Workplace:
 
 
 def join(config: DictConfig, name: str = "output") -> Workplace:
-    """Threads, device and folder as the configuration says, and the other processes if a launcher started some.
+    """Set threads, device and folder from the configuration, and join the other processes if a launcher started some.
 
-    All processes work in the folder of the main one, whatever each of them makes of a folder's name with a time in it.
-    ``name``: of the setting that names the folder. The folder is not made yet.
+    All processes work in the folder of the main one: a folder's name with a time in it may differ between them.
+    ``name``: the setting that names the folder. The folder is not made yet.
     """
     set_threads(config.threads)
     device = choose_device(config.device)
@@ -66,7 +66,7 @@ def command_words() -> list[str]:
 
 
 def switch(config: DictConfig, name: str) -> bool:
-    """A setting that is true or false; YAML's other words for them are texts to Hydra, and refused.
+    """A setting that is true or false. YAML's other words, such as off, are refused: Hydra reads them as texts.
 
     Raises:
         ArgumentError: for anything else.
@@ -99,7 +99,7 @@ def set_threads(threads: Any) -> None:
     """CPU threads of torch's kernels; None leaves its choice.
 
     Raises:
-        ArgumentError: for what is no number of threads, or more than the machine could use.
+        ArgumentError: for anything but a number of threads that the machine can use.
     """
     if threads is None:
         return

@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
     @classmethod
     def of(cls, stop: KeyboardInterrupt, kept: str) -> Stopped:
-        """The same with what is known of the work."""
+        """The same stop, with what is kept of the work."""
         if isinstance(stop, Stopped):
             return stop
         return cls(kept, 143 if isinstance(stop, Terminated) else 130)
@@ -40,7 +40,7 @@ def stopping_with_a_message() -> Iterator[None]:
     here, before = os.getpid(), None
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != here:  # a process that was forked: it ends as it would have
+        if os.getpid() != here:  # a forked process ends as it would without this handler
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         raise Terminated

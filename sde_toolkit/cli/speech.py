@@ -9,7 +9,7 @@ from sde_toolkit.showing import shown
 
 __all__ = ["in_shell_words", "one_line", "shell_remedy"]
 
-_SETTINGS = {  # by what the library calls them; the others have one name
+_SETTINGS = {  # by their names in the library; other settings have one name
     "endpoint_n": "exact_flow.n",
     "endpoint_steps": "exact_flow.steps",
     "kid_subsets": "kid.subsets",
@@ -30,7 +30,7 @@ _SETTINGS = {  # by what the library calls them; the others have one name
 _VALUES = {"None": "null", "True": "true", "False": "false"}
 _VALUE = re.compile(r"\b(None|True|False)\b")
 
-_REMEDIES = [  # patterns of what the library advises, and what a command does instead
+_REMEDIES = [  # patterns of the library's remedies, and what to type instead
     (r"Use sde_toolkit\.(\w+)\(\), for example", r"Choose solver=\1, for example"),
     (r"Build it with event_shape=\.\.\.", "Add event_shape: [1, 28, 28], for example, to its model.yaml"),
     (r"Write one with calibrate\(\.\.\.\)\.save\(path\)", "Write one with sde-toolkit calibrate"),
@@ -82,7 +82,7 @@ def in_shell_words(error: SDEToolkitError, command: str) -> str:
 
 
 def shell_remedy(remedy: str, command: str) -> str:
-    """A remedy for whoever types commands. Where there is none, what the command can be told."""
+    """The remedy as something to type; where there is none, a pointer to the help of the command."""
     for pattern, words in _REMEDIES:
         remedy = re.sub(pattern, words, remedy)
     remedy = _plain(remedy)
@@ -90,7 +90,7 @@ def shell_remedy(remedy: str, command: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """With the shell's words for nothing, true and false."""
+    """With null, true and false in place of Python's words."""
     return _VALUE.sub(lambda found: _VALUES[found[0]], text)
 
 

@@ -1,4 +1,4 @@
-"""``sde-toolkit train``: from a configuration to a run folder; the same command again goes on where it stopped."""
+"""``sde-toolkit train``: train a network into a run folder. The same command again continues where it stopped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def run(config: DictConfig) -> None:
     directory = output_folder(config)
     progress = switch(config, "progress")
     main = PartialState(cpu=device.type == "cpu").is_main_process  # of those that a launcher started
-    with holding(directory, "train", [] if _has_config(directory) else [CONFIG], main=main), _telling(directory):
+    with (
+        holding(directory, "train", [] if _has_config(directory) else [CONFIG], main=main),
+        _reporting_stops(directory),
+    ):
         _train(config, directory, device, main, progress)
 
 
@@ -78,7 +81,7 @@ def _train(config: DictConfig, directory: Path, device: torch.device, main: bool
 
 @contextmanager
 def _removed_if_refused(file: Path, log: Path, new: bool) -> Iterator[None]:
-    """Take a ``new`` file away again if what is inside is refused before it logs anything."""
+    """Remove a ``new`` file if the code inside is refused before it logs anything."""
     logged = log.stat().st_mtime_ns if log.exists() else None
     try:
         yield
@@ -108,8 +111,8 @@ def _has_config(directory: Path) -> bool:
 
 
 @contextmanager
-def _telling(directory: Path) -> Iterator[None]:
-    """What is kept of a run that Ctrl-C or SIGTERM ends."""
+def _reporting_stops(directory: Path) -> Iterator[None]:
+    """If Ctrl-C or SIGTERM ends the run, say what is kept of it."""
     try:
         yield
     except Interrupted as stop:
@@ -141,11 +144,11 @@ def _model(config: DictConfig, dataset: Dataset) -> ScoreModel:
 
 
 def _start_from(path: str, model: ScoreModel) -> None:
-    """The EMA weights of another checkpoint, if they mean the same in this model.
+    """Load the EMA weights of another checkpoint, if they mean the same in this model.
 
     Raises:
-        CheckpointError: if that network is asked something else, told the time in another way, or, at equal σ/α, shown
-            or told something else because the SDE is another one; or if the weights do not fit.
+        CheckpointError: if the other network predicts something else or is told the time in another way; if the SDEs
+            differ and its answers at equal σ/α change by more than 2 %; or if the weights do not fit.
     """
     folder = checkpoint.locate(path)
     theirs = ScoreModel.from_pretrained(folder)
@@ -153,7 +156,7 @@ def _start_from(path: str, model: ScoreModel) -> None:
     fixed, sde = ([{name: side[name] for name in names} for side in (there, here)] for names in (_MEANING, ("sde",)))
     found, off = differences(*fixed), 0.0
     if not found and differences(*sde):
-        off = _moved(theirs, model.sde)
+        off = _answers_off(theirs, model.sde)
         found = differences(*sde) if off > _NEGLIGIBLE else []
     if found:
         why = f": at equal noise its answers would be {100 * off:.2g} % off" if off else ""
@@ -169,11 +172,11 @@ _NEGLIGIBLE = 0.02
 
 
 @torch.no_grad()
-def _moved(model: ScoreModel, sde: SDE) -> float:
-    """How far the network's answers are off if it is told that it stands under ``sde``: the largest root mean square of
-    a few noise levels, for x̂_0 in units of min(1, σ/α), which is about how far off answers can be.
+def _answers_off(model: ScoreModel, sde: SDE) -> float:
+    """The error of x̂_0 if the network's SDE is replaced by ``sde``: the largest root mean square over a few noise
+    levels, in units of min(1, σ/α), which is about the largest error possible.
 
-    Zero for networks that see x_t in their own scale and are told σ/α, as EDM's are. Infinite if no noise is common.
+    Zero for networks that scale x_t themselves and are told σ/α, as EDM's are. Infinite without a common noise level.
     """
     told = copy.copy(model)
     told.sde = sde

@@ -1,4 +1,4 @@
-"""``my_file.py:name``: what a user's own file holds. The file is run, and its errors show as they are."""
+"""``my_file.py:name``: an object in a user's own file. The file is run, and its errors are shown unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["is_user_file", "loaded"]
+__all__ = ["is_user_file", "load_object"]
 
 
 def is_user_file(text: str) -> bool:
@@ -18,8 +18,8 @@ def is_user_file(text: str) -> bool:
     return re.fullmatch(r".+\.py:\w*", text) is not None
 
 
-def loaded(argument: str, text: str) -> Any:
-    """What ``path/to/file.py:name`` names. The folder of the file is on the path while it runs.
+def load_object(argument: str, text: str) -> Any:
+    """The object that ``path/to/file.py:name`` names. The file's folder is on the import path while the file runs.
 
     Raises:
         ArgumentError: if there is no such file, or nothing of that name in it.

@@ -1,7 +1,7 @@
-"""The words of a command before Hydra reads them: paths are taken as they are typed, sweeps get names for folders.
+"""The words of a command before Hydra reads them: paths stay as typed, jobs of a sweep get names of folders.
 
 Hydra's grammar gives a meaning to ``=``, commas, brackets, spaces and quotes, and knows ASCII letters only. In the
-value of an argument that is a path they are part of the path, so that such a value is quoted here.
+value of an argument that is a path they are ordinary characters, so such a value is quoted here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST = 120  # characters of a sweep folder's name
 
 
 def quote_paths(words: Sequence[str]) -> list[str]:
-    """The overrides, with every path in quotes that Hydra reads as they stand.
+    """The overrides, with every path in quotes, so that Hydra reads it unchanged.
 
     A path that exists is taken as it is, whatever its name. One that does not is read as Hydra reads it only where it
     is a list or a sweep (``[a,b]``, ``{path: a}``; with ``--multirun`` ``a,b`` and ``glob(*)`` too).
@@ -61,7 +61,7 @@ def _quote_path(value: str, name: str, several: bool) -> str:
 
 
 def _quote_each(values: str) -> str:
-    """Paths with commas between them, and in them where there is such a path."""
+    """Paths with commas between them. A comma is part of a path if there is such a path."""
     pieces, found = values.split(","), []
     while pieces:
         whole = [count for count in range(len(pieces), 1, -1) if _exists(",".join(pieces[:count]))]
@@ -90,7 +90,7 @@ def _quoted(value: str) -> str:
 def folder_name(overrides: str) -> str:
     """The name of a job's folder in a sweep, from ``a=1,b=2``: ``a-1+b-2``, which a shell and every command take.
 
-    What has other characters, or is long, is told from its like by a digest at the end.
+    A name with other characters and a long name get a digest at the end, which keeps them different.
     """
     wished = overrides.replace("=", "-").replace(",", "+")
     name = re.sub(r"(?a)[^\w.+-]", "_", re.sub("['\"]", "", wished))
