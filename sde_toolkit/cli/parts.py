@@ -93,7 +93,7 @@ def _of_user(name: str) -> ScoreModel:
     if not isinstance(made, ScoreModel) and callable(made):
         made = made()
     if not isinstance(made, ScoreModel):
-        problem = f"it returns a {type(made).__name__}, not a ScoreModel"
+        problem = f"it gives a {type(made).__name__}, not a ScoreModel"
         raise ArgumentError(
             "model", name, problem, "Return ScoreModel(network, sde, ...), or ScoreModel.from_denoiser."
         )
