@@ -25,10 +25,11 @@ from sde_toolkit.cli.parts import (
 )
 from sde_toolkit.cli.setup import Workplace, command_words, join, switch
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
-from sde_toolkit.evaluation.planning import Candidate, ComparisonRequest
+from sde_toolkit.evaluation.planning import ComparisonRequest
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features

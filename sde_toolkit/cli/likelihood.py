@@ -25,14 +25,13 @@ from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.density.density_findings import Background, likelihood_findings, likelihood_table
 from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
-from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.jobs.provenance import provenance
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 from sde_toolkit.ranges import check_range
-from sde_toolkit.solvers import Solver
+from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["auto_divergence", "run"]
 

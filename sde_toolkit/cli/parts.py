@@ -18,13 +18,14 @@ from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.cli.user_files import is_user_file, load_object
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
-from sde_toolkit.evaluation.planning import Candidate, GridBuilder
+from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.interop.loading import load, reader_of
 from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.ranges import range_problems
 from sde_toolkit.sde import SDE, VPSDE
+from sde_toolkit.solvers import GridBuilder
 
 __all__ = [
     "build_grids",

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import MaxEvaluationsError, NonFiniteError
+from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
-from sde_toolkit.evaluation.planning import Candidate, ComparisonRequest, GridBuilder, PlannedRun
+from sde_toolkit.evaluation.planning import ComparisonRequest, PlannedRun
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
 from sde_toolkit.jobs.sharing import Part, Parts, cut, do_parts
@@ -28,12 +29,12 @@ from sde_toolkit.progress import progress_bar
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
-from sde_toolkit.solvers import ddim
+from sde_toolkit.solvers import GridBuilder, ddim
 
 __all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers", "planned_evaluations"]
 
-_ADAPTIVE = 100  # evaluations, for the plan of who does what
-ENDPOINT, CHECK = -1, -2  # what parts do that belong to no row
+_ADAPTIVE = 100  # evaluations assumed of an adaptive solver, to share the work out
+ENDPOINT, CHECK = -1, -2  # the ``what`` of parts that belong to no row
 
 
 def compare_solvers(
@@ -60,10 +61,10 @@ def compare_solvers(
     (which is left out where the grid itself ends at the data). Adaptive solvers have no budget and run once.
 
     Args:
-        model: in evaluation mode, without which dropout is refused, with an ``event_shape``, on ``device``.
-        solvers, grids: by the name that the rows shall bear; a list, or one alone, bears its own names. The grid is
-            ``uniform`` by default. A planner such as :func:`sde_toolkit.auto` (or "auto"), or a ready
-            :class:`sde_toolkit.sampling.Plan`, brings its own grid.
+        model: in evaluation mode, with an ``event_shape``, on ``device``.
+        solvers, grids: a mapping from the names of the rows, or a list or a single one, which keep their own names.
+            The grid is ``uniform`` by default. A planner such as :func:`sde_toolkit.auto` (or "auto") and a
+            :class:`sde_toolkit.sampling.Plan` bring their own grid.
         budgets: network evaluations per sample.
         n: samples per row.
         judge: real data to compare with; ``without_judge`` is the reason there is none.
@@ -75,7 +76,7 @@ def compare_solvers(
         condition: handed to the network; tensors in it have one row for each of the n samples.
 
     Raises:
-        SDEToolkitError: before any evaluation, for whatever does not fit together.
+        SDEToolkitError: before any evaluation, for arguments that do not fit together.
     """
     request = ComparisonRequest(
         model=model,
@@ -103,9 +104,8 @@ def compare_solvers(
 def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path | None) -> Comparison | None:
     """:func:`compare_solvers`, its batches shared by the processes of ``team``; None in all but the main one.
 
-    Batches are those of one process: every sample is drawn beside the same others, whoever draws it, so that the result
-    is the same but for the seconds. ``store_in``: the folder for finished parts, from which a comparison that was cut
-    off is taken up. The judge is needed in the main process only.
+    Batches do not depend on the number of processes, so neither does the result, except for the seconds. ``store_in``:
+    the folder for finished parts; an interrupted comparison continues from them. Only the main process needs the judge.
     """
     began = time.perf_counter()
     work = _Batches(request)
@@ -135,14 +135,14 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
 
 
 def planned_evaluations(request: ComparisonRequest) -> int:
-    """Evaluations of the network, times samples, that a comparison is expected to make; about so for exact models."""
+    """The expected number of evaluations of the network, times samples; an estimate for exact models."""
     warm_up = min(request.n, request.batch_size or request.n)
     return warm_up + round(sum(part.cost for part in _Batches(request).parts()))
 
 
 @dataclass(eq=False)
 class _Batches:
-    """All that has to be computed, in batches: the rows' samples, and the flow's endpoints with their check."""
+    """The work in batches: the rows' samples, and the flow's endpoints with their check."""
 
     request: ComparisonRequest
     failed: set[int] = field(default_factory=set)
@@ -166,7 +166,7 @@ class _Batches:
         }
 
     def parts(self) -> list[Part]:
-        """Everything in batches, the endpoints first; what checks them is one batch."""
+        """All batches: of the endpoints, one that checks them, and of the rows."""
         request, ends, parts = self.request, self.request.endpoints, list[Part]()
 
         def add(what: int, n: int, nfe: int, size: int | None) -> None:
@@ -183,7 +183,7 @@ class _Batches:
         return parts
 
     def begin(self, own: Sequence[Part], progress: bool) -> None:
-        """One evaluation, so that the first row's wall time does not hold what happens only once."""
+        """Evaluate the network once, so that the first row's wall time has no one-time costs."""
         request = self.request
         total = sum(request.runs[part.what].nfe for part in own if part.what >= 0)
         self.bar = progress_bar(total, "comparing solvers", enabled=progress)
@@ -202,7 +202,7 @@ class _Batches:
         try:
             return self._samples(part, self.request.runs[part.what])
         except (NonFiniteError, MaxEvaluationsError) as error:
-            self.failed.add(part.what)  # its later batches are not worth drawing
+            self.failed.add(part.what)  # its later batches are left out
             return {"failure": np.array(str(error))}
 
     def _endpoints(self, part: Part) -> Arrays:
@@ -258,7 +258,7 @@ def _row(request: ComparisonRequest, parts: Parts, k: int, endpoint: Endpoint | 
         "integrator": repr(run.solver.integrator),
     }
     failures = [str(arrays["failure"]) for arrays in own if "failure" in arrays]
-    if failures:  # of the first batch that failed: whoever drew it, it was not left out
+    if failures:  # the first one is of a batch that was drawn; later batches may have been left out
         none: dict[str, Any] = {"measured": {}, "seconds": 0.0, "network_seconds": 0.0}
         return Row(**known, nfe=run.nfe, **none, failure=failures[0]), torch.empty(0, *request.event_shape)
     x = torch.cat([torch.from_numpy(arrays["x"]) for arrays in own])
@@ -274,7 +274,7 @@ def _row(request: ComparisonRequest, parts: Parts, k: int, endpoint: Endpoint | 
 
 
 def _measure(request: ComparisonRequest, x: Tensor, data: Tensor, endpoint: Endpoint | None) -> dict[str, Estimate]:
-    """Every metric that can be measured on samples in model space and in data space, by its name."""
+    """Every metric that can be measured, by its name. ``x``: samples in model space; ``data``: in data space."""
     judge = request.judge
     against_data = SampleSet(data) if judge is None else judge.sample_set(data)
     found: dict[str, Estimate] = {}

@@ -1,8 +1,8 @@
 """Samples drawn by one process or many, in batches that are the same for all of them.
 
-Sample i has the noise stream (seed, i) and goes through the network beside the same others whoever draws it: batches
-are cut by place, not by process. Samples are then the same bits for any number of processes, as far as every process
-computes the same from the same input (one kind of device, as many threads); on the CPU they are, through a U-Net too.
+Sample i has the noise stream (seed, i). Batches do not depend on the number of processes, so sample i always goes
+through the network beside the same others. Samples are therefore bit for bit the same for any number of processes that
+compute alike (one kind of device, equal numbers of threads). On the CPU this holds for a U-Net, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Drawn", "draw_samples"]
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """``x`` (n, *event) in model space, on the CPU, and how it came about.
+    """``x`` (n, *event) in model space, on the CPU, and how it was drawn.
 
     ``nfe``: evaluations that each sample went through, counted. ``computing_seconds``, ``network_seconds``: of all
     processes together; ``seconds``: what the main process waited for. ``found``: batches that were there already.
@@ -79,31 +79,19 @@ def draw_samples(
         batch_size: samples that go through the network together, and are stored together; None: all.
         condition: handed to the network; tensors in it have one row per sample.
         team: the processes that share the work; alone by default.
-        directory: where finished batches are kept until ``Drawn.store.clear()``; drawing that was cut off goes on
-            there, without a condition also with more samples or fewer. Several processes need it, and must all see it.
-        say: is told what was found and what was damaged.
+        directory: the folder of finished batches, kept until ``Drawn.store.clear()``. An interrupted call continues
+            from them; without a condition n may differ then. Several processes need it, and must all see it.
+        say: gets messages about batches that were found or damaged.
 
     Raises:
-        ArgumentError: for whatever does not fit together, and for a directory with parts of other work.
+        ArgumentError: for arguments that do not fit together, and for a directory with parts of other work.
         NonFiniteError, MaxEvaluationsError: from the solver.
     """
     began, team = time.perf_counter(), team or Team()
-    check_model(model)
-    if model.event_shape is None:
-        raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
-    check_count("n", n, "64 is usual.")
-    check_amount("n", n, n * math.prod(model.event_shape))
-    check_evaluation_mode(model)
-    check_batches(batch_size, torch.float32)
-    check_condition(condition, n)
+    event_shape = _check_drawing(model, n, batch_size, condition)
     check_stream(seed, first_index)
-    event_shape = model.event_shape
-    store = None
-    if directory is not None:
-        asked = {"seed": seed, "first_index": first_index, "batch_size": batch_size, "condition": condition}
-        how = {"solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
-        of = {"model": model_fingerprint(model), "behaviour": behaviour(model, event_shape)}
-        store = PartStore(Path(directory), {"work": "samples/1", **of, "settings": plain({**asked, **how})}, "output")
+    asked = {"seed": seed, "first_index": first_index, "batch_size": batch_size, "condition": condition}
+    store = None if directory is None else PartStore(Path(directory), _fingerprint(model, run, asked), "output")
     bar: Any = None
 
     def begin(own: Sequence[Part]) -> None:
@@ -142,3 +130,27 @@ def draw_samples(
         found=done.found,
         store=store,
     )
+
+
+def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the finished batches depend on."""
+    settings = {**asked, "solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
+    answers = behaviour(model, model.event_shape or ())
+    return {"work": "samples/1", "model": model_fingerprint(model), "behaviour": answers, "settings": plain(settings)}
+
+
+def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition: Any) -> tuple[int, ...]:
+    """The event shape of a model that can draw n samples.
+
+    Raises:
+        ArgumentError: for arguments that do not fit together.
+    """
+    check_model(model)
+    if model.event_shape is None:
+        raise ArgumentError("model", type(model).__name__, "it has no event_shape", "Build it with event_shape=...")
+    check_count("n", n, "64 is usual.")
+    check_amount("n", n, n * math.prod(model.event_shape))
+    check_evaluation_mode(model)
+    check_batches(batch_size, torch.float32)
+    check_condition(condition, n)
+    return model.event_shape

@@ -2,9 +2,9 @@
 
 The exact score of a mixture is solved adaptively in float64. A float32 network is solved by Heun's method on
 many steps: an adaptive solver chases its round-off (measured on the MNIST network: 273 evaluations at a
-tolerance of 1e-5 against 101 here, for the same accuracy). Either way a part of the samples is solved again more
-finely, and what that changes is reported as the reference's own error. A few samples carry most of it: those
-whose noise lies near the border between two images.
+tolerance of 1e-5 against 101 here, for the same accuracy). In both cases some samples are solved again more finely,
+and the change is reported as the reference's own error. Most of it comes from a few samples whose noise lies near the
+border between two images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sde_toolkit.solvers import Solver, probability_flow
 __all__ = ["Endpoint", "checked_endpoint", "endpoint_cost", "flow_endpoint", "solve_endpoint"]
 
 
-CHECKED = 16  # samples, unless told otherwise
+CHECKED = 16  # samples that are solved again, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def flow_endpoint(
         condition: handed to the network; tensors in it have one row per sample.
     """
     for name, value in (("n", n), ("check", check), ("steps", steps)):
-        check_count(name, value, "Raise it.")
+        check_count(name, value, f"Pass {name}=16, for example.")
     if model.event_shape is None:
         raise ArgumentError("model", model, "it has no event_shape to start from", "Build it with event_shape=...")
     check_condition(condition, n)
@@ -118,7 +118,7 @@ def solve_endpoint(
     condition: Any,
     device: torch.device | str,
 ) -> tuple[Tensor, int, float]:
-    """Samples ``first`` to ``last`` − 1: their endpoints in model space, evaluations for each, and seconds."""
+    """The endpoints of samples ``first`` to ``last`` − 1 in model space, evaluations of each sample, and seconds."""
     solver, intervals, dtype = _how(model, steps, finer)
     start = per_sample_noise(seed, first, (last - first, *(model.event_shape or ())), device=device)()
     start = start * model.sde.sigma(1.0).to(device, start.dtype)
@@ -135,7 +135,7 @@ def checked_endpoint(n: int) -> int:
 
 
 def endpoint_cost(model: ScoreModel, steps: int) -> tuple[int, int]:
-    """About how many evaluations a sample takes, and solved more finely."""
+    """About how many evaluations a sample takes, and how many if it is solved more finely."""
     return (300, 400) if model.has_exact_score else (2 * steps + 1, 6 * steps + 1)
 
 

@@ -26,7 +26,7 @@ DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 def comparison_figures(comparison: Comparison) -> list[Figure]:
-    """Every figure that the comparison allows: one of the metrics against the flow, one of the others, and so on."""
+    """The figures of a comparison: metrics against the flow, other metrics, wall times, and samples."""
     figures = []
     for name, caption, metrics in _groups(comparison.metrics):
         drawn = [m for m in metrics if any(m.name in row.measured for row in comparison.rows)]
@@ -178,12 +178,12 @@ def _sheets(comparison: Comparison) -> list[Figure]:
 
 
 def _sheet_name(grid: str, budget: int | None) -> str:
-    """The name of the picture of samples for a grid, by its name for files, and a budget (None: adaptive solvers)."""
+    """The name of a picture of samples; ``grid`` is its name for files, ``budget`` None for adaptive solvers."""
     return "adaptive" if budget is None else f"{grid}_{budget}"
 
 
 def figure_names(grids: Iterable[str], budgets: Iterable[int | None]) -> list[str]:
-    """All that :func:`comparison_figures` may draw of a comparison on these grids at these budgets."""
+    """The names of all figures that :func:`comparison_figures` may draw on these grids at these budgets."""
     safe, found = file_names(grids), list(budgets)
     sheets = (f"{SHEET}{_sheet_name(safe[grid], budget)}" for grid in safe for budget in found)
     return [*(name for name, _, _ in _groups(())), "time", *sheets]

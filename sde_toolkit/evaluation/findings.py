@@ -19,15 +19,15 @@ def comparison_findings(comparison: Comparison) -> list[str]:
 
 
 def _distances(comparison: Comparison) -> list[Metric]:
-    """The metrics that compare samples with parts of the real data, and know which direction is better."""
+    """The metrics that compare samples with parts of the real data, and have a better direction."""
     found = [m for m in comparison.shown if m.against is Against.PARTS and m.lower_is_better is not None]
     return found if comparison.judge is not None else []
 
 
 def _closest(comparison: Comparison) -> str:
-    """Who is closest to the data at the smallest and at the largest budget, with whoever ties.
+    """Which solver is closest to the data at the smallest and at the largest budget, and which ones tie with it.
 
-    By the first distance that is unbiased, otherwise by the first.
+    The distance is the first unbiased one, or else the first.
     """
     distances = sorted(_distances(comparison), key=lambda metric: not metric.unbiased)
     budgets = _budgets(comparison)
@@ -80,7 +80,7 @@ def _first_at_floor(comparison: Comparison) -> str:
 
 
 def _partly(comparison: Comparison, budget: int, rows: list[Row], short: Metric, distances: int) -> str:
-    """Rows that reach the floor in every distance, and fall short of it in a metric of the samples alone."""
+    """Rows that reach the floor in every distance, but not in a metric of the samples alone."""
     estimates, floor = [row.measured[short.name] for row in rows], comparison.floor(short)
     best = min(estimates, key=lambda estimate: short.loss(estimate.value))
     verb, most = ("reach", "at most ") if len(rows) > 1 else ("reaches", "")
@@ -117,7 +117,7 @@ def _spread(comparison: Comparison) -> str:
 
 
 def _most_exact(comparison: Comparison) -> str:
-    """Which deterministic solver follows the flow best, and whether order shows."""
+    """Which deterministic solver is closest to the exact flow, at the smallest and at the largest budget."""
     metric = next((m for m in comparison.shown if m.against is Against.FLOW and m.lower_is_better is not None), None)
     if metric is None:
         return ""

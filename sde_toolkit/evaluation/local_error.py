@@ -6,13 +6,13 @@ With X_k the solver's states, Φ(t → s) the exact flow and T the end of the gr
     its part of the endpoint   c_k = Φ(t_{k+1} → T) X_{k+1} − Φ(t_k → T) X_k
 
 d_k is the local error along the numerical solution (Hairer, Nørsett & Wanner 1993, section II.3; their figure 3.1 is
-"Lady Windermere's fan", and c_k its k-th rib). Every step starts where the solver itself has come to, with whatever
-it remembers, so that methods with a memory need no special case, and the c_k add up to the error at the endpoint,
-exactly and not to leading order alone: they telescope. d_k says how far a step goes wrong, c_k how much of that is
-still there at the end; steps at large noise often err much and matter little, or the other way round.
+"Lady Windermere's fan", and c_k its k-th rib). Every step starts from the solver's own state, the memory of a multistep
+method included. The c_k add up to the error at the endpoint exactly, because the sum telescopes. d_k is the error that
+a step makes; c_k is the part of it that is left at the end. A step with a large d_k may have a small c_k, and the
+reverse.
 
-The exact flow is the classical Runge-Kutta method on ``refine`` steps for each step of the grid. Its own error is
-reported, from a solution with twice as many.
+The exact flow is approximated by the classical Runge-Kutta method, with ``refine`` steps for each step of the grid. Its
+own error is estimated with twice as many steps, and reported.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count
-from sde_toolkit.data.pictures import FAINT, INK, new_figure
+from sde_toolkit.data.pictures import INK, new_figure
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.figures import style_axes
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import RungeKutta4
 from sde_toolkit.metrics.distances import rmse
@@ -43,7 +44,7 @@ __all__ = ["LocalErrors", "local_errors"]
 
 @dataclass(frozen=True, eq=False)
 class LocalErrors:
-    """What every step of a solver did wrong; all errors are root mean squares per element, in model space.
+    """The error of every step of a solver. All errors are root mean squares per element, in model space.
 
     ``local``: of each step, against the exact flow from where the step began. ``contributions``: what is left of each
     at the end of the grid; ``shares``: their part of the squared endpoint error, (Σ ⟨c_k, e⟩)/(Σ ⟨e, e⟩) over the
@@ -94,13 +95,7 @@ class LocalErrors:
         axes.set_xlabel("t at the end of the step (noise to data)", fontsize=9, color=INK)
         axes.set_ylabel("RMS error per element", fontsize=9, color=INK)
         axes.set_title(f"{self.solver.name}, {len(self.local)} steps", fontsize=10.5, color=INK)
-        axes.tick_params(labelsize=8, colors="#4b5563", which="both")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(FAINT)
-        axes.grid(color="#eef0f3", linewidth=0.8, which="major")
-        axes.set_axisbelow(True)
+        style_axes(axes)
         axes.legend(fontsize=8, frameon=False)
         if path is not None:
             drawn.savefig(path, dpi=120)
@@ -129,7 +124,7 @@ def local_errors(
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LocalErrors:
-    """What each step of a deterministic ``solver`` does wrong on ``grid``, for this very model.
+    """The error of each step of a deterministic ``solver`` on ``grid``, for this model.
 
     Args:
         n: number of samples, started as :func:`~sde_toolkit.sample` starts them from ``seed``.
@@ -162,21 +157,7 @@ def local_errors(
         batch_size=batch_size, dtype=dtype,
     )  # fmt: skip
     path: Tensor = run.trajectory  # type: ignore[assignment]
-
-    def flow(chains: Tensor, k: int, refine: int) -> Tensor:
-        """Chains of states (chains, n, *event) at grid[k], at grid[k + 1]."""
-        count = len(chains)
-        done = sample(
-            model,
-            probability_flow(RungeKutta4()),
-            _between(grid[k], grid[k + 1], refine),
-            x_start=chains.flatten(0, 1),
-            condition=repeat_rows(condition, count),
-            batch_size=batch_size,
-            dtype=dtype,
-        )
-        return done.x.unflatten(0, (count, -1))
-
+    flow = _ExactFlow(model, grid, condition, batch_size, dtype)
     local, chains, finer = [], path[:1], path[:1]
     for k in range(len(grid) - 1):
         if propagate:
@@ -201,6 +182,31 @@ def local_errors(
         reference=_rms(finer[0] - chains[0]),
         errors=errors,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _ExactFlow:
+    """The probability flow between neighbouring times of a grid, by the classical Runge-Kutta method."""
+
+    model: ScoreModel
+    grid: Tensor
+    condition: Any
+    batch_size: int | None
+    dtype: torch.dtype
+
+    def __call__(self, chains: Tensor, k: int, refine: int) -> Tensor:
+        """States (chains, n, *event) at grid[k], moved to grid[k + 1] in ``refine`` steps."""
+        count = len(chains)
+        done = sample(
+            self.model,
+            probability_flow(RungeKutta4()),
+            _between(self.grid[k], self.grid[k + 1], refine),
+            x_start=chains.flatten(0, 1),
+            condition=repeat_rows(self.condition, count),
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+        )
+        return done.x.unflatten(0, (count, -1))
 
 
 def _between(t: Tensor, s: Tensor, refine: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names that people give, as parts of file names and of pictures."""
+"""Names that users give, made safe for file names and for labels of figures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LONGEST = 60
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """For each name something that every file system takes, different for different names, whatever is in them.
+    """For each name one that every file system accepts, different for different names.
 
-    Letters, digits, ``.``, ``-`` and ``_`` stay; two that would be the same get a number.
+    Letters, digits, ``.``, ``-`` and ``_`` stay. Two results that would be the same get a number.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -22,7 +22,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
             continue
         safe = re.sub(r"(?a)[^\w.-]+", "_", name)[:_LONGEST].strip("._") or "unnamed"
         safe = f"{safe}_" if _RESERVED.fullmatch(safe) else safe
-        taken = {other.lower() for other in found.values()}  # of file systems, some tell no capitals
+        taken = {other.lower() for other in found.values()}  # some file systems ignore case
         numbered = (f"{safe}-{k}" for k in range(2, len(found) + 3))
         found[name] = safe if safe.lower() not in taken else next(n for n in numbered if n.lower() not in taken)
     return found

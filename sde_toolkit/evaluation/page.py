@@ -150,7 +150,7 @@ def write_page(
 
 
 def require_packages(what: str, *more: tuple[str, str]) -> None:
-    """Find out before the work, not after it, that a package for a report is missing.
+    """Refuse before the work if a package for a report is missing.
 
     ``what``: the report, in words; ``more``: further modules and the packages that bring them.
 
@@ -211,5 +211,5 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 
 def _as_bytes(text: str) -> bytes:
-    """UTF-8; what a file name or an argument had that is no letter of any alphabet is spelled out."""
+    """UTF-8; bytes of a file name or an argument that are no valid text are escaped."""
     return text.encode("utf-8", "backslashreplace")

@@ -1,11 +1,11 @@
-"""What a comparison is asked for, checked and planned: whatever can be refused is refused before any evaluation."""
+"""The request for a comparison: checked and planned before any evaluation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sde_toolkit import grids as grid_builders
 from sde_toolkit.checks import MOST, check_amount, check_count, is_count
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.evaluation.candidates import Candidate, Planner, named_grids, named_solvers
 from sde_toolkit.metrics.distances import FlowError
 from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.metrics.metric import Against, Metric, check_metrics
@@ -21,34 +22,23 @@ from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_batches, check_model
-from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
+from sde_toolkit.sampling.automatic import Plan, usual_plan
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = [
-    "Candidate",
     "ComparisonRequest",
-    "GridBuilder",
     "PlannedRun",
-    "Planner",
     "check_comparison",
-    "named_grids",
-    "named_solvers",
     "plan_all",
     "plan_run",
     "run_of",
 ]
 
-TAKEN = (
+RESERVED_COLUMNS = (
     "solver", "grid", "budget", "nfe", "steps", "tweedie", "eta", "integrator", "seconds", "network_seconds",
     "outside_network", "failure",
 )  # fmt: skip
-"""Columns of a comparison's CSV that no metric may be called."""
-
-Planner = Callable[[ScoreModel, int], Plan]
-"""(model, budget) to solver and grid together, such as :func:`sde_toolkit.auto`."""
-
-Candidate: TypeAlias = Solver | Planner | Plan
-"""What can be compared: a solver on every grid at every budget, a planner at every budget, a plan as it is."""
+"""Columns of a comparison's CSV. No metric may have one of these names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +58,7 @@ class PlannedRun:
 
     @property
     def evals_per_step(self) -> int:
-        """1 for adaptive solvers, whose steps nobody knows beforehand."""
+        """1 for adaptive solvers, whose number of steps is not known beforehand."""
         return self.solver.integrator.evals_per_step or 1
 
     @property
@@ -151,61 +141,10 @@ def _planned(name: str, planner: Planner, model: ScoreModel, budget: int) -> Pla
     return plan
 
 
-def named_solvers(solvers: Any) -> dict[str, Candidate]:
-    """Solvers by name: the keys of a mapping, otherwise the own names of one solver or several. "auto" is the planner.
-
-    Raises:
-        ArgumentError: for two of one name, and for what is no solver.
-    """
-    if isinstance(solvers, Mapping):
-        return {str(name): _candidate(name, given) for name, given in solvers.items()}
-    several = list(solvers) if isinstance(solvers, list | tuple | set | frozenset) else [solvers]
-    found: dict[str, Candidate] = {}
-    for given in several:
-        solver = _candidate(len(found), given)
-        name = str(getattr(solver, "name", None) or getattr(solver, "__name__", "plan"))
-        if name in found:
-            remedy = 'Name them yourself: {"coarse": ddim(), ...}.'
-            raise ArgumentError("solvers", several, f"two of them are called {name!r}", remedy)
-        found[name] = solver
-    return found
-
-
-def _candidate(name: Any, given: Any) -> Candidate:
-    if isinstance(given, str) and given == "auto":
-        return auto
-    if isinstance(given, type) or (not isinstance(given, Solver | Plan) and not callable(given)):
-        raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", "Use sde_toolkit.ddim(), for example.")
-    if getattr(given, "__module__", "") == Solver.__module__ and not isinstance(given, Solver):
-        problem = "the function that makes a solver, not a solver"
-        raise ArgumentError(f"solvers[{name!r}]", given, problem, f"Call it: {given.__name__}().")
-    return given
-
-
-def named_grids(grids: Any) -> dict[str, GridBuilder]:
-    """Grid builders by name: of a mapping its keys, of functions of a module their own names.
-
-    Raises:
-        ArgumentError: for what is no builder: a grid that is built already, above all.
-    """
-    if grids is None:
-        return {"uniform": grid_builders.uniform}
-    if not isinstance(grids, Mapping):
-        several = list(grids) if isinstance(grids, list | tuple) else [grids]
-        grids = {str(getattr(build, "__name__", k)): build for k, build in enumerate(several)}
-    for name, build in grids.items():
-        if not callable(build):
-            problem = "not a function of the SDE and a number of steps, which every budget needs"
-            raise ArgumentError(f"grids[{name!r}]", build, problem, 'Pass {"karras": grids.karras}, for example.')
-    if not grids:
-        raise ArgumentError("grids", grids, "there is no grid", 'Pass {"karras": grids.karras}, or None for uniform.')
-    return {str(name): build for name, build in grids.items()}
-
-
 def check_comparison(
     model: ScoreModel, solvers: Mapping[str, Candidate], budgets: Sequence[int], n: int
 ) -> tuple[int, ...]:
-    """The event shape, after everything about the request has been found in order.
+    """Check model, solvers, budgets and n, and return the event shape.
 
     Raises:
         ArgumentError: naming the argument.
@@ -235,12 +174,12 @@ def check_comparison(
 
 @dataclass(frozen=True, eq=False)
 class ComparisonRequest:
-    """What a comparison is asked for, see :func:`~sde_toolkit.compare_solvers`, checked when it is built.
+    """The request for a comparison, see :func:`~sde_toolkit.compare_solvers`. It is checked when it is built.
 
-    ``runs``: what it comes to, in order; ``event_shape``: of a sample.
+    ``runs``: the planned runs, in order; ``event_shape``: of a sample.
 
     Raises:
-        SDEToolkitError: for whatever does not fit together.
+        SDEToolkitError: for settings that do not fit together.
     """
 
     model: ScoreModel
@@ -277,8 +216,8 @@ class ComparisonRequest:
     def _metrics(self) -> tuple[Metric, ...]:
         if self.metrics is None:
             usual = () if self.judge is None else self.judge.metrics
-            return check_metrics((FlowError(), *usual), TAKEN)
-        chosen = check_metrics(self.metrics, TAKEN)
+            return check_metrics((FlowError(), *usual), RESERVED_COLUMNS)
+        chosen = check_metrics(self.metrics, RESERVED_COLUMNS)
         for metric in chosen:
             if metric.against in (Against.PARTS, Against.ALL) and self.judge is None:
                 problem = "it compares samples with real data, and there are none"
@@ -294,7 +233,7 @@ class ComparisonRequest:
 
 
 def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
-    """A judge of as many samples as there will be, of the model's shape.
+    """Check that a judge takes at most n samples, of the model's shape.
 
     Raises:
         ArgumentError: for anything else, such as the real samples themselves.

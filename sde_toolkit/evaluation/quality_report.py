@@ -1,4 +1,4 @@
-"""How good samples are, as a table and as a page: a line for each metric."""
+"""The quality of samples as a table and as a page, with a line for each metric."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["quality_table", "write_quality_report"]
 
 
 def quality_table(quality: Quality, metrics: Sequence[Metric], against: Quality | None = None) -> Table:
-    """Values with their errors, what as many real samples get, and the difference to another record."""
+    """Values with their errors, the floor (as many real samples), and the difference to another record."""
     columns = [Column("metric", left=True), Column("value")]
     others = {} if against is None else compare_records(against, quality)
     if quality.floors:
-        columns.append(Column("as many real samples", "what real data of the same number get"))
+        columns.append(Column("as many real samples", "the value of the same number of real samples"))
     if others:
         columns.append(Column("difference", "to the other record"))
     lines = []
@@ -70,7 +70,7 @@ def write_quality_report(
         f"seed {quality.about['seed']}",
         seconds=quality.about.get("seconds"),
     )
-    key = "± is one standard error; there is none where none is shown."
+    key = "± is one standard error, where it is known."
     if quality.floors:
         key += " “≈” marks what is within two standard errors of real data."
     measured = tuple((metric.label(), metric.explanation or f"{metric.meaning}.") for metric in metrics)
@@ -78,7 +78,7 @@ def write_quality_report(
     sections = [
         Section("Results", (quality_table(quality, metrics, against), key, *quality.about["notes"])),
         Section("How this was measured", (Definitions(measured),)),
-        Section("Conditions, which two records share that are compared", (Definitions(named),)),
+        Section("Conditions: two records are compared only if these are equal", (Definitions(named),)),
     ]
     page = Page(title, [f"{source}: {best}."], facts, sections, about)
     return write_page(page, directory, {}, {}, results_name=None)

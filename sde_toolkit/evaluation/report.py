@@ -20,12 +20,13 @@ from sde_toolkit.evaluation.page import (
     write_page,
 )
 from sde_toolkit.evaluation.rows import Comparison
+from sde_toolkit.metrics.judge import Judge
 
 __all__ = ["require_report_packages", "write_report"]
 
 
 def require_report_packages() -> None:
-    """Find out before the work, not after it, that a package is missing.
+    """Refuse before the work if a package is missing.
 
     Raises:
         MissingDependencyError: without matplotlib, jinja2 or POT.
@@ -45,8 +46,8 @@ def write_report(
     Everything is composed before the first file is written, and the files appear together.
 
     Args:
-        provenance: plain data, from :func:`sde_toolkit.jobs.provenance.provenance`, with whatever else shall be
-            on record; None: the report says nothing of the model and of the machine.
+        provenance: plain data from :func:`sde_toolkit.jobs.provenance.provenance`, and anything else to be recorded;
+            None: the report does not describe the model and the machine.
 
     Raises:
         ArgumentError: for what is no comparison, or a provenance that JSON cannot hold.
@@ -154,8 +155,8 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
             "Budget",
             "Evaluations of the network are counted as they happen (NFE). Each solver takes as many steps as its "
             "budget allows, counting the last evaluation, which replaces the state by the denoised estimate (Tweedie's "
-            "formula); where a grid ends at the data itself there is none. Heun's method needs two evaluations per "
-            "step, so that it may stay below the budget.",
+            "formula). A grid that ends at the data itself has no such evaluation. Heun's method needs two evaluations "
+            "per step, so it may stay below the budget.",
         ),
         (
             "Samples",
@@ -182,21 +183,8 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
                 "(RMSE), the reference's own error.",
             )
         )
-    if judge is None:
-        reason = request.without_judge
-        found.append(("Real data", f"None, so no distances between distributions: {reason}."))
-    else:
-        rest = len(judge.real) - judge.n
-        found.append(
-            (
-                "Real data",
-                f"{len(judge.real)} samples: {judge.source}. Compared in {judge.features.name}. They are split at "
-                f"random {judge.parts.splits} times into {judge.n} and the remaining {rest}; a row is its first "
-                f"{judge.n} samples against the larger parts, averaged; the floor is the smaller parts against the "
-                "larger, so that all sets compared have the same sizes. The floor's error is the standard deviation "
-                "over the splits. Errors are about the chance of the draw, not about other seeds of the training.",
-            )
-        )
+    without = f"None, so no distances between distributions: {request.without_judge}."
+    found.append(("Real data", without if judge is None else _of_judge(judge)))
     for metric in comparison.shown:
         title = metric.label()
         found.append((f"{title[0].upper()}{title[1:]}", metric.explanation or _full(metric.meaning)))
@@ -210,6 +198,18 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
     return found
 
 
+def _of_judge(judge: Judge) -> str:
+    """How samples are compared with real data."""
+    rest = len(judge.real) - judge.n
+    return (
+        f"{len(judge.real)} samples: {judge.source}. Compared in {judge.features.name}. They are split at random "
+        f"{judge.parts.splits} times into {judge.n} and the remaining {rest}. A row's value is the mean over the "
+        f"splits: its first {judge.n} samples against the larger part. The floor is the smaller part against the "
+        "larger, so that all compared sets have the same sizes. The floor's error is the standard deviation over the "
+        "splits. Errors describe the chance of the draw, not other seeds of the training."
+    )
+
+
 def _full(meaning: str) -> str:
-    """Half a sentence as a whole one."""
+    """A phrase as a sentence."""
     return f"{meaning[:1].upper()}{meaning[1:]}." if meaning else ""

@@ -86,22 +86,22 @@ class Comparison:
 
     @property
     def shown(self) -> list[Metric]:
-        """The metrics that have a column in the table: without an endpoint none has what is compared with the flow."""
+        """The metrics with a column in the table. Without an endpoint, metrics against the flow have none."""
         return [m for m in self.metrics if m.against is not Against.FLOW or self.endpoint is not None]
 
     def floor(self, metric: Metric) -> Estimate | None:
-        """What as many real samples get; None without real data, or for a metric without a floor."""
+        """The value of as many real samples; None without real data, or for a metric without a floor."""
         if self.judge is None or metric.against is Against.FLOW:
             return None
         return self.judge.parts.floor(metric)
 
     def at_floor(self, metric: Metric, row: Row) -> bool | None:
-        """Whether a row cannot be told from real samples by this metric; None where that cannot be said."""
+        """Whether this metric cannot tell a row from real samples; None without a value or a floor."""
         found, floor = row.measured.get(metric.name), self.floor(metric)
         return None if found is None or floor is None else metric.reaches(found, floor)
 
     def forget_parts(self) -> None:
-        """Take away the parts that the comparison could be taken up from, now that its report is there."""
+        """Delete the finished parts, which an interrupted comparison continues from. Its report is there now."""
         if self.store is not None:
             self.store.clear()
 

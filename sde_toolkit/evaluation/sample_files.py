@@ -1,4 +1,4 @@
-"""Samples to be evaluated, from whatever they lie in: an array, the output of ``sde-toolkit sample``, or images."""
+"""Samples to be evaluated, read from an array file, the output of ``sde-toolkit sample``, or images."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How far samples are from data: distances, features, judges, and records. No solver is run here."""
+"""Metrics of samples, features, judges, and records of evaluations. No solver runs here."""

@@ -1,4 +1,4 @@
-"""A small MNIST classifier shipped with the package, to judge generated digits by their class and features.
+"""A small MNIST classifier that is shipped with the package. It judges generated digits by class and features.
 
 Three convolutions, each followed by 2×2 max pooling (28 → 14 → 7 → 3) and ReLU, then 64 features and 10
 logits. It was also shown noise and shuffled digits, with all classes equally probable as the target, so a

@@ -6,7 +6,7 @@
 
 The functions take finite arrays whose first axis counts the samples; further axes are flattened. Computed in float64.
 Standard errors describe the chance of the draw of both sets (of the pairs, for ``rmse``). The sliced distance has a
-delete-block jackknife; for two sets of one distribution it is on the large side: it errs towards caution.
+delete-block jackknife; for two sets of one distribution it is too large rather than too small.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def sliced_wasserstein(
     """√(mean over random directions θ of W_2²(θ·x, θ·y)), in the units of the data.
 
     Rabin, Peyré, Delon & Bernot 2011; Bonneel, Rabin, Peyré & Pfister 2015, computed by POT. Finite sets of
-    one distribution are a positive distance apart, which shrinks as they grow: compare it only between sets
-    of equal sizes, and against real-versus-real sets of those sizes.
+    one distribution have a positive distance, which shrinks as they grow. Compare values only between sets
+    of equal sizes, and with the value of two real sets of these sizes.
 
     Args:
         x, y: (n, ...) and (m, ...), same event shape.
@@ -70,7 +70,7 @@ def sliced_wasserstein(
 
 
 def require_transport() -> None:
-    """Find out before the work that the package for optimal transport is missing.
+    """Refuse before the work if the package for optimal transport is missing.
 
     Raises:
         MissingDependencyError: without POT.
@@ -200,7 +200,7 @@ class FlowError(Metric):
 
 @dataclass(frozen=True)
 class Plausible(Metric):
-    """The share of samples that pass a question asked of each by itself, such as "has it a clear class?"."""
+    """The share of plausible samples. Each sample is judged alone, for example by whether it has a clear class."""
 
     heading: str
     meaning: str
@@ -220,7 +220,7 @@ class Plausible(Metric):
 
     def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
         if generated.plausible is None:
-            problem = "the features ask no question of each sample"
+            problem = "these features do not tell which samples are plausible"
             raise ArgumentError("metrics", self.name, problem, "Leave the share of plausible samples out.")
         return share(generated.plausible)
 

@@ -1,13 +1,13 @@
-"""What turns samples into features: a network, what it is shown, and everything that tells it from another.
+"""Extractors turn samples into features: a network, its input, and a description for the record.
 
     inception     FID's Inception, 2048 activations, weights of torch-fidelity's own download or from a file
     classifier    the package's MNIST classifier, 64 activations
     data          the data themselves, flattened, in model space
     a module      any torch module of yours that maps (B, *event) to (B, d)
 
-Samples are judged as they would be when written to a file: data with levels 0..L−1 are clamped and rounded to them, for
-every extractor alike. Features of different extractors, weights or preparations are no measure of the same thing, which
-is why an extractor describes itself in every record.
+Samples are judged as if they were written to a file: data with levels 0..L−1 are clamped and rounded to them, for
+every extractor alike. Features of different extractors, weights or preparations cannot be compared, so
+every record has the extractor's description.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Extractor:
         """Features (B, d) of samples in data space (B, *event).
 
         Raises:
-            DataError: for samples that the extractor cannot see, and for features that are none.
+            DataError: for samples that the extractor does not take, and if it returns anything but features.
         """
         x = x.float()
         if levels is not None:
@@ -70,13 +70,13 @@ class Extractor:
         return features
 
     def to(self, device: torch.device | str) -> Extractor:
-        """The same; its module has been moved."""
+        """Move the module to a device."""
         if isinstance(self.module, nn.Module):
             self.module.to(device)
         return self
 
     def description(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Plain data for a record."""
         weights = weights_digest_of(self.module) if isinstance(self.module, nn.Module) else None
         return {"name": self.name, "weights_sha256": weights, **self.about}
 
@@ -145,7 +145,7 @@ def _inception_weights(url: str, given: str | Path | None) -> Path:
 
 
 def _check_weights(file: Path) -> None:
-    """Refuse what is more than tensors, before anybody unpickles it."""
+    """Refuse a file with more than tensors, before it is unpickled."""
     try:
         if not file.is_file():
             raise OSError("no regular file")

@@ -25,9 +25,11 @@ __all__ = ["Extraction", "Reference", "extract_features"]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The real samples: ``values`` (N, *event) in data space, a tensor or anything that is indexed like one and reads
-    as it goes; ``index`` (n,): which of them, all by default. For the record: ``name``, ``split``, and ``classes``, if
-    these are the samples of some classes only.
+    """The real samples.
+
+    ``values`` (N, *event) in data space: a tensor, or anything that is indexed like one and reads when it is asked.
+    ``index`` (n,): which of them, all by default. For the record: ``name``, ``split``, and ``classes``, if these are
+    the samples of some classes only.
     """
 
     values: Any
@@ -50,8 +52,8 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """Features of the samples (n, d) and of the reference (N, d), float64; the hash of each set, which is one of its
-    samples' hashes in their order; and the store of finished batches, if there is one."""
+    """Features of the samples (n, d) and of the reference (N, d), float64; the hash of each set (over the
+    hashes of its samples in order); and the store of finished batches, if there is one."""
 
     samples: Tensor
     reference: Tensor
@@ -113,7 +115,7 @@ def extract_features(
         hashes[name] = hashlib.sha256(joined).hexdigest()
         if not bool(features[name].isfinite().all()):
             problem = f"features of the {name} hold NaN or infinity"
-            raise DataError("extractor", extractor.name, problem, "Is the range of the data what it expects?")
+            raise DataError("extractor", extractor.name, problem, "Check that the data have the range that it expects.")
     return Extraction(features["samples"], features["reference"], hashes, store)
 
 

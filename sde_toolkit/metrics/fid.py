@@ -1,4 +1,4 @@
-"""FID and KID as published, computed by torchmetrics from features that are there already."""
+"""FID and KID as published, computed by torchmetrics from extracted features."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class FID(Metric):
 class KID(Metric):
     """Unbiased MMD² with the kernel (x·y/d + 1)³, the mean over random subsets (Binkowski et al. 2018).
 
-    The spread over the subsets, ``kid_std``, is kept beside it. Subsets overlap, so that it is no standard error.
+    The spread over the subsets, ``kid_std``, is kept beside it. Subsets overlap, so it is not a standard error.
 
     Args:
         subsets: number of subsets.
@@ -108,9 +108,9 @@ class KID(Metric):
 
 
 class _AsTheyAre(nn.Module):
-    """Features in, features out: what the metrics of torchmetrics take for an extractor.
+    """Returns the features that it is given. It stands for an extractor in torchmetrics.
 
-    (The main process has all features: ``sync_on_compute`` would wait for the others, who are done.)
+    ``sync_on_compute`` is off: the main process has all features, and the others do not take part.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -122,7 +122,7 @@ class _AsTheyAre(nn.Module):
 
 
 def _require_torchmetrics() -> None:
-    """Find out before the work that the package is missing.
+    """Refuse before the work if the package is missing.
 
     Raises:
         MissingDependencyError: without torchmetrics, or with one that cannot be imported.

@@ -89,8 +89,8 @@ def flat_features(transform: Transform, real: Tensor) -> Features:
 def exact_features(model: GaussianMixture, real: Tensor, quantile: float = 0.01) -> Features:
     """The data themselves; plausible is what is at least as probable as all but ``quantile`` of the real data.
 
-    ``real``: draws of the model. The density is exact, and asks what distances in few dimensions hardly see:
-    whether a sample lies where the data are, and not between them.
+    ``real``: draws of the model. The exact density tells
+    whether a sample lies where the data are or between them. Distances in few dimensions hardly see that.
     """
     least = torch.quantile(model.log_prob(real.double()), quantile).item()
 
@@ -115,7 +115,8 @@ def _flat(transform: Transform, data: Tensor) -> Array:
 
 
 def _kernel_for(flat: Array) -> tuple[Kernel, str]:
-    """Its length ℓ is the distance that a tenth of all pairs are within: that of neighbours, not of modes."""
+    """The rational quadratic kernel and its name. A tenth of all pairs are closer than its length ℓ: it is the distance
+    of neighbours, not of modes."""
     some = flat[:1000]
     apart = np.sqrt(((some[: len(some) // 2] - some[len(some) // 2 :][: len(some) // 2]) ** 2).sum(1))
     scale = float(np.quantile(apart, 0.1)) or 1.0
@@ -125,7 +126,7 @@ def _kernel_for(flat: Array) -> tuple[Kernel, str]:
 
 
 class Judge:
-    """Real samples, their features, and what as many real samples would get.
+    """Real samples, their features, and the floor: the values of as many real samples.
 
     A judge measures the first ``self.n`` samples of each generated set against random parts of the real data, see
     :mod:`sde_toolkit.metrics.splits`.
@@ -183,5 +184,5 @@ class Judge:
         """
         if len(samples) < self.n or samples.shape[1:] != self.real.shape[1:]:
             problem = f"expected at least {self.n} samples of shape {tuple(self.real.shape[1:])}"
-            raise DataError("samples", tuple(samples.shape), problem, "Judge what was announced.")
+            raise DataError("samples", tuple(samples.shape), problem, "Pass samples as the judge was built for.")
         return self.features.sample_set(samples[: self.n])

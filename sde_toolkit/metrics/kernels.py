@@ -3,8 +3,8 @@
     kernel_distance       Gretton et al. 2012; Binkowski et al. 2018: KID with the kernel (x·y/d + 1)³
 
 Samples are the first axis of finite arrays; further axes are flattened. Computed in float64. Standard errors come from
-the delete-one jackknife over both sets. For two sets of one distribution it is on the large side: it errs towards
-caution.
+the delete-one jackknife over both sets. For two sets of one distribution it is too large rather than too
+small.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def kernel_distance(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Estim
     """The unbiased estimate of MMD²; with the cubic kernel on a network's features it is called KID.
 
     Gretton et al. 2012, eq. 3; Binkowski, Sutherland, Arbel & Gretton 2018. Zero on average for sets of the
-    same distribution, whatever their sizes, so that single values may well be negative.
+    same distribution, whatever their sizes, so single values may be negative.
 
         mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{i,j} k(x_i, y_j)
 
@@ -106,7 +106,7 @@ def within_sums(kernel: Kernel, x: Array) -> Array:
 
 
 def unbiased_mmd(within_x: Array, within_y: Array, across_x: Array, across_y: Array) -> Estimate:
-    """:func:`kernel_distance` from sums of the kernel, for those who compare one set with many.
+    """:func:`kernel_distance` from sums of the kernel, for the comparison of one set with many.
 
     The ``within_sums`` (n,) and (m,); Σ_j k(x_i, y_j) (n,) and Σ_i k(x_i, y_j) (m,). The error is NaN below three
     samples.

@@ -24,8 +24,8 @@ def precision_recall(
     A set's manifold is the union of closed balls around its points, each as large as the distance to the point's
     ``neighbours``-th nearest other point. Precision is the share of generated samples in the manifold of the real ones,
     recall the share of real samples in that of the generated ones. ``rows``: distances are computed so many rows at a
-    time. Ties count as inside, up to round-off. The errors are binomial: they know nothing of the manifold's own
-    chance, so that only differences well above them mean something.
+    time. Ties count as inside, up to round-off. The errors are binomial. They leave out the
+    randomness of the manifold itself, so only differences well above them have a meaning.
 
     Raises:
         DataError: for sets that cannot be compared, or are no larger than ``neighbours``.

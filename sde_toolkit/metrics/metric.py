@@ -1,4 +1,4 @@
-"""What a metric is: one object that knows its name, how it is computed, and which direction is better.
+"""A metric is one object with a name, a way to compute it, and a better direction.
 
 A metric is added with one file, see docs/add-a-metric.md. Comparisons, evaluations, tables, CSV, JSON and figures go
 through a list of metrics and know none of them by name.
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number and its standard error; NaN where nothing is known of the error.
+    """A measured number and its standard error, which is NaN where it is unknown.
 
     ``also``: further numbers that came with it, as (name, value). Records keep them; tables do not show them.
     """
@@ -104,7 +104,7 @@ class SampleSet:
             ArgumentError: if nothing was extracted.
         """
         if self._features is None:
-            problem = "a metric asks for features, and nothing extracts them"
+            problem = "a metric needs features, and nothing extracts them"
             raise ArgumentError("metrics", None, problem, "Pass a judge, or use the samples' data.")
         return self._features
 
@@ -140,7 +140,7 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
-        """The value for generated samples beside the reference, which has no samples for ``Against.NOTHING``.
+        """The value of generated samples against the reference, which is empty for ``Against.NOTHING``.
 
         For ``Against.FLOW`` sample i of both sets started from the same noise.
         """
@@ -150,18 +150,18 @@ class Metric(ABC):
         return self.compute(generated, reference).value
 
     def prepare(self, real: RealParts) -> Prepared | None:
-        """What measures many sets against the same real data, where they can share work; None: nothing is shared."""
+        """An object that measures many sets against the same real data with shared work; None: no work is shared."""
         return None
 
     def check(self, n: int, n_real: int) -> None:  # noqa: B027
-        """Refuse before the work what cannot be measured on n samples and n_real real ones.
+        """Refuse before the work if n samples and n_real real ones cannot be measured.
 
         Raises:
             SDEToolkitError: naming what does not fit, or a package that is missing.
         """
 
     def conditions(self, n: int, n_real: int) -> dict[str, Any]:
-        """Plain data: settings and library, which have to be equal for two values to be compared."""
+        """Settings and library as plain data. Two values are compared only if these are equal."""
         kind: Any = type(self)
         fields: Any = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
         settings = {f.name: plain(getattr(self, f.name)) for f in fields}
@@ -204,7 +204,7 @@ def check_metrics(metrics: Any, taken: Sequence[str] = ()) -> tuple[Metric, ...]
     """Metrics as a tuple. ``taken``: names that the report has given to other columns.
 
     Raises:
-        ArgumentError: for anything but different metrics with names of their own.
+        ArgumentError: for anything but metrics with different names.
     """
     several = (metrics,) if isinstance(metrics, Metric) else metrics
     if isinstance(several, str) or not isinstance(several, Sequence):

@@ -1,4 +1,4 @@
-"""How good a set of samples is: any metrics, from one extraction of features, as a record that knows its conditions.
+"""Evaluate a set of samples: features are extracted once for all metrics, and the record holds the conditions.
 
 Processes share the extraction; the main process computes the metrics. The record is a :class:`.records.Quality`.
 """
@@ -32,7 +32,7 @@ from sde_toolkit.sampling.arguments import check_batches
 
 __all__ = ["check_evaluation", "evaluate_samples", "metrics_with_floor", "published_metrics", "usual_metrics"]
 
-_CONFIDENCE = 0.9  # of a plausible digit, as in reports on solvers
+_CONFIDENCE = 0.9  # probability of a digit's class from which it is plausible, as in comparisons
 _SPLITS = 8
 
 
@@ -42,8 +42,8 @@ def published_metrics(seed: int = 0) -> tuple[Metric, ...]:
 
 
 def metrics_with_floor(extractor: Extractor, seed: int = 0) -> tuple[Metric, ...]:
-    """Sliced Wasserstein and kernel distance, as in reports on solvers; and the share of plausible samples, if the
-    extractor can tell. ``seed``: of the sliced distance's directions."""
+    """Sliced Wasserstein and kernel distance, as in comparisons, and the share of plausible samples if the extractor
+    can tell. ``seed``: of the sliced distance's directions."""
     distances = (SlicedWasserstein(seed=seed), KernelDistance())
     if not hasattr(extractor.module, "clear"):
         return distances
@@ -58,7 +58,7 @@ def usual_metrics(event_shape: tuple[int, ...], extractor: Extractor, seed: int 
 
 @dataclass(frozen=True, eq=False)
 class _Evaluation:
-    """Samples, real data and how they are compared, checked."""
+    """Samples, real data and how they are compared. All of it has been checked."""
 
     samples: Tensor
     reference: Reference
@@ -110,29 +110,26 @@ def evaluate_samples(
     Args:
         reference: the real samples.
         extractor: what turns samples into features, see :mod:`.extractors`.
-        metrics: what is measured; FID, KID, precision and recall by default. A metric that is measured against parts
-            of the real data needs 2n of them.
+        metrics: what is measured; FID, KID, precision and recall by default. A metric against parts of the real data
+            needs at least 2n real samples.
         levels: data are whole numbers 0..levels−1, and the samples are rounded to them; None: continuous data.
         seed: of the real data's random parts, and of KID's subsets where ``metrics`` is not given.
         batch_size: samples that go through the extractor together.
         source: where the samples are from, for the record.
-        against: a record that the result is to be compared with: what differs is refused before the extraction, as far
-            as it is known then.
+        against: a record that the result will be compared with. Conditions that differ are refused before the
+            extraction, if they are known then.
         team, directory: processes that share the extraction, and the folder for finished batches that they need.
 
     Raises:
-        ArgumentError, DataError: before the extraction, for whatever does not fit together.
+        ArgumentError, DataError: before the extraction, for arguments that do not fit together.
         MissingDependencyError: for a package that a metric needs, such as torchmetrics for FID and KID.
     """
     began, team = time.perf_counter(), team or Team()
     reference = reference if isinstance(reference, Reference) else Reference(reference)
-    if not isinstance(samples, Tensor) or samples.ndim == 0:
-        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise DataError("samples", shape, "at least two samples are needed", "Pass a tensor (n, *event).")
     metrics = published_metrics(seed) if metrics is None else metrics
-    chosen = check_evaluation(tuple(samples.shape), reference, metrics, levels=levels, seed=seed, batch_size=batch_size)
-    if samples.is_floating_point() and not bool(samples.isfinite().all()):
-        raise DataError("samples", tuple(samples.shape), "they hold NaN or infinity", "Look for where they diverged.")
+    shape = _shape_of(samples)
+    chosen = check_evaluation(shape, reference, metrics, levels=levels, seed=seed, batch_size=batch_size)
+    _check_finite(samples)
     evaluation = _Evaluation(samples, reference, extractor, chosen, levels, seed)
     conditions = evaluation.conditions
     if against is not None:
@@ -173,6 +170,23 @@ def evaluate_samples(
     return Quality(values, errors, floors, conditions, about)
 
 
+def _shape_of(samples: Any) -> tuple[int, ...]:
+    """The shape of a tensor of samples.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if not isinstance(samples, Tensor) or samples.ndim == 0:
+        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise DataError("samples", shape, "at least two samples are needed", "Pass a tensor (n, *event).")
+    return tuple(samples.shape)
+
+
+def _check_finite(samples: Tensor) -> None:
+    if samples.is_floating_point() and not bool(samples.isfinite().all()):
+        raise DataError("samples", tuple(samples.shape), "they hold NaN or infinity", "Look for where they diverged.")
+
+
 def check_evaluation(
     shape: tuple[int, ...],
     reference: Reference,
@@ -182,7 +196,7 @@ def check_evaluation(
     seed: int,
     batch_size: int,
 ) -> tuple[Metric, ...]:
-    """The metrics, after everything about an evaluation of samples of this shape (n, *event) was found in order.
+    """Check an evaluation of samples of this shape (n, *event), and return the metrics.
 
     Raises:
         ArgumentError, DataError: naming what does not fit.
@@ -201,11 +215,11 @@ def check_evaluation(
     check_count("seed", seed, "Use seed=3.", least=0)
     for metric in chosen:
         if metric.against is Against.FLOW:
-            problem = "it compares solvers with the exact flow, and here are samples alone"
+            problem = "it compares a solver's samples with the exact flow, and these samples come without a solver"
             raise ArgumentError("metrics", metric.name, problem, "Pass it to compare_solvers instead.")
         metric.check(n, N)
         if metric.against is Against.PARTS and max(2 * n, 4) > N:
-            problem = f"{metric.heading} compares n samples with 2n real ones and more, and there are {N} real ones"
+            problem = f"{metric.heading} of n={n} samples needs at least 2n real ones, and there are {N}"
             raise DataError("reference", N, problem, f"Evaluate at most {N // 2} samples.")
     check_levels(levels)
     check_batches(batch_size, torch.float32)

@@ -1,8 +1,8 @@
-"""What was measured and under which conditions, as a file; and the refusal to compare what is not comparable.
+"""Records: measured values with their conditions, as files. Values under different conditions are not compared.
 
-FID and its like are numbers about two sets of features. They move with the extractor and its weights, with how images
-are resized and quantised, with the reference set, and with the number of samples (an estimate from fewer is larger: its
-bias is of order 1/n). Two values say which of two models is better only if all of that is equal.
+FID and similar metrics compare two sets of features. They depend on the extractor and its weights, on how images
+are resized and quantised, on the reference set, and on the number of samples (an estimate from fewer samples is larger:
+its bias is of order 1/n). Two values say which of two models is better only if all of these are equal.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _PARTS = ("values", "errors", "floors", "conditions", "about")
 class Quality:
     """Measured values, and what they depend on.
 
-    ``values``: by the metrics' names, and what a metric keeps beside its value, such as ``kid_std``. ``errors``:
-    standard errors, where there are any.
-    ``floors``: what as many real samples get, as (value, error), where that was asked. ``conditions``: what has to be
-    equal for two records to be compared: extractor, preparation, reference, number of samples, settings and library of
-    each metric. ``about``: where the samples are from, their hash, seed, seconds, notes.
+    ``values``: by the metrics' names, with further numbers of a metric such as ``kid_std``.
+    ``errors``: standard errors, where there are any.
+    ``floors``: the values of as many real samples, as (value, error), of metrics that have a floor.
+    ``conditions``: what has to be equal for two records to be compared: extractor, preparation, reference, number of
+    samples, settings and library of each metric.
+    ``about``: where the samples are from, their hash, seed, seconds, notes.
     """
 
     values: Mapping[str, float | None]
@@ -96,7 +97,7 @@ def compare_records(a: Quality | str | Path, b: Quality | str | Path) -> dict[st
 
 
 def check_alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse to compare what was measured differently. Metrics that only one of the two has do not matter.
+    """Refuse to compare values under different conditions. Metrics that only one of the two has do not matter.
 
     Raises:
         ArgumentError: naming what differs.
@@ -110,5 +111,5 @@ def check_alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     if found:
         field, _, values = found[0].partition(" (")
         more = f", and {len(found) - 1} more: {', '.join(f.partition(' (')[0] for f in found[1:6])}" * (len(found) > 1)
-        problem = f"the two records differ in it{more}; their values are no comparison"
+        problem = f"the two records differ in it{more}, so their values cannot be compared"
         raise ArgumentError(field, values.rstrip(")"), problem, "Evaluate both under the same conditions.")

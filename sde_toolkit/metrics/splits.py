@@ -1,7 +1,7 @@
 """Real data in random parts, and generated samples measured against them.
 
 N real samples are split at random, R times, into n of them and the other N − n. Generated sets have n samples too, so
-that every distance is between sets of the same sizes:
+all distances are between sets of the same sizes:
 
     a value is    mean_r D(generated, rest_r)     its error: that of D(generated, rest_1)
     the floor is  mean_r D(held out_r, rest_r)    its error: the standard deviation over r
@@ -29,11 +29,11 @@ NO_SAMPLES = SampleSet(torch.empty(0))  # the reference of a metric that has non
 
 
 class Prepared(Protocol):
-    """A metric that knows the real data: it measures generated sets, and says what real samples get."""
+    """A metric with its real data: it measures generated sets, and has a floor."""
 
     @property
     def floor(self) -> Estimate | None:
-        """What as many real samples get; None where that is not asked."""
+        """The value of as many real samples; None for a metric without a floor."""
 
     def measure(self, generated: SampleSet) -> Estimate:
         """The value of a set of samples."""
@@ -63,7 +63,7 @@ class RealParts:
         """For each split the places of the n held out samples, and of the rest.
 
         Raises:
-            ArgumentError, DataError: for too few of anything.
+            ArgumentError, DataError: for too few samples or splits.
         """
         if len(self.whole) < 4:
             raise DataError("real", len(self.whole), "fewer than 4 real samples", "Give more of them.")
@@ -97,7 +97,7 @@ class RealParts:
         return self.prepared(metric).measure(generated)
 
     def floor(self, metric: Metric) -> Estimate | None:
-        """What as many real samples get; None for a metric without a floor. Computed once."""
+        """The value of as many real samples; None for a metric without a floor. Computed once."""
         ready = self.prepared(metric)
         if id(ready) not in self._floors:
             self._floors[id(ready)] = ready.floor

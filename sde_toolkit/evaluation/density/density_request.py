@@ -16,14 +16,13 @@ from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planning import GridBuilder
 from sde_toolkit.jobs.fingerprints import behaviour, digits_of, model_fingerprint, plain, tensor_digest, trial
 from sde_toolkit.jobs.provenance import toolkit_version
 from sde_toolkit.likelihood import Divergence, Levels, Quadrature
 from sde_toolkit.likelihood.flow_requests import default_flow
 from sde_toolkit.likelihood.prior import Prior
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.solvers import Solver
+from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["LikelihoodRequest", "finer_how", "fingerprint"]
 
