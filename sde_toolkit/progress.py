@@ -1,4 +1,4 @@
-"""Progress bars: tqdm where they are asked for, nothing at all where they are not."""
+"""Progress bars: tqdm if they are wanted, silent stand-ins otherwise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Silent:
 
 
 class _Bar:
-    """tqdm's, whose methods return nothing: a callback that ends with one of them returns nothing either."""
+    """A bar of tqdm. Its methods return None, so that a callback may return what they return."""
 
     def __init__(self, total: int | None, description: str) -> None:
         from tqdm import tqdm
@@ -62,7 +62,7 @@ def close_bars() -> None:
 
 
 def require_progress(enabled: bool) -> None:
-    """Find out before the work that tqdm is missing, if it is wanted.
+    """Refuse before the work if a bar is wanted and tqdm is missing.
 
     Raises:
         MissingDependencyError: if it is not there.

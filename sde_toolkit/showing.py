@@ -1,4 +1,4 @@
-"""Any value as a short text for an error message, by bounded work: a message never costs more than the error."""
+"""Any value as a short text for an error message. The work is bounded, however large the value is."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _brackets(opening: str, inside: Any, closing: str, count: int, levels: int) 
 
 
 def _array(value: Any) -> str:
-    """A few numbers as they are; of more, what they are."""
+    """A few numbers as they are; of more numbers the shape and the dtype."""
     shape = tuple(value.shape)
     if isinstance(value, type) or str(getattr(value, "device", "cpu")) != "cpu" or _count(shape) > _ITEMS:
         return f"<{type(value).__name__} of shape {shape}, {value.dtype}>"

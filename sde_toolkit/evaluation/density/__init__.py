@@ -1,4 +1,4 @@
-"""The likelihood of a whole data set under one model: exact, bounded, with every error beside it, and as a report."""
+"""The likelihood of a data set under a model: exact values and bounds with their errors, and a report."""
 
 from sde_toolkit.evaluation.density.density_report import write_likelihood_report
 from sde_toolkit.evaluation.density.density_request import LikelihoodRequest

@@ -1,4 +1,4 @@
-"""Pictures of a data set's likelihood: how values are spread, what is likely and what is not, where the flow ends."""
+"""Figures of a data set's likelihood: the histogram, the most and least likely samples, the end times."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def likelihood_figures(result: DatasetLikelihood, background: Background) -> lis
 
 
 _HISTOGRAM = (
-    "The samples one by one; vertical lines are means. The values of the bounds are spread by the noise of their "
-    "random times as well."
+    "One value per sample; vertical lines are means. The noise of their random times also spreads the values of "
+    "the bounds."
 )
 _ENDS = (
-    "How the answer moves with the time that stands for data, on the same samples with the same noise and probes: as "
-    "it is, and with the first-order estimate of log p_end − log p_0 taken off, which is good where it makes the curve "
-    "flat. Bars are one standard error of the difference to the end that was used."
+    "The answer against the end time of the flow, on the same samples with the same noise and probes: as it is, and "
+    "without the first-order estimate of log p_end − log p_0. The estimate is good where it makes the curve flat. Bars "
+    "are one standard error of the difference to the end time that was used."
 )
 
 

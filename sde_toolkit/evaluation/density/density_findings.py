@@ -1,4 +1,4 @@
-"""What the likelihood of a data set says: a table, sentences computed from its numbers, a record for each sample."""
+"""The likelihood of a data set as a table, as sentences computed from its numbers, and as a record for each sample."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ __all__ = [
 ]
 
 ORDER = (
-    "These rows have no order in general: the two bounds are bounds for the model that samples by the reverse SDE, "
-    "while the probability flow has a density of its own (the two agree for an exact score); and what lies between "
-    "integers and the first latent, a decoder for the bounds and dequantisation for the flow, differs and is not "
-    "ordered either."
+    "These rows have no order in general. The two bounds hold for the model that samples by the reverse SDE. The "
+    "probability flow has a density of its own; the two agree for an exact score. Between integers and the first "
+    "latent the bounds use a decoder and the flow uses dequantisation, which are not ordered either."
 )
 
 COLUMNS = (
     ("", "what was computed"),
     ("value", "mean over the samples"),
     ("± estimator", "standard error from the trace's probes, or from the bound's random times and noise"),
-    ("± dequantisation", "standard error from the dequantisation noise, the probes' share included; needs 2 draws"),
-    ("± data", "standard error as an estimate for fresh samples: the spread of the samples, all else included"),
+    ("± dequantisation", "standard error from the dequantisation noise, with the part of the probes; needs 2 draws"),
+    (
+        "± data",
+        "standard error as an estimate for fresh samples: the spread of the samples, which includes all other errors",
+    ),
     ("− flow", "difference to the flow's row, sample by sample, and its standard error"),
     ("evaluations", "of the network per sample: along the path + at the nodes of the divergence"),
     ("seconds", "of computing, all processes together"),
@@ -53,7 +55,7 @@ class Background:
     """What is known of the samples besides their values.
 
     ``source``: where they are from; ``index``: their places there; ``labels``; ``truth``: exact log p_0(x), nats, if it
-    is known; ``moments``: the Gaussian of the data at t=1 and how it came about.
+    is known; ``moments``: the Gaussian of the data at t=1; ``moments_name``: how it was computed.
     """
 
     source: str
@@ -66,7 +68,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One quantity in :func:`unit`; NaN where nothing is known."""
+    """One quantity in :func:`unit`; NaN where a number is unknown."""
 
     name: str
     value: float
@@ -173,17 +175,17 @@ def _truth(result: DatasetLikelihood, background: Background) -> str:
 def _errors(result: DatasetLikelihood, background: Background) -> str:
     row = quantities(result, background)[0]
     if math.isnan(row.estimator):
-        probes = "of the probes' error nothing is known, there is only one"
+        probes = "the probes' error is unknown, since there is only one probe"
     elif row.estimator == 0:
         probes = "the trace is exact"
     else:
         probes = f"the probes of the trace contribute {_number(row.estimator)}"
-    text = f"Of the error {_number(row.data)} {unit(result)} that comes with a finite data set, {probes}"
+    text = f"The standard error over the data is {_number(row.data)} {unit(result)}; in it {probes}"
     if result.request.levels is None:
         return text + "."
     if result.request.draws == 1:
-        return text + "; that of the dequantisation noise is in it, and takes two draws to be told apart."
-    return text + f", and the draws of the dequantisation noise {_number(row.dequantisation)}."
+        return text + "; the error of the dequantisation noise is included, and two draws would show it separately."
+    return text + f"; the draws of the dequantisation noise contribute {_number(row.dequantisation)}."
 
 
 def _quadrature(result: DatasetLikelihood) -> str:
@@ -207,7 +209,7 @@ def _finer(result: DatasetLikelihood) -> str:
 
 
 def _ends(result: DatasetLikelihood) -> list[str]:
-    """How the answer moves with the end time."""
+    """How the answer depends on the end time."""
     if len(result.ends) < 2:
         return []
     factor, of = scale(result), unit(result)
@@ -225,14 +227,12 @@ def _ends(result: DatasetLikelihood) -> list[str]:
     ]
     raw, less = (np.ptp([float((e.nats - on * e.truncation).mean()) for e in result.ends]) for on in (0.0, 1.0))
     if less > raw and raw > 0:
-        sentences.append(
-            "The first-order estimate is not to be trusted here: with it taken off, end times agree less than without."
-        )
+        sentences.append("Do not trust the first-order estimate here: the end times agree less after it is subtracted.")
     largest = max(abs(float(e.shift.mean()) * factor) for e in result.ends)
     if largest > 2 * spread(result.values["nats"].mean(1)) * abs(factor):
         sentences.append(
-            "That is more than twice the error from the data: at this resolution the model sees no smooth density, as "
-            "with constant pixels and integers learnt without noise, and the end time is part of the answer."
+            "That is more than twice the error from the data. At this resolution the model sees no smooth density (for "
+            "example constant pixels, or integers learnt without noise), so the answer depends on the end time."
         )
     return sentences
 
@@ -244,8 +244,8 @@ def _tau(result: DatasetLikelihood, end: float) -> float:
 def _prior(result: DatasetLikelihood, background: Background) -> list[str]:
     factor, of = abs(scale(result)), unit(result)
     kl = float(result.values["prior_cost"].mean()) * factor
-    text = f"Prior: {result.request.prior_name}. That N(0, σ² I) is not p_1 costs a sample {kl:.2g} {of} on average"
-    text += " (prior_cost)"
+    text = f"Prior: {result.request.prior_name}. The difference between N(0, σ² I) and p_1 costs {kl:.2g} {of} "
+    text += "per sample on average (prior_cost)"
     if background.moments is not None:
         gap = background.moments.mismatch(1.0) * factor
         text += f"; by second moments, KL(N(α m, α² C + σ² I) ‖ N(0, σ² I)), {gap:.2g} ({background.moments_name})"

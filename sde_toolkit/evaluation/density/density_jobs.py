@@ -1,7 +1,7 @@
-"""An evaluation cut into jobs, each computed by itself: a chunk of samples, or some of them down to another end time.
+"""The jobs of an evaluation: a chunk of samples, or some of them solved again to another end time.
 
-Sample i draws from its own streams (seed, i) in every job, so that neither the order of jobs nor who does them changes
-a number. Everything is in nats; log P of the integers where there are levels, a log density otherwise.
+Sample i draws from its own streams (seed, i) in every job, so no number depends on the order of the jobs or on the
+process that computes them. All values are in nats: log P of the integers if there are levels, else a log density.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ def plan_jobs(n: int, request: LikelihoodRequest, model: ScoreModel) -> list[Job
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was decided by measuring, and kept for the whole evaluation: how products with the Jacobian are taken."""
+    """How products with the Jacobian are taken. It is decided once, by measuring, for the whole evaluation."""
 
     mode: str
     mode_seconds: dict[str, float]
 
 
 def rehearse(model: ScoreModel, x: Tensor, request: LikelihoodRequest, device: torch.device) -> Rehearsal:
-    """A few samples through everything, coarsely: what can be refused is refused here.
+    """Evaluate a few samples coarsely, so that errors appear before the work.
 
     Raises:
-        SDEToolkitError: whatever likelihood and bounds refuse.
+        SDEToolkitError: if the likelihood or a bound refuses.
     """
     x = x[:_REHEARSED]
     short = dataclasses.replace(
@@ -120,7 +120,7 @@ class Worker:
         return round(r.draws * flow), n * (r.elbo_draws + (discrete if r.discrete_steps else 0))
 
     def run(self, job: Job, advance: Callable[[int], object]) -> Arrays:
-        """The arrays of a job, per-sample ones (b, ...), the others (); ``advance`` hears of the work done."""
+        """The arrays of a job, per-sample ones (b, ...), the others (); ``advance`` gets the work done."""
         flow, bounds = self.work(job)
         arrays, _ = self.likelihood(job)
         advance(flow)
@@ -130,7 +130,7 @@ class Worker:
         return {name: np.asarray(value) for name, value in arrays.items()}
 
     def condition(self, job: Job) -> Any:
-        """The rows of the condition that belong to a job, where the network is."""
+        """The rows of the condition that belong to a job, on the device."""
         rows = rows_of(self.request.condition, job.first, job.last)
         return map_rows(rows, lambda part: part.to(self.device))
 
@@ -177,7 +177,7 @@ class Worker:
         return found, runs
 
     def bounds(self, job: Job) -> dict[str, Any]:
-        """Below the likelihood of the reverse SDE's model: in continuous time, and on DDPM's grid."""
+        """Lower bounds of the likelihood of the reverse SDE's model: in continuous time, and on DDPM's grid."""
         r, part = self.request, self.x[job.first : job.last]
         options: dict[str, Any] = {
             "levels": r.levels, "condition": self.condition(job), "seed": r.seed, "first_index": job.first,

@@ -1,4 +1,4 @@
-"""The likelihood of a data set as files: a page, the same in Markdown, pictures, CSV of all samples, JSON of it all."""
+"""The likelihood of a data set as files: a page, also in Markdown, pictures, a CSV of all samples, and JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["require_likelihood_packages", "write_likelihood_report"]
 
 
 def require_likelihood_packages() -> None:
-    """Find out before the work, not after it, that a package is missing.
+    """Refuse before the work if a package is missing.
 
     Raises:
         MissingDependencyError: without matplotlib or jinja2.
@@ -108,8 +108,8 @@ def _explanations(result: DatasetLikelihood) -> list[tuple[str, str]]:
         ),
         (
             "Randomness",
-            f"Sample i draws from streams of its own, (seed {request.seed}, i): neither the chunks nor the number of "
-            f"processes change a number. {parts}",
+            f"Sample i draws from streams of its own, (seed {request.seed}, i). No number depends on the chunks or on "
+            f"the number of processes. {parts}",
         ),
     ]
 
@@ -119,8 +119,8 @@ def _levels(result: DatasetLikelihood) -> str:
     if levels is None:
         return ""
     weighted = (
-        "; the draws weighted by importance bound it more tightly, the probes' noise inside their logarithm makes them "
-        "look a little better than they are"
+        "; the bound from importance-weighted draws is tighter, but the probes' noise inside its logarithm makes it "
+        "look a little too good"
     )
     return (
         f"{levels.count} from {levels.low:g} to {levels.high:g}. Uniform noise over each level's bin makes a density "
@@ -186,7 +186,7 @@ def likelihood_results(
 
 
 def _end_table(result: DatasetLikelihood) -> Table:
-    """The answer at each end time, and without the first-order estimate of what stopping there adds."""
+    """The answer at each end time, with and without the first-order estimate of log p_end − log p_0."""
     columns = [Column("end time", left=True), Column(unit(result)), Column("estimated log p_end − log p_0")]
     factor, lines = scale(result), []
     for e in result.ends:

@@ -1,7 +1,7 @@
-"""What a likelihood evaluation is asked for, and its fingerprint: everything that its numbers depend on.
+"""The request for a likelihood evaluation, and its fingerprint: everything that its numbers depend on.
 
-A fingerprint is plain data (model, data, settings), so that two of them can be told apart by name. What changes no
-number beyond round-off (device, threads, number of processes) is not in it.
+A fingerprint is plain data (model, data, settings), so a difference between two of them can be named. It leaves out
+what changes numbers by round-off only (device, threads, number of processes).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class LikelihoodRequest:
         times = [("end", self.end)] + [("ends", t) for t in self.ends or ()]
         for name, t in times:
             if t is not None and not (is_number(t) and 0 <= t < 1):
-                raise ArgumentError(name, t, "data are a time in [0, 1)", "1e-5 is a usual end.")
+                raise ArgumentError(name, t, "the end is a time in [0, 1)", "1e-5 is a usual end.")
         if len(set(self.ends or ())) < len(self.ends or ()):
             raise ArgumentError("ends", list(self.ends or ()), "an end time is there twice", "Name each one once.")
 
@@ -142,10 +142,10 @@ def finer_how(request: LikelihoodRequest) -> str:
 
 
 def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dict[str, Any]:
-    """Plain data: what tells one evaluation from another."""
+    """Plain data that differ between different evaluations."""
     settings = {f.name: plain(getattr(request, f.name)) for f in dataclasses.fields(request)}
     if request.condition is None:
-        del settings["condition"]  # as in folders of before there was one
+        del settings["condition"]  # as in folders written before there were conditions
     settings |= {"end": request.end_of(model), "ends": plain(request.end_times(model))}
     content = {
         "format": f"{FORMAT}, {toolkit_version()}",
@@ -158,7 +158,7 @@ def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dic
 
 
 def _behaviour(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> list[str]:
-    """What functions answer whose parameters nobody can see: a network that is no module, a prior."""
+    """Answers of functions whose parameters cannot be read: a network that is no module, a prior."""
     event_shape = tuple(x.shape[1:])
     found = behaviour(model, event_shape, request.dtype)
     return found if request.prior is None else found + digits_of(request.prior(trial(event_shape), 1.0))

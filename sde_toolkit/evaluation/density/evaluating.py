@@ -1,4 +1,4 @@
-"""The likelihood of a data set: computed in parts, by one process or several, taken up again where it was cut off."""
+"""The likelihood of a data set: computed in parts by one process or several. An interrupted evaluation continues."""
 
 from __future__ import annotations
 
@@ -98,17 +98,17 @@ def evaluate_likelihood(
     """Evaluate the data x (n, *event), in data space; None in all processes but the main one.
 
     Args:
-        directory: gets ``request.json`` and ``parts/``; what is there already is taken over, see :class:`PartStore`.
+        directory: gets ``request.json`` and ``parts/``. Parts that are there already are used, see :class:`PartStore`.
         team: the processes that share the work; alone by default.
         device: where to compute, the model's own by default; the model is moved there.
-        say: is told what was found and what was damaged.
+        say: gets messages about parts that were found or damaged.
         name: what the directory is called in error messages.
 
-    The result does not depend on the number of processes, nor on how often the work was cut off: samples have streams
-    of their own, and parts are the same for everyone.
+    The result does not depend on the number of processes or on interruptions: samples have streams of their own, and
+    the parts are always the same.
 
     Raises:
-        ArgumentError: for whatever does not fit together, and for a directory that holds parts of another request.
+        ArgumentError: for arguments that do not fit together, and for a directory with parts of another request.
     """
     began = time.perf_counter()
     check_model(model)
