@@ -1,4 +1,4 @@
-"""Reading ``.npy``, ``.npz`` and IDX files, without unpickling; whatever is wrong becomes a `DataError`.
+"""Reading ``.npy``, ``.npz`` and IDX files, without unpickling; any error becomes a `DataError`.
 
 An IDX file is: two zero bytes, a type code (8 = unsigned byte), the number of axes, each axis length as a
 big-endian uint32, then the values in C order. It may be gzipped.
@@ -33,10 +33,10 @@ _LARGEST_IDX = 2**32  # bytes
 def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
     """The arrays of a file: ``{key: array}`` of an ``.npz``, ``{None: array}`` of an ``.npy``.
 
-    The header of each array is read first, and refused if it promises more than the file can hold.
+    The header of each array is read first. It is refused if it states more bytes than the file can hold.
 
     Raises:
-        DataError: for whatever is missing, damaged, too large or no array of numbers.
+        DataError: for a file that is missing, damaged or too large, or that holds anything but arrays of numbers.
     """
     if not Path(path).is_file():
         raise DataError("path", str(path), "there is no such file", "Give the path of an .npy or .npz file.")
@@ -47,7 +47,10 @@ def read_numpy(path: str | Path) -> dict[str | None, np.ndarray]:
 def map_numpy(path: str | Path) -> np.ndarray:
     """The array of an ``.npy`` file, mapped read-only: its values are read from disk when they are used.
 
-    Nothing is read ahead of them; :func:`prefetch_rows` asks for the rows that are needed next.
+    The system is told not to read ahead; :func:`prefetch_rows` asks for the rows that are needed next.
+
+    Raises:
+        DataError: as :func:`read_numpy`, and for an ``.npz`` file.
     """
     file = Path(path)
     if not file.is_file():
@@ -65,10 +68,10 @@ def map_numpy(path: str | Path) -> np.ndarray:
 
 
 def prefetch_rows(rows: np.ndarray, indices: Sequence[int]) -> None:
-    """Have the operating system fetch these rows of a mapped array, and nothing else, all at once.
+    """Ask the operating system to fetch these rows of a mapped array from disk, all at once and nothing else.
 
-    Left to itself it fetches what lies around each row, megabytes of it on some machines; with a file larger than
-    memory, that is for nothing. Does nothing where the system takes no advice.
+    By itself the system fetches what lies around each row, megabytes of it on some machines. With a file larger than
+    memory that is wasted. The function does nothing on systems without ``madvise``.
     """
     mapping = rows.base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or len(indices) == 0:
@@ -82,7 +85,7 @@ def prefetch_rows(rows: np.ndarray, indices: Sequence[int]) -> None:
             mapping.madvise(mmap.MADV_WILLNEED, place, min(_ADVISED_BYTES, end - place))
 
 
-_ADVISED_BYTES = 2**17  # bytes: of a longer piece, some systems fetch the beginning only
+_ADVISED_BYTES = 2**17  # bytes per request: some systems fetch only the beginning of a longer piece
 
 
 def packaged_npz(name: str) -> dict[str | None, np.ndarray]:
@@ -105,13 +108,13 @@ def _load(stream: BinaryIO, shown: str) -> dict[str | None, np.ndarray]:
             _check_header(stream, size)
             stream.seek(0)
             arrays = {None: np.lib.format.read_array(stream, allow_pickle=False)}
-    if not arrays:  # any other zip file, a .pt of torch for one
+    if not arrays:  # another kind of zip file, such as a .pt of torch
         raise DataError("path", shown, "it holds no numpy arrays", "Save the data with numpy.save or savez.")
     return arrays
 
 
 def _members(stream: BinaryIO, size: int) -> dict[str | None, np.ndarray]:
-    """The arrays of a zip file, those of its members that begin like one."""
+    """The arrays of a zip file: those of its members that begin like an ``.npy`` file."""
     arrays: dict[str | None, np.ndarray] = {}
     left = inflated_limit(size)
     with zipfile.ZipFile(stream) as archive:
@@ -121,7 +124,7 @@ def _members(stream: BinaryIO, size: int) -> dict[str | None, np.ndarray]:
                     continue
             left -= info.file_size
             if left < 0:
-                raise ValueError(f"{inflated_limit(size):,} bytes and more, out of a file of {size:,}")
+                raise ValueError(f"more than {inflated_limit(size):,} bytes, out of a file of {size:,}")
             with archive.open(info) as member:
                 _check_header(member, info.file_size)
             with archive.open(info) as member:
@@ -131,10 +134,11 @@ def _members(stream: BinaryIO, size: int) -> dict[str | None, np.ndarray]:
 
 
 def _check_header(stream: IO[bytes], size: int) -> None:
-    """Refuse an array that is larger than what is left of ``size`` bytes, before memory is taken for it.
+    """Refuse an array that needs more than the ``size`` bytes of its file, before memory is taken for it.
 
     Raises:
-        ValueError: if there is less than the header says, or no header.
+        ValueError: if the file has fewer bytes than the header states, or no header, or the array holds objects.
+
     """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -142,7 +146,7 @@ def _check_header(stream: IO[bytes], size: int) -> None:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, and those are pickled")
+        raise ValueError("it holds Python objects, which are pickled")
     if any(n < 0 for n in shape) or stream.tell() + math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"{size:,} bytes for an array {dtype} of shape {shape}")
 
@@ -151,7 +155,7 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
     """A uint8 array with ``ndim`` axes from an IDX file, plain or gzipped (told apart by content).
 
     Raises:
-        DataError: for whatever is missing, damaged, or longer or shorter than its header says.
+        DataError: for a file that is missing, damaged, or longer or shorter than its header states.
     """
     again, shown = "Fetch the file again.", str(path)
     header = 4 + 4 * ndim

@@ -1,16 +1,17 @@
 """Samples that stay where they are, on disk or elsewhere, until they are indexed.
 
-A `Source` looks to its users like a tensor of shape (N, *event_shape) in data space: ``len``, ``shape``, ``ndim``,
+A `Source` behaves like a tensor of shape (N, *event_shape) in data space: ``len``, ``shape``, ``ndim``,
 ``dtype``, ``is_floating_point()``, and indexing along the first axis, which reads and returns a tensor:
 
     source[7]                      one sample (*event_shape)
     source[3:9], source[[5, 2]],   a batch (n, *event_shape)
     source[index]                  int64 (n,), or bool (N,)
 
-One of your own derives from it, calls ``super().__init__(length, event_shape, dtype)`` and defines ``read(i)``. What
-``read`` returns is checked: shape, dtype, and for floating point that no value is NaN or infinite.
+A source of your own derives from `Source`, calls ``super().__init__(length, event_shape, dtype)`` and defines
+``read(i)``. What ``read`` returns is checked: shape, dtype, and for floating point that no value is NaN or infinite.
 
-Sources are pickled into worker processes and inherited by forked ones; whatever is opened belongs in a `PerProcess`.
+Sources are pickled into worker processes and inherited by forked ones. Keep open files and connections in a
+`PerProcess`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """Something opened at its first use in each process: never pickled, never inherited over a fork."""
+    """An object that each process opens at its first use. It is never pickled, and never used after a fork."""
 
     def __init__(self, opener: Callable[[], T]) -> None:
         self._opener = opener
@@ -51,10 +52,10 @@ class PerProcess(Generic[T]):
 
 
 class Source(ABC):
-    """``length`` samples of shape ``event_shape`` and ``dtype``, read when indexed; see the module's text.
+    """``length`` samples of shape ``event_shape`` and ``dtype``, read when indexed; see the module's docstring.
 
     Raises:
-        ArgumentError: from the constructor, if these are no length, shape and dtype.
+        ArgumentError: from the constructor, if length, shape or dtype cannot be used.
         IndexError: when indexed out of range.
         DataError: when what is read cannot be used; it names the sample.
     """
@@ -74,7 +75,7 @@ class Source(ABC):
         """Sample ``index`` (0 <= index < length), shape ``event_shape``."""
 
     def read_many(self, indices: list[int]) -> Tensor:
-        """Samples (n, *event_shape), n > 0. Override it where many are read faster than one by one."""
+        """Samples (n, *event_shape), n > 0. Override it if several are read faster together."""
         return torch.stack([self.read(index) for index in indices])
 
     def describe(self, index: int) -> str:
@@ -88,12 +89,12 @@ class Source(ABC):
 
     @property
     def ndim(self) -> int:
-        """Number of axes, that of the samples included."""
+        """Number of axes, including the one that counts the samples."""
         return len(self._shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of every sample."""
+        """The dtype of every sample."""
         return self._dtype
 
     def is_floating_point(self) -> bool:
@@ -117,7 +118,7 @@ class Source(ABC):
         return self._read(indices) if indices else torch.empty(0, *self._shape[1:], dtype=self._dtype)
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """A batch at once for ``torch.utils.data.DataLoader``."""
+        """A batch, as ``torch.utils.data.DataLoader`` asks for it."""
         return list(self[indices])
 
     def _in_range(self, index: int) -> int:
@@ -154,15 +155,15 @@ class Subset(Source):
         super().__init__(len(self.indices), source.shape[1:], source.dtype)
 
     def read(self, index: int) -> Tensor:
-        """As the source reads it."""
+        """Sample ``indices[index]`` of the source."""
         return self.source.read(int(self.indices[index]))
 
     def read_many(self, indices: list[int]) -> Tensor:
-        """As the source reads them."""
+        """The samples at these places of ``indices``."""
         return self.source.read_many(self.indices[indices].tolist())
 
     def describe(self, index: int) -> str:
-        """As the source calls it."""
+        """The source's name for the sample."""
         return self.source.describe(int(self.indices[index]))
 
 

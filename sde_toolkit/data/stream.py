@@ -1,13 +1,15 @@
-"""Samples that come in an order of their own: data that can be read through, but not indexed.
+"""Data that can be read through, but not indexed. Their samples come in an order of their own.
 
-A stream is endless (it counts epochs) and its order is a function of its seed. `ShuffledStream` makes one of any
-`Shards`: files, or whatever else can be read one after the other. In epoch e the shards are visited in an order drawn
-from (seed, e); of all processes' shards, process r of R takes every R-th in that order (where there are fewer shards
-than processes, several share one and take every so-manieth record of it). Records pass through a buffer in blocks:
-``buffer`` of them are read, undecoded, put in an order drawn from (seed, r, R, e, block), and decoded as they leave.
+A stream is endless (it counts epochs), and its order is a function of its seed. `ShuffledStream` makes one from any
+`Shards`: files, or anything else that is read one record after the other.
 
-The state is a few integers, where the block began and how many of it have left; after ``load_state_dict`` the block is
-read again, and the samples are exactly those that an uninterrupted run would have seen.
+    shards    in epoch e they are visited in an order drawn from (seed, e); process r of R takes every R-th of them
+              (with fewer shards than processes, those that share a shard divide its records in turn)
+    records   ``buffer`` of them are read as a block, undecoded, put in an order drawn from (seed, r, R, e, block), and
+              decoded one by one as they are returned
+
+The state is a few integers: where the block began, and how many of its records have been returned. After
+``load_state_dict`` the block is read again, and the samples are exactly those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from sde_toolkit.errors import ArgumentError, DataError
 
 __all__ = ["LabelledSample", "Shards", "ShuffledStream", "Stream", "first_samples"]
 
-_DATA_KEY = 0xDA7A  # begins the keys of a stream's orders: the keys of samples' noise are (index,) or (index, purpose)
+_DATA_KEY = 0xDA7A  # first number in the keys of these random orders; keys of a sample's noise begin with its index
 _SHARD_ORDER, _BLOCK_ORDER = 0, 1
 
 LabelledSample = tuple[Tensor, "int | None"]
@@ -33,7 +35,7 @@ LabelledSample = tuple[Tensor, "int | None"]
 
 @runtime_checkable
 class Stream(Protocol):
-    """What training needs of data that cannot be indexed."""
+    """What training needs from data that cannot be indexed."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -51,8 +53,10 @@ class Stream(Protocol):
         ...
 
     def shard(self, rank: int, size: int) -> Stream:
-        """A new stream, from its beginning, of process ``rank`` out of ``size``; together they see each sample once
-        an epoch. Shards of shards are allowed."""
+        """A new stream from the beginning: the part of process ``rank`` of ``size``.
+
+        Together the processes see each sample once an epoch. A part can be divided again.
+        """
         ...
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor | None]:
@@ -60,16 +64,16 @@ class Stream(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: numbers, strings, lists and dicts only."""
+        """The position of the stream, as numbers, strings, lists and dicts only."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go there. With another number of processes: to the beginning of the epoch after that of the state."""
+        """Continue from a state. With another number of processes, start at the epoch after that of the state."""
         ...
 
 
 class Shards(Protocol):
-    """What a `ShuffledStream` reads. ``records`` must give the same ones in the same order every time."""
+    """What a `ShuffledStream` reads. ``records`` must return the same records in the same order every time."""
 
     event_shape: tuple[int, ...]
     dtype: torch.dtype
@@ -95,13 +99,13 @@ def first_samples(shards: Shards, n: int) -> tuple[Tensor, Tensor | None]:
 
 
 class ShuffledStream:
-    """A `Stream` of the records of ``shards``, shuffled with ``seed``; see the module's text.
+    """A `Stream` of the records of ``shards``, shuffled with ``seed``; see the module's docstring.
 
-    ``buffer``: records that are shuffled together; 1 leaves them in the order of their shard.
+    ``buffer``: number of records that are shuffled together; 1 keeps the order of the shard.
 
     Raises:
-        ArgumentError: if ``buffer`` or ``seed`` is no such number, or ``rank`` is no process out of ``size``.
-        DataError: when read, if a process finds no records, or one cannot be used.
+        ArgumentError: if ``buffer``, ``seed``, ``rank`` or ``size`` is out of range.
+        DataError: while reading, if a process finds no records, or a record cannot be used.
     """
 
     def __init__(self, shards: Shards, buffer: int = 10_000, seed: int = 0, rank: int = 0, size: int = 1) -> None:
@@ -133,15 +137,15 @@ class ShuffledStream:
         return self._start[0]
 
     def shard(self, rank: int, size: int) -> ShuffledStream:
-        """From the beginning, as process ``rank`` of ``size`` among those that share this stream's part."""
+        """A new stream from the beginning: the part of process ``rank`` of ``size`` in this stream's own part."""
         return ShuffledStream(self.shards, self.buffer, self.seed, self.rank + self.size * rank, self.size * size)
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """The next n samples, and their labels or None; through as many blocks and epochs as it takes."""
+        """The next n samples, and their labels or None. They may come from several blocks and epochs."""
         return _stacked([self._next() for _ in range(n)], self.shards)
 
     def state_dict(self) -> dict[str, Any]:
-        """A few whole numbers."""
+        """The position of the stream, as ten whole numbers."""
         epoch, shard, offset, block = self._start
         return {
             "epoch": epoch,
@@ -157,10 +161,11 @@ class ShuffledStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; with another number of processes, from the beginning of the next epoch.
+        """Continue from a state. With another number of processes, start at the beginning of the next epoch.
 
         Raises:
-            DataError: if the state is of another stream: seed, buffer or number of shards differ.
+            DataError: if it is the state of another stream: seed, buffer or number of shards differ.
+
         """
         mine = self.state_dict()
         if set(state) != set(mine) or not all(is_count(value, 0) for value in state.values()):
@@ -175,7 +180,7 @@ class ShuffledStream:
         self._emitted = state["emitted"]
 
     def _begin(self, epoch: int, shard: int = 0, offset: int = 0, block: int = 0) -> None:
-        """Nothing read yet; the next block begins at record ``offset`` of the shard-th of this process's shards."""
+        """Forget what was read. The next block begins at record ``offset`` of this process's shard number ``shard``."""
         self._start = self._after = (epoch, shard, offset, block)
         self._reader: Iterator[tuple[int, int, Any]] | None = None
         self._waiting: list[Any] = []
@@ -191,7 +196,7 @@ class ShuffledStream:
         return self.shards.decode(record)
 
     def _fill(self) -> None:
-        """Read the block that begins at ``_start``, or the first of the next epoch if nothing is left of this one."""
+        """Read the block that begins at ``_start``, or the first of the next epoch if this one has no more records."""
         for _ in range(2):
             epoch, _, _, block = self._start
             self._reader = self._reader or self._records(*self._start[:3])
@@ -212,7 +217,7 @@ class ShuffledStream:
         raise DataError("stream", named, "there are no records for it", "Use fewer processes, or more data.")
 
     def _records(self, epoch: int, first: int, start: int) -> Iterator[tuple[int, int, Any]]:
-        """(shard's place, number of the record after this one, record) from record ``start`` of the first on."""
+        """(place of the shard, number of the next record, record), beginning at record ``start`` of shard ``first``."""
         for place, (shard, part, parts) in list(enumerate(self._own_shards(epoch)))[first:]:
             offset = start if place == first else 0
             for number, record in enumerate(self.shards.records(shard, offset), offset):
@@ -220,7 +225,7 @@ class ShuffledStream:
                     yield place, number + 1, record
 
     def _own_shards(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(shard, part, parts) that this process reads in an epoch: records ≡ part modulo parts."""
+        """The (shard, part, parts) that this process reads in an epoch: records number part, part + parts, …"""
         n = len(self.shards)
         order = self._stream(_SHARD_ORDER, epoch).permutation(n).tolist()
         if self.size <= n:
@@ -233,7 +238,7 @@ class ShuffledStream:
 
 
 def _stacked(samples: Sequence[LabelledSample], shards: Shards) -> tuple[Tensor, Tensor | None]:
-    """A batch of decoded samples, checked against what the shards promise."""
+    """A batch of decoded samples, checked against the shape, dtype and labels that the shards declare."""
     name, shape, dtype = type(shards).__name__, tuple(shards.event_shape), shards.dtype
     for sample, label in samples:
         if tuple(sample.shape) != shape or sample.dtype != dtype or (label is None) == shards.labelled:

@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files whose samples are runs of members that share a name up to the first dot.
+"""WebDataset shards: tar files in which consecutive members with the same name up to the first dot form a sample.
 
     00017.png, 00017.cls    an image, and its label as a whole number in text
 
-Members of other kinds are passed over. Records are read one after the other, seeking past what is skipped.
+Members of other kinds are ignored. Records are read one after the other; skipped ones are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sde_toolkit.transforms import eight_bit
 
 __all__ = ["TarShards", "webdataset"]
 
-_LABEL_BYTES, _DIGITS = 1024, 18  # a label is a whole number of 64 bits, as text
+_LABEL_BYTES, _DIGITS = 1024, 18  # a label is a whole number in text that fits 64 bits
 _RECORDS_INSPECTED = 64  # records whose headers decide how all are read
 
 
@@ -91,11 +91,11 @@ def webdataset(
 
     ``path``: a pattern such as "shards/train-*.tar", a folder of tar files, or a list of files. The test part is the
     first ``test_samples`` of ``test_path``, held in memory; without one it is empty. ``buffer`` records are shuffled
-    together. ``size`` and ``channels`` as in ``image_folder``; they are decided from the first 64 records, and one
-    that does not fit is refused when it comes.
+    together. ``size`` and ``channels`` are as in ``image_folder`` and decided from the first 64 records; a later one
+    that does not fit is refused when it is read.
 
     Raises:
-        DataError: naming the file, if there is none, one is no tar file, or an image or label cannot be used.
+        DataError: naming the file, if it is missing or not a tar file, or if an image or label cannot be used.
     """
     shards = TarShards(_tar_files(path), labels, size, channels)
     test = shards if test_path is None else TarShards(_tar_files(test_path), labels, size, channels)
@@ -128,7 +128,7 @@ def _tar_files(path: str | Path | Sequence[str]) -> list[str]:
 
 
 def _group_records(archive: tarfile.TarFile, path: str, start: int) -> Iterator[_Record]:
-    """Runs of members with one key; bodies are read from record ``start`` on."""
+    """The records: runs of members with one key. Contents are read from record ``start`` on."""
     number, key, name, counted = -1, None, "", False
     image: bytes | None = None
     label: bytes | None = None

@@ -1,8 +1,8 @@
 """Small synthetic sets: three in the plane, and smooth random signals in one dimension.
 
-Each is a pure function of its arguments: drawn with a generator of its own from ``seed``, test before train,
-so the test part does not change with ``n``. float32; the recommended transform divides by the exact standard
-deviation of the distribution (root mean square over its elements), not by that of the draw.
+Each is a pure function of its arguments, drawn with a generator of its own from ``seed``. The test part is drawn first,
+so it does not change with ``n``. Samples are float32. The recommended transform divides by the exact standard deviation
+of the distribution (root mean square over its elements), not by that of the samples.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rings(
     radii: Sequence[float] = (1.0, 2.0, 3.0),
     noise: float = 0.05,
 ) -> Dataset:
-    """(n, 2): concentric circles, equally likely, with Gaussian noise; labels count the radii from 0."""
+    """(n, 2): concentric circles, equally likely, with Gaussian noise; label i is the ring of radius ``radii[i]``."""
     _non_negative("noise", noise)
     radius = torch.tensor([float(r) for r in radii], dtype=torch.float64)
     if len(radius) == 0 or not bool((radius > 0).all() and radius.isfinite().all()):
@@ -75,8 +75,9 @@ def rings(
 def waves(n: int = 10_000, length: int = 64, n_test: int = 2_000, seed: int = 0, modes: int = 4) -> Dataset:
     """(n, 1, length): periodic smooth signals x(s) = Σ_k (a_k / k) cos(2πks + φ_k), s = 0, 1/length, ...
 
-    k = 1..modes, a_k uniform on [1/2, 1], φ_k uniform on [0, 2π], all independent. The signals fill a surface
-    of 2·modes dimensions, so they have no density in R^length: sample them, but expect no finite likelihood.
+    k = 1..modes, a_k uniform on [1/2, 1], φ_k uniform on [0, 2π], all independent. The signals lie on a surface of
+    2·modes dimensions, so they have no density in R^length: sample them, but
+    expect no finite likelihood.
     """
     if modes < 1 or length < 2 * modes + 1:
         raise ArgumentError(

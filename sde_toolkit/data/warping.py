@@ -1,6 +1,6 @@
 """Warping images with high-quality resampling: ×2 up, bilinear at twice the resolution, ×2 down.
 
-Positions are in pixels, pixel i centred at i, and the image is mirrored at its edges −1/2 and W − 1/2 without end.
+Positions are in pixels. Pixel i is centred at i. The image is continued by mirroring at its edges −1/2 and W − 1/2.
 
     up      pixels are kept; the values half-way between them are P: Lagrange interpolation of the 2K = 6 nearest
             pixels (Deslauriers & Dubuc 1989)
@@ -8,9 +8,10 @@ Positions are in pixels, pixel i centred at i, and the image is mirrored at its 
     down    pixel_i + Σ_k ½ P_k d_(i+k), d = half-way value − P(pixels): the lifting step that makes P's dual a
             low-pass filter (Sweldens 1996)
 
-Down undoes up whatever P is (d = 0), and P is symmetric: the identity, flips, quarter turns of square images and shifts
-by whole pixels come out as permutations of the pixels. Karras et al. (2022) resample in the same way with the wavelet
-filter sym6, which is not symmetric. All sums are written out element by element: no sample depends on its batch.
+Down undoes up exactly for any P, since d = 0. P is symmetric as well, so the identity, flips, quarter turns of square
+images and shifts by whole pixels are exact permutations of the pixels. Karras et al. (2022) resample in the same way
+with the wavelet filter sym6, which is not symmetric. All sums are written out element by element: no sample depends on
+its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 __all__ = ["half_way_weights", "warp"]
 
 _K = 3  # pixels on either side of a half-way point
-_MARGIN = 2 * _K - 1  # pixels around the frame that its pixels depend on in `down`
+_MARGIN = 2 * _K - 1  # pixels outside the image on which `_down` depends, on each side
 
 
 def half_way_weights(K: int) -> list[float]:

@@ -1,1 +1,1 @@
-"""Files of every kind, read with bounded work and written whole. What stands in them is known elsewhere."""
+"""Reading files with bounded work, writing them whole, claiming folders. Other rooms know what the contents mean."""

@@ -1,10 +1,10 @@
-"""One process works in a folder at a time: a folder is claimed before anything is written into it.
+"""A folder is claimed before anything is written into it, so that one process works in it at a time.
 
     with claimed(folder, "training"):
         ...
 
-The lock is the system's (flock, or a locked byte on Windows): it is free again when the process ends, however it ends.
-Where the file system knows no locks, nothing is held and the work goes on.
+The lock is the system's (flock, or a locked byte on Windows), which frees it when the process ends, however it ends. On
+a file system without locks nothing is locked, and the work goes on.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _guard = threading.Lock()
 
 @contextmanager
 def claimed(directory: str | Path, purpose: str, argument: str = "directory") -> Iterator[None]:
-    """Hold a folder, which is made if it is missing, so that no other process or thread claims it in the meantime.
+    """Hold a folder during the block, so that no other process or thread can claim it.
 
-    What the same thread claims a second time it has already. Of several processes that share a piece of work, the main
-    one claims. The lock file goes at the end, and so does the folder if it was made here and nothing was put into it.
+    A missing folder is created. A thread may claim again what it holds. If several processes share a piece of work,
+    only the main one claims. At the end the lock file is removed, and so is the folder if it was created here and is
+    empty.
 
     Args:
         directory: the folder.
-        purpose: what is done there, as another process is told it: "training", "sampling".
-        argument: the name that the caller knows the folder by, for the message.
+        purpose: what is done there, for the message that another process gets: "training", "sampling".
+        argument: the name of the argument, for the message.
 
     Raises:
         FolderInUseError: if another process or thread holds it.
@@ -74,7 +75,7 @@ def claimed(directory: str | Path, purpose: str, argument: str = "directory") ->
 
 
 def _open_locked(place: Path, argument: str) -> IO[str]:
-    """The lock file, open and locked. One that its last owner removed in the meantime is opened anew."""
+    """The lock file, open and locked. If its last owner has removed it in the meantime, it is opened again."""
     while True:
         file = (place / LOCK).open("a+", encoding="utf-8")
         try:
@@ -94,7 +95,8 @@ def _lock(file: IO[str]) -> None:
     """Lock it, if the file system can.
 
     Raises:
-        BlockingIOError: if someone else has.
+        BlockingIOError: if another process or thread has locked it.
+
     """
     if fcntl is not None:
         try:
@@ -108,7 +110,7 @@ def _lock(file: IO[str]) -> None:
 
 
 def _lock_byte(file: IO[str]) -> None:  # pragma: no cover
-    """The same on Windows: a byte far behind the text, so that the text can be read."""
+    """The same on Windows. The locked byte is far behind the text, so that others can read the text."""
     import msvcrt
 
     file.seek(_LOCKED_BYTE)
@@ -124,7 +126,7 @@ _LOCKED_BYTE = 1 << 30
 
 
 def _still_has_name(path: Path, file: IO[str]) -> bool:
-    """Whether the open file still has its name."""
+    """Whether the path still leads to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -132,7 +134,7 @@ def _still_has_name(path: Path, file: IO[str]) -> bool:
 
 
 def _write_owner(file: IO[str], purpose: str) -> None:
-    """Say in the lock file who holds it."""
+    """Write into the lock file who holds it."""
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}\n")
@@ -148,7 +150,7 @@ def _read_owner(file: IO[str]) -> str:
 
 
 def _release(place: Path, file: IO[str]) -> None:
-    """Remove the file while it is locked, so that nobody else's is removed; then let it go."""
+    """Remove the lock file, then unlock it. In this order it cannot be the lock file of another process."""
     removed = False
     with contextlib.suppress(OSError):
         (place / LOCK).unlink()
@@ -157,6 +159,6 @@ def _release(place: Path, file: IO[str]) -> None:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_UN)  # also for copies of the descriptor in forked processes
     file.close()
-    if not removed:  # Windows removes no open file
+    if not removed:  # Windows cannot remove an open file
         with contextlib.suppress(OSError):
             (place / LOCK).unlink()

@@ -1,4 +1,4 @@
-"""Forcing to the disk what was written, on file systems of every kind."""
+"""Forcing written files to the disk, on file systems of every kind."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 def to_disk(place: Path | int) -> None:
     """Wait until a file (a path, or a descriptor open for writing) or a folder is on the disk.
 
-    Where the system cannot do this (folders on Windows and on network and cloud drives, some files there), it is not
-    done: what was written is whole all the same, as long as the machine does not lose power.
+    Some systems cannot do this: for folders on Windows, and for folders and some files on network and cloud drives.
+    There the function returns at once, and the file is safe only as long as the machine does not lose power.
 
     Raises:
         OSError: if a file cannot be written, as on a full disk.

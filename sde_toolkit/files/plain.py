@@ -1,8 +1,8 @@
-"""Files of plain data, YAML and JSON, whoever wrote them: read with bounded work, or refused with the reason.
+"""Files of plain data, YAML and JSON, from any author: read with bounded work, or refused with the reason.
 
-Only regular files are opened: a pipe or a device could keep the reader waiting for ever. A file has a largest size, its
-data a largest depth and a largest number of values. Aliases of YAML count as often as they are spelled out, so that a
-few lines cannot stand for a million lists.
+Only regular files are opened: a pipe or a device could keep the reader waiting for ever. Size, depth and number of
+values are limited. An alias of YAML counts as all the values that it stands for, so that a few lines cannot become a
+million lists.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["UnreadableFileError", "read_bytes", "read_json", "read_yaml", "yaml_
 _MOST_BYTES = 32 * 2**20
 _MOST_VALUES = 1_000_000
 _LARGEST_DEPTH = 64
-_MOST_DIGITS = 4000  # of a number: longer ones take a time that grows as the square of their length
+_MOST_DIGITS = 4000  # of a number: to parse one takes a time that grows as the square of its length
 
 
 class UnreadableFileError(Exception):
-    """Why a file is not read, as a clause: "it is not a regular file". Callers turn it into an error of their own."""
+    """Why a file is not read, as a clause: "it is not a regular file". Callers turn it into their own error."""
 
 
 def read_bytes(file: Path, most: int = _MOST_BYTES) -> bytes:
@@ -49,11 +49,12 @@ def read_bytes(file: Path, most: int = _MOST_BYTES) -> bytes:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         FileNotFoundError: if there is none.
-        UnreadableFileError: if it is no JSON, or nested too deep.
+        UnreadableFileError: if it is not JSON, or nested too deep.
+
     """
     content = read_bytes(file)
     try:
@@ -81,18 +82,18 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file holds: plain data alone, no tag makes an object.
+    """The content of a YAML file: plain data only, tags create no objects.
 
     Raises:
         FileNotFoundError: if there is none.
-        UnreadableFileError: if it is no YAML of plain data, nested too deep, or larger than it looks.
+        UnreadableFileError: if it is not YAML of plain data, nested too deep, or stands for too many values.
     """
     content = read_bytes(file)
     try:
         return _parsed(content.decode("utf-8"), file.name)
     except UnreadableFileError:
         raise
-    except Exception as error:  # YAML's constructors let many kinds through: ValueError, KeyError, AttributeError, ...
+    except Exception as error:  # YAML's constructors raise many kinds: ValueError, KeyError, AttributeError, ...
         raise UnreadableFileError(f"{file.name} cannot be read ({type(error).__name__})") from None
 
 
@@ -108,11 +109,13 @@ def _check_events(events: Iterator[Any], name: str) -> None:
     """Count the values as if every alias were spelled out, before any of them is built."""
     import yaml
 
-    sizes: dict[str, int] = {}  # of what an anchor stands for, once it is complete
-    open_ones: list[tuple[str | None, int]] = []  # anchor, and how many values there were before
+    sizes: dict[str, int] = {}  # number of values that a complete anchor stands for
+    open_ones: list[
+        tuple[str | None, int]
+    ] = []  # of each open list or mapping: its anchor, and the number of values before it
     count = 0
     event: Any
-    for event in events:  # of the parser, which builds nothing
+    for event in events:  # from the parser, which builds nothing
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 raise UnreadableFileError(f"{name} has an alias that stands for nothing yet")
@@ -140,7 +143,7 @@ def yaml_text(content: Mapping[str, Any]) -> str:
     """Plain data as YAML, in the order of its keys.
 
     Raises:
-        ValueError: if what is read back would be something else.
+        ValueError: if reading the text back would give other data.
     """
     import yaml
 
@@ -161,7 +164,7 @@ def yaml_text(content: Mapping[str, Any]) -> str:
 
 
 def _equal_data(a: Any, b: Any) -> bool:
-    """Equal as data, NaN being equal to NaN."""
+    """Whether both are the same data. NaN equals NaN, and a tuple equals a list."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal_data(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, (list, tuple)):

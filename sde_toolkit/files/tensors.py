@@ -1,4 +1,4 @@
-"""Named tensors in a safetensors file: written whole; compared by shape with what they are for, and then read."""
+"""Named tensors in safetensors files: written whole, and compared with what a network expects before they are read."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class TensorSpec(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """How many numbers."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 def specs_of(tensors: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    """Of the tensors of a state dict."""
+    """The specs of the tensors in a state dict, by name."""
     return {k: TensorSpec(tuple(v.shape), _number_kind(v.dtype)) for k, v in tensors.items() if isinstance(v, Tensor)}
 
 
@@ -55,10 +55,11 @@ def _number_kind(dtype: torch.dtype) -> str:
 
 
 def specs_in_file(file: Path) -> dict[str, TensorSpec]:
-    """Of the tensors in a file. Its header is read, and nothing else.
+    """The specs of the tensors in a file, by name. Only the header is read.
 
     Raises:
-        CheckpointError: if it is truncated, or no safetensors file.
+        CheckpointError: if it is truncated, or not a safetensors file.
+
     """
     from safetensors import safe_open
 
@@ -67,12 +68,12 @@ def specs_in_file(file: Path) -> dict[str, TensorSpec]:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             return {k: TensorSpec(tuple(v.get_shape()), _number_kind_in_file(v.get_dtype())) for k, v in slices.items()}
-    except Exception as error:  # SafetensorError, OSError, and whatever a foreign header brings about
+    except Exception as error:  # SafetensorError, OSError, and others for a damaged header
         raise _unreadable(file, error) from None
 
 
 def _number_kind_in_file(name: str) -> str:
-    """F32 and BF16 are floats, I64 is int64, U8 is uint8."""
+    """The kind for a dtype's name in the file: F32 and BF16 are float, I64 is int64, U8 is uint8."""
     if name == "BOOL":
         return "bool"
     for letters, kind in (("F", "float"), ("BF", "float"), ("C", "complex"), ("I", "int"), ("U", "uint")):
@@ -85,7 +86,7 @@ def load_torch_file(file: Path, remedy: str = _COPY_AGAIN) -> Any:
     """What ``torch.save`` wrote, under ``weights_only``: tensors and plain data, no code. On the CPU.
 
     Raises:
-        CheckpointError: if it is no such file, or would hold more than its own size when it is unpacked.
+        CheckpointError: if it is not such a file, or its content is larger than the file.
     """
     check_regular(file)
     try:
@@ -94,20 +95,21 @@ def load_torch_file(file: Path, remedy: str = _COPY_AGAIN) -> Any:
         if any(m.compress_type != zipfile.ZIP_STORED for m in members):
             raise ValueError("it is compressed, which torch.save does not do")
         if sum(m.file_size for m in members) > file.stat().st_size:
-            raise ValueError("it holds more than its size")
+            raise ValueError("its content is larger than the file")
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch, pickle and zipfile raise what they like
+    except Exception as error:  # torch, pickle and zipfile raise many kinds
         said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise CheckpointError(file.parent, f"{file.name} is damaged or foreign ({said})", remedy) from None
 
 
 def tensors_metadata(file: Path) -> dict[str, str]:
-    """What the header of a safetensors file says besides its tensors.
+    """The metadata in the header of a safetensors file.
 
     Raises:
-        CheckpointError: if it is truncated or something else.
+        CheckpointError: if it is truncated, or not a safetensors file.
+
     """
     from safetensors import safe_open
 
@@ -130,10 +132,11 @@ def check_regular(file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds.
+    """The tensors of a safetensors file, by name.
 
     Raises:
-        CheckpointError: if it is truncated or something else.
+        CheckpointError: if it is truncated, or not a safetensors file.
+
     """
     from safetensors.torch import load_file
 
@@ -154,10 +157,10 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
 def match_names(
     expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, str], list[str]]:
-    """For each expected tensor the name of the one that is it, and what does not fit, as texts.
+    """The name in the file of each expected tensor, and a text for each one missing, superfluous or of another shape.
 
-    A name is met exactly, or without the parts that compiled and parallel networks add to it on either side.
-    Another floating precision fits; another kind of numbers does not.
+    Two names match if they are equal, or equal without the parts that compiled and parallel networks add. Another
+    floating precision fits; another kind of numbers does not.
     """
     bare: dict[str, list[str]] = {}
     for name in found:
@@ -179,7 +182,7 @@ def match_names(
 
 
 def check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Refuse what no safetensors file can hold.
+    """Refuse a state dict that a safetensors file cannot hold.
 
     Raises:
         ArgumentError: naming the tensor.
@@ -190,7 +193,7 @@ def check_tensors(tensors: Mapping[str, Any]) -> None:
     writable: set[torch.dtype] = set()
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise ArgumentError(name, value, "the network's state has something that is no tensor", remedy)
+            raise ArgumentError(name, value, "the network's state has something that is not a tensor", remedy)
         if torch.nn.parameter.is_lazy(value) or value.is_meta:
             raise ArgumentError(name, type(value).__name__, "this tensor of the network has no values yet", remedy)
         if value.layout != torch.strided:
@@ -204,9 +207,9 @@ def check_tensors(tensors: Mapping[str, Any]) -> None:
 
 
 def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, written beside its place and moved there; ``metadata`` stands in its header.
+    """Write a safetensors file beside its place and move it there. ``metadata`` goes into its header.
 
-    Tensors that share memory are written each.
+    Of tensors that share memory, each is written in full.
 
     Raises:
         OSError: if it cannot be written.
@@ -222,7 +225,7 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in the same memory."""
+    """The tensors on the CPU, contiguous, no two of them in the same memory."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, forced to the disk, and then moved."""
+"""Writing files so that each is complete or absent: written beside its place, forced to the disk, and then moved."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the files of one report by their names: all are whole on the disk before the first one is seen.
+    """Write the files of one report, by name. The first one appears when all are complete on the disk.
 
     Raises:
-        OSError: naming the file that could not be written; those that were there before stay as they are.
+        OSError: naming the file that could not be written. Existing files are replaced only if all could be written.
+
     """
     files = [directory / name for name in contents]
     try:
@@ -39,7 +40,7 @@ def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def atomic_path(file: Path) -> Iterator[Path]:
-    """A place to write a file to: what is there when the block ends is moved to ``file``, if the block does not fail.
+    """A path to write a file to. It is moved to ``file`` when the block ends, and removed if the block fails.
 
     Raises:
         OSError: naming the file, if it cannot be written.
@@ -56,7 +57,7 @@ def atomic_path(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a file through, which is there, whole, when the block ends, and is not if the block fails.
+    """A stream to write a file through. The file appears when the block ends, and does not if the block fails.
 
     Raises:
         OSError: naming the file, if it cannot be written.
@@ -73,7 +74,7 @@ def atomic_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _write_to_disk(stream: IO[bytes], content: bytes) -> None:
-    """And force it to the disk."""
+    """Write, and force the file to the disk."""
     stream.write(content)
     stream.flush()
     to_disk(stream.fileno())
@@ -85,7 +86,7 @@ def _partial_path(file: Path) -> Path:
 
 @contextmanager
 def _named_errors(file: Path) -> Iterator[None]:
-    """Errors of writing name the file: the system says of a full disk not which file was written."""
+    """Add the file's name to errors of writing: for a full disk, the system's own error does not name it."""
     try:
         yield
     except OSError as error:
