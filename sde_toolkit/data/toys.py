@@ -76,8 +76,8 @@ def waves(n: int = 10_000, length: int = 64, n_test: int = 2_000, seed: int = 0,
     """(n, 1, length): periodic smooth signals x(s) = Σ_k (a_k / k) cos(2πks + φ_k), s = 0, 1/length, ...
 
     k = 1..modes, a_k uniform on [1/2, 1], φ_k uniform on [0, 2π], all independent. The signals lie on a surface of
-    2·modes dimensions, so they have no density in R^length: sample them, but
-    expect no finite likelihood.
+    2·modes dimensions, so they have no density in R^length: sample them, but do
+    not expect a finite likelihood.
     """
     if modes < 1 or length < 2 * modes + 1:
         raise ArgumentError(
