@@ -1,4 +1,4 @@
-"""Adams' methods for the probability flow in φ, that leave corrected states behind them.
+"""Adams' methods for the probability flow in φ. The states on the trajectory are the corrected ones.
 
 With c² = σ² + s² α² and φ = atan(σ/(s α)) the flow is d(x/c) = −F dφ, F being EDM's raw output at σ_d = s, so that over
 a step from t to t′
@@ -7,10 +7,10 @@ a step from t to t′
     evaluated   F′ = F(x̂′, t′)                         the step's only evaluation
     corrected   x′/c′ = x/c − b′ F′ − Σ_j b*_j F_j     polynomial through F′, too: order p + 1
 
-Hairer, Nørsett & Wanner 1993, "Solving ODEs I", section III.5 (variable steps); PEC, section III.1. F_0 stays what it
-was at the predicted state. :class:`~sde_toolkit.integrators.Corrected` takes the same steps, but what it leaves on the
-trajectory are the predicted states, since it evaluates at the beginning of a step; their error is that of the lower
-order. Where states between and at the end are wanted, it is worth the one evaluation more that a whole solve takes.
+Hairer, Nørsett & Wanner 1993, "Solving ODEs I", section III.5 (variable steps); PEC, section III.1. F_0 is not
+evaluated again at the corrected state. :class:`~sde_toolkit.integrators.Corrected` takes the same steps, but evaluates
+at the beginning of a step, so that its trajectory holds the predicted states, with the error of the lower order. Here a
+whole solve takes one evaluation more, and the states between and at the end have the higher order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Adams"]
 class Adams(Integrator):
     """Adams-Bashforth of order ``predictor``, corrected once by Adams-Moulton of one order more, in φ.
 
-    N steps take N + 1 evaluations. The first steps have fewer values to go by and lower orders.
+    N steps take N + 1 evaluations. The first steps use fewer values, and have lower orders.
 
     Args:
         predictor: number of values that the predictor's polynomial goes through.
@@ -79,7 +79,7 @@ class Adams(Integrator):
         return [column.expand_as(t) for column in (*FrozenEDM(self.sigma_data).view(equation, t), *equation.inputs(t))]
 
     def _at_the_end(self, equation: ReverseEquation, t: Tensor) -> list[Tensor] | None:
-        """None where the network says nothing of F, as one fed λ where α = 0: the last step is not corrected then."""
+        """None where F cannot be read, such as from a network told λ where α = 0: the last step stays predicted."""
         try:
             columns = self._columns(equation, t)
         except ArgumentError:

@@ -1,6 +1,7 @@
 """Bits per dimension of data on levels, by uniform dequantisation.
 
-Integers have no density. Noise u, uniform over a level's bin of width w, makes one, and Jensen's inequality a bound:
+Integers have no density. With noise u, uniform over a level's bin of width w, they have one, and Jensen's inequality
+gives a bound:
 
     log P(x) = log E_u p(x + u) + D log w  ≥  E_u log p(x + u) + D log w        (Theis et al. 2016, eq. 3)
 
@@ -68,9 +69,9 @@ class BitsPerDim:
 
     @property
     def numerical_error(self) -> Tensor | None:
-        """What the solves are off by, (n,): mean over the draws of :attr:`LogLikelihood.numerical_error`, in bits/dim.
+        """Error of the solves, (n,): mean over the draws of :attr:`LogLikelihood.numerical_error`, in bits/dim.
 
-        It covers the path and its quadrature as said there; None without ``richardson=True``.
+        It covers the path and its quadrature, as there; None without ``richardson=True``.
         """
         errors = [run.numerical_error for run in self.runs]
         found = torch.stack([e for e in errors if e is not None]) if errors[0] is not None else None

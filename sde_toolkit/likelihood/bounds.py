@@ -49,7 +49,7 @@ StepVariance = Callable[[SDE, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Lower bounds on log p(x) in nats per sample, their error bars, and how they came about.
+    """Lower bounds on log p(x) in nats per sample, their standard errors, and how they were computed.
 
     ``nats`` = ``prior`` + ``diffusion`` + ``reconstruction`` + ``log_abs_det``: (n,) float64, signed as they add up;
     log P of the integers where ``levels`` were given, a log density in ``space`` otherwise. ``standard_error``: of

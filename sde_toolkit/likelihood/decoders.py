@@ -29,7 +29,7 @@ __all__ = ["Decoder", "GaussianDensity", "IntegratedBins", "LevelMap", "Normalis
 
 _REACH = 12.0  # standard deviations; what lies further from the center adds nothing to a sum in float64
 _TABLE_ELEMENTS = 2**22  # elements of a table of levels
-_OUTSIDE = 1e15  # stands for an infinite edge, whose quotients would have no derivative
+_OUTSIDE = 1e15  # in place of an infinite edge, whose quotients have no derivative
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class NormalisedLevels(Decoder):
         reach = math.ceil(_REACH * std / spacing) + 2
         if 2 * reach + 1 >= count:
             places = (torch.full_like(x, k) for k in range(count))
-        else:  # the rest of the sum is below the last digit
+        else:  # the other terms are below the last digit of the sum
             middle = known.nearest(center).clamp(reach, count - 1 - reach)
             places = (middle + k for k in range(-reach, reach + 1))
         total = torch.full_like(center, -math.inf)

@@ -4,10 +4,10 @@
 
     x̂_0 − x_0 = n (y − y*),    y* = (1 − m α)/n · x_0 − m σ/n · ε
 
-where y* is what a perfect network would have said; nothing cancels, at either end of time. Coefficients are float64.
+where y* is the output of a perfect network. No digits cancel at either end of time. Coefficients are float64.
 
-Noise: sample i has streams of its own for each purpose, named by (seed, i, purpose), whatever the batch; they repeat
-no noise that :func:`~sde_toolkit.sampling.sample` draws from the same seed, so that samples may be judged under it.
+Noise: sample i has a stream for each purpose, which depends on (seed, i, purpose) and not on the batch. It differs from
+the noise that :func:`~sde_toolkit.sampling.sample` draws from the same seed, so that its samples can be judged.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     HutchPlusPlus    tr J = tr(Qᵀ J Q) + E[gᵀ (I − QQᵀ) J (I − QQᵀ) g], Q an orthonormal basis of J S
 
 Hutchinson 1990; Grathwohl et al. 2019 (FFJORD), section 3.1; Meyer et al. 2021 (Hutch++), algorithm 1. Every estimator
-answers one trace per *replicate*: replicates are independent and unbiased, their spread is the standard error.
+returns one trace per *replicate*. Replicates are independent and unbiased; the standard error comes from their spread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def check(self, dimension: int) -> None:
-        """Refuse events of a dimension that this is not for."""
+        """Refuse events of a dimension that this divergence cannot take."""
 
     @abstractmethod
     def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
@@ -126,7 +126,7 @@ class Hutchinson(Divergence):
         return self.probes
 
     def check(self, dimension: int) -> None:
-        """Every dimension will do."""
+        """Every dimension is accepted."""
 
     def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
         return draw_probes(self.distribution, self.probes, events, seed, first_index)
@@ -187,7 +187,7 @@ class HutchPlusPlus(Divergence):
 
 
 def check_probes(probes: int, least: int) -> None:
-    """Refuse what is no number of probes.
+    """Refuse what is not a number of probes.
 
     Raises:
         ArgumentError: naming it.
@@ -196,7 +196,7 @@ def check_probes(probes: int, least: int) -> None:
 
 
 def check_distribution(distribution: str) -> None:
-    """Refuse a distribution of probes that is not there.
+    """Refuse an unknown distribution of probes.
 
     Raises:
         ArgumentError: naming the two.

@@ -1,10 +1,10 @@
-"""Products with the Jacobian J = ∂y/∂x of a batch of samples, behind one face.
+"""Products with the Jacobian J = ∂y/∂x of a batch of samples, behind one interface.
 
-A :data:`Mode` takes a field (x (R, *event) to y, row by row) and x, and answers y and a function from directions
+A :data:`Mode` takes a field (x (R, *event) to y, row by row) and x, and returns y and a function from directions
 v (P, R, *event) to J v or Jᵀ v of the same shape:
 
     reverse             Jᵀ v    a vector-Jacobian product; y is evaluated once, whatever the number of directions
-    forward             J v     a Jacobian-vector product by dual numbers; holds no graph: the mode for tight memory
+    forward             J v     a Jacobian-vector product by dual numbers; keeps no graph: for little memory
     finite_differences  J v     [y(x + h v) − y(x − h v)]/(2h): for networks that autograd cannot see through
 
 For a trace, vᵀ J v and vᵀ Jᵀ v are the same number. Forward mode runs attention on its plain implementation, the
@@ -42,17 +42,17 @@ __all__ = [
 ]
 
 Field: TypeAlias = Callable[[Tensor], Tensor]
-"""x (R, *event) to y of the same shape, every row by itself; it serves any number R of rows that its times fit."""
+"""x (R, *event) to y of the same shape, every row by itself; any number R of rows that fits its times."""
 
 
 class Products(Protocol):
-    """v (P, R, *event) to J v or Jᵀ v. ``last``: nothing will be asked for afterwards, and memory may go."""
+    """v (P, R, *event) to J v or Jᵀ v. ``last``: no product is taken afterwards, and memory may be freed."""
 
     def __call__(self, v: Tensor, *, last: bool = False) -> Tensor: ...
 
 
 Mode: TypeAlias = Callable[[Field, Tensor, bool], tuple[Tensor, Products]]
-"""(field, x, differentiable) to y and the products at x; ``differentiable``: they are to have gradients themselves."""
+"""(field, x, differentiable) to y and the products at x; ``differentiable``: the products can be differentiated."""
 
 _ELEMENTS_AT_ONCE = 2**21  # of directions that go through a vectorised product together
 _ROUNDING = 0.02  # of the largest output: a network in half precision may answer two rows so differently
@@ -113,7 +113,7 @@ def finite_differences(
 
 
 def sized(mode: Mode, size: float) -> Mode:
-    """The mode for data of a size, which the length of differences depends on."""
+    """The mode for data of the size ``size``, which sets the length of finite differences."""
     return functools.partial(finite_differences, size=size) if mode is finite_differences else mode
 
 
@@ -151,7 +151,7 @@ def choose_mode(
 
 
 def _check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: object) -> Tensor:
-    """Refuse a network whose output autograd cannot trace to x, unless differences are taken; its output.
+    """The network's output at x, refused if ``mode`` needs autograd and autograd cannot trace the output to x.
 
     Raises:
         ArgumentError: naming what to do. One evaluation of ``x``.
@@ -193,10 +193,9 @@ def _check_repeatable(y: Tensor, network: object) -> None:
 def _fastest(field: Field, x: Tensor) -> tuple[Mode, dict[str, float]]:
     """Reverse or forward mode, whichever takes less time here for one product, and the seconds of what was tried.
 
-    Everything runs three times, the fastest run counts: other work on the machine can only slow it down. Dual numbers
-    go through the network with twice its work, so that forward mode is not even tried (it would take memory, too)
-    where a product in reverse takes less than 3 plain passes. A mode that runs out of memory, or meets an operation
-    for which it has no rule, is out.
+    Everything runs three times and the fastest run counts: other work on the machine can only slow it down. Forward
+    mode does twice the network's work and takes memory, so that it is not tried where a product in reverse takes less
+    than 3 plain passes. A mode is excluded if it runs out of memory or meets an operation for which it has no rule.
 
     Raises:
         ArgumentError: if neither works.

@@ -1,9 +1,9 @@
-"""State and log-density integrated together, where the divergence is to drive the steps as well.
+"""State and log-density integrated together, so that the divergence drives the steps as well.
 
     dx/dt = v,        dℓ/dt = ∇·v,        log p_0(x_0) = log p_T(x_T) + ℓ_T
 
-Grathwohl et al. 2019 (FFJORD), eq. 4. Every evaluation of the field is one of its divergence, which costs several times
-as much; in return the error of ℓ is controlled as that of x is. An adaptive method accepts a step by the root mean
+Grathwohl et al. 2019 (FFJORD), eq. 4. Every evaluation of the field also evaluates its divergence, which costs several
+times as much; in return the error of ℓ is controlled like that of x. An adaptive method accepts a step by the root mean
 square of error/(atol + rtol |value|) over all numbers of a sample. ℓ/D, in nats per dimension, is therefore carried as
 often as x has dimensions: both halves weigh the same, and a step is rejected for either of them. It is carried times
 σ_d, the size of x, so that the absolute tolerance of x does for it in any units.
@@ -35,7 +35,8 @@ Traces = Callable[[ReverseEquation, Tensor, Inputs], tuple[Tensor, Tensor]]
 class Joint(Rule):
     """State and log-density together, for solvers with error control: the divergence drives the steps, too.
 
-    Only at a few nodes, most of them near the ends, the divergence is evaluated apart: the result says what they tell.
+    The divergence is evaluated once more at a few nodes, most of them near the ends. They have no weight in the
+    integral; the estimates of the result (``truncation``, ``prior_cost``, ``finest``) are read from them.
     """
 
     def prepare(
@@ -64,8 +65,8 @@ class Joint(Rule):
 class JointEquation(ReverseEquation):
     """The flow of z = (x, σ_d ℓ_1/D, ..., σ_d ℓ_P/D), each repeated; ``event`` is the shape of x, ``replicates`` P.
 
-    z is (B, D + P k), k = ⌈D/P⌉. Inputs carry the drift's coefficients p and q with them, drift = p x + q y, and what
-    :meth:`output` answers is the drift of z itself: p x + q y, and σ_d (p D + q tr ∂y/∂x)/D.
+    z is (B, D + P k), k = ⌈D/P⌉. The inputs include the drift's coefficients p and q: the drift of x is p x + q y.
+    :meth:`output` returns the drift of z itself: p x + q y, and σ_d (p D + q tr ∂y/∂x)/D.
     """
 
     event: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ data. If the flow were continued from ρ_T to 0, to w_0, then the difference bet
 
     log p_T(x_T) − log N(x_T; 0, σ_T² I) = ½ (|w_T|² − |w_0|²) − ∫_0^{ρ_T} ρ tr Cov(x_0 | x) dρ
 
-No step leads there: w is nearly a parabola in ρ, and tr Cov nearly linear in ρ².
+No step is taken there: w is extrapolated by a parabola in ρ, and tr Cov linearly in ρ².
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def roughness(equation: ReverseEquation, times: Tensor, traces: Tensor, dimensio
 def finest_scale(tau: Tensor, values: Tensor) -> float:
     """The size s of the structure that the noise meets first, from roughnesses (Q,) at increasing τ (Q,).
 
-    It is read where the roughness reaches 0.1, and not at the data end: a network that errs there, or is told a rounded
-    time, has a roughness in proportion to its error, and it would pass for structure. Infinite where none is found.
+    It is read where the roughness reaches 0.1, and not at the data end: there the error of a network or a rounded time
+    shows as roughness too, and would look like structure. Infinite if the roughness stays below 0.1.
     """
     seen = values.to("cpu", torch.float64).clamp(1e-300, 0.999)
     tau = tau.to("cpu", torch.float64)
@@ -59,9 +59,9 @@ def finest_scale(tau: Tensor, values: Tensor) -> float:
 def truncation(equation: ReverseEquation, times: Tensor, x: Tensor, outputs: Tensor, rough: Tensor) -> Tensor:
     """log p_end(x) − log p_0(x) to first order, (B,), from the first two nodes: outputs (2, B, *event), rough (2, B).
 
-    Score and divergence are those of one of the two nodes, whichever says less. For a smooth density both say the same.
-    What a network errs by, and it errs most at the data end, counts for less at the second. Where the second node has
-    as much noise as the data have structure, the first one speaks alone.
+    Score and divergence are taken from one of the two nodes: the one whose result is smaller in size. For a smooth
+    density both give the same. A network errs most at the data end, and its error counts for less at the second node.
+    Where the noise at the second node is as large as the structure of the data, the first node is used.
     """
     sde, end = equation.sde, times[0]
     tau = torch.exp(-sde.half_log_snr(end))
@@ -82,7 +82,7 @@ def truncation(equation: ReverseEquation, times: Tensor, x: Tensor, outputs: Ten
 def prior_cost(
     equation: ReverseEquation, times: Tensor, states: Tensor, traces: Tensor, latent: Tensor, start: Tensor
 ) -> Tensor:
-    """|log p_T(x_T) − log N(x_T; 0, σ_T² I)|, and what the estimate may err by on top, (B,), nats.
+    """|log p_T(x_T) − log N(x_T; 0, σ_T² I)|, plus a margin for the error of this estimate, (B,), nats.
 
     ``states`` (Q, B, *event) and ``traces`` of ∂y/∂x (Q, B) at the nodes ``times``; ``latent`` at the time ``start``.
     """

@@ -4,7 +4,7 @@ The model's own prior is N(0, σ_T² I). Data of mean m and covariance C have mo
 
     KL(N(α m, α² C + σ² I) ‖ N(0, σ² I)) = ½ [α² |m|²/σ² + Σ_i (r_i − log(1 + r_i))],    r_i = α² C_i/σ²
 
-is what the difference costs on average, as far as second moments see it.
+is what the difference costs on average, from the first two moments alone.
 """
 
 from __future__ import annotations

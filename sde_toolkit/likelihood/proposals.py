@@ -5,7 +5,7 @@ E_u[weight · h(λ)] = ∫ h dλ from λ(start) to λ(end), whatever q > 0. The 
 (up to the noise in h). For N(0, c I) in D dimensions E h = D sigmoid(2λ + log c): hence the sigmoid below. As λ → −∞
 it decays no faster than the signal-to-noise ratio, h's own rate: with α(start) = 0, λ = −∞, weight times h is bounded.
 
-Kingma et al. 2021, "Variational Diffusion Models", section 5.1 and appendix I.2: it changes the variance alone.
+Kingma et al. 2021, "Variational Diffusion Models", section 5.1 and appendix I.2: q changes the variance alone.
 """
 
 from __future__ import annotations

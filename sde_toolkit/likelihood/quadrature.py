@@ -1,4 +1,4 @@
-"""The divergence along a path, integrated at few nodes that have nothing to do with the solver's steps.
+"""The divergence along a path, integrated at a few nodes that do not depend on the solver's steps.
 
 With c² = σ² + s² α² and φ = atan(σ/(s α)) the flow is d(x/c) = −F dφ, F being EDM's raw output at σ_d = s, so that
 
@@ -6,7 +6,7 @@ With c² = σ² + s² α² and φ = atan(σ/(s α)) the flow is d(x/c) = −F d�
 
 For data N(0, s² I) F vanishes and the first two terms are the answer; the interval lies inside [0, π/2] and the
 integrand stays bounded, also where α or σ vanishes. With F = m x + n y, y the network's output,
-c ∇·F = c (m D + n tr ∂y/∂x): what is known analytically stays exact, and only the trace is ever estimated.
+c ∇·F = c (m D + n tr ∂y/∂x): m D is known exactly, and only the trace is estimated.
 
 Every rule has a node at the data end, where the state is the data and the divergence also tells how the answer moves
 with the end time: Gauss-Radau with a number of nodes that is given, or Clenshaw-Curtis, whose nodes are nested, with as
@@ -46,12 +46,12 @@ class Rule(ABC):
     def prepare(
         self, equation: ReverseEquation, end: float, start: float, detail: float, stretch: float = 1.0
     ) -> NestedRules:
-        """All that is known of the nodes between the times ``end`` < ``start`` before a path is.
+        """The nodes between the times ``end`` < ``start``, prepared before any path is solved.
 
-        ``stretch``: times the rule's own scale; as many nodes at other times, to compare with.
+        ``stretch`` multiplies the rule's scale: it gives as many nodes at other times, for comparison.
 
         Raises:
-            GridError: where the network's output says nothing finite of F, for example at σ = 0 of an x_0 network.
+            GridError: where F read from the network's output is not finite, for example at σ = 0 for an x_0 network.
         """
 
 
@@ -131,7 +131,8 @@ class Nodes:
     coefficients of c ∇·F = of_dimension · D + of_trace · tr ∂y/∂x.
 
     ``weights`` (Q,) and the matrix ``coefficients`` (Q, Q) turn values of the integrand into the integral, and into
-    the coefficients of its polynomial, times the interval's length.
+    the coefficients of its polynomial, times the interval's length. ``log_volume``: log(c_T/c_0). ``caution``: how much
+    :meth:`error` enlarges the estimate from few nodes.
     """
 
     times: Tensor
@@ -157,7 +158,7 @@ class Nodes:
         """A rule on [−1, 1] with u_0 = −1, moved to the φ of the times ``ends``, data first.
 
         Raises:
-            GridError: where the network's output says nothing finite of F.
+            GridError: where F read from the network's output is not finite.
         """
         sde, coordinate = equation.sde, Angle(scale)
         bounds = sde.half_log_snr(torch.tensor(ends, dtype=torch.float64))
@@ -194,10 +195,11 @@ class Nodes:
     def error(self, traces: Tensor, dimension: int) -> Tensor:
         """An estimate of the rule's error, (B,), from traces (Q, B).
 
-        The coefficients a_k of the integrand are seen up to k = Q − 1; a rule of Gauss' degree 2Q − 2 errs by what lies
-        beyond, and Clenshaw and Curtis' by little more (Trefethen 2008). Their envelope E over the last quarter against
-        that of the quarter before the middle gives the factor by which they fall in half of Q; E is carried on by its
-        power 2.25, to 2Q, or less far where few nodes have not seen them settle down.
+        The coefficients a_k of the integrand are known up to k = Q − 1. The error of Gauss-Radau, exact to the degree
+        2Q − 2, comes from the coefficients beyond; that of Clenshaw-Curtis is little larger (Trefethen 2008). E is the
+        largest |a_k| in the last quarter. Its ratio to the largest in the quarter before the middle is the factor by
+        which they fall over Q/2. The estimate, at k = 2Q, is E times this factor to the power 2.25. With few nodes the
+        power is smaller: their coefficients have not settled yet.
         """
         seen = (self.coefficients.to(traces) @ self._values(traces, dimension)).abs()
         Q = len(seen)
@@ -213,7 +215,7 @@ class Nodes:
 
 @dataclass(frozen=True, eq=False)
 class NestedRules:
-    """Rules of more and more nodes, each with those of the one before at every second place, and where to stop."""
+    """Rules with more and more nodes, and the tolerance. Every second node of a rule is a node of the rule before."""
 
     rules: tuple[Nodes, ...]
     tolerance: float = math.inf

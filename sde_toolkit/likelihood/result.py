@@ -1,4 +1,4 @@
-"""What :func:`log_likelihood` answers."""
+"""The result of :func:`log_likelihood`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LogLikelihood"]
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """Log-likelihoods in nats per sample, their error bars, and how they came about. Shapes: (n,) unless said.
+    """Log-likelihoods in nats per sample, their errors, and how they were computed. Shapes: (n,) unless said.
 
     Attributes:
         nats: log p(x), in the space named by ``space``: ``prior + integral + log_abs_det``.
@@ -77,12 +77,12 @@ class LogLikelihood:
 
     @property
     def end(self) -> float:
-        """The time that stood for data."""
+        """The time at which the path ends, in place of 0."""
         return self.grid[-1].item()
 
     @property
     def numerical_error(self) -> Tensor | None:
-        """``solver_error + quadrature_error``, (n,): what the solve is off by; None without ``richardson``.
+        """``solver_error + quadrature_error``, (n,): the estimated error of the solve; None without ``richardson``.
 
         Not smaller than the error for 95 in 100 samples of a network that is smooth in time, far outside the data, too;
         on average for 85 in 100 of a network that is not (one told rounded times, or made of straight pieces). It does

@@ -1,4 +1,4 @@
-"""How a network is asked: in its own precision, its arguments left alone, its answer looked at.
+"""How a network is called: in its own precision. Its arguments must stay unchanged, and its answer is checked.
 
     network in float32 or float64              x and time come in its dtype
     network in half precision or bfloat16      x comes in its dtype; time in that of the state, since an embedding needs
@@ -63,7 +63,7 @@ def check_condition_name(name: Any) -> None:
 
 
 class Asking:
-    """What is known of a network that is to be asked.
+    """A network, and what is known of how to call it.
 
     ``condition_name``: the argument by which it is told a condition; "**" if a condition is a dictionary of arguments.
     ``whole_times``: whether it takes time as integers; None until its first evaluation shows it. ``dtype``: of its
@@ -78,7 +78,7 @@ class Asking:
         self.time_like_x = False
 
     def renew(self, network: Callable[..., Any]) -> None:
-        """Look again: it may have been replaced, or moved to another dtype, since the last run."""
+        """Look at the network again: it may have been replaced, or moved to another dtype, since the last run."""
         dtype = dtype_of(network)
         if network is not self.network or dtype != self.dtype:
             self.network, self.dtype, self.time_like_x = network, dtype, False

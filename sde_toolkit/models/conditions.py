@@ -4,8 +4,8 @@
     shared by all samples      a 0-dim tensor; None, numbers, strings, bytes, enums, torch's dtypes and devices
     taken apart                mappings, lists, tuples, named tuples and dataclasses of these, in one another
 
-Nothing else is accepted: a numpy array or an object of another class could hold rows that nobody would cut. A list or
-tuple of plain values alone is refused too, since it may have been meant as rows.
+Nothing else is accepted: a numpy array or an object of another class could hold rows that would not be cut with the
+batch. A list or tuple of plain values alone is refused too, since it may have been meant as rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def tensors_of(condition: Any) -> Iterator[Tensor]:
 
 
 def check_condition(condition: Any, n: int) -> None:
-    """One row per sample in every tensor of a condition, and nothing in it whose rows could not be told.
+    """One row per sample in every tensor of a condition, and nothing in it whose rows are unknown.
 
     Raises:
         ArgumentError: naming the part, as in ``condition.added.text``.

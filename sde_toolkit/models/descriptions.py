@@ -1,7 +1,7 @@
 """What a model is, as plain data: numbers, texts, lists and dictionaries, and nothing else.
 
 A part of this package is described by its class and its constructor arguments, ``{class: VPSDE, beta_min: 0.1, ...}``.
-A part of the user's own is noted as such, ``{own class: MyNetwork, ...}``, whatever it is called. It is never rebuilt:
+A part of the user's own is marked as such, ``{own class: MyNetwork, ...}``, whatever it is called. It is never rebuilt:
 it has to be passed when the model is loaded.
 """
 
@@ -93,7 +93,7 @@ def plain_data(value: Any, where: str = "value", role: str = "", depth: int = 0)
         depth: how deep inside the part it lies.
 
     Raises:
-        ArgumentError: for anything else; complex numbers, sets, what contains itself.
+        ArgumentError: for anything else; complex numbers, sets, a container that contains itself.
     """
     if depth > _MOST_NESTING:
         raise ArgumentError(

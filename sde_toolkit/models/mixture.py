@@ -1,4 +1,4 @@
-"""Score models that are exactly right: Gaussians and mixtures of Gaussians, the yardstick of everything else.
+"""Score models whose score is exact: Gaussians and mixtures of Gaussians. Everything else is measured against them.
 
 If the data are Σ_k w_k N(m_k, C_k), then x_t is Σ_k w_k N(α m_k, S_k) with S_k = α² C_k + σ² I, and for a
 single component, with d = x_t − α m:
@@ -130,7 +130,7 @@ def _is_differentiated(c: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ExactPrediction(Prediction):
-    """What a mixture says, and its score without a division by σ."""
+    """The prediction of a mixture. Its score is computed without a division by σ."""
 
     network: _MixtureNetwork = field(kw_only=True, repr=False)
 

@@ -1,4 +1,4 @@
-"""What a network said at (x_t, t), seen in every way the field uses.
+"""The output of a network at (x_t, t), read in every parameterisation in use.
 
 With x_t = α x_0 + σ ε, every parameterisation is one linear combination y = a x_0 + b ε:
 

@@ -142,7 +142,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def _check_sketch(directory: Path, sketch: nn.Module, file: str, weights: Mapping[str, TensorSpec]) -> None:
-    """The network as it would be, without any memory, beside the weights that are there."""
+    """Refuse a network whose parameters, sketched without memory, do not fit the weights in the file."""
     wanted = {f"network.{name}": spec for name, spec in specs_of(sketch.state_dict()).items()}
     _, problems = match_names(wanted, weights)
     check_fit(directory, file, [p for p in problems if not p.endswith("belongs to nothing")])

@@ -38,7 +38,7 @@ def dynamic_threshold(model: ScoreModel, p: float = 0.995, max_value: float = 1.
     """``model`` with Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3).
 
     s is the p-quantile of |x̂_0| over each sample, at least ``max_value``; x̂_0 is clipped to [−s, s] and scaled
-    by max_value/s, hence stays within ``max_value``. The paper uses p = 0.995 for pixels in [−1, 1].
+    by max_value/s, so that it stays within ``max_value``. The paper uses p = 0.995 for pixels in [−1, 1].
 
     Raises:
         ArgumentError: unless 0 < p <= 1 and max_value > 0, or if ``model`` is not a score model.

@@ -1,4 +1,4 @@
-"""What a network is told about time. It never sees the SDE's t itself unless it asks for it.
+"""What a network is told about time. It is told the SDE's own t only by ``ScaledTime()``.
 
 Each is an immutable callable ``(sde, t) -> Tensor`` of the shape of ``t``; any other callable of that form
 serves as well (only these are written into a checkpoint by name).
@@ -35,7 +35,7 @@ class ScaledTime:
 class DiscreteIndex:
     """N t − 1: the index i−1 of DDPM's step i at t = i/N (0 .. N−1), fractional between the steps.
 
-    Below t = 1/N it is 0, the network's first index: it has learned none before. At t = i/N it is whole, whatever
+    Below t = 1/N it is 0, the network's first index: it has learned no earlier index. At t = i/N it is whole, whatever
     rounding makes of N t, so that an embedding may round or truncate it.
 
     ``whole``: the network looks the index up in a table (``nn.Embedding``). It is told the nearest index, an integer.
