@@ -13,6 +13,7 @@ Song et al. 2021, eq. 6 and 13; η as in Zhang & Chen 2023 (DEIS), eq. 5 (their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,14 @@ __all__ = ["ReverseEquation", "check_eta"]
 
 
 def check_eta(eta: Any) -> None:
-    """Refuse a stochasticity that is not a finite number, at least 0.
+    """Refuse a stochasticity that is not a number, at least 0, with a finite square.
 
     Raises:
         ArgumentError: naming it.
     """
-    if not (is_number(eta) and eta >= 0):
-        raise ArgumentError("eta", eta, "stochasticity must be finite and not negative", "0 is the ODE, 1 the SDE.")
+    if not (is_number(eta) and eta >= 0 and math.isfinite(float(eta) * float(eta))):
+        problem = "stochasticity must be finite, its square too, and not negative"
+        raise ArgumentError("eta", eta, problem, "0 is the ODE, 1 the SDE.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ReverseEquation:
     be counted or timed.
 
     Raises:
-        ArgumentError: if ``eta`` is negative or not finite.
+        ArgumentError: if ``eta`` is negative, or it or its square is not finite.
     """
 
     model: ScoreModel
@@ -58,6 +60,7 @@ class ReverseEquation:
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        object.__setattr__(self, "eta", float(self.eta))  # torch takes no whole number beyond 64 bits
 
     @property
     def sde(self) -> SDE:

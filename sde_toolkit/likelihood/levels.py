@@ -84,7 +84,8 @@ class Levels:
                 raise DataError(
                     name,
                     values[place].item(),
-                    f"{problem} the levels {self}, {int(wrong.sum())} of {values.numel()} values being so",
+                    f"{problem} the levels from {self.low:g} to {self.high:g}, {self.count} in number; "
+                    f"{int(wrong.sum())} of {values.numel()} values are",
                     "Pass the data as they are stored, before any scaling, or describe their levels: "
                     "Levels(256, 0.0, 1.0) are 8 bits divided by 255.",
                 )

@@ -218,11 +218,12 @@ def test_mistakes_are_named_and_nothing_is_computed(command, tmp_path, checkpoin
     assert not list(tmp_path.rglob("*.npz"))
 
 
-@pytest.mark.parametrize(("override", "said"), [("levels.low=0", "levels.count=256"), ("levels.count=4", "the levels")])
+@pytest.mark.parametrize(("override", "said"), [("levels.low=0", "levels.count=256"), ("levels.count=4", "the levels from 0 to 3")])
 def test_levels_of_a_mixture(command, override, said):
     status, _, err = command(MIXTURE, *FEW, "output=run", override)
     assert status == 2
     assert said in err
+    assert "Levels(" not in err
 
 
 def test_help_shows_examples_and_choices(command):

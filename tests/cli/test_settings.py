@@ -82,6 +82,8 @@ def test_values_and_names_are_those_of_the_shell(error, said):
         (["output=/dev/null/x"], "/dev/null is a file"),
         (["output=" + "a" * 300], "File name too long"),
         (["solver=null"], "solver=null"),
+        (["solver=ddim", "solvers.ddim.eta=1000000000000000000000"], "eta=1e+21: η² (1 − r²) reaches"),
+        (["solver=ddpm", "solvers.ddpm._target_=sde_toolkit.euler_maruyama", "+solvers.ddpm.eta=1e200"], "its square"),
         (["solver=nope"], "Available options"),
         (["model=3"], "checkpoint '3'"),
         (["progress=1"], "progress=1: neither true nor false"),
