@@ -148,6 +148,34 @@ def two_s_step(model, x_bar, t, s, drawn):
     return tau_s / tau_t * x_bar + (1 - tau_s / tau_t) * D
 
 
+def third_step(model, x_bar, t, s, drawn):
+    """Lu et al. 2022a, algorithm 2, divided by α: r_1 = 1/3, r_2 = 2/3."""
+    tau_s = tau(model.sde, s)
+    h = torch.log(tau(model.sde, t) / tau_s)
+    first, second = tau_s * torch.exp(2 * h / 3), tau_s * torch.exp(h / 3)
+    noise = noise_at(model, x_bar, t)
+    u = x_bar - first * torch.expm1(h / 3) * noise
+    D = noise_at(model, u, at_tau(model.sde, first)) - noise
+    growth = torch.expm1(2 * h / 3)
+    u = x_bar - second * growth * noise - 2 * second * (growth / (2 * h / 3) - 1) * D
+    D = noise_at(model, u, at_tau(model.sde, second)) - noise
+    return x_bar - tau_s * torch.expm1(h) * noise - 1.5 * tau_s * (torch.expm1(h) / h - 1) * D
+
+
+def third_data_step(model, x_bar, t, s, drawn):
+    """The third-order singlestep update of DPM-Solver++ in the code of Lu et al. 2022b, divided by α: 1/3 and 2/3."""
+    tau_t, tau_s = tau(model.sde, t), tau(model.sde, s)
+    h = torch.log(tau_t / tau_s)
+    first, second = tau_s * torch.exp(2 * h / 3), tau_s * torch.exp(h / 3)
+    data = denoised_at(model, x_bar, t)
+    u = first / tau_t * x_bar - torch.expm1(-h / 3) * data
+    D = denoised_at(model, u, at_tau(model.sde, first)) - data
+    decay = torch.expm1(-2 * h / 3)
+    u = second / tau_t * x_bar - decay * data + 2 * (decay / (2 * h / 3) + 1) * D
+    D = denoised_at(model, u, at_tau(model.sde, second)) - data
+    return tau_s / tau_t * x_bar - torch.expm1(-h) * data + 1.5 * (torch.expm1(-h) / h + 1) * D
+
+
 def split(tau_t, tau_s, eta):
     """k-diffusion's ancestral step: (down, up)."""
     up = min(tau_s, eta * torch.sqrt(tau_s**2 * (tau_t**2 - tau_s**2) / tau_t**2))
@@ -193,6 +221,8 @@ def dpmpp_sde_step(model, x_bar, t, s, drawn):
         (Heun(), 0.0, heun_step, 0),
         (DPMSolver2(r=1.0, interpolate=False), 0.0, None, 0),
         (DPMSolver2S(), 0.0, two_s_step, 0),
+        (DPMSolver3(), 0.0, third_step, 0),
+        (DPMSolver3S(), 0.0, third_data_step, 0),
         (DPMSolver2S(), 1.0, dpmpp_sde_step, 2),
         (Ancestral(DPMSolver2()), 1.0, dpm_2_ancestral_step(1.0), 1),
         (Ancestral(DPMSolver2()), 0.6, dpm_2_ancestral_step(0.6), 1),
