@@ -85,7 +85,7 @@ def threes(tmp_path):
 
 
 def test_samples_of_a_class_are_compared_with_real_ones_of_that_class(command, tmp_path, threes):
-    data = digits()
+    data, expected = digits(), {}
     for words, wanted in (
         (["class=3"], [3]),
         (["class=8"], [8]),
@@ -101,14 +101,16 @@ def test_samples_of_a_class_are_compared_with_real_ones_of_that_class(command, t
             picked = torch.isin(data.train_labels, torch.tensor(wanted))
         assert reference.get("classes") == wanted
         assert reference["count"] == picked.sum()
-        extractor = data_extractor((1, 8, 8), data.transform)
-        values = evaluate_samples(
-            torch.from_numpy(np.load(tmp_path / "threes.npz")["x"]),
-            data.train[picked],
-            extractor,
-            metrics=metrics_with_floor(extractor),
-            levels=17,
-        )
+        if str(wanted) not in expected:
+            extractor = data_extractor((1, 8, 8), data.transform)
+            expected[str(wanted)] = evaluate_samples(
+                torch.from_numpy(np.load(tmp_path / "threes.npz")["x"]),
+                data.train[picked],
+                extractor,
+                metrics=metrics_with_floor(extractor),
+                levels=17,
+            )
+        values = expected[str(wanted)]
         assert record(tmp_path / "run")["values"] == values.values
         assert reference["sha256"] == values.conditions["reference"]["sha256"]
 

@@ -1,4 +1,6 @@
-"""Small training runs for the laws: `python runs.py FOLDER NAME [UNTIL]` runs one in a process of its own."""
+"""Small training runs for the laws: `python runs.py FOLDER NAME [UNTIL]` runs one in a process of its own.
+
+FOLDER NAME UNTIL may be given again and again, "end" for no stop: one run after another."""
 
 import csv
 import os
@@ -84,5 +86,7 @@ def rows(folder, file="training.csv"):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place = Path(sys.argv[1].format(rank=os.environ.get("RANK", "0")))  # {rank}: a folder for each process
-    RUNS[sys.argv[2]](place, until=int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    words = [*sys.argv[1:], "end"]
+    for place, name, until in zip(words[::3], words[1::3], words[2::3], strict=False):
+        place = Path(place.format(rank=os.environ.get("RANK", "0")))  # {rank}: a folder for each process
+        RUNS[name](place, until=None if until == "end" else int(until))

@@ -1,4 +1,4 @@
-"""`runs.py` with parameters sharded over the processes by torch's `fully_shard`.
+"""`runs.py` with parameters sharded over the processes by torch's `fully_shard`: FOLDER UNTIL, again and again.
 
 accelerate shards on accelerators only; on the CPU this does for it what its FSDP plugin does: wrap the module and make
 the optimizer anew, of the sharded parameters.
@@ -33,4 +33,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     plain = trainer.make_accelerator
     trainer.make_accelerator = lambda *arguments: sharding(plain(*arguments))
-    runs.vectors(Path(sys.argv[1]), until=int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    for place, until in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        runs.vectors(Path(place), until=None if until == "end" else int(until))

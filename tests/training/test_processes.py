@@ -17,8 +17,8 @@ from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state
 
 
-def launch(processes, folder, name, *until):
-    torchrun(processes, str(Path(__file__).with_name("runs.py")), str(folder), name, *map(str, until))
+def launch(processes, *words):
+    torchrun(processes, str(Path(__file__).with_name("runs.py")), *map(str, words))
 
 
 def torchrun(processes, *what, cwd=None, status=0):
@@ -39,42 +39,53 @@ def distance(one, two):
     return (apart / size).sqrt().item()
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one process, which the runs of two are compared with."""
+    folder = tmp_path_factory.mktemp("one")
+    RUNS["vectors"](folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Runs of two processes. ``whole``: never stopped. ``parts``: stopped at 60, continued by new ones. ``both``: two
+    processes to step 40, one to 70, new ones to the end. The old processes make the three one after another, and so
+    do the new ones: to start two takes longer than to train."""
+    folder = tmp_path_factory.mktemp("two")
+    launch(2, folder / "whole", "vectors", "end", folder / "parts", "vectors", 60, folder / "both", "vectors", 40)
+    RUNS["vectors"](folder / "both", until=70)
+    launch(2, folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
+    return folder
+
+
+def test_two_processes_are_one(one, two):
     """The sums of gradients are added in another order, so to round-off: 1e-5 after 100 steps, where one seed and
     another are 0.5 apart."""
-    RUNS["vectors"](tmp_path / "one")
-    launch(2, tmp_path / "two", "vectors")
     for kind in ("raw", "ema"):
-        assert distance(weights(tmp_path / "one", kind), weights(tmp_path / "two", kind)) < 1e-5
+        assert distance(weights(one, kind), weights(two / "whole", kind)) < 1e-5
     for file in ("training.csv", "lambda.csv"):
-        one, two = rows(tmp_path / "one", file), rows(tmp_path / "two", file)
-        assert [row.keys() for row in one] == [row.keys() for row in two]
-        for a, b in zip(one, two, strict=True):
+        of_one, of_two = rows(one, file), rows(two / "whole", file)
+        assert [row.keys() for row in of_one] == [row.keys() for row in of_two]
+        for a, b in zip(of_one, of_two, strict=True):
             for key in a:
                 if a[key] in ("", "train", "held_out"):
                     assert a[key] == b[key]
                 else:
                     assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4, abs=1e-12), (key, a["step"])
-    assert load_state(checkpoint_folders(tmp_path / "two")[-1][1])["processes"] == 2
+    assert load_state(checkpoint_folders(two / "whole")[-1][1])["processes"] == 2
 
 
-def test_the_number_of_processes_may_change_on_the_way(tmp_path):
-    RUNS["vectors"](tmp_path / "one")
-    launch(2, tmp_path / "both", "vectors", 40)
-    RUNS["vectors"](tmp_path / "both", until=70)
-    launch(2, tmp_path / "both", "vectors")
-    assert distance(weights(tmp_path / "one", "raw"), weights(tmp_path / "both", "raw")) < 1e-5
-    assert [row["step"] for row in rows(tmp_path / "one")] == [row["step"] for row in rows(tmp_path / "both")]
+def test_the_number_of_processes_may_change_on_the_way(one, two):
+    assert distance(weights(one, "raw"), weights(two / "both", "raw")) < 1e-5
+    assert [row["step"] for row in rows(one)] == [row["step"] for row in rows(two / "both")]
 
 
-def test_two_processes_stopped_and_continued_are_never_stopped(tmp_path):
+def test_two_processes_stopped_and_continued_are_never_stopped(two):
     """Bit for bit, with two processes before and after."""
-    launch(2, tmp_path / "whole", "vectors")
-    launch(2, tmp_path / "parts", "vectors", 60)
-    launch(2, tmp_path / "parts", "vectors")
-    one, two = weights(tmp_path / "whole", "raw"), weights(tmp_path / "parts", "raw")
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    whole, parts = weights(two / "whole", "raw"), weights(two / "parts", "raw")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert rows(two / "whole") == rows(two / "parts")
 
 
 def test_processes_that_see_different_folders_are_refused(tmp_path):
@@ -85,16 +96,14 @@ def test_processes_that_see_different_folders_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(torch.__version__.startswith(("2.4.", "2.5.")), reason="fully_shard came with torch 2.6")
-def test_sharded_parameters_train_as_whole_ones(tmp_path):
+def test_sharded_parameters_train_as_whole_ones(one, tmp_path):
     """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
     script = str(Path(__file__).with_name("sharded.py"))
-    RUNS["vectors"](tmp_path / "one")
-    torchrun(2, script, str(tmp_path / "whole"))
-    torchrun(2, script, str(tmp_path / "parts"), "60")
-    torchrun(2, script, str(tmp_path / "parts"))
+    torchrun(2, script, str(tmp_path / "whole"), "end", str(tmp_path / "parts"), "60")
+    torchrun(2, script, str(tmp_path / "parts"), "end")
     for kind in ("raw", "ema"):
-        one, whole, parts = (weights(tmp_path / name, kind) for name in ("one", "whole", "parts"))
-        assert distance(one, whole) < 1e-5
+        plain, whole, parts = (weights(folder, kind) for folder in (one, tmp_path / "whole", tmp_path / "parts"))
+        assert distance(plain, whole) < 1e-5
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
@@ -130,11 +139,10 @@ there.append(group.is_initialized())
 
 
 @pytest.mark.parametrize("limit", [16, 10])
-def test_a_batch_in_passes_is_the_batch(tmp_path, limit):
+def test_a_batch_in_passes_is_the_batch(one, tmp_path, limit):
     """Accumulated gradients are the gradient, to round-off."""
-    vectors(tmp_path / "one")
     vectors(tmp_path / "passes", options=dataclasses.replace(VECTORS, pass_size=limit))
-    assert distance(weights(tmp_path / "one", "raw"), weights(tmp_path / "passes", "raw")) < 1e-5
+    assert distance(weights(one, "raw"), weights(tmp_path / "passes", "raw")) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,23 @@ SMALL = ["network.widths=[8,8]", "network.blocks_per_level=1", "network.attentio
 LEARNT = ["options.steps=20", "options.learning_rate=0.03", "options.warmup_steps=0", "options.ema_decay=0.0"]
 
 
+@pytest.fixture(scope="module")
+def firsts(tmp_path_factory):
+    return tmp_path_factory.mktemp("firsts")
+
+
 @pytest.fixture
-def start(command, tmp_path):
-    """``start(parts of one run, parts of another)``: the status and message of the second, begun from the first."""
+def start(command, firsts, tmp_path):
+    """``start(parts of one run, parts of another)``: the status and message of the second, begun from the first.
+
+    The first run is made once for all tests, which read it only; ``one`` in the test's folder is a link to it."""
 
     def run(first, second):
-        status, _, complaint = command("train", *SMALL, *SHORT, *LEARNT, *first, "output=one")
-        assert status == 0, complaint
+        place = firsts / f"first{len(first)}"
+        if not place.exists():
+            status, _, complaint = command("train", *SMALL, *SHORT, *LEARNT, *first, f"output={place}")
+            assert status == 0, complaint
+        (tmp_path / "one").symlink_to(place)
         return command("train", *SMALL, *SHORT, *second, "output=two", f"initial={tmp_path / 'one'}")[::2]
 
     return run
