@@ -38,9 +38,12 @@ def presets() -> list[tuple[str, Solver, str]]:
 
 def reference(line: str) -> str:
     """The paper and the equation: the last parenthesis of the docstring's first line that names a year."""
-    cited = [c for c in re.findall(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)", line) if re.search(r"(19|20)\d\d", c)]
+    cited = [
+        c for c in re.findall(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)", line) if re.search(r"\b1[6-9]\d\d|\b20\d\d", c)
+    ]
     if not cited:
-        raise SystemExit(f"no reference in: {line}")
+        remedy = "End the first line of its docstring with (Author year) or (Author year, equation)."
+        raise SystemExit(f"no reference in: {line} {remedy}")
     return cited[-1]
 
 

@@ -41,7 +41,12 @@ def instantiate(config: Any, **arguments: Any) -> Any:
             raise last from None
         problem = (str(last).splitlines() or [type(last).__name__])[0]
         shown = dict(config) if isinstance(config, DictConfig) else config
-        raise ArgumentError(target, shown, problem, "Check the keys of this group.") from None
+        raise ArgumentError(
+            target,
+            shown,
+            problem,
+            "Check that _target_ names a class or function that can be imported, and that its keys are its arguments.",
+        ) from None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,4 +1,5 @@
-"""Score models: a network, how its output is read, how time is fed to it; and what is put around one. No guidance."""
+"""Score models: a network, how its output is read, how time is fed to it; and what is put around one, such as a
+limit on x̂_0 or guidance of your own (``Wrapper``)."""
 
 from sde_toolkit.models import time_inputs
 from sde_toolkit.models.mixture import GaussianMixture, gaussian

@@ -59,6 +59,7 @@ from sde_toolkit.integrators import (
     RungeKutta4,
     Time,
 )
+from sde_toolkit.integrators.runge_kutta import RungeKutta
 
 EXACT = 1e-10
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
@@ -404,7 +405,10 @@ def test_orders_of_the_other_choices(sde, integrator):
     assert order == pytest.approx(integrator.order, abs=0.2)
 
 
-@pytest.mark.parametrize("method", [Heun, RungeKutta4])
+RUNGE_KUTTA = [kind for kind in RungeKutta.__subclasses__() if kind.__module__.startswith("sde_toolkit.")]
+
+
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
 @pytest.mark.parametrize("coordinate", COORDINATES, ids=name)
 @every_smooth_sde
 def test_runge_kutta_methods_have_their_order_in_every_coordinate(sde, coordinate, method):
@@ -412,7 +416,7 @@ def test_runge_kutta_methods_have_their_order_in_every_coordinate(sde, coordinat
     assert order == pytest.approx(method.order, abs=0.2)
 
 
-@pytest.mark.parametrize("method", [Heun, RungeKutta4])
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
 @pytest.mark.parametrize("coordinate", [c for c in COORDINATES if c.sees_alpha_sigma_only], ids=name)
 @every_sde
 def test_sdes_are_one_curve_in_coordinates_of_alpha_and_sigma(sde, coordinate, method):
