@@ -508,7 +508,7 @@ def test_a_stochastic_calibration_mends_the_variance(method):
     model = gaussian(torch.zeros(1), VPSDE(), std=std)
     given = grids.uniform(model.sde, 5, end=0.2)
     found = calibrate(
-        model, flow(Exponential(), 1.0), 6, method=method, grid=given, n=2048, effort=0.15, reference_steps=60
+        model, flow(Exponential(), 1.0), 6, method=method, grid=given, n=1024, effort=0.15, reference_steps=60
     )
 
     def ratio(solver, grid):
