@@ -3,9 +3,10 @@
 The flow is integrated in λ = log(α/σ), where it reads dx/dλ = (dx/dt) / λ′ with λ′ = −g²/(2σ²): one smooth
 curve for every SDE, also for those with kinks in t, and the same number of evaluations where t is smooth.
 
-Steps are shared by the batch, the accuracy is promised to each sample: an accepted step has, for every
-sample, a root mean square of error/(atol + rtol |x|) of at most one. Intermediate grid times only say where
-the solution is wanted, so that the natural grid is ``[start, end]``; ``states`` gives it at many times of one solve.
+The whole batch takes the same steps, and each sample meets the tolerance: in an accepted step the root mean square
+of error/(atol + rtol |x|) is at most one for every sample. Intermediate grid times do not set the steps: they only say
+where the solution is wanted. ``[start, end]`` is therefore enough; ``states`` gives the solution at many times of one
+solve.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DENSE = ("dopri5", "adaptive_heun")
 
 
 class _Flow:
-    """dx/dλ on the way between two λ, with its evaluations limited and its values looked at."""
+    """dx/dλ between two λ. It limits the number of evaluations and refuses values that are not finite."""
 
     def __init__(self, equation: ReverseEquation, lambdas: Tensor, max_nfe: int) -> None:
         self._equation, self._max_nfe = equation, max_nfe
@@ -65,7 +66,7 @@ class _Flow:
 
 
 class _Counted:
-    """A flow as torchdiffeq wants it; it calls the other two after every step that it has tried."""
+    """The flow as a function for torchdiffeq, which calls one of the two callbacks after every attempted step."""
 
     def __init__(self, flow: _Flow) -> None:
         self.flow, self.accepted, self.rejected = flow, 0, 0
@@ -108,7 +109,7 @@ class _Adaptive(DenseIntegrator):
 
     @abstractmethod
     def _solve(self, equation: ReverseEquation, x: Tensor, lambdas: Tensor) -> tuple[Tensor, Statistics]:
-        """The solution at all λ, float64 on the CPU, the first being where x is."""
+        """The solution at all ``lambdas`` (float64, on the CPU). x is the state at the first."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class TorchDiffEq(_Adaptive):
             raise ArgumentError(
                 "method",
                 self.method,
-                "between its steps torchdiffeq's interpolant misses the tolerance, by a factor of hundreds",
-                f"Use TorchDiffEq with one of {DENSE}, PerSample(), or Scipy: RK23 and DOP853 are of the same kind.",
+                "between its steps the error of torchdiffeq's interpolant is hundreds of times the tolerance",
+                f"Use TorchDiffEq with one of {DENSE}, PerSample() or Scipy().",
             )
         field = _Counted(_Flow(equation, lambdas, self.max_nfe))
         lambdas = lambdas.to(x.device)
@@ -148,7 +149,7 @@ class TorchDiffEq(_Adaptive):
         return path, Statistics.shared(len(x), field.accepted, field.rejected, field.flow.used)
 
 
-@torch.no_grad()  # it chooses the length of steps, which are not differentiated
+@torch.no_grad()  # it chooses step lengths, and these are not differentiated
 def _largest_sample_rms(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1).square().mean(1).sqrt().max()
 
@@ -158,12 +159,12 @@ class Scipy(_Adaptive):
     """An adaptive method of ``scipy.integrate.solve_ivp``, by default RK45, computed in float64.
 
     ``rtol``, ``atol``: tolerances of a step, ``atol`` in the units of x; None is rtol · σ_d, σ_d being the model's
-    ``sigma_data``. scipy controls the root mean square over the whole batch; both tolerances are divided by √B, which
-    bounds that of each sample. In ``states``, DOP853 spends three more evaluations on every step inside which a time
-    lies, the others none; LSODA, Radau and BDF do not tell how many steps they rejected.
+    ``sigma_data``. scipy controls the root mean square over the whole batch. Both tolerances are divided by √B, so
+    that each sample meets them. In ``states``, DOP853 takes three more evaluations in every step that contains one of
+    the times; the other methods take none. LSODA, Radau and BDF do not report how many steps they rejected.
 
     Raises:
-        ArgumentError: where gradients are asked for: scipy is outside of autograd's graph.
+        ArgumentError: if gradients are needed: autograd cannot follow scipy.
     """
 
     method: str = "RK45"
@@ -212,5 +213,5 @@ class Scipy(_Adaptive):
 
     def _refuse_gradients(self, value: Tensor) -> None:
         if torch.is_grad_enabled() and value.requires_grad:
-            problem = "scipy is no part of autograd's graph, and would lose the gradients that are asked for"
+            problem = "autograd cannot follow scipy, and x or the network needs gradients"
             raise ArgumentError("integrator", self, problem, "Use TorchDiffEq() or PerSample(), or torch.no_grad().")

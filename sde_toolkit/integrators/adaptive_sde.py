@@ -8,9 +8,9 @@ x″ is kept if E = RMS((x′ − x″)/δ) <= 1 with δ = max(atol, rtol max(|x
 min(what is left, θ h E^(−r)): Jolicoeur-Martineau et al. 2021, "Gotta Go Fast When Generating Data with
 Score-Based Models", algorithm 1.
 
-Two things differ from the paper. Steps are taken in λ instead of t. And a step that is tried again does not draw
-new noise: E depends on the noise, so that throwing it away with the rejected step would favour small noise. The
-path stays what it was found to be; a shorter step sees it through a Brownian bridge (Rackauckas & Nie 2017,
+Two things differ from the paper. Steps are taken in λ instead of t. And a rejected step keeps its noise: E depends on
+the noise, so drawing anew after a rejection would favour small noise. The known values of the path stay; a shorter step
+draws W between them from a Brownian bridge (Rackauckas & Nie 2017,
 "Adaptive methods for stochastic differential equations via natural embeddings and rejection sampling with memory").
 """
 
@@ -44,10 +44,10 @@ GREY_LEVEL = 2 / 256
 
 
 class KnownPath:
-    """The Brownian path of every sample from where it stands, as far as rejected steps have already seen it.
+    """The Brownian path of every sample beyond its present λ, at the points that rejected steps have drawn.
 
-    ``ahead`` (K, B): how far away the known points lie, infinite where a place is free; ``values``
-    (K, B, *event): W there less W here.
+    ``ahead`` (K, B): the distance to each known point, infinite where a place is free. ``values``
+    (K, B, *event): W at the known point minus W at the present λ.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -55,7 +55,7 @@ class KnownPath:
         self.values = x.new_empty(0, *x.shape)
 
     def increment(self, h: Tensor, z: Tensor) -> Tensor:
-        """W at the distance h (B,) less W here: between known points by a bridge, beyond them by √ of the rest."""
+        """W at the distance h (B,) minus W here: a bridge between known points, free Brownian motion beyond."""
         here = torch.zeros(1, len(h), dtype=torch.float64)
         points = torch.cat([here, self.ahead])
         before, i = torch.where(points <= h, points, -torch.inf).max(0)
@@ -72,7 +72,7 @@ class KnownPath:
         return torch.addcmul(torch.addcmul(low, weight, high - low), std, z)
 
     def move(self, h: Tensor, increment: Tensor, good: Tensor) -> None:
-        """The samples that are ``good`` now stand at distance h; the others know that point of their path."""
+        """Move the ``good`` samples by h. The others stay, and remember W at distance h."""
         self.ahead = torch.where(good, self.ahead - h, self.ahead)
         self.ahead = torch.where(self.ahead > 0, self.ahead, torch.inf)
         chosen = expand_to(good.to(increment.device), increment)
@@ -82,7 +82,7 @@ class KnownPath:
             self.ahead, self.values = self.ahead[kept], self.values[kept.to(self.values.device)]
         if bool(good.all()):
             return
-        if not bool(self.ahead.isinf().any(0)[~good].all()):  # somebody has no free place
+        if not bool(self.ahead.isinf().any(0)[~good].all()):  # a sample has no free place
             self.ahead = torch.cat([self.ahead, torch.full_like(h, torch.inf)[None]])
             self.values = torch.cat([self.values, torch.zeros_like(increment)[None]])
         places = torch.arange(len(self.ahead))[:, None] == self.ahead.isinf().int().argmax(0)  # the first free ones
@@ -92,7 +92,7 @@ class KnownPath:
         self.values = torch.where(places, increment, self.values)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these samples alone."""
+        """Keep these samples only."""
         self.ahead, self.values = self.ahead[:, rows], self.values[:, rows.to(self.values.device)]
 
 
@@ -132,7 +132,7 @@ class _Draws:
 
 @dataclass(frozen=True, eq=False)
 class _AdaptiveSDEState:
-    """What goes on into the next interval, per sample."""
+    """What the next interval of the grid starts with, per sample: step size, last state, draws and counts."""
 
     h: Tensor
     previous: Tensor
@@ -148,15 +148,15 @@ class AdaptiveSDE(Integrator):
     model's ``sigma_data`` (the paper uses 2/256 for images in [−1, 1]). ``safety`` and
     ``exponent``: θ and r. ``first_step``: the first step tried, as a fraction of the first interval.
     ``max_nfe``: evaluations that every sample may take, over the whole solve. The state carries
-    :class:`Statistics`. Every attempt costs two evaluations and one draw, the j-th attempt of a sample its j-th
-    draw, so that a sample is the same bits whatever its batch (with an elementwise score).
+    :class:`Statistics`. Every attempt costs two evaluations and one draw. The j-th attempt of a sample uses its j-th
+    draw: with an elementwise score a sample is bit for bit the same in every batch.
 
     The orders are those of the scheme at equal steps; the noise is additive.
 
     Raises:
-        ArgumentError: settings out of range; η = 0, where :class:`PerSample` is the better method.
-        MaxEvaluationsError: from a solve in which a sample has used its ``max_nfe``.
-        NonFiniteError: naming the samples for which the network's drift is not finite.
+        ArgumentError: for settings out of range; for η = 0, where :class:`PerSample` is the better method.
+        MaxEvaluationsError: if a sample has used its ``max_nfe`` evaluations.
+        NonFiniteError: if the network's drift is not finite; it names the samples.
     """
 
     rtol: float = 0.01
@@ -186,7 +186,7 @@ class AdaptiveSDE(Integrator):
             ArgumentError: for η = 0.
         """
         if equation.eta == 0:
-            problem = f"{self} is made for noise"
+            problem = f"{self} integrates equations with noise only"
             raise ArgumentError("eta", equation.eta, problem, "Use PerSample() for the flow, or eta > 0.")
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:

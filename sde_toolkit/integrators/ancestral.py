@@ -7,8 +7,8 @@ With x̄ = x/α and τ = σ/α, from τ_t to τ_s:
 
 k-diffusion's ancestral samplers; the split of the variance is DDIM's (Song et al. 2021a, eq. 16). With
 ``DPMSolver1`` inside this is DDIM at the paper's η, with DPMSolver2 "dpm_2_ancestral", with DPMSolver2S
-"dpmpp_2s_ancestral". The flow carries p_t to the marginal at τ_down and the noise that to p_s: nothing is lost but
-what the inner method loses, and in the marginals the order is that of the inner method. The path has strong order 1.
+"dpmpp_2s_ancestral". The flow carries p_t to the marginal at τ_down, and the noise carries that marginal to p_s. The
+only error in the marginals is that of the inner method, and so is their order. The path has strong order 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Ancestral(LinearStep):
     """The ancestral version of ``inner``, a one-step method of the flow in λ; η is the equation's.
 
     Raises:
-        ArgumentError: if ``inner`` is no such method, or draws noise of its own.
+        ArgumentError: if ``inner`` is not such a method, or draws noise.
         GridError: if τ_down lies below σ(0)/α(0) and ``inner`` evaluates the network there.
     """
 
@@ -60,7 +60,7 @@ class Ancestral(LinearStep):
 
     @property
     def evals_per_step(self) -> int | None:  # type: ignore[override]
-        """As many as the inner method needs."""
+        """That of the inner method."""
         return self.inner.evals_per_step
 
     @property
@@ -100,5 +100,5 @@ class Ancestral(LinearStep):
 
 
 def _with_noise(form: Form, amount: Tensor) -> Form:
-    """The form with one more draw known, and this much of it."""
+    """The form with one more draw, whose coefficient is ``amount``."""
     return torch.cat([form, amount[None]])

@@ -6,9 +6,10 @@ With x̄ = x/α and τ = σ/α, from τ_t to τ_s (Karras et al. 2022, algorithm
     x̄ ← x̄ + S_noise √(τ̂² − τ_t²) z                        the forward process from τ_t up to τ̂
     d = ε̂(x̄, τ̂)     x̄′ = x̄ + (τ_s − τ̂) d     x̄ ← x̄ + ½ (τ_s − τ̂) (d + ε̂(x̄′, τ_s))
 
-The equation is the probability flow, η = 0; the noise is the sampler's own and S_churn its measure. For S_noise = 1
-adding it moves p_t to the marginal at τ̂, so that churn leaves the order in the marginals alone. N is the number of
-steps of the grid. The SDE ends at t = 1: γ is cut where τ̂ would lie beyond, so that a first step from there has none.
+The equation is the probability flow, η = 0. The sampler adds its own noise, and S_churn says how much. With S_noise = 1
+the noise moves p_t exactly to the marginal at τ̂, so churn does not change the order of convergence of the marginals.
+N is the number of steps of the grid. The SDE ends at t = 1: τ̂ is limited to its value there, so a step from t = 1 adds
+no noise.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _USUAL = {"S_tmin": 0.1, "S_tmax": 100.0}  # in units of the data's size: Karras
 
 @dataclass(frozen=True)
 class ChurnedHeun(RecordedStep):
-    """EDM's second-order sampler; with ``S_churn=0`` Heun's method in (x/α, σ/α), and then without any draw.
+    """EDM's second-order sampler; with ``S_churn=0`` it is Heun's method in (x/α, σ/α) and draws no noise.
 
     ``S_tmin``, ``S_tmax`` are noise levels τ = σ/α, EDM's σ; None stands for 0.1 and 100 times the model's
-    ``sigma_data``, the paper's 0.05 and 50 for data of size 0.5. EDM's last Euler step to σ = 0 is ``tweedie=True`` of
-    :func:`~sde_toolkit.sample`; a grid that itself ends at σ = 0 takes two exponential steps there.
+    ``sigma_data``: the paper uses 0.05 and 50 for data of size 0.5. EDM's last Euler step to σ = 0 is ``tweedie=True``
+    of :func:`~sde_toolkit.sample`. On a grid that ends at σ = 0, the last step is two exponential steps.
 
     Raises:
         ArgumentError: for a parameter that is negative, or not a number.
@@ -67,7 +68,7 @@ class ChurnedHeun(RecordedStep):
 
     @property
     def begins_at_x(self) -> bool:  # type: ignore[override]
-        """Without churn."""
+        """True without churn."""
         return self.S_churn == 0
 
     def draws(self, eta: float) -> tuple[int, ...]:

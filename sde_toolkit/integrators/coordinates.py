@@ -7,8 +7,8 @@ A coordinate is an independent variable u, and the scaled state x̃ = x/c whose 
     NoiseToSignal     u = τ = σ/α               x̃ = x/α                    dx̃/du = ε̂
     Angle             u = φ = atan(τ/σ_d)       x̃ = x/√(σ² + α² σ_d²)      dx̃/du = −F
 
-F is EDM's raw output at σ_d (:mod:`~sde_toolkit.integrators.frozen`). Only α and σ enter the last three: in them all
-SDEs are one curve, and kinks of a schedule in t do no harm. τ is finite at the data, φ at both ends.
+F is EDM's raw output at σ_d (:mod:`~sde_toolkit.integrators.frozen`). Only α and σ enter the last three: in
+them all SDEs follow one curve, and kinks of a schedule in t do no harm. τ is finite at the data, φ at both ends.
 
 Karras et al. 2022 (EDM), eq. 1, 7 and section 3 (τ and F); Lu et al. 2022a (DPM-Solver), section 3.1 (λ).
 """
@@ -69,7 +69,7 @@ class Coordinate(ABC):
 
 @dataclass(frozen=True)
 class Time(Coordinate):
-    """t, and x itself. f and g enter: the grid must stop where they are finite."""
+    """u = t, and x itself. f and g enter: all times of the grid must lie where they are finite."""
 
     sees_alpha_sigma_only: ClassVar[bool] = False
 

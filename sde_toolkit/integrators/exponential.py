@@ -1,4 +1,4 @@
-"""The exponential step: freeze the denoised estimate x̂_0 from t to s, integrate the rest exactly.
+"""The exponential step: hold the denoised estimate x̂_0 constant from t to s, and integrate the rest exactly.
 
     x_s = α_s x̂_0 + ρ ε̂ + κ z,        ε̂ = (x_t − α_t x̂_0)/σ_t,        ρ = √(σ_s² − κ²)
 
@@ -8,7 +8,7 @@ With r = (α_t σ_s)/(α_s σ_t) = exp(λ_t − λ_s) the noise κ is one of
     DDIM's η         κ² = η² σ_s² (1 − r²)                              Song et al. 2021a, eq. 16
 
 η = 1 is the posterior q(x_s | x_t, x̂_0) of DDPM (Ho et al. 2020, eq. 7) for every SDE; η = 0 is DDIM. The two
-rules agree there and only there. Everything stays finite at σ_s = 0, where the step lands on x̂_0.
+rules agree at η = 0 and η = 1 only. Everything stays finite at σ_s = 0: there x_s = x̂_0.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
     """κ/σ_s = η √(1 − r²) and ρ/σ_s = √(r² + (1 − η²)(1 − r²)), the η of the DDIM paper.
 
     Raises:
-        ArgumentError: where η² (1 − r²) > 1, so that more noise would be added than x_s may hold.
+        ArgumentError: where η² (1 − r²) > 1: the variance of the added noise would be larger than σ_s².
     """
     if eta == 0:
         return torch.ones_like(delta_lambda), torch.zeros_like(delta_lambda)
@@ -56,7 +56,7 @@ def ddim_noise(eta: float, delta_lambda: Tensor) -> tuple[Tensor, Tensor]:
         raise ArgumentError(
             "eta",
             eta,
-            f"η² (1 − r²) reaches {kappa_squared.max().item():.4g} > 1: the step would add more noise than x_s holds",
+            f"η² (1 − r²) reaches {kappa_squared.max().item():.4g} > 1: the step would add more noise than σ_s",
             "Use eta <= 1, a finer grid, or Exponential() whose η-family has no such limit.",
         )
     return torch.sqrt((r_squared + (1 - eta**2) * rest).clamp(min=0.0)), torch.sqrt(kappa_squared)
@@ -72,8 +72,8 @@ class Exponential(AffineStep):
     """The exponential integrator of order 1.
 
     ``noise``: the rule for ρ and κ. ``variance``: replaces the variance of the added noise and keeps the
-    mean, as DDPM's "large" variance does (none is added where σ_s = 0). The declared stochastic orders hold
-    for the rules of this file; those of a variance of your own are its own affair.
+    mean, as DDPM's "large" variance does. No noise is added where σ_s = 0. The declared stochastic orders hold
+    for the rules of this file, and are not checked for a ``variance`` of your own.
 
     Raises:
         ArgumentError: if ``variance`` is not a function, or returns a negative number.

@@ -1,19 +1,19 @@
 """What an exponential integrator freezes: the denoised estimate, the noise, or EDM's mixture of the two.
 
-Let c² = σ² + α² σ_d², tan φ = σ/(α σ_d). In the coordinates x/c, which are cos φ x̂_0/σ_d + sin φ ε̂, the reverse
-equation is linear but for F = sin φ x̂_0/σ_d − cos φ ε̂, the raw output of EDM's preconditioning:
+Let c² = σ² + α² σ_d², tan φ = σ/(α σ_d). The scaled state is x/c = cos φ x̂_0/σ_d + sin φ ε̂. In it the reverse
+equation is linear except for F = sin φ x̂_0/σ_d − cos φ ε̂, the raw output of EDM's preconditioning:
 
     d(x/c) = [η² tan φ (x/c) − (1+η²) F] dφ + noise
 
     x_s/c_s = q^(η²) x_t/c_t − (1+η²) ∫_{φ_t}^{φ_s} (cos φ/cos φ_s)^(η²) F dφ + √(1 − q^(2η²)) z,   q = cos φ_t/cos φ_s
 
-The two ends of this family are the ones everybody knows. σ_d → 0: F becomes x̂_0 (data prediction, DPM-Solver++);
-σ_d → ∞: F becomes −ε̂ (noise prediction, DPM-Solver, DEIS). σ_d = 1 on a VP path is v prediction. For data N(0, σ_d² I)
-F vanishes, and the η = 0 step is exact. To first order, what is frozen at t stays so until s:
+The two limits of this family are well known. σ_d → 0: F becomes x̂_0 (data prediction, DPM-Solver++); σ_d → ∞: F becomes
+−ε̂ (noise prediction, DPM-Solver, DEIS). σ_d = 1 on a VP path is v prediction. For data N(0, σ_d² I) F is 0, and the
+step at η = 0 is exact. The first-order step holds F constant from t to s:
 
     x_s = u x̂_0 + w ε̂ + κ z
 
-and higher orders add weights for the differences to earlier values, ∫ density(λ) L_j dλ (:mod:`multistep`).
+Higher orders add the differences to earlier values, with the weights ∫ density(λ) L_j dλ (:mod:`multistep`).
 
 Karras et al. 2022 (EDM), eq. 7; Lu et al. 2022 (DPM-Solver), eq. 3.4; Lu et al. 2022b (DPM-Solver++), eq. 8 and 15.
 """
@@ -50,7 +50,7 @@ class Frozen(Protocol):
         """(u, w, κ) of the step from t to s."""
 
     def carry(self, sde: SDE, eta: float, t: Tensor, s: Tensor) -> Tensor:
-        """What is left of x_t in x_s once F has its own term: the linear part of the step."""
+        """The coefficient of x_t in x_s when F is a term of its own: the linear part of the step."""
 
     def density(self, sde: SDE, eta: float, lambda_u: Tensor, s: Tensor) -> Tensor:
         """What F at λ_u adds to x_s, per unit of λ."""

@@ -1,7 +1,7 @@
-"""What an integrator is: the right factor of every sampler.
+"""The base class of integrators: how the equation of a solver is discretised.
 
 ``prepare(equation, grid)`` computes all coefficients of a grid once, in float64, one row per step.
-``step(equation, x, row, state, noise)`` is pure: it takes the state from one time to the next and may ask
+``step(equation, x, row, state, noise)`` is pure: it takes x from one time to the next, and may evaluate
 the equation's network as often as it needs.
 """
 
@@ -43,11 +43,11 @@ def combine(coefficients: Iterable[Tensor], values: Iterable[Tensor]) -> Tensor:
 class Integrator(ABC):
     """Base class: immutable, with its declared properties.
 
-    ``order``: convergence order on the ODE (η = 0); None where it adapts, or needs noise. ``strong_order`` and
-    ``weak_order``: on the SDE (η > 0); None where noise has no place. ``evals_per_step``: None if adaptive.
+    ``order``: convergence order on the ODE (η = 0); None if the method is adaptive or needs noise. ``strong_order`` and
+    ``weak_order``: on the SDE (η > 0); None for a method of the ODE. ``evals_per_step``: None if adaptive.
     ``sees_alpha_sigma_only``: whether its steps depend on α and σ alone, not on their slopes in t. Such a method keeps
     its order where α and σ have kinks in t.
-    ``place_of_x``: of the coefficient of x_t among the tunable ones.
+    ``place_of_x``: position of the coefficient of x_t among the tunable ones.
     """
 
     order: ClassVar[int | None]
@@ -67,7 +67,7 @@ class Integrator(ABC):
 
     @property
     def linear_weights(self) -> int | None:
-        """How many of these, from the first, x_s is linear in."""
+        """How many of the tunable coefficients, counted from the first, x_s is linear in."""
         return self.tunable_weights
 
     @property
@@ -82,7 +82,7 @@ class Integrator(ABC):
 
     @property
     def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
-        """These factors, steps × coefficients."""
+        """The factors that were learned for the method, steps × coefficients; None for other methods."""
         return None
 
     def check(self, equation: ReverseEquation) -> None:
@@ -95,7 +95,7 @@ class Integrator(ABC):
             raise ArgumentError(
                 "eta",
                 equation.eta,
-                f"{self} integrates ODEs, and noise would break its order",
+                f"{self} integrates ODEs only",
                 "Use eta=0, or an integrator with a weak order, such as Euler() or Exponential().",
             )
 
@@ -135,7 +135,7 @@ class Integrator(ABC):
 
 
 def _where_it_is_finite(equation: ReverseEquation, step: Tensor) -> str:
-    """What to do about a step without finite coefficients: at the end of time at which it lies."""
+    """The remedy for a step without finite coefficients: it depends on the end of [0, 1] at which the step lies."""
     start = "Start the grid a little below t=1, at 0.999 for example"
     end = f"End the grid at sampling_end={equation.sde.sampling_end} and finish with tweedie=True"
     remedies = [start] if step.max().item() == 1 else []
@@ -145,11 +145,11 @@ def _where_it_is_finite(equation: ReverseEquation, step: Tensor) -> str:
 
 
 class AffineStep(Integrator):
-    """One evaluation at the beginning of the step, and an update that is linear in what it gave:
+    """One evaluation at the beginning of the step, and an update that is linear in x and the output:
 
         x_s = A x_t + B y + K z,        y = network(x_t, t),    z ~ N(0, I)
 
-    Euler-Maruyama, ancestral DDPM and DDIM all have this form; they differ in A, B and K alone.
+    Euler-Maruyama, ancestral DDPM and DDIM all have this form; they differ only in A, B and K.
     """
 
     evals_per_step: ClassVar[int | None] = 1
@@ -176,38 +176,39 @@ class AffineStep(Integrator):
 
 @dataclass(frozen=True)
 class DenseIntegrator(Integrator):
-    """An adaptive method of the probability flow in λ that knows the solution between its steps too.
+    """An adaptive method of the probability flow in λ that also gives the solution between its steps.
 
-    ``step`` and ``states`` are the same solve; ``states`` also tells what lies on the way.
+    ``step`` and ``states`` are the same solve; ``states`` also returns the solution at times on the way.
     """
 
     order: ClassVar[int | None] = None
     evals_per_step: ClassVar[int | None] = None
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
-        """λ at the two ends of every interval; the coefficients depend on where the method steps."""
+        """λ at the two ends of every interval. Other coefficients are computed during the solve."""
         lambdas = equation.sde.half_log_snr(grid)
         return self.table(equation, grid, begin=lambdas[:-1], end=lambdas[1:])
 
     @abstractmethod
     def states(self, equation: ReverseEquation, x: Tensor, times: Tensor) -> tuple[Tensor, Statistics]:
-        """The solution through ``x`` at all ``times``, and what it took.
+        """The solution through ``x`` at all ``times``, and the numbers of steps and evaluations.
 
         ``times`` (K,), K >= 2, float64 in [0, 1], strictly increasing or strictly decreasing; ``x`` (B, *event) is
-        the state of time ``times[0]``. One solve to ``times[-1]``, which is met exactly, by steps as long as the
-        tolerances allow. The states between are read off the method's own interpolant: they move no step, and
-        their error is of the size of that of the steps. Differentiable with respect to x and whatever the
-        network's output depends on, the steps being held as they are.
+        the state at ``times[0]``. It is one solve with steps as long as the tolerances allow, and it ends exactly at
+        ``times[-1]``. The states between come from the method's interpolant: they do not change the steps, and
+        their error is of the size of the steps' error. The result is differentiable with respect to x and to
+        everything that the network's output depends on; the step lengths are not differentiated.
 
-        Shapes: (K, B, *event) in the dtype and on the device of x, the first being x.
+        Shapes: (K, B, *event) in the dtype and on the device of x; the first state is x.
 
         Raises:
-            ArgumentError: for a stochastic equation, as :meth:`check`; a method that autograd cannot follow says so.
-            GridError: for times that are no such sequence, or at one of which λ is infinite (σ = 0 or α = 0).
+            ArgumentError: for a stochastic equation, as :meth:`check`; if gradients are needed and autograd cannot
+                follow the method.
+            GridError: for times that are not such a sequence, or if λ is infinite at one (σ = 0 or α = 0).
         """
 
     def lambdas(self, equation: ReverseEquation, times: Tensor) -> Tensor:
-        """λ at the times of :meth:`states`, float64 on the CPU, after all that has to be refused."""
+        """λ at the times of :meth:`states`, float64 on the CPU, after all checks."""
         self.check(equation)
         times = times.detach().to("cpu", torch.float64)
         steps = times.diff() if times.ndim == 1 else times.new_empty(0)
@@ -215,5 +216,5 @@ class DenseIntegrator(Integrator):
         if not (len(steps) and inside and bool((steps > 0).all() | (steps < 0).all())):
             problem = "not a strictly monotone sequence of at least two times in [0, 1]"
             raise GridError("times", times.tolist(), problem, "Sort the times and leave out what is repeated.")
-        self.prepare(equation, times)  # which refuses where λ is infinite
+        self.prepare(equation, times)  # it refuses times at which λ is infinite
         return equation.sde.half_log_snr(times)

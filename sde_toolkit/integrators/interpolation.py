@@ -1,6 +1,6 @@
 """Weights of exponential multistep methods: ∫ density(λ) L_j dλ over a step, for the polynomial through earlier values.
 
-The polynomial is one in a coordinate of time: λ (DPM-Solver++, UniPC), τ = σ/α or t (DEIS), or φ = atan τ. Nodes at
+The variable of the polynomial is a coordinate: λ (DPM-Solver++, UniPC), τ = σ/α or t (DEIS), or φ = atan τ. Nodes at
 which the coordinate is infinite (λ where α or σ vanishes) are left out, which lowers the order of that step alone.
 Everything is float64, once per grid, all steps at a time.
 """
@@ -22,7 +22,7 @@ from sde_toolkit.sde.derive import gauss_legendre
 __all__ = ["TwoPoint", "bh1", "bh2", "difference_weights"]
 
 TwoPoint: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(∫ density dλ, h density(λ_s)) to what a polynomial of degree one is multiplied with at the middle of the step."""
+"""(∫ density dλ, h density(λ_s)) to B: for a straight line L, ∫ density L dλ is replaced by B L(middle)."""
 
 
 def bh1(total: Tensor, at_end: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def difference_weights(
     bounded = lambda_t.isfinite() & lambda_s.isfinite()
     if needed and not bool(bounded.all()):
         outer = steps.integrals_over_angle(polynomials)
-        if isinstance(frozen, FrozenX0):  # all its weight lies at the end
+        if isinstance(frozen, FrozenX0):  # all the weight of its integral lies at the end
             outer = torch.where(reaches_data, sde.alpha(s) * _lagrange(c_s.unsqueeze(0), c, valid)[:, 0], outer)
         weights = torch.where(bounded, weights, outer)
     if two_point is not None:
@@ -145,7 +145,7 @@ def _positions(coordinate: Coordinate, sde: SDE, lambda_t: Tensor) -> Tensor:
 
 
 def _filled(c: Tensor, valid: Tensor) -> Tensor:
-    """Finite and distinct numbers in the place of what is not valid; masked everywhere, but gradients pass by."""
+    """Finite, distinct numbers in place of invalid nodes. All uses are masked; finite numbers keep gradients finite."""
     filler = c[valid].detach().abs().max() + 1 if bool(valid.any()) else torch.ones(())
     return torch.where(valid, c, filler + torch.arange(len(c)).unsqueeze(-1))
 

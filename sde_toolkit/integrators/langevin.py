@@ -1,15 +1,15 @@
-"""Langevin dynamics at a fixed time: it leaves p_t alone, and mends what a predictor has done to it.
+"""Langevin dynamics at a fixed time: p_t is its stationary law, so it corrects the errors of a predictor.
 
     x ← x + e ∇log p_t(x) + √(2e) z,        e = 2 a (snr ‖z‖/‖∇log p_t(x)‖)²    (Song et al. 2021, algorithms 4 and 5)
 
 a is 1 − β of the step that follows, (α_t/α_s)²: 1 for VE. In terms of ε̂ = −σ ∇log p_t the size is e = δ σ² with
-δ = 2 a (snr ‖z‖/‖ε̂‖)², and x ← x − δ σ ε̂ + σ √(2δ) z. Since p_t contains noise of variance σ², its score is no
-steeper than 1/σ² where it is concave, and δ is held at or below 1: a score that nearly vanishes moves nothing far.
+δ = 2 a (snr ‖z‖/‖ε̂‖)², and x ← x − δ σ ε̂ + σ √(2δ) z. p_t contains noise of variance σ²: where it is
+log-concave, the slope of its score is at most 1/σ². δ is limited to 1, so that x does not move far where ε̂ is near 0.
 
-Three rules for ‖z‖/‖ε̂‖: each sample its own (the default), score_sde's means over the batch, or the 1 that both are
-near in many dimensions, which makes e a function of t alone. A step whose size depends on x does not leave p_t alone:
-with own norms and snr = 0.16 the standard deviation of isotropic Gaussian data comes out about 70 % too large in one
-dimension, 40 % in two, 5 % above the other rules in 16 and 1 % in 64. In few dimensions use ``expected_norms``.
+Three rules for ‖z‖/‖ε̂‖: the norms of each sample (the default), score_sde's means over the batch, or 1. In many
+dimensions the first two are near 1. With 1, e depends on t alone. A step whose size depends on x changes p_t: with own
+norms and snr = 0.16 the standard deviation of isotropic Gaussian data comes out about 70 % too large in one dimension,
+40 % in two, 5 % above the other rules in 16 and 1 % in 64. In few dimensions use ``expected_norms``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _norms(x: Tensor) -> Tensor:
 
 
 def own_norms(z: Tensor, epsilon: Tensor) -> Tensor:
-    """Each sample's own norms: a sample does not depend on its batch."""
+    """The norms of each sample: a sample does not depend on its batch."""
     return _norms(z) / _norms(epsilon)
 
 
 def mean_norms(z: Tensor, epsilon: Tensor) -> Tensor:
-    """Means of the norms over the batch, as score_sde has them; samples then depend on their batch."""
+    """Means of the norms over the batch, as in score_sde; samples then depend on their batch."""
     return _norms(z).mean() / _norms(epsilon).mean()
 
 
@@ -56,7 +56,7 @@ def expected_norms(z: Tensor, epsilon: Tensor) -> Tensor:
 
 
 class Corrector(ABC):
-    """Moves x at a fixed time, and leaves p_t alone."""
+    """Moves x at a fixed time, and keeps p_t."""
 
     @property
     @abstractmethod
@@ -71,7 +71,7 @@ class Corrector(ABC):
     def correct(
         self, equation: ReverseEquation, x: Tensor, inputs: Inputs, coefficients: tuple[Tensor, ...], noise: Noise
     ) -> Tensor:
-        """The corrections at one time: the network's inputs and the coefficients there."""
+        """x after the corrections at one time. ``inputs`` and ``coefficients`` are those of this time."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Langevin(Corrector):
     """``steps`` Langevin steps with signal-to-noise ratio ``snr``; ``norms`` says what ‖z‖/‖ε̂‖ is.
 
     Raises:
-        ArgumentError: for an ``snr`` that is not positive, a negative number of steps, ``norms`` that are no function.
+        ArgumentError: if ``snr`` is not positive, ``steps`` is negative, or ``norms`` is not a function.
     """
 
     snr: float = 0.16

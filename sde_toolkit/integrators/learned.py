@@ -1,14 +1,13 @@
 """Ancestral sampling with a learned variance (Nichol & Dhariwal 2021, "Improved DDPM", eq. 15).
 
-The mean is that of the exponential step; the variance of its noise is moved, element by element, from the posterior's β̃
-to the forward process's β by what the network says beside its prediction:
+The mean is that of the exponential step. The network has a second output v, and v sets the variance Σ of the noise of
+every element, between the posterior's β̃ and the forward process's β:
 
     log Σ = v log β + (1 − v) log β̃,    β̃ = σ_s² (1 − r²),    β = σ_t² (1 − r²)        so  Σ = κ² (σ_t/σ_s)^(2v)
 
-v is a fraction, 0 to 1; published networks say 2 v − 1 in [−1, 1] and are read through the score model's
-``learned_variance="range"``. Here r = (α_t σ_s)/(α_s σ_t), and κ² = β̃ at η = 1. The right-hand side is what is
-computed, at any η. v = 0 is :class:`Exponential` itself, also for a model that learned no variance. No noise is
-added where σ_s = 0.
+v is a fraction, 0 to 1. Published networks return 2 v − 1 in [−1, 1]; the score model's ``learned_variance="range"``
+converts it. Here r = (α_t σ_s)/(α_s σ_t), and κ² = β̃ at η = 1. The code computes Σ = κ² (σ_t/σ_s)^(2v) at any η.
+v = 0 is :class:`Exponential`; a model without a learned variance has v = 0. No noise is added where σ_s = 0.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class LearnedVariance(Integrator):
     """The exponential integrator of order 1, whose noise has the variance that the model learned.
 
     x_s = A x_t + B y + κ (σ_t/σ_s)^v z: one evaluation, one draw of noise per step. The declared stochastic orders are
-    those of v = 0; a learned variance has the accuracy it has.
+    those of v = 0; no order is known for a learned variance.
     """
 
     order: ClassVar[int | None] = 1

@@ -1,16 +1,16 @@
-"""Steps of several evaluations, written once on linear forms, recorded for a whole grid and played back.
+"""Steps of several evaluations: written once on linear forms, recorded for a whole grid, and played back.
 
-Whatever an explicit one-step method computes on its way from t to s is linear in what it knows:
+Everything that an explicit one-step method computes between t and s is linear in x_t, the outputs and the draws:
 
     x_j = a x_t + Σ b_i y_i + Σ c_i z_i,        y_i = network(x_i, t_i),    z_i ~ N(0, I)
 
-and x̂_0, ε̂ and the drift are linear in (x_j, y_j) at every stage. A method is therefore written as its paper
-writes it, on *forms*: float64 tensors (known, steps) of the coefficients (a, b, c), for all steps at once. What
-it asked for becomes the table; a step multiplies and adds, and evaluates the network.
+and x̂_0, ε̂ and the drift are linear in (x_j, y_j) at every stage. A method is therefore written as in its
+paper, on *forms*: float64 tensors (known, steps) of the coefficients (a, b, c), for all steps at once. The recorded
+forms become the table. A step multiplies, adds, and evaluates the network.
 
-Methods in λ step towards a :class:`PathPoint`, of which they use α and σ: it need not lie on the SDE's own curve.
-At α_t = 0 or σ_s = 0 such a step is infinitely long in λ. It is then made of ``evals_per_step`` exponential
-steps of order 1 (:mod:`~sde_toolkit.integrators.exponential`) of equal length in t, finite, and the same cost.
+Methods in λ step towards a :class:`PathPoint` and use its α and σ: it need not lie on the curve of the SDE.
+At α_t = 0 or σ_s = 0 such a step is infinitely long in λ. ``evals_per_step`` exponential steps of order 1
+(:mod:`~sde_toolkit.integrators.exponential`) of equal length in t then replace it: they are finite and cost the same.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sde_toolkit.sde import SDE
 __all__ = ["Form", "LinearStep", "PathPoint", "RecordedEvaluation", "RecordedStep", "Recording", "Trace"]
 
 Form: TypeAlias = Tensor
-"""Coefficients (known, steps) of one linear combination of x_t, the y_i and the z_i, in the order of their coming."""
+"""Coefficients (known, steps) of one linear combination of x_t, the y_i and the z_i, in order of computation."""
 
 
 class PathPoint(NamedTuple):
-    """Places of the steps on their way: time, α, σ and λ = log(α/σ), each of shape (steps,)."""
+    """One point of each step: time, α, σ and λ = log(α/σ), each of shape (steps,)."""
 
     time: Tensor
     alpha: Tensor
@@ -48,22 +48,22 @@ class PathPoint(NamedTuple):
 
     @classmethod
     def at(cls, sde: SDE, t: Tensor) -> PathPoint:
-        """The SDE's own place at the times ``t``."""
+        """The points of the SDE at the times ``t``."""
         return cls(t, sde.alpha(t), sde.sigma(t), sde.half_log_snr(t))
 
     @classmethod
     def at_half_log_snr(cls, sde: SDE, value: Tensor) -> PathPoint:
-        """The SDE's own place where λ has the given value, or at t=0 where no λ is that large."""
+        """The points of the SDE where λ has the given values; t=0 for values larger than λ(0)."""
         value = torch.minimum(value, sde.half_log_snr(torch.zeros_like(value)))
         return cls.at(sde, sde.inverse_half_log_snr(value))
 
     def select(self, mask: Tensor) -> PathPoint:
-        """The places of some of the steps."""
+        """The points of the steps in ``mask``."""
         return PathPoint(*(part[mask] for part in self))
 
 
 class RecordedEvaluation(NamedTuple):
-    """One evaluation of the network, seen in every way."""
+    """One evaluation of the network, as any prediction or as the drift."""
 
     equation: ReverseEquation
     t: Tensor
@@ -82,9 +82,9 @@ class RecordedEvaluation(NamedTuple):
 
 
 class Trace:
-    """What a method is written with: its start, evaluations and draws, each becoming known in turn.
+    """What a method is written with: the start, evaluations and draws. It records the evaluations.
 
-    ``start``: the form of x_t at the places ``begin``. ``grid_steps``: how many steps the whole grid has.
+    ``start``: the form of x_t at the points ``begin``. ``grid_steps``: how many steps the whole grid has.
     """
 
     def __init__(self, equation: ReverseEquation, begin: PathPoint, width: int, grid_steps: int) -> None:
@@ -99,7 +99,7 @@ class Trace:
         return self._units[self._known - 1]
 
     def evaluate(self, x: Form, t: Tensor) -> RecordedEvaluation:
-        """The network asked at (x, t)."""
+        """One evaluation of the network at (x, t)."""
         self.asked.append((t, x))
         return RecordedEvaluation(self.equation, t, x, self._next())
 
@@ -109,7 +109,7 @@ class Trace:
 
 
 class Recording(NamedTuple):
-    """A recorded step: the stages (t_j, x_j) at which the network is asked, and the form of x_s."""
+    """A recorded step: the stages (t_j, x_j) at which the network is evaluated, and the form of x_s."""
 
     stages: list[tuple[Tensor, Form]]
     end: Form
@@ -137,14 +137,14 @@ class LinearStep(Integrator):
         return self.evals_per_step or 0
 
     def draws_noise(self, eta: float) -> bool:
-        """Whether :meth:`draws` says so."""
+        """Whether :meth:`draws` has any."""
         return sum(self.draws(eta)) > 0
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         t, s = grid[:-1], grid[1:]
         stages, end = self.plan(equation, t, PathPoint.at(equation.sde, s))
         if self.begins_at_x and bool(((stages[0][1] - _unit(stages[0][1])).abs() > 1e-14).any()):
-            problem = f"the plan of {self} asks the network elsewhere first"
+            problem = f"the first evaluation of {self} is not at x_t"
             raise ArgumentError("begins_at_x", True, problem, "Leave begins_at_x at False.")
         counts = self._counts(self.draws(equation.eta))
         asked = zip(stages, counts, strict=False)
@@ -183,7 +183,7 @@ class RecordedStep(LinearStep):
         """The form of x at the target, reached from ``trace.start`` with ``evals_per_step`` evaluations."""
 
     def plan(self, equation: ReverseEquation, t: Tensor, target: PathPoint) -> Recording:
-        """The trace; where a step of a method in λ is infinitely long, exponential steps of order 1."""
+        """The trace; exponential steps of order 1 replace a step that is infinitely long in λ."""
         begin = PathPoint.at(equation.sde, t)
         width = 1 + self._evaluations + sum(self.draws(equation.eta))
         finite = begin.half_log_snr.isfinite() & target.half_log_snr.isfinite()
@@ -197,7 +197,7 @@ class RecordedStep(LinearStep):
         return _recording_where(finite, Recording(short.asked, end), self._in_substeps(long, target.select(~finite)))
 
     def _in_substeps(self, trace: Trace, target: PathPoint) -> Recording:
-        """Exponential steps of order 1 and equal length in t; draws that they have no use for get no weight."""
+        """Exponential steps of order 1 and equal length in t. They use one draw each; other draws have weight 0."""
         sde, eta, n = trace.equation.sde, trace.equation.eta, self._evaluations
         draws = self.draws(eta)
         begin = trace.begin.time
@@ -223,7 +223,7 @@ def _unit(form: Form) -> Form:
 
 
 def _recording_where(mask: Tensor, chosen: Recording, other: Recording) -> Recording:
-    """One plan of those where the mask holds and those where it does not."""
+    """One recording of all steps: ``chosen`` where the mask is true, ``other`` where it is false."""
 
     def merged(a: Tensor, b: Tensor) -> Tensor:
         whole = a.new_empty(*a.shape[:-1], len(mask))

@@ -2,13 +2,14 @@
 
     x_s = u x̂_0 + w ε̂ + Σ_j w_j (F_{−j} − F_0) + κ z
 
-F is what the step freezes (:mod:`frozen`), the w_j integrate the polynomial through its last p values
-(:mod:`interpolation`), u, w, κ are the first-order step's. With p = 1 and data prediction this is DDIM at η = 0 and
-ancestral DDPM at η = 1; with p = 2, 3 it is exponential Adams-Bashforth: DPM-Solver++ 2M and 3M, their SDE
-forms, DEIS. The first steps have fewer values to go by and lower orders.
+F is what the step freezes (:mod:`frozen`). The w_j integrate the polynomial through its last p values
+(:mod:`interpolation`). u, w and κ are those of the first-order step. With p = 1 and data prediction this is DDIM at
+η = 0 and ancestral DDPM at η = 1; with p = 2, 3 it is exponential Adams-Bashforth: DPM-Solver++ 2M and 3M, their SDE
+forms, DEIS. The first steps have fewer values and lower orders.
 
-``Corrected`` adds UniPC's corrector: the evaluation at the predicted point is used twice, once for the polynomial that
-corrects the step just taken (it now interpolates), and once for the next step. It costs no evaluation.
+``Corrected`` adds UniPC's corrector: the evaluation at the predicted point is used twice, once to correct the
+step just taken (its polynomial now also goes through the end of the step), and once for the next step. The corrector
+costs no evaluation.
 
 Lu et al. 2022b (DPM-Solver++), algorithm 2 and appendix A; Zhang & Chen 2023 (DEIS), eq. 14 to 16; Zhao et al. 2023
 (UniPC), algorithms 1 and 2; Xue et al. 2023 (SA-Solver), eq. 14 and 17 for the stochastic forms.
@@ -97,7 +98,7 @@ class Multistep(Integrator):
         return self.table(equation, grid, **_head(equation, grid, view, kappa), weights=(A, B, *weights))
 
     def columns(self, equation: ReverseEquation, grid: Tensor) -> tuple[Any, ...]:
-        """m, n, then A, B, κ of the first-order step and the weights of the differences."""
+        """(m, n, A, B, κ, weights): F = m x + n y; A, B, κ of the first-order step; weights of the differences."""
         sde, eta, t, s = equation.sde, equation.eta, grid[:-1], grid[1:]
         m, n = self.frozen.view(equation, t)
         u, w, kappa = self.frozen.first_order(sde, eta, t, s)
@@ -111,7 +112,7 @@ class Multistep(Integrator):
         return m, n, A, B, kappa, weights
 
     def views(self, model: ScoreModel) -> bool:
-        """Whether F has to be computed from x and y, for the steps to come."""
+        """Whether F must be computed from x and y, because later steps use it."""
         return self.order > 1 and not self.frozen.is_output_of(model)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
@@ -127,8 +128,8 @@ class Multistep(Integrator):
 class Corrected(Integrator):
     """UniPC's corrector around a multistep predictor: order p + 1 for a predictor of order p (UniPC-p).
 
-    The corrector's polynomial goes through the value at the predicted point and the predictor's own p values. The
-    last step is predicted only. With η > 0 the noise of the step is kept (SA-Solver).
+    The corrector's polynomial goes through the value at the predicted point and the p values of the predictor. The
+    last step is not corrected. With η > 0 the corrected step has the same noise as the predicted one (SA-Solver).
 
     Raises:
         ArgumentError: if ``predictor`` is not a :class:`Multistep`.
@@ -160,12 +161,12 @@ class Corrected(Integrator):
 
     @property
     def tunable_weights(self) -> int | None:
-        """Carry, A, B, p weights to predict with, p + 1 to correct with."""
+        """Carry, A, B, p weights of the predictor, p + 1 weights of the corrector."""
         return 4 + 2 * self.predictor.order
 
     @property
     def linear_weights(self) -> int | None:
-        """All but those of the corrector, which acts on the step before."""
+        """All but those of the corrector, which belong to the step before."""
         return 3 + self.predictor.order
 
     @property
@@ -202,16 +203,16 @@ class Corrected(Integrator):
 
 
 def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kappa: Tensor) -> dict[str, Any]:
-    """The columns before the weights. Each costs time in every step: there is none that a step does not use.
+    """The columns before the weights. Each costs time in every step, so there are only those that a step uses.
 
-    ``view``: (m, n), or nothing where F is the output itself, or is not needed.
+    ``view``: (m, n), or () if F is the output or is not needed.
     """
     columns = {"inputs": equation.inputs(grid[:-1]), "view": view}
     return {**columns, "kappa": kappa} if equation.eta > 0 else columns
 
 
 def _output_and_frozen(equation: ReverseEquation, x: Tensor, row: StepRow) -> tuple[Tensor, Tensor]:
-    """The output y, and F = m x + n y; y twice where the row has no m and n."""
+    """The output y, and F = m x + n y; (y, y) if the row has no m and n."""
     y = equation.output(x, row.inputs)
     return y, combine(row.view, (x, y)) if row.view else y
 
@@ -226,7 +227,7 @@ def _of_the_step_before(weights: Tensor) -> Tensor:
 
 
 def _add(x: Tensor, weights: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
-    """x + Σ_j weight_j value_j, at least one of them; x itself stays as it is."""
+    """x + Σ_j weight_j value_j, a new tensor; at least one value."""
     pairs = list(zip(weights, values, strict=True))
     total = torch.addcmul(x, *pairs[0])
     for weight, value in pairs[1:]:

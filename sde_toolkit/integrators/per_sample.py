@@ -1,9 +1,9 @@
-"""Embedded Runge-Kutta pairs for the probability flow in λ, every sample with a step of its own.
+"""Embedded Runge-Kutta pairs for the probability flow in λ, with a step size per sample.
 
     k_i = v(λ + c_i h, x + h Σ_j a_ij k_j)        x_new = x + h Σ_j b_j k_j        error = h Σ_j e_j k_j
 
 A step of a sample is accepted when the root mean square of error / (atol + rtol max(|x|, |x_new|)) over that
-sample is at most one; nothing of another sample enters. The next step is h times (PI controller; Gustafsson
+sample is at most one. Other samples have no influence. The next step is h times (PI controller; Gustafsson
 1991; Hairer, Nørsett & Wanner 1993, "Solving ODEs I", section IV.2 of volume II, with β = 1/(5q))
 
     0.9 · r^(−(1/q − ¾β)) · r_previous^β     within [1/5, 10],      r the ratio, q the order of the error
@@ -14,8 +14,8 @@ that the network sees. Inside an accepted step, at λ + θ h (volume I, section 
 
     x(θ) = x + θ²(3 − 2θ) (x_new − x) + h [ θ(1−θ)² k_0 − θ²(1−θ) k_s + θ²(1−θ)² Σ_j d_j k_j ]
 
-Hermite's cubic, and for Dormand-Prince Shampine's correction to order 4. Derivatives of the solution are those of the
-steps as they were taken: autograd does not see how their lengths were chosen.
+This is Hermite's cubic, and for Dormand-Prince it includes Shampine's correction to order 4. Gradients are those of the
+steps that were taken: the step lengths are not differentiated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["PerSample", "Tableau"]
 class Tableau:
     """An embedded pair whose last stage is the new state: nodes ``c``, rows ``a`` (the last are the weights b),
     weights ``e`` of the error estimate, and q, the power of h in that estimate (the lower order plus one).
-    ``d``: weights of what the interpolant has beyond Hermite's cubic; none if that is as good as the pair.
+    ``d``: weights that the interpolant adds to Hermite's cubic; none if the cubic is as accurate as the pair.
     """
 
     c: tuple[float, ...]
@@ -95,7 +95,7 @@ TABLEAUS = {
 
 @dataclass(frozen=True, eq=False)
 class _PerSampleState:
-    """What goes on into the next interval, per sample: step size, last ratio and velocity at its beginning."""
+    """What the next interval starts with, per sample: step size, last ratio, velocity at its beginning, and counts."""
 
     h: Tensor
     ratio: Tensor
@@ -146,15 +146,16 @@ class PerSample(DenseIntegrator):
     ``method``: ``"dopri5"`` or ``"bosh3"``. ``rtol``, ``atol``: tolerances of a step, ``atol`` in the units of x;
     None is rtol · σ_d, σ_d being the model's ``sigma_data``. ``max_nfe``: evaluations
     that every sample may take, over the whole solve. The state carries :class:`Statistics`, one entry per
-    sample. Unlike :class:`TorchDiffEq` and :class:`Scipy`, a sample is the same bits whatever its batch (with
-    an elementwise score; through a network, within its round-off), and costs what it needs by itself.
+    sample. Unlike with :class:`TorchDiffEq` and :class:`Scipy`, a sample does not depend on its batch: with an
+    elementwise score it is bit for bit the same, with a network to the network's rounding. It costs the evaluations
+    that it needs alone.
 
-    Intermediate grid times only say where the solution is wanted; the batch waits there for its slowest sample.
+    Intermediate grid times only say where the solution is wanted. The batch waits there for its slowest sample.
 
     Raises:
         ArgumentError: unknown method, tolerances that are not positive, no evaluation allowed.
-        MaxEvaluationsError: from a solve in which a sample has used its ``max_nfe``.
-        NonFiniteError: naming the samples for which the network's velocity is not finite.
+        MaxEvaluationsError: if a sample has used its ``max_nfe`` evaluations.
+        NonFiniteError: if the network's velocity is not finite; it names the samples.
     """
 
     method: str = "dopri5"
@@ -181,7 +182,7 @@ class PerSample(DenseIntegrator):
     def _solve(
         self, equation: ReverseEquation, x: Tensor, lambdas: Tensor, state: _PerSampleState | None
     ) -> tuple[Tensor, Tensor, _PerSampleState]:
-        """(solution at all λ but the first and the last, at the last, state for the next interval)."""
+        """(solution at the inner ``lambdas``, solution at the last, state for the next interval)."""
         start, end = lambdas[0].item(), lambdas[-1].item()
         done = Statistics.none(len(x)) if state is None else state.statistics
         accepted, rejected, used = (c.clone() for c in (done.accepted, done.rejected, done.evaluations))
@@ -208,7 +209,7 @@ class PerSample(DenseIntegrator):
             accepted[field.active] += good
             rejected[field.active] += ~good
             between.fill(field.active, good, at, tried, target, (x, new), velocities)
-            # The end of an interval cuts a step short; that says nothing of the length it could have had.
+            # The end of an interval shortens its last step: the next interval may begin with a longer one.
             proposed = tried * _change(found, ratio, good, retry, pair.q)
             h = torch.where(last & good, torch.where(proposed.abs() > h.abs(), proposed, h), proposed)
             ratio, at, retry = torch.where(good, found, ratio), torch.where(good, target, at), ~good
@@ -280,7 +281,7 @@ def _combined(weights: tuple[float, ...], velocities: list[Tensor]) -> Tensor:
 
 
 def _change(ratio: Tensor, previous: Tensor, good: Tensor, retry: Tensor, q: int) -> Tensor:
-    """What the step size is multiplied by: never more than 1 in a rejection or right after one."""
+    """The factor of the step size: at most 1 for a rejected step and for the step after it."""
     beta = 1 / (5 * q)
     ratio, previous = ratio.clamp(1e-10, 1e10), previous.clamp(min=1e-4)
     steady = _elementwise_power(ratio, -(1 / q - 0.75 * beta)) * _elementwise_power(previous, beta)
@@ -289,5 +290,5 @@ def _change(ratio: Tensor, previous: Tensor, good: Tensor, retry: Tensor, q: int
 
 
 def _elementwise_power(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent through functions that round alike at every place of a vector."""
+    """base^exponent by functions that round the same way at every position of a vector."""
     return torch.exp(exponent * torch.log(base))

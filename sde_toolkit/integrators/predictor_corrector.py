@@ -1,9 +1,9 @@
-"""Predictor-corrector sampling: any integrator of the reverse SDE, and Langevin steps between its steps.
+"""Predictor-corrector sampling: any integrator of the reverse SDE, with Langevin steps between its steps.
 
     at t:  x ← corrector(x, t)        then        from t to s:  x ← predictor(x, t, s)
 
-as score_sde has it (Song et al. 2021, algorithm 1, shifted by half a step: they print the predictor first, their code
-runs the corrector first). So ordered the corrector is never asked at the end of the grid, where σ may be 0.
+This is the order of score_sde's code (Song et al. 2021, algorithm 1, prints the predictor first). The corrector is then
+never evaluated at the end of the grid, where σ may be 0.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = ["PredictorCorrector"]
 class PredictorCorrector(Integrator):
     """``corrector`` at every time of the grid but the last, each followed by a step of ``predictor``.
 
-    The predictor keeps its own state: a multistep method goes on remembering its own evaluations, not the
-    corrector's. The weak order is 0: Langevin steps of a fixed snr leave a bias of O(snr²), which finer grids do not
+    The predictor keeps its own state: a multistep method remembers its own evaluations, not those of the corrector.
+    The weak order is 0: Langevin steps of a fixed snr leave a bias of O(snr²), which finer grids do not
     remove. η > 0 is required.
 
     Raises:
-        ArgumentError: if the predictor is adaptive or no integrator, or the corrector is none.
+        ArgumentError: if the predictor is adaptive or not an integrator, or the corrector is not a :class:`Corrector`.
     """
 
     predictor: Integrator = field(default_factory=ReverseDiffusion)
@@ -62,7 +62,7 @@ class PredictorCorrector(Integrator):
             ArgumentError: for η = 0, or from the predictor.
         """
         if equation.eta == 0:
-            problem = "a Langevin corrector adds noise, which the ODE has no place for"
+            problem = "a Langevin corrector adds noise, and η = 0 has none"
             raise ArgumentError("eta", equation.eta, problem, "Use eta=1, or the predictor alone.")
         self.predictor.check(equation)
 

@@ -1,12 +1,12 @@
 """Reverse diffusion: the forward process discretised over one step, and that discretisation reversed.
 
-The forward step from s to t is x_t = a x_s + G w with a = α_t/α_s and G² = σ_t² − a² σ_s², exactly. Its reversal
-treats a − 1 and G² as the drift and the squared diffusion of one step of Euler's:
+The forward step from s to t is x_t = a x_s + G w with a = α_t/α_s and G² = σ_t² − a² σ_s², exactly. The reversal
+treats a − 1 and G² as drift and squared diffusion of one Euler step:
 
     x_s = (2 − a) x_t + ½(1 + η²) G² ∇log p_t + η G z        (Song et al. 2021, eq. 46; appendix E; η = 1)
 
-η = 0 is their probability flow variant. Written with a and G it is finite for any step, however long; score_sde's VP
-ancestral predictor divides by √(1 − β) instead, and is not.
+η = 0 is their probability flow variant. In terms of a and G the step is finite at any length. score_sde's VP ancestral
+predictor divides by √(1 − β) instead, and is not finite for long steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Explicit Runge-Kutta methods for the probability flow, in a coordinate of one's choice.
+"""Explicit Runge-Kutta methods for the probability flow, in any coordinate.
 
 With u and x̃ = x/c of the coordinate (:mod:`~sde_toolkit.integrators.coordinates`), h = u_s − u_t and F = dx̃/du, a step
-takes x̃ from u_t to u_s. The network is asked at the points that the coordinate has between the two.
+takes x̃ from u_t to u_s. The network is evaluated at points between the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Single-step DPM-Solver: exponential Runge-Kutta methods in λ, with ε̂ or x̂_0 as what is interpolated.
+"""Single-step DPM-Solver: exponential Runge-Kutta methods in λ that interpolate ε̂ or x̂_0.
 
 With h = λ_s − λ_t the equation at stochasticity η has the exact solutions
 
@@ -32,7 +32,7 @@ __all__ = ["DPMSolver1", "DPMSolver2", "DPMSolver2S", "DPMSolver3", "DPMSolver3S
 
 
 def exponential_moments(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(M_0, M_1, M_2) at v = c h, by their power series where the recursion would cancel."""
+    """(M_0, M_1, M_2) at v = c h, by their power series where the recursion would lose digits."""
     first = -torch.expm1(-v)
     second = 1 - first / v
     third = 1 - 2 * second / v
@@ -70,7 +70,7 @@ def data_integral(eta: float, here: PathPoint, there: PathPoint) -> Integral:
 
 
 def stage(trace: Trace, target: PathPoint, r: float) -> tuple[PathPoint, Tensor]:
-    """The SDE's place at λ_t + r h, and its r: less where that would lie beyond t=0 (off-curve targets alone)."""
+    """The SDE's point at λ_t + r h, and r. Where that would lie beyond t=0, the point is t=0 and r is smaller."""
     begin = trace.begin.half_log_snr
     h = target.half_log_snr - begin
     place = PathPoint.at_half_log_snr(trace.equation.sde, begin + r * h)
@@ -79,7 +79,7 @@ def stage(trace: Trace, target: PathPoint, r: float) -> tuple[PathPoint, Tensor]
 
 @dataclass(frozen=True)
 class SingleStep(RecordedStep):
-    """What is shared: the quantity that is interpolated, and the integral that goes with it."""
+    """What single-step methods share: the quantity that is interpolated, and its integral."""
 
     sees_alpha_sigma_only: ClassVar[bool] = True
 
@@ -113,7 +113,7 @@ class _Second(SingleStep):
     """Two evaluations, the second at λ_t + r h.
 
     ``interpolate``: integrate the straight line through both exactly, M_0 F_0 + M_1 ΔF/r, instead of the papers'
-    M_0 (F_0 + ΔF/(2r)). Both are of order 2; the first is exact where F is a straight line in λ.
+    M_0 (F_0 + ΔF/(2r)). Both are of order 2. Only the exact integral has no error if F is linear in λ.
 
     Raises:
         ArgumentError: unless 0 < r <= 1.
@@ -158,7 +158,7 @@ def _kappa(eta: float, here: PathPoint, there: PathPoint) -> Tensor:
 
 @dataclass(frozen=True)
 class _Third(SingleStep):
-    """Three evaluations, at λ_t, λ_t + h/3 and λ_t + 2h/3: order 3 asks for the last of them to lie just there.
+    """Three evaluations, at λ_t, λ_t + h/3 and λ_t + 2h/3. Order 3 needs the last one at 2h/3.
 
     ``interpolate``: integrate the parabola through all three exactly, instead of the papers' M_0 F_0 + M_1 ΔF_2/r_2.
     """
@@ -217,8 +217,8 @@ class DPMSolver2S(_Second, _DataPrediction):
 
         u = decay_m x_t + α_m M_0(rh) x̂_0 + κ_m z        x_s = decay_s x_t + α_s M_0(h) (x̂_0 + Δx̂_0/(2r)) + noise
 
-    With η > 0 there are two draws a step, one for each side of the middle, and the second carries the first on, so
-    that the noise is that of one path. At η = 1 it is k-diffusion's "DPM++ SDE".
+    With η > 0 there are two draws a step, one before the middle and one after it. The noise at the end contains both,
+    so it is that of one Brownian path. At η = 1 it is k-diffusion's "DPM++ SDE".
     """
 
     strong_order: ClassVar[float | None] = 1.0

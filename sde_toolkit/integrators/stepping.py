@@ -1,10 +1,10 @@
-"""What adaptive integrators share: tolerances, the flow in λ at one λ per sample, and what they report.
+"""What adaptive integrators share: tolerances, the flow in λ with one λ per sample, and their statistics.
 
 In λ = log(α/σ) the reverse equation reads
 
     dx = (drift / λ′) dλ + η √2 σ dw,        λ′ = −g²/(2σ²)
 
-one smooth curve for every SDE, kinks of α and σ in t included.
+The solution is smooth in λ for every SDE, even where α and σ have kinks in t.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Statistics:
     """What an adaptive integrator did, (n,) int64 on the CPU each: per sample, the steps it ``accepted`` and
     ``rejected`` and the network ``evaluations`` it took part in.
 
-    Where the batch shares its steps, all samples have the same numbers. ``rejected`` is NaN (float64) where the
-    method keeps it to itself.
+    Where the batch shares its steps, all samples have the same numbers. ``rejected`` is NaN (float64) if the
+    method does not report it.
     """
 
     accepted: Tensor
@@ -98,15 +98,15 @@ def absolute_tolerance(integrator: Any, equation: ReverseEquation) -> float:
 
 
 def lambda_range(sde: SDE, ends: tuple[float, float]) -> tuple[float, float]:
-    """Between which values of λ the field may be asked: rounding may carry a stage, or a float32 end, past them."""
+    """The range of λ in which the field is defined. Rounding may carry a stage, or a float32 end, past it."""
     return max(min(ends), sde.half_log_snr(1.0).item()), min(max(ends), sde.half_log_snr(0.0).item())
 
 
 def root_mean_square(x: Tensor) -> Tensor:
     """Root mean square of every sample, (B, *event) to (B,).
 
-    Summed by folding halves: elementwise additions alone, whose rounding depends on nothing but the sample,
-    whatever the batch, the device and its threads.
+    Summed by folding halves, with elementwise additions only: the rounding depends on the sample alone, not on the
+    batch, the device or its threads.
     """
     squares = x.reshape(len(x), -1).square()
     size = squares.shape[1]
@@ -118,7 +118,7 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 class Stage(NamedTuple):
-    """Everything the field needs at one λ per sample, but x: all of shape (B,)."""
+    """Everything but x that the field needs at one λ per sample; all of shape (B,)."""
 
     t: Tensor
     inputs: Inputs
@@ -128,10 +128,10 @@ class Stage(NamedTuple):
 
 
 class PerSampleField:
-    """dx/dλ of the samples that are still under way, each at a λ of its own.
+    """dx/dλ of the samples that have not reached the end, with one λ per sample.
 
-    Evaluations are counted per sample in ``used`` (n,) and limited; the samples that have arrived are left out
-    of the batch the network sees.
+    Evaluations are counted per sample in ``used`` (n,) and limited. Samples that have reached the end leave the
+    batch that the network sees.
     """
 
     def __init__(self, equation: ReverseEquation, ends: tuple[float, float], max_nfe: int, used: Tensor) -> None:
@@ -143,15 +143,15 @@ class PerSampleField:
         self.active = torch.arange(len(used))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the active samples alone."""
+        """Keep these rows of the active samples only."""
         self.active = self.active[rows]
         condition = map_rows(self._whole.condition, lambda rows: rows[self.active.to(rows.device)])
         self._equation = replace(self._whole, condition=condition)
 
     def stages(self, lambdas: Tensor, x: Tensor) -> list[Stage]:
-        """What the rows of ``lambdas`` (stages, B), float64, need, computed at once in float64, in x's dtype."""
-        flat, places = lambdas.clamp(*self._ends).unique(return_inverse=True)  # schedules may be dear
-        # Vector loops and the scalar loops for what they leave over may round differently: leave nothing over.
+        """The stages at ``lambdas`` (stages, B), float64: computed together in float64, returned in x's dtype."""
+        flat, places = lambdas.clamp(*self._ends).unique(return_inverse=True)  # schedules may be slow
+        # Vector loops and the scalar loop for the remainder may round differently: pad, so that there is no remainder.
         flat = torch.cat([flat, flat[-1:].expand(-len(flat) % _LANES)])
         sde, equation = self._equation.sde, self._equation
         t = sde.inverse_half_log_snr(flat)
@@ -179,10 +179,10 @@ class PerSampleField:
         return torch.addcmul(expand_to(stage.of_x, x) * x, expand_to(stage.of_y, x), y)
 
     def blame(self, velocities: Sequence[Tensor], stages: Sequence[Stage]) -> None:
-        """Name the samples whose velocity is not finite, at the first stage that has some.
+        """Name the samples whose velocity is not finite, at the first stage that has any.
 
         Raises:
-            NonFiniteError: if there are any; otherwise the step was merely too long.
+            NonFiniteError: if there are any. If there are none, the step was only too long.
         """
         for velocity, stage in zip(velocities, stages, strict=True):
             bad = (~velocity.isfinite()).reshape(len(velocity), -1).any(1).cpu().nonzero().flatten()

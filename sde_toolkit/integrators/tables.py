@@ -19,13 +19,13 @@ from torch import Tensor
 
 __all__ = ["Layout", "StepRow", "Table"]
 
-_ROWS_AT_ONCE = 64  # rows that are taken apart together: cheaper than one by one, and no longer than a long grid
+_ROWS_AT_ONCE = 64  # rows that are split together, which is faster than one by one
 
 StepRow: TypeAlias = Any
 """The coefficients of one step by name, a named tuple: 0-dim tensors in the dtype and on the device of the state."""
 
 Shape: TypeAlias = Union[int, "Layout", tuple["Shape", ...], None]
-"""Of what a name stands for: one column, so many columns, another table, or a tuple of these."""
+"""What a name stands for: one column (None), several (their number), another table, or a tuple of these."""
 
 
 class Layout:
@@ -103,7 +103,7 @@ def _width(shape: Shape) -> int:
 
 
 def _cuts(shapes: tuple[Shape, ...]) -> list[int | slice]:
-    """Where the single columns and the tuples of columns lie in a row."""
+    """The positions of single columns and of tuples of columns in a row."""
     cuts: list[int | slice] = []
     first = 0
     for shape in shapes:

@@ -2,13 +2,13 @@
 
     x_s = f_A A x_t + f_B B y + Σ_j f_j w_j F_j + κ z        one row (f_A, f_B, f_1, ...) for every step
 
-y is the network's output. Only v = α ε − σ x_0 is not one quantity in other units of x, so that factors of a network of
-v would mean something else in each: there y is EDM's F at the model's σ_d, which on a VP path at σ_d = 1 is −v.
+y is the network's output, except for networks that predict v = α ε − σ x_0. The meaning of v depends on the units of x,
+and so would its factors: there y is EDM's F at the model's σ_d, which on a VP path at σ_d = 1 is −v.
 
-The network's inputs, what F is (m, n) and the noise κ stay as they are. With all factors 1 it is the method inside, bit
-for bit. A table of factors belongs to its number of steps, and has no order of convergence:
-``sde_toolkit.calibration`` finds it, as coefficients of few-step solvers are found by distillation (Tong et al. 2025,
-LD3; Zhou et al. 2024, AMED; Zheng et al. 2023, DPM-Solver-v3, there from statistics of the network).
+The network's inputs, m and n of F, and the noise κ are not changed. If all factors are 1, the result is the inner
+method's, bit for bit. A table of factors is for one number of steps, and has no order of convergence.
+``sde_toolkit.calibration`` finds the factors, as coefficients of few-step solvers are found by distillation (Tong et
+al. 2025, LD3; Zhou et al. 2024, AMED; Zheng et al. 2023, DPM-Solver-v3, there from statistics of the network).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tilt(equation: ReverseEquation, grid: Tensor) -> Tensor:
 def multiplied(integrator: Integrator, table: Table, factors: Tensor, tilts: Tensor) -> Table:
     """The table with the last coefficients of its rows multiplied: ``factors`` (steps, c), ``tilts`` (steps,).
 
-    A x + B y = (A − B m/n) x + (B/n) F: where ``tilts`` m/n are not 0 the factors f_A and f_B are those of x and F.
+    A x + B y = (A − B m/n) x + (B/n) F: where ``tilts`` m/n are not 0, f_A multiplies x and f_B multiplies F.
     """
     values, place = table.values, integrator.place_of_x
     fixed = values.shape[1] - factors.shape[1]
@@ -75,7 +75,7 @@ class Tuned(Integrator):
         count = self.integrator.tunable_weights
         if count is None:
             remedy = "Tune a Multistep, a Corrected or an Exponential."
-            raise ArgumentError("integrator", self.integrator, "it has no coefficients that can be tuned", remedy)
+            raise ArgumentError("integrator", self.integrator, "it has no tunable coefficients", remedy)
         rows = tuple(tuple(row) for row in self.factors)
         if not rows or not all(len(row) == count and all(map(is_number, row)) for row in rows):
             problem = f"{self.integrator} has {count} coefficients in every step"
@@ -98,14 +98,14 @@ class Tuned(Integrator):
         return f"Tuned({self.integrator}, {len(self.factors)} steps)"
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
-        """The table of the integrator inside, its coefficients multiplied."""
+        """The table of the inner integrator, with its coefficients multiplied."""
         if len(grid) - 1 != len(self.factors):
             problem = f"it has {len(grid) - 1} steps, and these coefficients were tuned for {len(self.factors)}"
             raise GridError("grid", tuple(grid.shape), problem, "Use the grid of the calibration they come from.")
         return self.apply(equation, grid, torch.tensor(self.factors, dtype=torch.float64, device=grid.device))
 
     def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Table:
-        """The table for factors that are a tensor, differentiable in both."""
+        """The table for a tensor of factors; differentiable in ``grid`` and ``factors``."""
         table = self.integrator.prepare(equation, grid)
         return multiplied(self.integrator, table, factors, tilt(equation, grid))
 
