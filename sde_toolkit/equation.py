@@ -1,12 +1,12 @@
-"""The left factor of every sampler: the reverse-time equation with a stochasticity η.
+"""The equation of a solver: the reverse-time equation with a stochasticity η.
 
-For any η ≥ 0 this has the same marginals as the forward process:
+For any η ≥ 0 it has the same marginals as the forward process:
 
     dx = [ f x − ½(1+η²) g² ∇log p_t(x) ] dt + η g dw̄        η = 1: reverse SDE     η = 0: probability flow ODE
 
-With x_t = α x̂_0 + σ ε̂ and ∇log p = −ε̂/σ the drift is α′ x̂_0 + (σ′ + ½η² g²/σ) ε̂, and since x̂_0 and ε̂ are
-linear in (x_t, y), y the network's output, so is the drift. Integrators work with these linear coefficients,
-computed once per grid, and never touch a parameterisation.
+With x_t = α x̂_0 + σ ε̂ and ∇log p = −ε̂/σ the drift is α′ x̂_0 + (σ′ + ½η² g²/σ) ε̂. Both x̂_0 and ε̂ are linear in x_t
+and the network's output y, and so is the drift. Integrators use these linear coefficients, computed once per grid. They
+do not depend on the model's parameterisation.
 
 Song et al. 2021, eq. 6 and 13; η as in Zhang & Chen 2023 (DEIS), eq. 5 (their λ).
 """
@@ -46,8 +46,8 @@ def check_eta(eta: Any) -> None:
 class ReverseEquation:
     """The reverse-time equation of a score model at stochasticity ``eta``.
 
-    ``condition`` is handed to the network. ``evaluate`` stands for ``model.output`` where evaluations are to
-    be counted or timed.
+    ``condition`` is passed to the network. ``evaluate`` replaces ``model.output`` if evaluations are counted or
+    timed.
 
     Raises:
         ArgumentError: if ``eta`` is negative, or it or its square is not finite.
@@ -68,7 +68,7 @@ class ReverseEquation:
         return self.model.sde
 
     def inputs(self, t: Tensor) -> Inputs:
-        """What :meth:`output` wants to know of the times ``t``, float64: columns for an integrator's table."""
+        """The network's inputs at the times ``t`` for :meth:`output`, float64: columns of an integrator's table."""
         return self.model.network_inputs(t)
 
     def output(self, x_t: Tensor, inputs: Inputs) -> Tensor:
@@ -77,7 +77,7 @@ class ReverseEquation:
         return y
 
     def outputs(self, x_t: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """The output y, and v where the network learned variances, else None: one evaluation."""
+        """The output y, and v if the network learned variances, else None: one evaluation."""
         call = self.model.outputs
         if self.evaluate is None:
             return call(x_t, inputs, self.condition)
@@ -98,7 +98,7 @@ class ReverseEquation:
         """(p, q) with drift = p x_t + q y, float64."""
         sde, x_0, epsilon = self.sde, self.view("x0", t), self.view("epsilon", t)
         of_x_0, of_epsilon = sde.d_alpha(t), sde.d_sigma(t)
-        if self.eta > 0:  # g may be infinite where α vanishes, and the flow does not need it
+        if self.eta > 0:  # g may be infinite where α = 0; the flow does not need g
             of_epsilon = of_epsilon + 0.5 * self.eta**2 * sde.g(t) ** 2 / sde.sigma(t)
         return Combination(*(of_x_0 * a + of_epsilon * b for a, b in zip(x_0, epsilon, strict=True)))
 

@@ -1,8 +1,8 @@
 """Time grids: strictly decreasing float64 tensors, built by pure functions and checked once.
 
-Every builder returns ``steps + 1`` times from ``start`` down to ``end`` (the SDE's ``sampling_end`` where none
-is given). Solvers step by position and never look a time up. ``end=0`` means data: the exponential
-integrators reach it exactly wherever σ(0) = 0, and methods that evaluate the field there refuse it.
+Every builder returns ``steps + 1`` times from ``start`` down to ``end`` (by default the SDE's ``sampling_end``).
+Solvers step by position, not by time. ``end=0`` is the data: exponential integrators reach it exactly if σ(0) = 0.
+Methods that evaluate the drift there refuse it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from sde_toolkit.sde import SDE, check_sde
 __all__ = ["check_grid", "discrete", "from_sigmas", "karras", "quadratic", "sech", "uniform", "uniform_lambda"]
 
 
-_SLACK = 1e-6  # of time: the last digits of float32
+_SLACK = 1e-6  # in t: the rounding of float32 times
 
 
 def check_grid(grid: Any) -> Tensor:
-    """The grid as a float64 tensor on the CPU, or the reason why it is none.
+    """The grid as a float64 tensor on the CPU.
+
+    Times outside [0, 1] by at most a millionth, as in a float32 list, are moved to 0 or 1.
 
     Raises:
-        GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1]. Times that miss an end by
-            a millionth, as those of a float32 list may, are moved to it.
+        GridError: unless it is 1-D with at least two strictly decreasing times inside [0, 1].
     """
     remedy = "Use a builder from sde_toolkit.grids, or torch.linspace(1, end, steps + 1)."
     try:
@@ -94,16 +95,17 @@ def sech(
     start: float = 1.0,
     end: float | None = None,
 ) -> Tensor:
-    """Knots of density sech((λ − center)/width) in λ: dense where the data's structure appears, sparse at both ends.
+    """Times of density sech((λ − center)/width) in λ: dense where the data's structure appears, sparse at both ends.
 
-    Equal steps in gd((λ − center)/width), gd(v) = 2 atan(tanh(v/2)) being the Gudermannian. Finite where α or σ
-    vanishes. ``width=2, center=0`` are equal steps of s in σ/(α + σ) = sin²(πs/2); ``width=1, center=0`` in atan(σ/α).
+    Equal steps in gd((λ − center)/width), with the Gudermannian gd(v) = 2 atan(tanh(v/2)). Finite where α = 0 or
+    σ = 0. ``width=2, center=0``: equal steps of s in σ/(α + σ) = sin²(πs/2). ``width=1, center=0``: equal steps in
+    atan(σ/α).
 
-    ``center`` is meant for data of size 1. For data of another size pass ``sigma_data=model.sigma_data``: the knots are
-    then those of data of size 1 under the noise σ/σ_d.
+    ``center`` is meant for data of size 1. For data of another size pass ``sigma_data=model.sigma_data``: the times are
+    then those for data of size 1 under the noise σ/σ_d.
 
     Raises:
-        ArgumentError: if ``width`` or ``sigma_data`` is not positive, or ``center`` no number.
+        ArgumentError: if ``width`` or ``sigma_data`` is not positive, or ``center`` is not a number.
     """
     if not (is_number(width) and width > 0 and is_number(center)):
         problem = "the center is a half log-SNR, the width positive"
@@ -123,7 +125,7 @@ def sech(
 def discrete(N: int, steps: int | None = None) -> Tensor:
     """DDPM's own grid i/N, i = N, ..., 0, or its "trailing" subset of ``steps`` steps.
 
-    The subset keeps i = round(N k/steps) for k = steps, ..., 0: it starts at N and ends at 0 whatever the
+    The subset keeps i = round(N k/steps) for k = steps, ..., 0: it starts at N and ends at 0 for any
     number of steps (Lin et al. 2024, "Common diffusion noise schedules ... are flawed", table 2).
 
     Raises:
@@ -133,20 +135,20 @@ def discrete(N: int, steps: int | None = None) -> Tensor:
     check_count("N", N, "DDPM has 1000.")
     check_count("steps", steps, f"Pass {N} or fewer.", most=MOST)
     if steps > N:
-        raise ArgumentError("steps", steps, f"a subset of N={N} steps has no more of them", f"Pass {N} or fewer.")
+        raise ArgumentError("steps", steps, f"more than N={N}, of which the grid is a subset", f"Pass {N} or fewer.")
     return check_grid(torch.round(torch.arange(steps, -1, -1, dtype=torch.float64) * (N / steps)) / N)
 
 
 def from_sigmas(sde: SDE, sigmas: Any) -> Tensor:
-    """The times at which the noise level σ(t)/α(t) has the given values: a list of sigmas from elsewhere as a grid.
+    """The times at which the noise level σ(t)/α(t) has the given values: a published list of sigmas as a grid.
 
     ``sigmas``: strictly decreasing, any sequence of numbers. σ/α is the standard deviation of the noise on data of
-    unit scale: what EDM, k-diffusion and diffusers call sigma, under variance-preserving schedules too, where it is
-    √((1 − ᾱ)/ᾱ). The "sigmas" of flow-matching schedules there are times t: such a list is a grid already. A last 0 is
-    t=0; where σ(0) > 0 there is no such time: leave the 0 out, and sample with ``tweedie=True``.
+    unit scale. EDM, k-diffusion and diffusers call it sigma; under variance-preserving schedules it is √((1 − ᾱ)/ᾱ).
+    The "sigmas" of flow-matching schedules in diffusers are times t: such a list is a grid already. A last 0 is t=0. If
+    σ(0) > 0 there is no such time: leave the 0 out, and sample with ``tweedie=True``.
 
-    Published lists are rounded. A value beyond an end of the schedule is taken as that end, if it is so by rounding:
-    half a unit of the last digit it is written with, and at most a thousandth.
+    Published lists are rounded. A value beyond an end of the schedule is moved to that end if rounding explains it: by
+    at most half a unit of its last written digit, and at most a thousandth of the value.
 
     >>> from sde_toolkit import EDMSDE
     >>> from_sigmas(EDMSDE(sigma_min=0.002, sigma_max=80.0), [80.0, 2.5, 0.002]).numpy().round(4).tolist()
@@ -172,7 +174,7 @@ def from_sigmas(sde: SDE, sigmas: Any) -> Tensor:
 
 
 def _as_levels(sigmas: Any) -> Tensor:
-    remedy = "Pass noise levels from the largest to the smallest; a list that rises goes with reversed(...)."
+    remedy = "Pass noise levels from the largest to the smallest; turn a rising list round with reversed(...)."
     try:
         levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -184,13 +186,13 @@ def _as_levels(sigmas: Any) -> Tensor:
     falls = levels.diff() < 0
     if not bool(falls.all()):
         i = int((~falls).int().argmax())
-        problem = f"they must strictly decrease, and do not between positions {i} and {i + 1}"
+        problem = f"they do not strictly decrease between positions {i} and {i + 1}"
         raise GridError("sigmas", levels[i : i + 2].tolist(), problem, remedy)
     return levels
 
 
 def _last_digit(value: float) -> float:
-    """The unit of the last decimal digit of a number as it was written, in float32 if it has no more digits."""
+    """The unit of the last written decimal digit of a number; a float32 value is written with float32 digits."""
     if not math.isfinite(value):
         return 0.0
     single = torch.tensor(value, dtype=torch.float32).numpy()[()]
@@ -213,10 +215,10 @@ def _blend(sde: SDE, steps: int, start: float, end: float | None, coordinate, ti
         raise GridError("start, end", (start, end), "times must satisfy 0 <= end < start <= 1", "Correct them.")
     ends = coordinate(torch.tensor([start, end], dtype=torch.float64))
     if not bool(ends.isfinite().all()):
-        problem = "this spacing is infinite there, since α or σ vanishes"
+        problem = "this spacing is infinite there, because α = 0 or σ = 0"
         late, early = (bool(value.isfinite()) for value in ends)
         remedies = [] if late else ["Start a little below t=1: pass start=0.999, for example."]
-        remedies += [] if early else ["Stop short of t=0, and let a last Tweedie step finish."]
+        remedies += [] if early else ["Stop short of t=0: leave end out, and finish with tweedie=True."]
         raise GridError("start, end", (start, end), problem, " ".join(remedies))
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     times = time(ends[0] + u * (ends[1] - ends[0]))

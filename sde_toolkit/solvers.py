@@ -1,7 +1,7 @@
-"""Solvers: rows of one table, equation × integrator. This is the file a new solver is added to.
+"""Solvers: rows of one table, equation × integrator. New solvers are added in this file.
 
-docs/solvers.md has the whole table, generated from these functions: their equation, integrator, orders as declared and
-as measured, and the references in their docstrings.
+docs/solvers.md has the whole table, generated from these functions: equation, integrator, declared orders, and the
+references in their docstrings.
 """
 
 from __future__ import annotations
@@ -83,10 +83,15 @@ GridBuilder: TypeAlias = Callable[[SDE, int], Tensor]
 
 @dataclass(frozen=True)
 class Solver:
-    """The reverse equation at stochasticity ``eta``, times an integrator, and the grid that is usual for it.
+    """The reverse equation at stochasticity ``eta``, an integrator, and the grid that is usual for the two.
 
-    Any pair is a solver; the functions below name the ones that the field has names for. ``usual_grid`` is what
-    ``sample(model, solver, steps=20)`` builds; two solvers that differ in nothing else are the same.
+    Any pair is a solver; the functions below give the solvers of the literature. ``usual_grid`` builds the grid of
+    ``sample(model, solver, steps=20)``. It does not count in comparisons: two solvers with the same name, eta and
+    integrator are equal.
+
+    Raises:
+        ArgumentError: if ``eta`` is negative or not finite, ``integrator`` is not an :class:`Integrator`, or
+            ``usual_grid`` is not a function.
     """
 
     name: str
@@ -146,8 +151,8 @@ def edm_stochastic(
 ) -> Solver:
     """EDM's stochastic sampler: Heun with churn (Karras et al. 2022, algorithm 2; the interval of table 5).
 
-    ``S_tmin``, ``S_tmax`` are noise levels σ/α; None is the paper's 0.05 and 50, which are for data of size 0.5: 0.1
-    and 100 times the model's ``sigma_data``. The paper's S_noise is 1.003 to 1.007 for networks that denoise too much;
+    ``S_tmin``, ``S_tmax`` are noise levels σ/α; None is 0.1 and 100 times the model's ``sigma_data``: the paper uses
+    0.05 and 50 for data of size 0.5. The paper's S_noise is 1.003 to 1.007 for networks that denoise too much;
     1 keeps the marginals.
     """
     return Solver("edm_stochastic", 0.0, ChurnedHeun(S_churn, S_tmin, S_tmax, S_noise), karras)
@@ -228,7 +233,7 @@ def sa_solver(eta: float = 1.0, order: int = 2, variant: TwoPoint | None = None)
 
 
 def euler_ancestral(eta: float = 1.0) -> Solver:
-    """k-diffusion's ancestral Euler: DDIM with the paper's η by another road (Song et al. 2021a, eq. 12 and 16)."""
+    """k-diffusion's ancestral Euler: the same as DDIM with the paper's η (Song et al. 2021a, eq. 12 and 16)."""
     return Solver(_named("euler_ancestral", eta, 1.0), eta, Ancestral(), karras)
 
 
@@ -250,8 +255,8 @@ def reverse_diffusion() -> Solver:
 def pc(predictor: Integrator | None = None, corrector: Langevin | None = None) -> Solver:
     """Predictor-corrector: any predictor, Langevin between its steps (Song et al. 2021, algorithms 1, 4 and 5).
 
-    By default the corrector's step depends on t alone. ``Langevin()`` has the paper's norms, per sample, which bias
-    data of few dimensions; ``Langevin(norms=mean_norms)`` has score_sde's, over the batch.
+    By default the corrector's step depends on t alone. ``Langevin()`` uses the paper's norms, per sample, which
+    bias samples of few dimensions. ``Langevin(norms=mean_norms)`` uses score_sde's means over the batch.
     """
     how = corrector or Langevin(norms=expected_norms)
     return Solver("pc", 1.0, PredictorCorrector(predictor or ReverseDiffusion(), how))

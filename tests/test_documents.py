@@ -19,7 +19,7 @@ def test_relative_links_lead_somewhere(page):
 
 
 def test_the_table_of_solvers_is_what_the_classes_say():
-    """Regenerated from the classes, with orders measured anew; they may differ by 0.1."""
+    """Regenerated from the classes, it is the page, letter for letter."""
     words = [sys.executable, str(ROOT / "docs" / "make_solver_table.py"), "--check"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

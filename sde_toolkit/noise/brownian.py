@@ -1,6 +1,6 @@
-"""Noise from a Brownian path, so that a finer grid refines the same path instead of drawing another.
+"""Noise from a Brownian path: a finer grid refines the same path, and does not draw another.
 
-W is a standard Brownian motion in a clock v(t), one per sample and entry of the event. The step from t to s gets
+W is a standard Brownian motion in a clock v(t), one for each sample and element. The step from t to s gets
 
     z = (W(s) − W(t)) / √|v(s) − v(t)|        Var(W(s) − W(t)) = |v(s) − v(t)|
 
@@ -9,10 +9,10 @@ clock and x̂_0 constant in time, every grid ends in the same sample.
 
 The path is a virtual Brownian tree. W = 0 at t = 1; from there to t = 1/2, 1/4, 1/8, ... by independent increments;
 inside [2⁻ᵏ⁻¹, 2⁻ᵏ] by halving t ``levels`` times, each midpoint by a Brownian bridge (Lévy's construction) in the
-clock. Inside the last cells, of width 2⁻ˡᵉᵛᵉˡˢ relative to t, all points share one normal: every increment is exact in
-law as long as no two times of a grid lie in one cell. The normals of a node come from numpy's Philox, keyed by
-(seed, sample index), at the counter of the node: nothing else enters, no batch, split, device, grid or order of
-asking. A path in memory is one line from the root to the last cell asked for.
+clock. Inside the last cells, of width 2⁻ˡᵉᵛᵉˡˢ relative to t, all points share one normal: every increment has the
+exact law if no two times of a grid lie in one cell. The normals of a node come from numpy's Philox, keyed by
+(seed, sample index), at the counter of the node. Batch, split, device, grid and order of calls have no
+influence. In memory are only the nodes from the root to the cell of the last time.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = ["BrownianPath", "Clock", "ExponentialClock", "time_clock"]
 Clock = Callable[[SDE, Tensor], Tensor]
 """(sde, times) to the clock there: float64, strictly monotone in t, finite for 0 < t <= 1."""
 
-_OCTAVES = 40  # from 2⁻⁴⁰ on, one increment leads to t = 0
-_BROWNIAN_KEY = 0x42726F776E  # sets the keys apart from the default streams of the same samples
+_OCTAVES = 40  # below 2⁻⁴⁰, one increment leads to t = 0
+_BROWNIAN_KEY = 0x42726F776E  # separates these keys from the default streams of the same samples
 
 
 def time_clock(sde: SDE, t: Tensor) -> Tensor:
@@ -67,11 +67,11 @@ class BrownianPath:
     """One Brownian path per (seed, sample index), in the clock v: pass it to ``sample(path=...)``.
 
     ``clock``: (sde, t) to v. ``levels``: halvings of every octave of t, so that a grid whose neighbouring times
-    differ by more than 2⁻ˡᵉᵛᵉˡˢ of their size gets increments that are exact in law. A level more costs up to a draw
-    more per step.
+    differ by more than 2⁻ˡᵉᵛᵉˡˢ of their size gets increments that are exact in law. One more level costs up to one
+    more draw per step.
 
     Raises:
-        ArgumentError: a clock that is no function, ``levels`` outside 1..40.
+        ArgumentError: if ``clock`` is not a function, or ``levels`` is outside 1..40.
     """
 
     clock: Clock = time_clock
@@ -94,7 +94,7 @@ class BrownianPath:
         """
         tree = _Tree(self, sde, times, shape, seed, first_index)
         if not all(math.isfinite(tree.clock[t]) for t in tree.times):
-            raise ArgumentError("times", 0.0, "the clock is infinite at t=0, and W with it", "Stop short of t=0.")
+            raise ArgumentError("times", 0.0, "the clock is infinite at t=0, and so is W", "Stop short of t=0.")
         return torch.from_numpy(np.stack([tree.value(t) for t in tree.times]))
 
     def step_noise(
@@ -110,8 +110,8 @@ class BrownianPath:
     ) -> Callable[[int], Noise]:
         """The noise of every step of the grid, one draw (B, *event) each; ``shape`` is (B, *event).
 
-        A step to where the clock is infinite (with :class:`ExponentialClock`, the data where σ(0) = 0) gets a normal
-        of its own. A second draw in a step is refused: a path has one increment for it.
+        A step to a time at which the clock is infinite (with :class:`ExponentialClock`, t=0 if σ(0) = 0) gets a normal
+        of its own. A second draw in a step is refused: a path has one increment per step.
 
         Raises:
             ArgumentError, GridError: as :meth:`values`.
@@ -125,7 +125,7 @@ class BrownianPath:
             def draw() -> Tensor:
                 ends = next(draws, None)
                 if ends is None:
-                    problem = "the integrator draws more than once per step, and a path has one increment for it"
+                    problem = "the integrator draws more than once per step, and a path has one increment per step"
                     raise ArgumentError("path", self, problem, "Leave path out, or take an integrator of one draw.")
                 return torch.from_numpy(tree.normal(*ends)).to(device, dtype)
 
@@ -138,7 +138,7 @@ class _Tree:
     """The trees of B samples.
 
     A node is (octave, place). Octave k spans [2⁻ᵏ⁻¹, 2⁻ᵏ), the last one [0, 2⁻⁴⁰). Place 0 is its lower end, 1 its
-    middle, 2i and 2i + 1 are the middles of the lower and the upper half of what i divides, or its two last cells.
+    middle, 2i and 2i + 1 are the middles of the two halves of the interval of i (at the last level: its two cells).
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Between two noises: spherical interpolation, whose way stays as far from the origin as its ends.
+"""Spherical interpolation between two noises: all points are as far from the origin as the two ends.
 
     slerp(z_0, z_1, w) = [sin((1 − w) θ) z_0 + sin(w θ) z_1] / sin θ,        θ the angle between z_0 and z_1
 
-Shoemake 1985; Song et al. 2021a (DDIM), appendix D.5, eq. 67. Draws from N(0, I) in many dimensions lie at distance
-√D from the origin and at right angles to each other; the straight line between them passes at √(D/2), where the
-network has never been.
+Shoemake 1985; Song et al. 2021a (DDIM), appendix D.5, eq. 67. In many dimensions D, draws from N(0, I) lie at
+distance √D from the origin and at right angles to each other. The middle of the straight line between them is at
+√(D/2), where the network was not trained.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = ["slerp"]
 def slerp(z_0: Tensor, z_1: Tensor, w: Any) -> Tensor:
     """Points at the fractions ``w`` of the angle between z_0 and z_1, sample by sample.
 
-    Shapes: z_0 and z_1 (n, *event). w a number, (n,) one per sample, or anything that broadcasts with (n,), and then
-    as many more axes come first: ``torch.linspace(0, 1, 9)[:, None]`` gives (9, n, *event). Fractions outside [0, 1]
-    go on along the circle.
+    Shapes: z_0 and z_1 (n, *event). w is a number, (n,) with one per sample, or anything that broadcasts with (n,).
+    More axes of w come first in the result: ``torch.linspace(0, 1, 9)[:, None]`` gives (9, n, *event). Fractions
+    outside [0, 1] continue along the circle.
 
-    Where z_0 and z_1 point in one direction, and where one of them is 0, this is the straight line between them.
+    If z_0 and z_1 have the same direction, or one of them is 0, the result is the straight line between them.
 
     Raises:
-        ArgumentError: for unequal shapes, a w that does not broadcast, and opposite vectors, which span no circle.
+        ArgumentError: for unequal shapes, a w that does not broadcast, and opposite vectors: many circles join them.
     """
     if not (isinstance(z_0, Tensor) and isinstance(z_1, Tensor) and z_0.shape == z_1.shape and z_0.ndim > 0):
         shapes = tuple(tuple(z.shape) if isinstance(z, Tensor) else z for z in (z_0, z_1))
-        raise ArgumentError("z_0, z_1", shapes, "two batches of one shape are needed", "Pass tensors (n, *event).")
+        raise ArgumentError("z_0, z_1", shapes, "not two batches of the same shape", "Pass tensors (n, *event).")
     z_0, z_1 = as_floating(z_0, "z_0"), as_floating(z_1, "z_1")
     n, event = len(z_0), (1,) * (z_0.ndim - 1)
     a, b = (z.reshape(n, math.prod(z.shape[1:])).to(torch.float64) for z in (z_0, z_1))
@@ -46,7 +46,8 @@ def slerp(z_0: Tensor, z_1: Tensor, w: Any) -> Tensor:
     opposite = math.pi - theta < 1e-6
     if bool(opposite.any()):
         i = int(opposite.int().argmax())
-        raise ArgumentError("z_0, z_1", f"sample {i}", "they are opposite: many circles join them", "Move one a bit.")
+        problem, remedy = "they are opposite: many circles join them", "Change one of the two a little."
+        raise ArgumentError("z_0, z_1", f"sample {i}", problem, remedy)
     fractions = torch.as_tensor(w, dtype=torch.float64, device=z_0.device)
     try:
         torch.broadcast_shapes(fractions.shape, (n,))

@@ -1,8 +1,8 @@
-"""Where noise comes from: one stream per sample by default, a shared generator where asked for.
+"""Where noise comes from: by default one stream per sample, on request one generator for the whole batch.
 
-A stream is numpy's ``SeedSequence(seed, spawn_key=(index,))``, index being the sample's place among all: the
-same numbers whatever the batch size, the split, the number of processes or the device. The price is that they
-are drawn on the host; a ``torch.Generator`` draws on its device, and then depends on the batch.
+A stream is numpy's ``SeedSequence(seed, spawn_key=(index,))``, where index is the sample's position among all. Its
+numbers do not depend on batch size, split, number of processes or device. They are drawn on the host. A
+``torch.Generator`` draws on its device, and its numbers depend on the batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BYTES_OF_A_STREAM = 1000  # bytes of the state of one stream, about
 
 
 class Purpose(IntEnum):
-    """What a sample's stream is for, besides its sampling: one seed serves all, and no draw serves twice."""
+    """What a sample's stream is for, other than sampling: one seed serves all purposes, and no draw is used twice."""
 
     PROBES = 1
     TIMES = 2
@@ -46,7 +46,7 @@ class Purpose(IntEnum):
 
 
 class Once(IntEnum):
-    """What a run draws once, for all its samples together, by a generator of torch."""
+    """What a run draws once for all its samples together, with a generator of torch."""
 
     DIRECTIONS = 1
     RESIDUALS = 2
@@ -63,10 +63,10 @@ Noise = Callable[[], Tensor]
 
 
 def check_stream(seed: int, first_index: int) -> None:
-    """Refuse what names no stream.
+    """Refuse a seed or an index that names no stream.
 
     Raises:
-        ArgumentError: if ``seed`` or ``first_index`` is negative or no whole number.
+        ArgumentError: if ``seed`` or ``first_index`` is negative or not a whole number.
     """
     for name, value in (("seed", seed), ("first_index", first_index)):
         check_count(name, value, f"Pass {name}=0, for example.", least=0)
@@ -76,20 +76,20 @@ def check_noise_dtype(dtype: torch.dtype) -> None:
     """Refuse to round normal draws to whole numbers.
 
     Raises:
-        ArgumentError: unless ``dtype`` is one of floating-point numbers.
+        ArgumentError: unless ``dtype`` is a floating-point type.
     """
     if not dtype.is_floating_point:
-        raise ArgumentError("dtype", dtype, "noise is no whole number", "Pass torch.float32 or another float.")
+        raise ArgumentError("dtype", dtype, "noise needs a floating-point type", "Pass torch.float32 or another float.")
 
 
 def sample_streams(seed: int, first_index: int, n: int, purpose: Purpose | None = None) -> list[np.random.Generator]:
-    """The streams of the samples ``first_index``, ..., ``first_index + n − 1``; by default those of their sampling."""
+    """The streams of the samples ``first_index``, ..., ``first_index + n − 1``; by default the streams for sampling."""
     keys = [(first_index + i,) if purpose is None else (first_index + i, int(purpose)) for i in range(n)]
     return [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys]
 
 
 def generator_for(seed: int, use: Once, number: int = 0) -> torch.Generator:
-    """The generator of one use in a run; ``number`` tells several of the same use apart."""
+    """The generator of one use in a run; ``number`` distinguishes several generators of the same use."""
     sequence = np.random.SeedSequence(seed, spawn_key=(number, int(use), _OF_A_RUN))
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
@@ -105,8 +105,8 @@ def per_sample_noise(
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
-    ``purpose``: by default their sampling. Drawn in float32 and then cast, so that a float64 run sees the very noise of
-    the float32 one.
+    ``purpose``: by default sampling. Drawn in float32 and then cast: a float64 run has the same noise as a float32
+    run.
 
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
