@@ -35,7 +35,7 @@ def slerp(z_0: Tensor, z_1: Tensor, w: Any) -> Tensor:
     """
     if not (isinstance(z_0, Tensor) and isinstance(z_1, Tensor) and z_0.shape == z_1.shape and z_0.ndim > 0):
         shapes = tuple(tuple(z.shape) if isinstance(z, Tensor) else z for z in (z_0, z_1))
-        raise ArgumentError("z_0, z_1", shapes, "not two batches of the same shape", "Pass tensors (n, *event).")
+        raise ArgumentError("z_0, z_1", shapes, "not two batches of one shape", "Pass tensors (n, *event).")
     z_0, z_1 = as_floating(z_0, "z_0"), as_floating(z_1, "z_1")
     n, event = len(z_0), (1,) * (z_0.ndim - 1)
     a, b = (z.reshape(n, math.prod(z.shape[1:])).to(torch.float64) for z in (z_0, z_1))
