@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sde_toolkit.errors import ArgumentError
 
@@ -21,7 +23,9 @@ __all__ = [
     "check_count",
     "check_positive",
     "is_count",
+    "is_differentiated",
     "is_number",
+    "nested_tuples",
     "some_seen",
 ]
 
@@ -46,6 +50,18 @@ def is_count(value: Any, least: int = 1) -> bool:
 def as_python(value: Any) -> Any:
     """Arrays and tensors as the number or the nested lists of numbers that they hold; all else as it is."""
     return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
+
+
+def nested_tuples(value: Any) -> Any:
+    """Arrays, tensors and lists as nested tuples of Python's own numbers; anything else as it is."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return tuple(map(nested_tuples, value)) if listed else value
+
+
+def is_differentiated(value: Tensor) -> bool:
+    """Whether a derivative by ``value`` is being taken, in reverse or forward mode."""
+    return value.requires_grad or forward_ad.unpack_dual(value).tangent is not None
 
 
 def all_hold(condition: Tensor) -> bool | None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import is_number, nested_tuples
 from sde_toolkit.errors import ArgumentError
 
 __all__ = ["Affine", "Identity", "Transform", "eight_bit"]
@@ -194,7 +194,7 @@ class Affine:
 
 def _numbers(name: str, value: Any) -> Any:
     """A number as a float, an array of them as nested tuples of floats."""
-    found = _plain(value)
+    found = nested_tuples(value)
     if not isinstance(found, tuple):
         return _finite(name, found)
     leaves = list(_leaves(found))
@@ -209,16 +209,7 @@ def _numbers(name: str, value: Any) -> Any:
         array = torch.tensor(found, dtype=torch.float64)
     except (ValueError, TypeError):
         raise ArgumentError(name, value, "lists of unequal length", f"Give {name} as an array.") from None
-    return _plain(array)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and lists as nested tuples; anything else as it is."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-    value = value.tolist() if hasattr(value, "tolist") else value
-    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return tuple(_plain(part) for part in value) if listed else value
+    return nested_tuples(array)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -36,17 +36,17 @@ def describe_solver(solver: Solver) -> dict[str, Any]:
         ArgumentError: for an integrator that :func:`build_solver` would not find again.
     """
     eta = plain_data(solver.eta, "solver.eta")
-    return {"name": str(solver.name), "eta": eta, "integrator": _plain(solver.integrator, "solver.integrator")}
+    return {"name": str(solver.name), "eta": eta, "integrator": _published_data(solver.integrator, "solver.integrator")}
 
 
-def _plain(value: Any, where: str) -> Any:
+def _published_data(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         _check_published(value, type(value), where)
         names = [f.name for f in dataclasses.fields(value) if f.init]
-        fields = {name: _plain(getattr(value, name), f"{where}.{name}") for name in names}
+        fields = {name: _published_data(getattr(value, name), f"{where}.{name}") for name in names}
         return {"class": type(value).__qualname__, **fields}
     if isinstance(value, (tuple, list)):
-        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_published_data(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if callable(value):
         _check_published(value, value, where)
         return {"function": value.__qualname__}

@@ -11,7 +11,7 @@ from sde_toolkit.calibration import calibrate
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import build_solvers, load_model, model_name, number_of_evaluations, whole_number
 from sde_toolkit.cli.setup import Workplace, command_words, join, switch
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.progress import require_progress
 
 __all__ = ["run"]
@@ -48,7 +48,7 @@ def _calibrate(config: DictConfig, place: Workplace) -> None:
         batch_size=batch_size,
         progress=progress,
     )
-    about = provenance(model, model_name(config), weights, seed=seed, command=command_words())
+    about = provenance_of(model, model_name(config), weights, seed=seed, command=command_words())
     about["config"] = OmegaConf.to_container(config, resolve=True)
     found = replace(found, record={**found.record, "provenance": about})
     save_config(config, place.directory)

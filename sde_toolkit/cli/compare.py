@@ -31,7 +31,7 @@ from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
 from sde_toolkit.evaluation.planning import ComparisonRequest
 from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
@@ -105,7 +105,7 @@ def _compare(
         print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, seed {request.seed}")
     comparison = compare_in_team(request, place.team, place.directory)
     if comparison is not None:
-        record = provenance(model, name, weights, seed=request.seed, command=command_words())
+        record = provenance_of(model, name, weights, seed=request.seed, command=command_words())
         record["config"] = OmegaConf.to_container(config, resolve=True)
         write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
         save_config(config, place.directory)  # last, so that it always belongs to the report

@@ -25,7 +25,7 @@ from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.density.density_findings import Background, likelihood_findings, likelihood_table
 from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
@@ -70,7 +70,7 @@ def run(config: DictConfig) -> None:
             name=place.name,
         )
         if found is not None:
-            record = provenance(model, name, weights, seed=request.seed, command=command_words())
+            record = provenance_of(model, name, weights, seed=request.seed, command=command_words())
             record["config"] = OmegaConf.to_container(config, resolve=True)
             title = f"Likelihood: {Path(name).name}"
             page = write_likelihood_report(found, background, place.directory, record, title=title)

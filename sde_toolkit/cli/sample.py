@@ -30,7 +30,7 @@ from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.page import as_png
 from sde_toolkit.evaluation.planning import PlannedRun, plan_run, run_of
 from sde_toolkit.files.whole import atomic_file, write_atomically
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 from sde_toolkit.sampling.automatic import Plan
@@ -119,7 +119,7 @@ def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: boo
     )
     if drawn is None:
         return None
-    record = provenance(model, model_name(config), request.weights, seed=seed, command=command_words())
+    record = provenance_of(model, model_name(config), request.weights, seed=seed, command=command_words())
     record |= {
         "n": request.n,
         "first_index": request.first_index,

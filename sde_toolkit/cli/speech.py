@@ -76,7 +76,7 @@ def in_shell_words(error: SDEToolkitError, command: str) -> str:
         value = shown(error.value)
         start = f"{error.argument}={value}: "
         if text.startswith(start):
-            value = value if isinstance(error.value, str) else _plain(value)
+            value = value if isinstance(error.value, str) else _in_words_of_shell(value)
             text = f"{_SETTINGS.get(error.argument, error.argument)}={value}: {text[len(start) :]}"
     return one_line(text)
 
@@ -85,11 +85,11 @@ def shell_remedy(remedy: str, command: str) -> str:
     """The remedy as something to type; where there is none, a pointer to the help of the command."""
     for pattern, words in _REMEDIES:
         remedy = re.sub(pattern, words, remedy)
-    remedy = _plain(remedy)
+    remedy = _in_words_of_shell(remedy)
     return f"See sde-toolkit {command} --help." if _PYTHON.search(remedy) else remedy
 
 
-def _plain(text: str) -> str:
+def _in_words_of_shell(text: str) -> str:
     """With null, true and false in place of Python's words."""
     return _VALUE.sub(lambda found: _VALUES[found[0]], text)
 

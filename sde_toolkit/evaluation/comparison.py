@@ -17,7 +17,7 @@ from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.endpoint import Endpoint, checked_endpoint, endpoint_cost, solve_endpoint
 from sde_toolkit.evaluation.planning import ComparisonRequest, PlannedRun
 from sde_toolkit.evaluation.rows import Comparison, Row
-from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.jobs.fingerprints import behaviour, fingerprint_data, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, Parts, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
@@ -161,8 +161,8 @@ class _Batches:
             "work": "comparison/1",
             "model": model_fingerprint(request.model),
             "behaviour": behaviour(request.model, request.event_shape),
-            "settings": plain(settings),
-            "rows": plain(runs),
+            "settings": fingerprint_data(settings),
+            "rows": fingerprint_data(runs),
         }
 
     def parts(self) -> list[Part]:

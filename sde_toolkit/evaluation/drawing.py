@@ -136,7 +136,7 @@ def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> d
     """What the finished batches depend on."""
     settings = {**asked, "solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
     answers = behaviour(model, model.event_shape or ())
-    return {"work": "samples/1", "model": model_fingerprint(model), "behaviour": answers, "settings": plain(settings)}
+    return {"work": "samples/1", "model": model_fingerprint(model), "behaviour": answers, "settings": fingerprint_data(settings)}
 
 
 def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition: Any) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ __all__ = [
     "as_png",
     "checked_provenance",
     "facts_of",
-    "plain_data",
+    "json_data",
     "require_packages",
     "write_page",
 ]
@@ -106,7 +106,7 @@ class Page:
             kind.__name__.lower(): lambda block, kind=kind: isinstance(block, kind)
             for kind in (Table, Figure, Definitions)
         }
-        provenance = json.dumps(plain_data(dict(self.provenance)), indent=2, ensure_ascii=False)
+        provenance = json.dumps(json_data(dict(self.provenance)), indent=2, ensure_ascii=False)
         encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
         return environment.from_string(source).render(page=self, provenance=provenance, pictures=encoded)
 
@@ -171,12 +171,12 @@ def as_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def plain_data(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """Dictionaries, lists and numbers for JSON, which knows no NaN and no infinity: they become null."""
     if isinstance(value, Mapping):
-        return {str(key): plain_data(item) for key, item in value.items()}
+        return {str(key): json_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_data(item) for item in value]
+        return [json_data(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -186,7 +186,7 @@ def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         ArgumentError: for what JSON cannot hold.
     """
-    about: dict[str, Any] = plain_data(dict(provenance or {}))
+    about: dict[str, Any] = json_data(dict(provenance or {}))
     try:
         json.dumps(about, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -207,7 +207,7 @@ def facts_of(provenance: Mapping[str, Any], *middle: str, device: str = "", seco
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(plain_data(content), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(json_data(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _as_bytes(text: str) -> bytes:

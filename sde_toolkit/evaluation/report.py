@@ -46,7 +46,7 @@ def write_report(
     Everything is composed before the first file is written, and the files appear together.
 
     Args:
-        provenance: plain data from :func:`sde_toolkit.jobs.provenance.provenance`, and anything else to be recorded;
+        provenance: plain data from :func:`sde_toolkit.jobs.provenance.provenance_of`, and anything else to be recorded;
             None: the report does not describe the model and the machine.
 
     Raises:

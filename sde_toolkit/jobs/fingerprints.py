@@ -27,18 +27,18 @@ __all__ = [
     "differences",
     "digest",
     "digits_of",
+    "fingerprint_data",
+    "fixed_events",
     "flat",
     "model_fingerprint",
-    "plain",
     "tensor_digest",
-    "trial",
     "weights_digest_of",
 ]
 
 
 def model_fingerprint(model: ScoreModel) -> dict[str, Any]:
     """The weights' hash and everything but the weights."""
-    return {"weights_sha256": weights_digest_of(model), **plain(model.description())}
+    return {"weights_sha256": weights_digest_of(model), **fingerprint_data(model.description())}
 
 
 def behaviour(model: ScoreModel, event_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[str]:
@@ -49,10 +49,10 @@ def behaviour(model: ScoreModel, event_shape: tuple[int, ...], dtype: torch.dtyp
     if isinstance(inside, torch.nn.Module):
         return []
     with torch.no_grad():
-        return digits_of(model(trial(event_shape).to(dtype), 0.5).output)
+        return digits_of(model(fixed_events(event_shape).to(dtype), 0.5).output)
 
 
-def trial(event_shape: tuple[int, ...]) -> Tensor:
+def fixed_events(event_shape: tuple[int, ...]) -> Tensor:
     """Two events that say nothing, (2, *event_shape) float64."""
     return torch.linspace(-1.0, 1.0, 2 * math.prod(event_shape), dtype=torch.float64).reshape(2, *event_shape)
 
@@ -66,7 +66,7 @@ def weights_digest_of(module: torch.nn.Module) -> str:
     """SHA-256 of all parameters and buffers, by their names; the same wherever they lie, compiled or not."""
     weights = hashlib.sha256()
     for name, value in sorted(state_of(module).items()):
-        said = tensor_digest(value) if isinstance(value, Tensor) else plain(value)
+        said = tensor_digest(value) if isinstance(value, Tensor) else fingerprint_data(value)
         weights.update(f"{name} {said}\n".encode())
     return weights.hexdigest()
 
@@ -81,7 +81,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs, as ``settings.nfe (50 there, 30 here)``."""
     old, new = dict(flat(there)), dict(flat(here))
     return [
-        f"{name} ({_short(old.get(name))} there, {_short(new.get(name))} here)"
+        f"{name} ({_shortened(old.get(name))} there, {_shortened(new.get(name))} here)"
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
@@ -96,12 +96,12 @@ def flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, content
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
 
 
-def plain(value: Any) -> Any:
+def fingerprint_data(value: Any) -> Any:
     """A setting as plain data for JSON; tensors as their hash, parts by class and fields, functions by name."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -110,15 +110,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "sha256": tensor_digest(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): fingerprint_data(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [plain(item) for item in value]
+        return [fingerprint_data(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: fingerprint_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
         mark = CLASS if type(value).__module__.startswith("sde_toolkit.") else OWN  # ours, or one that has its name
         return {mark: type(value).__qualname__, **fields}
     if isinstance(value, functools.partial):
-        return {"function": plain(value.func), "arguments": [plain(value.args), plain(value.keywords)]}
+        return {
+            "function": fingerprint_data(value.func),
+            "arguments": [fingerprint_data(value.args), fingerprint_data(value.keywords)],
+        }
     return str(getattr(value, "__qualname__", value if isinstance(value, torch.dtype) else type(value).__qualname__))
 
 

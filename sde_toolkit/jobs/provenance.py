@@ -16,12 +16,12 @@ import torch
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
 
-__all__ = ["provenance", "toolkit_version", "weights_digest"]
+__all__ = ["provenance_of", "toolkit_version", "weights_digest"]
 
 _PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
 
 
-def provenance(
+def provenance_of(
     model: ScoreModel, model_name: str, weights: str | None, *, seed: int, command: list[str] | None = None
 ) -> dict[str, Any]:
     """Plain data for JSON. ``weights``: "ema" or "raw", None for a model without a file; ``command``: its

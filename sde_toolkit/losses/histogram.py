@@ -33,7 +33,7 @@ def lambda_histogram(losses: Tensor, lam: Tensor, edges: Tensor) -> tuple[Tensor
     Raises:
         ArgumentError: if the shapes do not fit or, on the CPU, if the edges do not increase or a λ is NaN.
     """
-    _check(losses, lam, edges)
+    _check_histogram(losses, lam, edges)
     inner = edges[1:-1].to(losses.device, torch.promote_types(lam.dtype, edges.dtype))
     index = torch.bucketize(lam.detach().to(inner).contiguous(), inner, right=True)
     inside = index == torch.arange(len(inner) + 1, device=losses.device).unsqueeze(1)
@@ -41,7 +41,7 @@ def lambda_histogram(losses: Tensor, lam: Tensor, edges: Tensor) -> tuple[Tensor
     return values.sum(1), inside.sum(1)
 
 
-def _check(losses: Any, lam: Any, edges: Any) -> None:
+def _check_histogram(losses: Any, lam: Any, edges: Any) -> None:
     for name, value in (("losses", losses), ("lam", lam), ("edges", edges)):
         if not (isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point()):
             found = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
-from sde_toolkit.jobs.fingerprints import plain, weights_digest_of
+from sde_toolkit.jobs.fingerprints import fingerprint_data, weights_digest_of
 from sde_toolkit.metrics.classifier import MNISTClassifier
 from sde_toolkit.transforms import Transform
 
@@ -194,7 +194,7 @@ def data_extractor(event_shape: tuple[int, ...] = (), transform: Transform | Non
     def flat(x: Tensor) -> Tensor:
         return (x if transform is None else transform.forward(x)).flatten(1) if x.ndim > 1 else x.unsqueeze(1)
 
-    about = {"library": "sde_toolkit", "transform": plain(transform), "resize": None, "antialias": None}
+    about = {"library": "sde_toolkit", "transform": fingerprint_data(transform), "resize": None, "antialias": None}
     return Extractor("data", flat, _as_is, about)
 
 
@@ -210,7 +210,7 @@ def module_extractor(module: nn.Module, name: str | None = None) -> Extractor:
         raise ArgumentError("extractor", module, "not a torch module", "Pass a module from (B, *event) to (B, d).")
     kind = type(module)
     about: dict[str, Any] = {"library": "the user's own", "class": f"{kind.__module__}.{kind.__qualname__}"}
-    about |= {"resize": "the module's own", "antialias": None, **plain(getattr(module, "about", {}))}
+    about |= {"resize": "the module's own", "antialias": None, **fingerprint_data(getattr(module, "about", {}))}
     return Extractor(name or kind.__name__, module.eval(), _as_is, about)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.jobs.fingerprints import plain
+from sde_toolkit.jobs.fingerprints import fingerprint_data
 from sde_toolkit.jobs.provenance import toolkit_version
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Metric(ABC):
         """Settings and library as plain data. Two values are compared only if these are equal."""
         kind: Any = type(self)
         fields: Any = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        settings = {f.name: plain(getattr(self, f.name)) for f in fields}
+        settings = {f.name: fingerprint_data(getattr(self, f.name)) for f in fields}
         return {"library": f"{kind.__module__}.{kind.__qualname__}", **settings}
 
     def note(self, n: int, n_real: int, dimension: int) -> str:

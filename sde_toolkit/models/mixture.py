@@ -17,10 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from sde_toolkit.batching import as_floating, expand_to
-from sde_toolkit.checks import all_hold
+from sde_toolkit.checks import all_hold, is_differentiated
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.prediction import Kind, Prediction
 from sde_toolkit.models.row_products import row_products, with_derivatives_of
@@ -56,7 +55,7 @@ class _MixtureNetwork(nn.Module):
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
         others = (alpha, sigma, self.means, self.variances, self.log_weights)
-        if self.axes is None and not any(_is_differentiated(c) for c in (time, *others)):
+        if self.axes is None and not any(is_differentiated(c) for c in (time, *others)):
             return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope)
         if self.axes is not None:
             v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)
@@ -121,11 +120,6 @@ class _MixtureNetwork(nn.Module):
         scaled = d / spread
         log_density = -0.5 * (d * scaled + torch.log(2 * math.pi * spread)).sum(-1)
         return alpha, sigma, means, self.log_weights.to(flat) + log_density, scaled
-
-
-def _is_differentiated(c: Tensor) -> bool:
-    """Whether a derivative by c is being taken, in reverse or forward mode."""
-    return c.requires_grad or forward_ad.unpack_dual(c).tangent is not None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from sde_toolkit.checks import is_differentiated
 from sde_toolkit.errors import DefinitionError
 from sde_toolkit.sde.derive import pick
 from sde_toolkit.sde.ends import End, noise_from_start, noise_towards_end
 from sde_toolkit.sde.kept import PerObject
-from sde_toolkit.sde.panels import FIRST, LAST, Panels, adapted, first_panel, joined, last_panel, moments, octaves
+from sde_toolkit.sde.panels import (
+    FIRST,
+    LAST,
+    Panels,
+    adapted_panels,
+    first_panel,
+    in_order_of_time,
+    last_panel,
+    octaves,
+    panel_integrals,
+)
 
 __all__ = ["integrated_path"]
 
@@ -64,7 +74,7 @@ def integrated_path(sde: Any, t: Tensor, *, with_variance: bool = True) -> tuple
     """
 
     shape, table = _current(sde, t.device, with_variance)
-    return _evaluate(shape, table, sde, t, with_variance)
+    return _path_at(shape, table, sde, t, with_variance)
 
 
 def _coefficients(sde: Any, t: Tensor, with_g: bool = True) -> tuple[Tensor, Tensor]:
@@ -76,28 +86,24 @@ def _coefficients(sde: Any, t: Tensor, with_g: bool = True) -> tuple[Tensor, Ten
 def _current(sde: Any, device: torch.device, with_variance: bool) -> tuple[_Shape, _Table]:
     kept = _KEPT.get(sde, device)
     if kept is None:
-        kept = _built(sde, device)
+        kept = _build(sde, device)
     shape, seen, table = kept
     now = torch.stack(_coefficients(sde, shape.probes, with_variance))
     known = len(now) if with_variance else 1
     if not torch.equal(now[:known].detach(), seen[:known]):
-        shape, seen, table = _built(sde, device)
-    return shape, _tabulated(shape, sde) if _is_differentiated(now) else table
-
-
-def _is_differentiated(value: Tensor) -> bool:
-    return value.requires_grad or forward_ad.unpack_dual(value).tangent is not None
+        shape, seen, table = _build(sde, device)
+    return shape, _tabulated(shape, sde) if is_differentiated(now) else table
 
 
 @torch.no_grad()
-def _built(sde: Any, device: torch.device) -> tuple[_Shape, Tensor, _Table]:
+def _build(sde: Any, device: torch.device) -> tuple[_Shape, Tensor, _Table]:
     name = type(sde).__name__
-    panels = adapted(lambda t: _coefficients(sde, t), name, device)
-    early, late = (None if all(end.is_regular for end in ends) else ends for ends in _ends(sde, name, device))
+    panels = adapted_panels(lambda t: _coefficients(sde, t), name, device)
+    early, late = (None if all(end.is_regular for end in ends) else ends for ends in _both_ends(sde, name, device))
     if early is None:
-        panels = joined([panels, first_panel(device)])
+        panels = in_order_of_time([panels, first_panel(device)])
     if late is None:
-        panels = joined([panels, last_panel(device)])
+        panels = in_order_of_time([panels, last_panel(device)])
     t = panels.nodes()[0].flatten()
     probes = t[:: max(1, len(t) // _PROBES)].clone()
     shape = _Shape(panels, probes, early, late)
@@ -109,17 +115,17 @@ def _built(sde: Any, device: torch.device) -> tuple[_Shape, Tensor, _Table]:
     return kept
 
 
-def _ends(sde: Any, name: str, device: torch.device) -> tuple[tuple[End, End], tuple[End, End]]:
+def _both_ends(sde: Any, name: str, device: torch.device) -> tuple[tuple[End, End], tuple[End, End]]:
     """How ∫f and ∫g² behave towards t=0 and t=1."""
     whole = octaves(device)
-    outer_a, outer_v = (v.tolist() for v in _moments_of(sde, whole[torch.tensor([0, 1, -2, -1])], kernel=False))
+    outer_a, outer_v = (v.tolist() for v in _integrals(sde, whole[torch.tensor([0, 1, -2, -1])], kernel=False))
     early = (
         End.of(outer_a[0], outer_a[1], 1e-300, name, "∫f from t=0"),
         End.of(outer_v[0], outer_v[1], 1e-300, name, "∫g² from t=0"),
     )
     late = (
         End.of(outer_a[3], outer_a[2], 1e-14, name, "log α(1)"),
-        End.of(outer_v[3], outer_v[2], 1e-14 * _moments_of(sde, whole, kernel=False)[1].sum().item(), name, "σ(1)"),
+        End.of(outer_v[3], outer_v[2], 1e-14 * _integrals(sde, whole, kernel=False)[1].sum().item(), name, "σ(1)"),
     )
     for end, what in zip(early, ("f", "g²"), strict=True):
         if end.power is None:
@@ -142,8 +148,8 @@ def _check_limit(name: str, table: _Table) -> None:
 
 
 def _tabulated(shape: _Shape, sde: Any) -> _Table:
-    A, V = _moments_of(sde, shape.panels)
-    outer_a, outer_v = _moments_of(sde, octaves(A.device)[torch.tensor([0, -1])], kernel=False)
+    A, V = _integrals(sde, shape.panels)
+    outer_a, outer_v = _integrals(sde, octaves(A.device)[torch.tensor([0, -1])], kernel=False)
     begin, early = A.new_zeros(2, 1), (outer_a[0], outer_v[0])
     if shape.early is not None:
         of_f, of_g = shape.early
@@ -161,7 +167,7 @@ def _power(end: End) -> float:
     return 1.0 if end.power is None else end.power
 
 
-def _moments_of(
+def _integrals(
     sde: Any, panels: Panels, length: Tensor | None = None, *, with_g: bool = True, kernel: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(A, V) of the panels, or of their first parts; ``kernel=False``: ∫g² for V. A pole under a node is left out."""
@@ -169,8 +175,10 @@ def _moments_of(
     f, g_squared = (torch.where(v.isfinite(), v, 0.0) * stretch for v in _coefficients(sde, t, with_g))
     length = panels.length if length is None else length
     if not kernel:
-        return moments(f, torch.zeros_like(f), length)[0], moments(g_squared, torch.zeros_like(f), length)[0]
-    return moments(f, g_squared, length)
+        return panel_integrals(f, torch.zeros_like(f), length)[0], panel_integrals(
+            g_squared, torch.zeros_like(f), length
+        )[0]
+    return panel_integrals(f, g_squared, length)
 
 
 def _limit(sde: Any, like: Tensor) -> Tensor:
@@ -183,7 +191,7 @@ def _limit(sde: Any, like: Tensor) -> Tensor:
     return c + (c - b) * ratio / (1 - ratio)
 
 
-def _evaluate(shape: _Shape, table: _Table, sde: Any, t: Tensor, with_variance: bool) -> tuple[Tensor, Tensor]:
+def _path_at(shape: _Shape, table: _Table, sde: Any, t: Tensor, with_variance: bool) -> tuple[Tensor, Tensor]:
     panels = shape.panels
     times = panels.times
     is_early, is_late = t < times[0], t > 1 - (panels.begin[-1] - panels.length[-1])
@@ -191,23 +199,23 @@ def _evaluate(shape: _Shape, table: _Table, sde: Any, t: Tensor, with_variance: 
     here = panels.at(k)
     inside = torch.where(is_early | is_late, pick(times, k), t)
     length = torch.where(here.from_end, here.begin - (1 - inside), inside - here.begin)
-    A, V = _moments_of(sde, here, length, with_g=with_variance)
+    A, V = _integrals(sde, here, length, with_g=with_variance)
     path = torch.stack([pick(table.log_alpha, k) + A, pick(table.variance, k) * torch.exp(2 * A) + V])
     if shape.early is not None:
-        path = torch.where(is_early, _before(shape.early, table, (t / FIRST).clamp(max=1.0)), path)
+        path = torch.where(is_early, _path_before_octaves(shape.early, table, (t / FIRST).clamp(max=1.0)), path)
     if shape.late is not None:
-        path = torch.where(is_late, _beyond(shape.late, table, ((1 - t) / LAST).clamp(max=1.0)), path)
+        path = torch.where(is_late, _path_after_octaves(shape.late, table, ((1 - t) / LAST).clamp(max=1.0)), path)
     log_alpha, variance = path.unbind()
     return log_alpha, variance
 
 
-def _before(ends: tuple[End, End], table: _Table, distance: Tensor) -> Tensor:
+def _path_before_octaves(ends: tuple[End, End], table: _Table, distance: Tensor) -> Tensor:
     """log α and the variance between t=0 and the first octave, at ``distance`` from 0 in units of its end."""
     (a, v), (p, q) = table.early, (_power(end) for end in ends)
     return torch.stack([a * distance**p, noise_from_start(a, p, v, q, distance)])
 
 
-def _beyond(ends: tuple[End, End], table: _Table, distance: Tensor) -> Tensor:
+def _path_after_octaves(ends: tuple[End, End], table: _Table, distance: Tensor) -> Tensor:
     """log α and the variance between the last octave and t=1, at ``distance`` from 1 in units of the octave's end."""
     log_alpha, variance, (a, v) = table.log_alpha[-1], table.variance[-1], table.late
     of_f, of_g = ends

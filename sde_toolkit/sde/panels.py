@@ -26,12 +26,12 @@ __all__ = [
     "LAST",
     "TOLERANCE",
     "Panels",
-    "adapted",
+    "adapted_panels",
     "first_panel",
-    "joined",
+    "in_order_of_time",
     "last_panel",
-    "moments",
     "octaves",
+    "panel_integrals",
 ]
 
 Coefficients = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -108,7 +108,7 @@ class Panels:
         return Panels(self.begin, half, self.from_end), Panels(middle, half, self.from_end)
 
 
-def joined(parts: list[Panels]) -> Panels:
+def in_order_of_time(parts: list[Panels]) -> Panels:
     """All of them, in the order of time."""
     whole = Panels(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Panels)))
     return whole[torch.argsort(whole.times, stable=True)]
@@ -137,7 +137,7 @@ def last_panel(device: torch.device) -> Panels:
     return Panels(ends, ends, torch.ones(1, dtype=torch.bool, device=device))
 
 
-def moments(f: Tensor, g_squared: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+def panel_integrals(f: Tensor, g_squared: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """(A, V) of panels (P,) from values (P, n) at the nodes."""
     _, weights, inner = (v.to(f.device) for v in _rule())
     whole = length * (f @ weights)
@@ -147,7 +147,7 @@ def moments(f: Tensor, g_squared: Tensor, length: Tensor) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Compared:
     """Panels with (A, V) by their halves, and the difference to those by one rule."""
 
     A: Tensor
@@ -156,14 +156,14 @@ class _Judged:
     error_in_v: Tensor
 
 
-def adapted(coefficients: Coefficients, name: str, device: torch.device) -> Panels:
+def adapted_panels(coefficients: Coefficients, name: str, device: torch.device) -> Panels:
     """Octaves, halved until the rule is good enough.
 
     Raises:
         DefinitionError: naming a time where a coefficient is not finite, or cannot be integrated.
     """
     pending = octaves(device)
-    judged = _judged(coefficients, name, pending)
+    judged = _compare_with_halves(coefficients, name, pending)
     level = _level(judged.A, judged.V)
     done, left = [], torch.zeros((), dtype=torch.float64, device=device)
     while True:
@@ -178,11 +178,11 @@ def adapted(coefficients: Coefficients, name: str, device: torch.device) -> Pane
         done.append(pending[good | stuck])
         wrong = ~(good | stuck)
         if not bool(wrong.any()):
-            return joined(done)
-        pending, level = joined(list(pending[wrong].halves())), level[wrong].repeat_interleave(2)
+            return in_order_of_time(done)
+        pending, level = in_order_of_time(list(pending[wrong].halves())), level[wrong].repeat_interleave(2)
         if len(pending) + sum(map(len, done)) > _MOST:
             raise _refusal(name, pending.times[len(pending) // 2].item(), "they are too rough there")
-        judged = _judged(coefficients, name, pending)
+        judged = _compare_with_halves(coefficients, name, pending)
 
 
 def _level(A: Tensor, V: Tensor) -> Tensor:
@@ -192,15 +192,15 @@ def _level(A: Tensor, V: Tensor) -> Tensor:
     return torch.minimum(after, torch.cat([after[:1], after[:-1]]))
 
 
-def _judged(coefficients: Coefficients, name: str, panels: Panels) -> _Judged:
+def _compare_with_halves(coefficients: Coefficients, name: str, panels: Panels) -> _Compared:
     first, second = panels.halves()
-    A, V = _moments_of(coefficients, name, panels)
-    (A_1, V_1), (A_2, V_2) = (_moments_of(coefficients, name, half) for half in (first, second))
+    A, V = _checked_integrals(coefficients, name, panels)
+    (A_1, V_1), (A_2, V_2) = (_checked_integrals(coefficients, name, half) for half in (first, second))
     finer_A, finer_V = A_1 + A_2, V_1 * torch.exp(2 * A_2) + V_2
-    return _Judged(finer_A, finer_V, (finer_A - A).abs(), (finer_V - V).abs())
+    return _Compared(finer_A, finer_V, (finer_A - A).abs(), (finer_V - V).abs())
 
 
-def _moments_of(coefficients: Coefficients, name: str, panels: Panels) -> tuple[Tensor, Tensor]:
+def _checked_integrals(coefficients: Coefficients, name: str, panels: Panels) -> tuple[Tensor, Tensor]:
     """(A, V); a node that meets a pole of f or g is left out, which is found as an error of the panel."""
     t, stretch = panels.nodes()
     values = coefficients(t)
@@ -210,7 +210,7 @@ def _moments_of(coefficients: Coefficients, name: str, panels: Panels) -> tuple[
         where = t[missing][poles[missing]][0].item()
         raise _refusal(name, where, "f or g is not finite there (the square root of a negative number, perhaps)")
     f, g_squared = (torch.where(poles, 0.0, v) * stretch for v in values)
-    return moments(f, g_squared, panels.length)
+    return panel_integrals(f, g_squared, panels.length)
 
 
 def _refusal(name: str, t: float, problem: str) -> DefinitionError:

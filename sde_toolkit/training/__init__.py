@@ -1,6 +1,6 @@
 """Training score models, on one machine or many, so that a kill at any moment loses nothing."""
 
-from sde_toolkit.training.averages import WeightAverage, exponential, power_function
+from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.posthoc import posthoc_average
 from sde_toolkit.training.stopping import Interrupted
@@ -15,8 +15,8 @@ __all__ = [
     "TrainingOptions",
     "Watcher",
     "WeightAverage",
-    "exponential",
+    "exponential_update",
     "posthoc_average",
-    "power_function",
+    "power_function_update",
     "train",
 ]

@@ -22,13 +22,20 @@ from torch import Tensor
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["WeightAverage", "exponential", "gamma_of", "posthoc_weights", "power_function", "worth_using_from"]
+__all__ = [
+    "WeightAverage",
+    "exponential_update",
+    "gamma_of",
+    "posthoc_weights",
+    "power_function_update",
+    "worth_using_from",
+]
 
 Update = Callable[[list[Tensor], list[Tensor], int], None]
 """(averages, weights, how many came before): moves the averages in place."""
 
 
-def exponential(decay: float, warm_up: bool = True) -> Update:
+def exponential_update(decay: float, warm_up: bool = True) -> Update:
     """w̄ ← β_n w̄ + (1 − β_n) w; without warm-up β_n = β, as in :mod:`torch.optim.swa_utils`."""
 
     def update(averages: list[Tensor], weights: list[Tensor], count: int) -> None:
@@ -53,7 +60,7 @@ def worth_using_from(decay: float, warm_up: bool) -> int:
     return count
 
 
-def power_function(sigma_rel: float) -> Update:
+def power_function_update(sigma_rel: float) -> Update:
     """β_t = (1 − 1/t)^(γ+1) with the γ whose profile has the relative width σ_rel."""
     exponent = gamma_of(sigma_rel) + 1
 
@@ -114,7 +121,7 @@ class WeightAverage:
             self._set(own)
 
     @torch.no_grad()
-    def take(self, count: int) -> None:
+    def set_to_weights(self, count: int) -> None:
         """Set the average, and its count, to the parameters as they are."""
         torch._foreach_copy_(self.values, self._weights())
         self.count = count

@@ -21,10 +21,18 @@ from sde_toolkit.errors import DataError, SDEToolkitError
 from sde_toolkit.losses import low_discrepancy
 from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order
 
-__all__ = ["Batch", "Portion", "Recipe", "data_batches", "held_out_batches", "share_of_stream", "stream_batches"]
+__all__ = [
+    "PassInputs",
+    "Portion",
+    "Recipe",
+    "held_out_inputs",
+    "inputs_from_data",
+    "inputs_from_stream",
+    "share_of_stream",
+]
 
 
-class Batch(NamedTuple):
+class PassInputs(NamedTuple):
     """What one forward pass needs: x (n, *event) in data space, u (n,), noise (n, *event); labels, draws or None."""
 
     x: Tensor
@@ -34,9 +42,9 @@ class Batch(NamedTuple):
     uniform: Tensor | None
     normal: Tensor | None
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PassInputs:
         """The same on a device."""
-        return Batch._make(None if part is None else part.to(device, non_blocking=True) for part in self)
+        return PassInputs._make(None if part is None else part.to(device, non_blocking=True) for part in self)
 
 
 class Portion(NamedTuple):
@@ -59,7 +67,7 @@ class Recipe:
     label_dropout: float = 0.0
     no_class: int | None = None
 
-    def complete(self, portion: Portion, x: Tensor, labels: Tensor | None) -> Batch:
+    def complete(self, portion: Portion, x: Tensor, labels: Tensor | None) -> PassInputs:
         """The samples of a portion with their times, noise and augmentation draws."""
         draws, (step, first, n) = KeyedDraws(self.seed), portion
         if self.low_discrepancy:
@@ -73,7 +81,7 @@ class Recipe:
         if labels is not None and self.label_dropout:
             hidden = draws.uniform(Use.LABEL, step, first, n, 1)[:, 0] < self.label_dropout
             labels = torch.where(hidden, self.no_class or 0, labels)
-        return Batch(x, u, noise, labels, uniform, normal)
+        return PassInputs(x, u, noise, labels, uniform, normal)
 
 
 @dataclass
@@ -85,7 +93,7 @@ class _Portions(torch.utils.data.Dataset[Any]):
     recipe: Recipe
     orders: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __getitem__(self, portion: Portion) -> Batch | SDEToolkitError:
+    def __getitem__(self, portion: Portion) -> PassInputs | SDEToolkitError:
         """An error is handed on, not raised: of one raised in a reading process torch makes a longer one."""
         chosen = torch.from_numpy(self._chosen(portion))
         labels = None if self.labels is None else self.labels[chosen]
@@ -114,7 +122,7 @@ class _Portions(torch.utils.data.Dataset[Any]):
         return {**self.__dict__, "orders": {}}
 
 
-def data_batches(
+def inputs_from_data(
     dataset: Dataset,
     recipe: Recipe,
     portions: Iterator[Portion],
@@ -122,7 +130,7 @@ def data_batches(
     use_labels: bool,
     workers: int = 0,
     pin: bool = False,
-) -> Generator[Batch, None, None]:
+) -> Generator[PassInputs, None, None]:
     """The batches of the given portions, in order; read ahead by ``workers`` processes.
 
     Raises:
@@ -152,9 +160,9 @@ def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> St
     return ParallelStream(share, workers) if workers else share
 
 
-def stream_batches(
+def inputs_from_stream(
     stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, classes: int | None
-) -> Generator[Batch, None, None]:
+) -> Generator[PassInputs, None, None]:
     """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for.
 
     Raises:
@@ -169,9 +177,9 @@ def stream_batches(
         yield recipe.complete(portion, x, labels if classes else None)
 
 
-def held_out_batches(
+def held_out_inputs(
     dataset: Dataset, recipe: Recipe, count: int, size: int, rank: int, processes: int, *, use_labels: bool
-) -> Iterator[Batch]:
+) -> Iterator[PassInputs]:
     """The first ``count`` test samples in batches of ``size``, every ``processes``-th batch for this process.
 
     Times and noise depend on a sample's place only: the curve over training shows the network and not the dice.

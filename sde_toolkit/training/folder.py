@@ -18,7 +18,7 @@ from sde_toolkit.jobs.fingerprints import digest, flat
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.checkpoint import BEST, CHECKPOINTS, checkpoint_folders
 
-__all__ = ["AVERAGES", "LOGS", "PARTIAL", "RUN", "STATE", "check_folder", "run_digest", "snapshots", "tidy"]
+__all__ = ["AVERAGES", "LOGS", "PARTIAL", "RUN", "STATE", "check_folder", "remove_leftovers", "run_digest", "snapshots"]
 
 RUN = "run.yaml"
 STATE = "training.pt"
@@ -113,7 +113,7 @@ def snapshots(directory: str | Path) -> list[tuple[float, int, Path]]:
     return sorted(found, key=lambda row: row[1:])
 
 
-def tidy(directory: Path) -> None:
+def remove_leftovers(directory: Path) -> None:
     """Remove what a kill may have left half done."""
     files = "|".join(map(re.escape, (*LOGS, BEST)))
     _remove_partial(directory, rf"\.({files})\.\d+\.partial|{re.escape(PARTIAL)}{BEST}")

@@ -17,7 +17,7 @@ from sde_toolkit.networks.inside import hyperparameters_of
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
-from sde_toolkit.training.batches import Batch
+from sde_toolkit.training.batches import PassInputs
 
 __all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_training_data", "modes_kept"]
 
@@ -47,21 +47,21 @@ class Objective(nn.Module):
         self.t_min = t_min
         self.augmentation = augmentation
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses and λ, (B,) each. The data are mapped to model space here, on the batch's device."""
+    def forward(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """Losses and λ, (B,) each. The data are mapped to model space here, on the device of the inputs."""
         model = self.model
-        x_0 = model.transform.forward(batch.x).to(torch.float32)
-        x_0, condition = self._augmented(x_0, batch)
-        t, importance = self.times(model.sde, batch.u, self.t_min)
-        losses = self.loss(model, x_0, t, batch.noise, condition)
+        x_0 = model.transform.forward(inputs.x).to(torch.float32)
+        x_0, condition = self._augmented(x_0, inputs)
+        t, importance = self.times(model.sde, inputs.u, self.t_min)
+        losses = self.loss(model, x_0, t, inputs.noise, condition)
         return importance.to(losses.dtype) * losses, model.sde.half_log_snr(t)
 
-    def _augmented(self, x_0: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-        if self.augmentation is None or batch.uniform is None or not self.training:
-            return x_0, batch.labels
-        normal = x_0.new_zeros(len(x_0), 0) if batch.normal is None else batch.normal
-        x_0, described = self.augmentation(x_0, batch.uniform.to(x_0.dtype), normal)
-        return x_0, batch.labels if described is None else Condition(batch.labels, described)
+    def _augmented(self, x_0: Tensor, inputs: PassInputs) -> tuple[Tensor, Any]:
+        if self.augmentation is None or inputs.uniform is None or not self.training:
+            return x_0, inputs.labels
+        normal = x_0.new_zeros(len(x_0), 0) if inputs.normal is None else inputs.normal
+        x_0, described = self.augmentation(x_0, inputs.uniform.to(x_0.dtype), normal)
+        return x_0, inputs.labels if described is None else Condition(inputs.labels, described)
 
 
 @contextmanager

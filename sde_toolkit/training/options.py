@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-import torch
-
-from sde_toolkit.checks import check_count, check_positive, is_number
+from sde_toolkit.checks import check_count, check_positive, is_number, nested_tuples
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.training.averages import worth_using_from
 
@@ -85,10 +82,8 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(
-            self
-        ):  # numbers of numpy and torch, and YAML's lists, as Python's own, which a checkpoint can hold
-            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        for field in fields(self):  # a checkpoint holds Python's own numbers and tuples only
+            object.__setattr__(self, field.name, nested_tuples(getattr(self, field.name)))
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
             check_count(name, getattr(self, name), _CORRECT)
         for name in ("pass_size", "checkpoint_every"):
@@ -120,12 +115,6 @@ class TrainingOptions:
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:
             raise ArgumentError(name, getattr(self, name), problem, _CORRECT)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
-    return _plain(value.tolist()) if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
 
 
 def _in_unit(value: Any) -> bool:

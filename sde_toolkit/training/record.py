@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import Any
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.jobs.fingerprints import digest, plain, tensor_digest
+from sde_toolkit.jobs.fingerprints import digest, fingerprint_data, tensor_digest
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.trial import held_numbers, try_parts
@@ -50,7 +50,7 @@ def describe_run(objective: Objective, dataset: Dataset, options: TrainingOption
         "behaviour": try_parts(objective, dataset),
         "shapes": digest({name: list(value.shape) for name, value in model.state_dict().items()}),
     }
-    return {name: plain(part) for name, part in parts.items()}
+    return {name: fingerprint_data(part) for name, part in parts.items()}
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:

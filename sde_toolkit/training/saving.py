@@ -138,7 +138,7 @@ def mark_best(directory: Path, folder: Path) -> None:
 def mark_missed_best(directory: Path, best_step: int) -> None:
     """Let ``best`` name the best step, if a kill came between its checkpoint and that."""
     folders = dict(checkpoint_folders(directory))
-    if best_step in folders and not _same(best_checkpoint(directory), folders[best_step]):
+    if best_step in folders and not _is_same_folder(best_checkpoint(directory), folders[best_step]):
         mark_best(directory, folders[best_step])
 
 
@@ -146,11 +146,11 @@ def prune(directory: Path, keep: int) -> None:
     """Remove all checkpoints of the run but the last ``keep`` and the best."""
     best = best_checkpoint(directory)
     for _, folder in checkpoint_folders(directory)[:-keep]:
-        if (folder / RUN).is_file() and not _same(best, folder):
+        if (folder / RUN).is_file() and not _is_same_folder(best, folder):
             _remove(folder)
 
 
-def _same(one: Path | None, other: Path) -> bool:
+def _is_same_folder(one: Path | None, other: Path) -> bool:
     return one is not None and one.resolve() == other.resolve()
 
 
@@ -190,7 +190,7 @@ def restoring(folder: Path) -> Iterator[None]:
         raise CheckpointError(folder, problem, remedy) from error
 
 
-_BEFORE = {"options.ema_warmup": False}  # in runs of before there was the option
+_OPTIONS_OF_OLD_RUNS = {"options.ema_warmup": False}  # in runs of before there was the option
 
 
 def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
@@ -201,7 +201,7 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     """
     made_with = _read_run(folder)
     part = differing_part(made_with.get("behaviour"), run["behaviour"])
-    then, now = ({**_BEFORE, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
+    then, now = ({**_OPTIONS_OF_OLD_RUNS, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
     for key in [key for key in now if key.endswith(f".{OWN}") and key not in then]:
         bare = key.removesuffix(OWN) + CLASS  # how earlier versions noted a part of one's own
         if bare in then:

@@ -21,14 +21,14 @@ from sde_toolkit.losses import DenoisingScoreMatching, Uniform
 from sde_toolkit.models.checkpoint import check_plain, checkpoint_folders
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.training.folder import check_folder, run_digest, tidy
+from sde_toolkit.training.folder import check_folder, remove_leftovers, run_digest
 from sde_toolkit.training.logbook import Logbook
 from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_training_data, modes_kept
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
-from sde_toolkit.training.run import Run
 from sde_toolkit.training.saving import check_run, check_stream_state, mark_missed_best, writing
+from sde_toolkit.training.state import TrainingState
 from sde_toolkit.training.stopping import Interrupted, StopRequest
 from sde_toolkit.training.watchers import Scene, Watcher, check_watchers
 
@@ -101,21 +101,21 @@ def train(
             with writing(directory):
                 held.enter_context(claimed(directory, "training"))
             check_folder(directory, run_digest(record, free))
-            tidy(directory)
+            remove_leftovers(directory)
         accelerator.wait_for_everyone()
         last = newest_for_all(directory, accelerator)
         held.enter_context(modes_kept(model))
         model.to(accelerator.device).train()
-        run = Run(objective, dataset, options, accelerator)
+        state = TrainingState(objective, dataset, options, accelerator)
         if last is not None:
             check_run(last, record, free)
-            run.restore(last)
+            state.restore(last)
         if accelerator.is_main_process:
-            mark_missed_best(directory, run.best[1])
+            mark_missed_best(directory, state.best[1])
         held.enter_context(torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []))
-        loop = _Loop(run, directory, record, run_digest(record, free), list(watchers))
+        loop = _Loop(state, directory, record, run_digest(record, free), list(watchers))
         loop.until(options.steps if until is None else until, progress)
-        return run.result()
+        return state.result()
 
 
 def _checked_objective(
@@ -160,7 +160,7 @@ def _warn_of_first_weights(options: TrainingOptions) -> None:
 class _Loop:
     """The loop over steps, and the tasks that are due after some of them: log, evaluate, save, watch."""
 
-    run: Run
+    state: TrainingState
     directory: Path
     record: dict[str, Any]
     digest: str
@@ -168,53 +168,53 @@ class _Loop:
 
     def until(self, last: int, progress: bool) -> None:
         """Take steps until step ``last``."""
-        run = self.run
-        if run.step >= last:
+        state = self.state
+        if state.step >= last:
             return
-        accelerator = run.accelerator
+        accelerator = state.accelerator
         accelerator.init_trackers("sde_toolkit")
-        self.log = Logbook(self.directory, accelerator, run.step)
-        self.read_at, self.clock, self.aside = run.step, time.perf_counter(), 0.0
-        self.row_at, self.held_out = run.seconds, math.nan
-        bar = progress_bar(run.options.steps, "training", enabled=progress and accelerator.is_main_process)
-        bar.update(run.step)
-        batches = run.batches(last)
+        self.log = Logbook(self.directory, accelerator, state.step)
+        self.read_at, self.clock, self.aside = state.step, time.perf_counter(), 0.0
+        self.row_at, self.held_out = state.seconds, math.nan
+        bar = progress_bar(state.options.steps, "training", enabled=progress and accelerator.is_main_process)
+        bar.update(state.step)
+        inputs = state.inputs(last)
         with ExitStack() as cleanup:
             cleanup.callback(_close_trackers, accelerator)
             cleanup.callback(bar.close)
-            cleanup.callback(batches.close)  # this also ends the reading processes
+            cleanup.callback(inputs.close)  # this also ends the reading processes
             stop = cleanup.enter_context(StopRequest(accelerator.num_processes))
-            while run.step < last:
-                run.advance(batches)
+            while state.step < last:
+                state.advance(inputs)
                 bar.update(1)
                 self._report(bar)
-                if self._due(-(-run.options.steps // run.options.snapshots), run.options.steps):
+                if self._due(-(-state.options.steps // state.options.snapshots), state.options.steps):
                     with self._beside():
-                        run.save_snapshots(self.directory, self.digest)
-                number = stop.agreed(run.step, accelerator)
-                best = run.best[1] == run.step
-                due = self._due(run.options.checkpoint_every or run.options.evaluate_every, last)
+                        state.save_snapshots(self.directory, self.digest)
+                number = stop.agreed(state.step, accelerator)
+                best = state.best[1] == state.step
+                due = self._due(state.options.checkpoint_every or state.options.evaluate_every, last)
                 if best or due or number is not None:
                     self._count_time()
                     with self._beside():
-                        run.save(self.directory, self.record, best)
-                if number is not None and run.step < last:
+                        state.save(self.directory, self.record, best)
+                if number is not None and state.step < last:
                     raise self._interrupted(number)
-                self._watch(run.options.steps)
+                self._watch(state.options.steps)
             if stop.number is not None:
                 raise self._interrupted(stop.number)
 
     def _interrupted(self, number: int) -> Interrupted:
-        step, steps = self.run.step, self.run.options.steps
+        step, steps = self.state.step, self.state.options.steps
         message = f"stopped at step {step} of {steps}, saved in {self.directory}; the same call continues from there"
         return Interrupted(message, step, number)
 
     def _due(self, every: int, last: int) -> bool:
-        return self.run.step % every == 0 or self.run.step == last
+        return self.state.step % every == 0 or self.state.step == last
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self.run.seconds, self.clock = self.run.seconds + now - self.clock, now
+        self.state.seconds, self.clock = self.state.seconds + now - self.clock, now
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -225,45 +225,45 @@ class _Loop:
 
     def _report(self, bar: Any) -> None:
         """Write a row of the log if it is due, with the held-out loss if that is due."""
-        run, options = self.run, self.run.options
+        state, options = self.state, self.state.options
         evaluate = self._due(options.evaluate_every, options.steps)
         if not (evaluate or self._due(options.log_every, options.steps)):
             return
         row = self._row()
         if evaluate:
-            with self._beside(), run.ema.in_place():
-                held_out, tally = run.held_out()
+            with self._beside(), state.ema.in_place():
+                held_out, tally = state.held_out()
             row["held_out_loss"] = held_out
-            if held_out < run.best[0]:
-                run.best = (held_out, run.step)
-            self.log.by_lambda(run.step, "held_out", tally.edges, tally.sums, tally.counts)
+            if held_out < state.best[0]:
+                state.best = (held_out, state.step)
+            self.log.by_lambda(state.step, "held_out", tally.edges, tally.sums, tally.counts)
             self.held_out = held_out
         self.log.row(row)
         bar.set_postfix_str(_shown(row, self.held_out))
 
     def _row(self) -> dict[str, float | int | None]:
         """The values of a row from the sums over the steps since the last row, which then start anew."""
-        run, tally = self.run, self.run.tally
-        loss, sums, counts = tally.shared(run.accelerator)
+        state, tally = self.state, self.state.tally
+        loss, sums, counts = tally.shared(state.accelerator)
         norm, good, skipped, longest = (x.item() for x in (tally.norm, tally.steps, tally.skipped, tally.longest))
-        if longest >= run.options.patience:
+        if longest >= state.options.patience:
             raise NonFiniteError(
                 f"the gradient was not finite in {int(longest)} steps in a row (all of them were skipped),",
-                step=run.step,
+                step=state.step,
                 remedy="Lower learning_rate, or check the loss and the data; the last checkpoint is complete.",
             )
         before = self.row_at
         self._count_time()
-        self.row_at = run.seconds
-        images, self.read_at = (run.step - self.read_at) * run.options.batch_size, run.step
-        stepping, self.aside = run.seconds - before - self.aside, 0.0
-        self.log.by_lambda(run.step, "train", tally.edges, sums, counts)
+        self.row_at = state.seconds
+        images, self.read_at = (state.step - self.read_at) * state.options.batch_size, state.step
+        stepping, self.aside = state.seconds - before - self.aside, 0.0
+        self.log.by_lambda(state.step, "train", tally.edges, sums, counts)
         tally.clear()
         return {
-            "step": run.step,
-            "images": run.step * run.options.batch_size,
-            "seconds": run.seconds,
-            "learning_rate": run.adam.param_groups[0]["lr"],
+            "step": state.step,
+            "images": state.step * state.options.batch_size,
+            "seconds": state.seconds,
+            "learning_rate": state.adam.param_groups[0]["lr"],
             "loss": loss / max(good, 1),
             "gradient_norm": norm / max(good, 1),
             "skipped": int(skipped),
@@ -275,12 +275,12 @@ class _Loop:
         due = [watcher for watcher in self.watchers if self._due(watcher.every, last)]
         if not due:
             return
-        run = self.run
-        with self._beside(), run.ema.in_place():
-            run.model.eval()
+        state = self.state
+        with self._beside(), state.ema.in_place():
+            state.model.eval()
             for watcher in due:
-                watcher(Scene(run.step, run.model, run.dataset, self.log, run.accelerator.device))
-            run.model.train()
+                watcher(Scene(state.step, state.model, state.dataset, self.log, state.accelerator.device))
+            state.model.train()
 
 
 def _close_trackers(accelerator: Any) -> None:

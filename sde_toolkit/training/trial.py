@@ -63,12 +63,12 @@ def _answer(part: Any, ask: Callable[[], Sequence[Any]]) -> list[float] | None:
     if any(p.requires_grad for _, module in modules_of(part) for p in module.parameters()):
         return None
     try:
-        return [number for value in ask() for number in _numbers(value)]
+        return [number for value in ask() for number in _chosen_values(value)]
     except Exception:  # whatever a part of the user's own may raise on values that it was not made for
         return None
 
 
-def _numbers(value: Any) -> list[float]:
+def _chosen_values(value: Any) -> list[float]:
     """Some values of a tensor, evenly spread over it, and its mean square."""
     flat = torch.as_tensor(value).detach().cpu().double().flatten()
     if len(flat) <= _SHOWN:
@@ -116,7 +116,7 @@ def try_network(model: ScoreModel, dataset: Dataset, device: torch.device) -> li
             torch.manual_seed(seed)
             try:
                 inputs = tuple(c.to(x.dtype) for c in model.network_inputs(t))
-                found.append(_numbers(model.output(x, inputs, labels)))
+                found.append(_chosen_values(model.output(x, inputs, labels)))
             except Exception:  # of the user's own network, or of one whose parameters are shared out
                 return None
     return found[0] if found[0] == found[1] else None
@@ -177,12 +177,12 @@ def _holdings(part: Any) -> dict[str, Any]:
         return {"function": part.__func__, "self": part.__self__}
     if inspect.isfunction(part):
         closure = zip(part.__code__.co_freevars, part.__closure__ or (), strict=False)
-        cells = {name: cell.cell_contents for name, cell in closure if _filled(cell)}
+        cells = {name: cell.cell_contents for name, cell in closure if _has_content(cell)}
         return {**cells, "defaults": part.__defaults__, **(part.__kwdefaults__ or {})}
     return dict(getattr(part, "__dict__", {}))
 
 
-def _filled(cell: Any) -> bool:
+def _has_content(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:

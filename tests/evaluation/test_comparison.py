@@ -42,7 +42,7 @@ from sde_toolkit.evaluation.findings import comparison_findings, comparison_tabl
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.evaluation.table import plus_minus
 from sde_toolkit.integrators import Euler, Heun
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
@@ -352,7 +352,7 @@ def test_bad_judges_are_refused():
 @pytest.fixture(scope="module")
 def written(compared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(compared, folder, provenance(ring(), "ring <b>", None, seed=0), title="Rings & <things>")
+    write_report(compared, folder, provenance_of(ring(), "ring <b>", None, seed=0), title="Rings & <things>")
     return folder
 
 
@@ -400,7 +400,7 @@ def test_names_may_have_any_character(tmp_path):
     """Every grid has a picture of its own, whatever it is called, and every solver its row."""
     builders = dict.fromkeys(ODD, grids.karras)
     got = compare_solvers(ring(), {"$\\frac$": ddim(), "a/b": ddpm()}, [4], grids=builders, n=4, endpoint_n=2)
-    write_report(got, tmp_path / "run", provenance(ring(), "ring", None, seed=0))
+    write_report(got, tmp_path / "run", provenance_of(ring(), "ring", None, seed=0))
     sheets = [path.stem for path in (tmp_path / "run").glob("samples_*.png")]
     assert len(sheets) == len({sheet.lower() for sheet in sheets}) == len(ODD)
     assert all(re.fullmatch(r"[\w.-]{1,100}", sheet, re.ASCII) for sheet in sheets)
@@ -440,7 +440,7 @@ def test_without_real_data_the_reason_is_stated(tmp_path):
         endpoint_steps=4,
         without_judge="none of that shape",
     )
-    write_report(got, tmp_path, provenance(model, "tiny", None, seed=0))
+    write_report(got, tmp_path, provenance_of(model, "tiny", None, seed=0))
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert content["real_data"] == {"skipped": "none of that shape"}
     assert set(content["metrics"]) == {"rmse"}

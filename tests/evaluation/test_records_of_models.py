@@ -19,7 +19,7 @@ from sde_toolkit import (
 from sde_toolkit.calibration.calibration_files import model_digest
 from sde_toolkit.evaluation import compare_solvers
 from sde_toolkit.jobs.fingerprints import behaviour, digest, model_fingerprint
-from sde_toolkit.jobs.provenance import provenance
+from sde_toolkit.jobs.provenance import provenance_of
 
 INNER = {
     "module": lambda: MLP(event_shape=(2,), width=8, depth=1),
@@ -65,7 +65,7 @@ def built(inner, wrapper):
 @pytest.mark.parametrize("inner", INNER)
 def test_every_model_has_a_record(inner, wrapper):
     model = built(inner, wrapper)
-    record = provenance(model, "own", None, seed=0)
+    record = provenance_of(model, "own", None, seed=0)
     assert json.loads(json.dumps(record)) == record
     fingerprint = model_fingerprint(model)
     assert digest(fingerprint) == digest(json.loads(json.dumps(fingerprint)))
@@ -102,4 +102,4 @@ def test_a_wrapped_model_is_compared_and_put_on_record(wrapper):
     model = built("module", wrapper)
     compared = compare_solvers(model, {"ddim": ddim()}, [3], n=8)
     assert compared is not None
-    assert provenance(model, "own", None, seed=0)["model"]["description"] == model.description()
+    assert provenance_of(model, "own", None, seed=0)["model"]["description"] == model.description()

@@ -119,7 +119,7 @@ KNOWN = {
     "noise/streams.py": "the streams themselves",
     "noise/brownian.py": "paths: keys of their own, (index, a constant)",
     "training/draws.py": "training: (use, step, index)",
-    "training/run.py": "seeds of training.draws",
+    "training/state.py": "seeds of training.draws",
     "training/trial.py": "a trial of a run's parts",
     "data/stream.py": "orders of data: keys of their own",
     "data/dataset.py": "splits of data sets",

@@ -15,7 +15,14 @@ from scipy.integrate import quad
 from sde_toolkit import MLP, VPSDE, ScoreModel
 from sde_toolkit.data import checkerboard
 from sde_toolkit.errors import ArgumentError, CheckpointError
-from sde_toolkit.training import TrainingOptions, WeightAverage, exponential, posthoc_average, power_function, train
+from sde_toolkit.training import (
+    TrainingOptions,
+    WeightAverage,
+    exponential_update,
+    posthoc_average,
+    power_function_update,
+    train,
+)
 from sde_toolkit.training.averages import gamma_of, posthoc_weights, worth_using_from
 
 
@@ -36,14 +43,14 @@ def profile(n, update):
 def test_exponential_average_is_its_sum():
     decay = 0.9
     wanted = np.array([decay**49] + [(1 - decay) * decay ** (49 - k) for k in range(1, 50)])
-    np.testing.assert_allclose(profile(50, exponential(decay, warm_up=False)), wanted, rtol=1e-12)
+    np.testing.assert_allclose(profile(50, exponential_update(decay, warm_up=False)), wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
 def test_a_warmed_up_average_has_shares_that_rise_as_a_power(n):
     """Below its decay: the share of weight k among n is in proportion to (k + 8)! / k!, and the first one's alone is
     more, as if it had stood for those before it."""
-    shares = profile(n, exponential(1 - 1e-9))
+    shares = profile(n, exponential_update(1 - 1e-9))
     rising = np.array([math.perm(k + 8, 8) for k in range(1, n + 1)], float)
     np.testing.assert_allclose(shares[1:] / shares[-1], rising[1:] / rising[-1], rtol=1e-9)
     assert shares.sum() == pytest.approx(1, rel=1e-12)
@@ -56,7 +63,7 @@ def test_from_the_step_that_is_said_the_first_weights_are_under_a_hundredth(deca
     said = worth_using_from(decay, warm_up)
 
     def first(n):
-        return track([1.0] + [0.0] * (n - 1), exponential(decay, warm_up))
+        return track([1.0] + [0.0] * (n - 1), exponential_update(decay, warm_up))
 
     assert first(said) < 0.01 <= first(said - 1)
     assert TrainingOptions(ema_decay=decay, ema_warmup=warm_up).average_from == said
@@ -68,7 +75,8 @@ def test_after_its_warm_up_an_average_is_the_exponential_one(decay):
     """The last shares fall by the decay, once (1 + n)/(10 + n) has reached it."""
     reached = math.ceil((10 * decay - 1) / (1 - decay))
     averages = [
-        track([0.0] * k + [1.0] + [0.0] * (reached + 5 - k), exponential(decay)) for k in range(reached, reached + 5)
+        track([0.0] * k + [1.0] + [0.0] * (reached + 5 - k), exponential_update(decay))
+        for k in range(reached, reached + 5)
     ]
     np.testing.assert_allclose(np.array(averages[:-1]) / averages[1:], decay, rtol=1e-9)
 
@@ -80,7 +88,7 @@ def test_the_shares_of_a_power_average_are_the_integrals_of_its_profile(sigma_re
     gamma = gamma_of(sigma_rel)
     whole = quad(lambda s: s**gamma, 0, 1)[0]
     wanted = [quad(lambda s: s**gamma, k / n, (k + 1) / n)[0] / whole for k in range(n)]
-    np.testing.assert_allclose(profile(n, power_function(sigma_rel)), wanted, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(profile(n, power_function_update(sigma_rel)), wanted, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.1, 0.2])
@@ -94,7 +102,7 @@ def test_the_profile_of_a_power_average_has_the_width_that_was_asked_for(sigma_r
 def test_in_place_gives_back_every_bit():
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(5, generator=generator)) for _ in range(3)]
-    average = WeightAverage(parameters, exponential(0.5))
+    average = WeightAverage(parameters, exponential_update(0.5))
     average.update()
     with torch.no_grad():
         for p in parameters:
@@ -114,7 +122,7 @@ def test_average_made_afterwards_is_the_one_tracked_all_along(wanted):
     steps, snapshots = 4000, 20
     walk = np.cumsum(np.random.default_rng(1).normal(size=(steps, 200)), axis=0)
     parameter = torch.zeros(200, dtype=torch.float64)
-    tracked = {width: WeightAverage([parameter], power_function(width)) for width in (0.05, 0.1, wanted)}
+    tracked = {width: WeightAverage([parameter], power_function_update(width)) for width in (0.05, 0.1, wanted)}
     kept = []
     for step in range(1, steps + 1):
         parameter.copy_(torch.from_numpy(walk[step - 1]))

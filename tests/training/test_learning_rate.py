@@ -10,7 +10,7 @@ from test_saving import SHORT
 
 from sde_toolkit import MLP
 from sde_toolkit.training import TrainingOptions
-from sde_toolkit.training.run import learning_rate_factor
+from sde_toolkit.training.state import learning_rate_factor
 
 
 @pytest.mark.parametrize("warm", [1, 2, 5, 200])

@@ -21,8 +21,8 @@ from test_saving import SHORT
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import Interrupted, stopping
-from sde_toolkit.training.run import Run
 from sde_toolkit.training.saving import load_state
+from sde_toolkit.training.state import TrainingState
 from sde_toolkit.training.stopping import StopRequest
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -36,14 +36,14 @@ def handlers():
 @pytest.fixture
 def sending(monkeypatch):
     """A function after which this process sends itself signals in the middle of a step."""
-    advance, wanted = Run.advance, {}
+    advance, wanted = TrainingState.advance, {}
 
     def advance_and_send(self, batches):
         for number in wanted.pop(self.step + 1, ()):
             signal.raise_signal(number)
         advance(self, batches)
 
-    monkeypatch.setattr(Run, "advance", advance_and_send)
+    monkeypatch.setattr(TrainingState, "advance", advance_and_send)
     return lambda step, *numbers: wanted.update({step: numbers})
 
 
@@ -126,7 +126,7 @@ def test_other_threads_train_without_handlers(tmp_path, whole):
 
 def test_processes_that_were_forked_meanwhile_end_as_they_would(tmp_path, monkeypatch):
     """A pool of a watcher's, for example: else it could not be ended."""
-    codes, advance = [], Run.advance
+    codes, advance = [], TrainingState.advance
 
     def fork(self, batches):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
@@ -137,7 +137,7 @@ def test_processes_that_were_forked_meanwhile_end_as_they_would(tmp_path, monkey
         codes.append(child.exitcode)
         advance(self, batches)
 
-    monkeypatch.setattr(Run, "advance", fork)
+    monkeypatch.setattr(TrainingState, "advance", fork)
     vectors(tmp_path, options=OPTIONS, until=1)
     assert codes == [-signal.SIGTERM]
 

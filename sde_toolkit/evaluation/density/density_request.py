@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.jobs.fingerprints import behaviour, digits_of, model_fingerprint, plain, tensor_digest, trial
+from sde_toolkit.jobs.fingerprints import behaviour, digits_of, model_fingerprint, fingerprint_data, tensor_digest, fixed_events
 from sde_toolkit.jobs.provenance import toolkit_version
 from sde_toolkit.likelihood import Divergence, Levels, Quadrature
 from sde_toolkit.likelihood.flow_requests import default_flow
@@ -143,10 +143,10 @@ def finer_how(request: LikelihoodRequest) -> str:
 
 def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dict[str, Any]:
     """Plain data that differ between different evaluations."""
-    settings = {f.name: plain(getattr(request, f.name)) for f in dataclasses.fields(request)}
+    settings = {f.name: fingerprint_data(getattr(request, f.name)) for f in dataclasses.fields(request)}
     if request.condition is None:
         del settings["condition"]  # as in folders written before there were conditions
-    settings |= {"end": request.end_of(model), "ends": plain(request.end_times(model))}
+    settings |= {"end": request.end_of(model), "ends": fingerprint_data(request.end_times(model))}
     content = {
         "format": f"{FORMAT}, {toolkit_version()}",
         "model": model_fingerprint(model),
@@ -161,4 +161,4 @@ def _behaviour(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> list
     """Answers of functions whose parameters cannot be read: a network that is no module, a prior."""
     event_shape = tuple(x.shape[1:])
     found = behaviour(model, event_shape, request.dtype)
-    return found if request.prior is None else found + digits_of(request.prior(trial(event_shape), 1.0))
+    return found if request.prior is None else found + digits_of(request.prior(fixed_events(event_shape), 1.0))

@@ -20,15 +20,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.training.averages import WeightAverage, exponential, power_function
+from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import (
-    Batch,
+    PassInputs,
     Portion,
     Recipe,
-    data_batches,
-    held_out_batches,
+    held_out_inputs,
+    inputs_from_data,
+    inputs_from_stream,
     share_of_stream,
-    stream_batches,
 )
 from sde_toolkit.training.draws import step_seed
 from sde_toolkit.training.logbook import Tally, lambda_edges
@@ -46,7 +46,7 @@ from sde_toolkit.training.processes import (
 from sde_toolkit.training.saving import load_state, mark_best, prune, restoring, save_checkpoint
 from sde_toolkit.training.trial import check_trial, try_network
 
-__all__ = ["Run", "learning_rate_factor"]
+__all__ = ["TrainingState", "learning_rate_factor"]
 
 
 def learning_rate_factor(step: int, options: TrainingOptions) -> float:
@@ -56,7 +56,7 @@ def learning_rate_factor(step: int, options: TrainingOptions) -> float:
     return warm * decay
 
 
-class Run:
+class TrainingState:
     """What a checkpoint holds, and how one step changes it."""
 
     def __init__(self, objective: Objective, dataset: Dataset, options: TrainingOptions, accelerator: Any) -> None:
@@ -77,8 +77,8 @@ class Run:
         self.adam: torch.optim.Optimizer = self.optimizer.optimizer
         self.schedule = LambdaLR(self.adam, lambda step: learning_rate_factor(step, options))
         weights = self._weights()  # sharded ones are new objects
-        self.ema = WeightAverage(weights, exponential(options.ema_decay, options.ema_warmup))
-        self.powers = {width: WeightAverage(weights, power_function(width)) for width in options.power_averages}
+        self.ema = WeightAverage(weights, exponential_update(options.ema_decay, options.ema_warmup))
+        self.powers = {width: WeightAverage(weights, power_function_update(width)) for width in options.power_averages}
         at_noise, at_data = (float(self.model.sde.half_log_snr(t)) for t in (1.0, objective.t_min))
         self.tally = Tally(lambda_edges(at_noise, at_data), accelerator.device)
         self.stream = share_of_stream(dataset.stream, options.workers, accelerator)
@@ -90,7 +90,7 @@ class Run:
 
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def batches(self, last: int) -> Generator[Batch, None, None]:
+    def inputs(self, last: int) -> Generator[PassInputs, None, None]:
         """This process's passes of the steps from here to ``last``."""
         options, rank = self.options, self.accelerator.process_index
         augmentation, classes = self.inner.augmentation, self.model.num_classes
@@ -110,19 +110,21 @@ class Run:
             for part in range(self.passes)
         )
         if self.stream is not None:
-            return stream_batches(self.stream, recipe, portions, classes=classes)
+            return inputs_from_stream(self.stream, recipe, portions, classes=classes)
         pin = self.accelerator.device.type == "cuda"
-        return data_batches(self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin)
+        return inputs_from_data(
+            self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin
+        )
 
-    def advance(self, batches: Iterator[Batch]) -> None:
+    def advance(self, inputs: Iterator[PassInputs]) -> None:
         """One step on one batch; skipped, weights and all, if the gradient is not finite. Waits for nothing."""
         accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
         self.objective.train()
         for part in range(self.passes):
-            batch = next(batches).to(accelerator.device)
+            drawn = next(inputs).to(accelerator.device)
             torch.manual_seed(step_seed(self.options.seed, self.step, accelerator.process_index, part))
             with contextlib.nullcontext() if part == self.passes - 1 else accelerator.no_sync(self.objective):
-                losses, lambdas = self.objective(batch)
+                losses, lambdas = self.objective(drawn)
                 value = losses.mean() / self.passes
                 accelerator.backward(value)
             total = total + value.detach()
@@ -155,9 +157,9 @@ class Run:
         place = accelerator.process_index, accelerator.num_processes
         labelled = bool(self.model.num_classes)
         self.inner.eval()
-        for batch in held_out_batches(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
+        for drawn in held_out_inputs(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
             with accelerator.autocast():
-                losses, lambdas = self.inner(batch.to(accelerator.device))
+                losses, lambdas = self.inner(drawn.to(accelerator.device))
             total += losses.double().sum()
             tally.add_losses(losses, lambdas)
         self.inner.train()
@@ -212,16 +214,16 @@ class Run:
                 made.
         """
         with restoring(folder):
-            self._take(folder, load_state(folder))
+            self._load(folder, load_state(folder))
 
-    def _take(self, folder: Path, state: dict[str, Any]) -> None:
+    def _load(self, folder: Path, state: dict[str, Any]) -> None:
         for width, average in self.powers.items():
             load_full_weights(self.model, state["averages"][width])
-            average.take(state["step"])
+            average.set_to_weights(state["step"])
         for name in ("ema", "raw"):
             load_full_weights(self.model, checkpoint.checked_tensors(folder, name))
             if name == "ema":
-                self.ema.take(state["step"])
+                self.ema.set_to_weights(state["step"])
         check_trial(folder, state.get("trial"), self._trial())
         load_full_optimizer(self.model, self.adam, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
