@@ -15,7 +15,7 @@ from sde_toolkit import ScoreModel
 from sde_toolkit.errors import CheckpointError
 from sde_toolkit.files import claims
 from sde_toolkit.models.checkpoint import best_checkpoint, checkpoint_folders
-from sde_toolkit.training.folder import tidy
+from sde_toolkit.training.folder import remove_leftovers
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_what_a_run_does_not_write_stays(tmp_path):
     vectors(tmp_path, options=options)
     assert all((tmp_path / name).read_text() == "mine" for name in others)
     assert not any((tmp_path / name).exists() for name in leftovers)
-    tidy(tmp_path)
+    remove_leftovers(tmp_path)
     assert all((tmp_path / name).read_text() == "mine" for name in others)
 
 

@@ -67,7 +67,9 @@ def same_run(one, two):
 def test_the_step_is_finished_and_saved_and_the_run_goes_on_as_if_never_stopped(tmp_path, whole, sending, number, step):
     before = handlers()
     sending(step, number)
-    with pytest.raises(Interrupted, match=f"stopped at step {step} of 20, saved in .*; the same call goes on") as stop:
+    with pytest.raises(
+        Interrupted, match=f"stopped at step {step} of 20, saved in .*; the same call continues from there"
+    ) as stop:
         vectors(tmp_path, options=OPTIONS)
     assert handlers() == before
     assert (stop.value.step, stop.value.signal, stop.value.status) == (step, number, 128 + number)
