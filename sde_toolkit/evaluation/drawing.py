@@ -21,7 +21,7 @@ from torch import Tensor
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.planning import PlannedRun
-from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint, plain
+from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
@@ -136,7 +136,12 @@ def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> d
     """What the finished batches depend on."""
     settings = {**asked, "solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
     answers = behaviour(model, model.event_shape or ())
-    return {"work": "samples/1", "model": model_fingerprint(model), "behaviour": answers, "settings": fingerprint_data(settings)}
+    return {
+        "work": "samples/1",
+        "model": model_fingerprint(model),
+        "behaviour": answers,
+        "settings": fingerprint_data(settings),
+    }
 
 
 def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition: Any) -> tuple[int, ...]:

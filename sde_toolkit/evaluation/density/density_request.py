@@ -16,7 +16,14 @@ from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count, is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.jobs.fingerprints import behaviour, digits_of, model_fingerprint, fingerprint_data, tensor_digest, fixed_events
+from sde_toolkit.jobs.fingerprints import (
+    behaviour,
+    digits_of,
+    fingerprint_data,
+    fixed_events,
+    model_fingerprint,
+    tensor_digest,
+)
 from sde_toolkit.jobs.provenance import toolkit_version
 from sde_toolkit.likelihood import Divergence, Levels, Quadrature
 from sde_toolkit.likelihood.flow_requests import default_flow
