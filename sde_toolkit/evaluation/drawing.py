@@ -21,7 +21,7 @@ from torch import Tensor
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.planning import PlannedRun
-from sde_toolkit.jobs.fingerprints import behaviour, model_fingerprint
+from sde_toolkit.jobs.fingerprints import behaviour, fingerprint_data, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
