@@ -457,6 +457,6 @@ def test_a_calibration_of_an_integrator_of_ones_own_is_not_written(tmp_path, cal
     error = Measured(0.5, 0.1)
     made = Calibration(ddim(), uniform(model.sde, 4), True, 5, error, error, False, "none", record)
     own = dataclasses.replace(made, solver=Solver("ddim", 0.0, kind()))
-    with pytest.raises(ArgumentError, match="not published"):
+    with pytest.raises(ArgumentError, match="not a public part"):
         own.save(tmp_path / "own.json")
     assert not (tmp_path / "own.json").exists()
