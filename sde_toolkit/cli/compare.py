@@ -116,6 +116,8 @@ def _compare(
 def _print(comparison: Comparison, page: Path) -> None:
     print(f"\n{comparison_table(comparison).text()}\n")
     judge = comparison.judge
+    if judge is not None:
+        print("±: one standard error. ≈: within two standard errors of real data. overhead: time outside the network.")
     if judge is None:
         print(f"No distances to real data: {comparison.request.without_judge}.")
     elif judge.n < comparison.n:

@@ -36,7 +36,7 @@ def _closest(comparison: Comparison) -> str:
     metric, parts = distances[0], []
     for budget in dict.fromkeys((budgets[0], budgets[-1])) if budgets else ():
         found = _measured(comparison, metric, budget)
-        if not found:
+        if len(found) < 2:  # with one row there is nothing to compare
             continue
         best = min(found, key=lambda row: metric.loss(found[row].value))
         tied = [row for row, estimate in found.items() if not _worse(metric, estimate, found[best])]
@@ -175,7 +175,7 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("NFE", "network evaluations that each sample went through"),
         *(Column(metric.heading, metric.meaning) for metric in comparison.shown),
         Column("seconds", "wall time"),
-        Column("outside", "share of it spent outside the network"),
+        Column("overhead", "share of it spent outside the network"),
     ]
     lines: list[Line] = []
     before: Row | None = None

@@ -191,7 +191,7 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
     found.append(
         (
             "Wall time",
-            f"One run per row after a warm-up, batch size {request.batch_size or request.n}; “outside” is the share "
+            f"One run per row after a warm-up, batch size {request.batch_size or request.n}; “overhead” is the share "
             "spent on noise, arithmetic and bookkeeping. Not repeated: other work on the machine shows in it.",
         )
     )
