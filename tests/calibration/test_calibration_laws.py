@@ -376,7 +376,7 @@ def test_factors_belong_to_their_number_of_steps():
     model = mixture(VPSDE())
     with pytest.raises(GridError, match="tuned for 2"):
         sample(model, flow(Tuned(Exponential(), ((1.0, 1.0),) * 2)), grids.uniform(model.sde, 3), shape=(1, 2))
-    with pytest.raises(ArgumentError, match="tuned"):
+    with pytest.raises(ArgumentError, match="tunable"):
         Tuned(Heun(), ((1.0,),))
 
 

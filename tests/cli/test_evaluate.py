@@ -142,7 +142,7 @@ def test_references_of_other_classes_are_no_comparison(command, tmp_path, threes
         (["labels=[3,11]"], "no samples of class 11"),
         (["class=three"], "class='three'"),
         (["labels=[]"], "labels=[]"),
-        (["class=3", "labels=[4]"], "exactly one"),
+        (["class=3", "labels=[4]"], "Leave one out"),
     ],
 )
 def test_classes_that_cannot_be_compared_with_are_named(command, tmp_path, threes, words, said):

@@ -207,10 +207,10 @@ class Output:
     ("answer", "said"),
     [
         (lambda x: None, "None"),
-        (lambda x: (x, x), "a tuple of 2"),
-        (lambda x: [x], "a list of 1"),
+        (lambda x: ("x", x), "a tuple of 2"),
+        (lambda x: [], "a list of 0"),
         (lambda x: {"sample": x}, "a dict of 1"),
-        (lambda x: Output(x), r"a Output.*return \.sample"),
+        (lambda x: Output(None), r"a Output.*object with \.sample"),
         (lambda x: x.numpy(), "a ndarray"),
         (lambda x: x.long(), "int64"),
         (lambda x: torch.complex(x, x), "complex64"),

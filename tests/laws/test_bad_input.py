@@ -127,7 +127,7 @@ def test_builders_refuse_bad_exponents(value):
 
 
 def test_builders_refuse_ends_that_are_infinitely_far():
-    refused(lambda: grids.uniform_lambda(VPSDE(), 4, end=0.0), "end", 0.0, "Tweedie", kind=GridError)
+    refused(lambda: grids.uniform_lambda(VPSDE(), 4, end=0.0), "end", 0.0, "tweedie=True", kind=GridError)
     for grid in (grids.uniform_lambda(VESDE(), 4, end=0.0), grids.karras(VPSDE(), 4, end=0.0)):
         assert (len(grid), grid[-1]) == (5, 0)  # σ(0) > 0, and (σ/α)^(1/ρ) = 0
 
