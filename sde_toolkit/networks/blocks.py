@@ -76,6 +76,7 @@ class Attention(nn.Module):
         eps: added to the variances in that norm.
         scale: factor on the sum of x and the output of the attention.
         linear: class of the two linear maps of the channels.
+        group_width: channels of a group of the norm, at least.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Attention(nn.Module):
         eps: float = 1e-5,
         scale: float = 1.0,
         linear: type[nn.Linear] = nn.Linear,
+        group_width: int = 2,
     ) -> None:
         super().__init__()
         self.heads = largest_divisor(width, width // head_width)
         self.scale = scale
-        self.norm = group_norm_for(width, groups, eps=eps)
+        self.norm = group_norm_for(width, groups, eps=eps, group_width=group_width)
         self.enter = linear(width, 3 * width)
         self.leave = zeroed(linear(width, width))
 

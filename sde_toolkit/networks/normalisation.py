@@ -31,9 +31,9 @@ def largest_divisor(width: int, limit: int) -> int:
     return max(divisor for divisor in range(1, max(limit, 1) + 1) if width % divisor == 0)
 
 
-def group_count(width: int, groups: int) -> int:
-    """How many groups ``width`` channels form: at most ``groups``, and never a group of a single channel."""
-    return largest_divisor(width, min(groups, width // 2))
+def group_count(width: int, groups: int, group_width: int = 2) -> int:
+    """How many groups ``width`` channels form: at most ``groups``, of ``group_width`` channels or more."""
+    return largest_divisor(width, min(groups, width // group_width))
 
 
 def is_dual(x: Tensor) -> bool:
@@ -64,9 +64,9 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.contiguous() if is_dual(x) else x)
 
 
-def group_norm_for(width: int, groups: int, affine: bool = True, eps: float = 1e-5) -> GroupNorm:
-    """A GroupNorm over ``width`` channels with at most ``groups`` groups; their number divides ``width``."""
-    return GroupNorm(group_count(width, groups), width, eps=eps, affine=affine)
+def group_norm_for(width: int, groups: int, affine: bool = True, eps: float = 1e-5, group_width: int = 2) -> GroupNorm:
+    """A GroupNorm over ``width`` channels, in as many groups as :func:`group_count` says."""
+    return GroupNorm(group_count(width, groups, group_width), width, eps=eps, affine=affine)
 
 
 def activated(norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:

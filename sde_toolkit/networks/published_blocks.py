@@ -49,6 +49,7 @@ class Style:
     dims: int
     time_width: int
     groups: int
+    group_width: int
     eps: float
     dropout: float
     skip_scale: float
@@ -67,7 +68,7 @@ class Style:
 
     def norm(self, width: int) -> GroupNorm:
         """A group norm over ``width`` channels."""
-        return group_norm_for(width, self.groups, eps=self.eps)
+        return group_norm_for(width, self.groups, eps=self.eps, group_width=self.group_width)
 
     def conv(self, inputs: int, outputs: int, gain: float = 1.0) -> nn.Module:
         """A 3-tap convolution that keeps the size; ``gain`` scales the variance of its initial weights."""
@@ -119,7 +120,7 @@ class ShiftedBlock(nn.Module):
 def published_attention(style: Style, width: int) -> Attention:
     """Self-attention as published: one head by default, and separately initialised queries, keys and values."""
     head_width = style.attention_head_width or width
-    layer = Attention(width, head_width, style.groups, style.eps, style.skip_scale, Rows)
+    layer = Attention(width, head_width, style.groups, style.eps, style.skip_scale, Rows, style.group_width)
     initialised(layer.enter, style.attention_gain, parts=3)
     initialised(layer.leave, SILENT)
     return layer

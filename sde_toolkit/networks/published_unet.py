@@ -70,8 +70,12 @@ class PublishedUNet(nn.Module):
         augmentation_width: length of the vector that says how a sample was augmented; None: there is no such vector.
         dims: number of spatial axes: 1, 2 or 3.
         dropout: dropout rate inside the residual blocks.
-        groups: groups of the GroupNorms, at most; fewer where the number of channels asks for it.
+        groups: groups of the GroupNorms, at most; their number divides that of the channels.
+        group_width: channels of a group, at least: fewer groups where there are few channels. 4 in Song et al. and
+            Karras et al., whose narrowest layers have 16 channels.
         eps: added to the variances in the GroupNorms.
+        centred: whether the data are centred on 0, as in [-1, 1]. If not, they are in [0, 1], and the network works on
+            2x - 1: Song et al. under VE.
         checkpointing: whether the backward pass computes the inside of each block again instead of keeping it.
 
     Raises:
@@ -102,7 +106,9 @@ class PublishedUNet(nn.Module):
         dims: int = 2,
         dropout: float = 0.1,
         groups: int = 32,
+        group_width: int = 2,
         eps: float = 1e-6,
+        centred: bool = True,
         checkpointing: bool = False,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
@@ -113,6 +119,7 @@ class PublishedUNet(nn.Module):
         check_published(self.hyperparameters)
         self.in_channels = in_channels
         self.dims = dims
+        self.centred = centred
         self.checkpointing = checkpointing
         self.multiple = 2 ** (len(widths) - 1)
         outputs = in_channels if out_channels is None else out_channels
@@ -151,7 +158,7 @@ class PublishedUNet(nn.Module):
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         vector = self.conditioning(x, time, condition)
         size = x.shape[2:]
-        pyramid = pad_to_multiple(x, self.multiple)
+        pyramid = pad_to_multiple(x if self.centred else 2 * x - 1, self.multiple)
         h = self.enter(pyramid)
         kept = [h]
         for level, stages in enumerate(self.down):
@@ -247,6 +254,9 @@ def check_published(given: dict[str, Any]) -> None:
         raise ArgumentError("taps", taps, problem, "Use (1, 1) or (1, 3, 3, 1).")
     for name in ("skip_scale", "attention_gain", "eps"):
         check_positive(name, given[name], "Pass a finite value above 0.")
+    if given["group_width"] < 1:
+        problem = "a group has at least one channel"
+        raise ArgumentError("group_width", given["group_width"], problem, "Pass 1, 2 or 4, for example.")
     wide = given["embedding_width"]
     if wide is not None and (wide < 2 or wide % 2):
         raise ArgumentError("embedding_width", wide, "it must be even", "Pass an even width of at least 2.")

@@ -26,6 +26,7 @@ class Recipe:
     fourier: float | None = None
     channels: int = 3
     groups: int = 32
+    group_width: int = 2
 
 
 def parameters(recipe: Recipe) -> int:
@@ -91,8 +92,9 @@ def evaluate(recipe: Recipe, x, time, weights, frequencies=None):
 
     def norm(h):
         w, b = next(weights)
-        count = max(g for g in range(1, recipe.groups + 1) if h.shape[1] % g == 0 and h.shape[1] // g > 1)
-        return functional.group_norm(h, count, w, b, eps=1e-6)
+        channels = h.shape[1]
+        counts = [g for g in range(1, recipe.groups + 1) if channels % g == 0 and channels // g >= recipe.group_width]
+        return functional.group_norm(h, max(counts), w, b, eps=1e-6)
 
     def conv(h, **options):
         w, b = next(weights)

@@ -37,6 +37,8 @@ FORMS = {
         {"embedding_width": 16, "input_pyramid": "skip", "output_pyramid": "skip"},
         {"song": True, "skip_pyramids": True, "fourier": 16.0},
     ),
+    "wide groups": (ddpmpp_cifar10, {"group_width": 4}, {"song": True, "group_width": 4}),
+    "groups of one": (ddpm_cifar10, {"groups": 12, "group_width": 1}, {"song": False, "groups": 12, "group_width": 1}),
 }
 
 
@@ -46,7 +48,7 @@ def small(form, blocks=1, **more):
     torch.manual_seed(0)
     own = {"widths": SMALL, "blocks_per_level": blocks, "groups": 4, "dropout": 0.0}
     net = build(**{**own, **changes, **more})
-    return net, Recipe(SMALL, blocks, (1,), groups=4, **recipe)
+    return net, Recipe(SMALL, blocks, (1,), **{"groups": 4, **recipe})
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -116,6 +118,17 @@ def test_any_size_in_any_dimension(form, dims, stir):
         assert out.shape == (2, 5, *size[:dims])
         assert out.isfinite().all()
         assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_that_are_not_centred_are_centred_first(form, stir):
+    """Also those of each pyramid, and before anything is padded."""
+    torch.manual_seed(0)
+    net, other = stir(small(form)[0]), stir(small(form, centred=False)[0])
+    other.load_state_dict(net.state_dict())
+    x, time = torch.rand(2, 3, 7, 9), torch.rand(2)
+    torch.testing.assert_close(other(x, time), net(2 * x - 1, time))
+    assert (other(x, time) - net(x, time)).std() > 0.01
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -253,6 +266,7 @@ def test_training_mode_changes_neither_values_nor_gradients(form, stir):
         ("dims", 4),
         ("dropout", 1.0),
         ("groups", 0),
+        ("group_width", 0),
         ("eps", -1.0),
         ("in_channels", 0),
         ("out_channels", 0),

@@ -101,14 +101,14 @@ def test_film_scales_by_one_plus_and_shifts(stir):
     torch.testing.assert_close(block(x, torch.randn(2, 6)), expected, rtol=1e-5, atol=1e-5)
 
 
-@given(width=st.integers(2, 300), groups=st.integers(1, 64))
+@given(width=st.integers(2, 300), groups=st.integers(1, 64), least=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
-def test_groups_divide_the_width_and_hold_two_channels(width, groups):
-    count = group_count(width, groups)
+def test_groups_divide_the_width_and_hold_as_many_channels_as_asked(width, groups, least):
+    count = group_count(width, groups, least)
     assert width % count == 0
     assert count <= groups
-    assert width // count >= 2
-    larger = range(count + 1, min(groups, width // 2) + 1)
+    assert width // count >= min(least, width)
+    larger = range(count + 1, min(groups, width // least) + 1)
     assert all(width % candidate for candidate in larger)
 
 
