@@ -39,7 +39,7 @@ from torch import Tensor
 
 from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, Solver, grids
 from sde_toolkit.data import mnist_test_images
-from sde_toolkit.likelihood import Adams, Exact, Hutchinson, Quadrature, log_likelihood
+from sde_toolkit.likelihood import Adams, ExactTrace, Hutchinson, Quadrature, log_likelihood
 
 SPAN = 1.5  # peers step to t ≤ 1.5, see Task
 LONGER = VPSDE(0.1 * SPAN, SPAN * (0.1 + SPAN * 19.9))  # VP 0.1..20, going on, its own time t/SPAN
@@ -73,7 +73,7 @@ def ours(
     scale: float | None = None,
 ) -> Answer:
     """The defaults, or the default method on ``grids.sech`` of another (center, width), with another quadrature."""
-    divergence = Exact() if exact else Given(probe=task.probe)
+    divergence = ExactTrace() if exact else Given(probe=task.probe)
     flow: dict[str, Any] = {"nfe": nfe}
     if sech is not None:
         grid = grids.sech(model.sde, nfe - 1, center=sech[0], width=sech[1], end=END)

@@ -26,7 +26,7 @@ from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihoo
 from sde_toolkit.evaluation.density.density_findings import Background, likelihood_findings, likelihood_table
 from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
 from sde_toolkit.jobs.provenance import provenance_of
-from sde_toolkit.likelihood import Divergence, Exact, GaussianPrior, Hutchinson, Levels, Quadrature
+from sde_toolkit.likelihood import Divergence, ExactTrace, GaussianPrior, Hutchinson, Levels, Quadrature
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
@@ -105,7 +105,7 @@ def _labels(model: ScoreModel, known: Background) -> Tensor | None:
 
 def auto_divergence(dimension: int, probes: int, exact_up_to: int) -> Divergence:
     """The exact trace in few dimensions, Rademacher probes in many."""
-    return Exact() if dimension <= exact_up_to else Hutchinson(probes)
+    return ExactTrace() if dimension <= exact_up_to else Hutchinson(probes)
 
 
 def _check_resume(config: DictConfig) -> None:

@@ -4,7 +4,7 @@ from sde_toolkit.likelihood.adams import Adams
 from sde_toolkit.likelihood.bits import BitsPerDim, bits_per_dim, dequantise
 from sde_toolkit.likelihood.bounds import Bound, discrete_bound, variational_bound
 from sde_toolkit.likelihood.decoders import GaussianDensity, IntegratedBins, NormalisedLevels
-from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
+from sde_toolkit.likelihood.divergence import Divergence, ExactTrace, Hutchinson, HutchPlusPlus
 from sde_toolkit.likelihood.flow_density import log_likelihood
 from sde_toolkit.likelihood.jacobian import finite_differences, forward, reverse
 from sde_toolkit.likelihood.joint import Joint
@@ -19,7 +19,7 @@ __all__ = [
     "BitsPerDim",
     "Bound",
     "Divergence",
-    "Exact",
+    "ExactTrace",
     "GaussianDensity",
     "GaussianPrior",
     "HutchPlusPlus",

@@ -1,6 +1,6 @@
 """Traces of a Jacobian: exact, and by random probes that are frozen for a whole solve.
 
-    Exact            tr J = Σ_i e_iᵀ J e_i                              D products
+    ExactTrace       tr J = Σ_i e_iᵀ J e_i                              D products
     Hutchinson       tr J ≈ vᵀ J v,    E[v vᵀ] = I                      one product per probe
     HutchPlusPlus    tr J = tr(Qᵀ J Q) + E[gᵀ (I − QQᵀ) J (I − QQᵀ) g], Q an orthonormal basis of J S
 
@@ -24,7 +24,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
 from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
 
-__all__ = ["Divergence", "Exact", "HutchPlusPlus", "Hutchinson"]
+__all__ = ["Divergence", "ExactTrace", "HutchPlusPlus", "Hutchinson"]
 
 Distribution = Literal["rademacher", "gaussian"]
 _BASIS_AT_ONCE = 2**21  # elements
@@ -59,7 +59,7 @@ class Divergence(ABC):
 
 
 @dataclass(frozen=True)
-class Exact(Divergence):
+class ExactTrace(Divergence):
     """The trace itself, for events of at most ``max_dimension`` elements: D products per evaluation.
 
     Raises:
@@ -84,7 +84,7 @@ class Exact(Divergence):
                 "divergence",
                 self,
                 f"the exact trace of {dimension} dimensions takes {dimension} products with the Jacobian at every node",
-                f"Use Hutchinson(probes=8), or Exact(max_dimension={dimension}) if you can wait.",
+                f"Use Hutchinson(probes=8), or ExactTrace(max_dimension={dimension}) if you can wait.",
             )
 
     def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
@@ -162,7 +162,7 @@ class HutchPlusPlus(Divergence):
     def check(self, dimension: int) -> None:
         if self.rank >= dimension:
             problem = f"a sketch of rank {self.rank} spans all {dimension} dimensions"
-            raise ArgumentError("divergence", self, problem, "Use Exact().")
+            raise ArgumentError("divergence", self, problem, "Use ExactTrace().")
 
     def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
         return draw_probes("rademacher", self.rank + self.probes, events, seed, first_index)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.likelihood.divergence import Divergence, Exact
+from sde_toolkit.likelihood.divergence import Divergence, ExactTrace
 from sde_toolkit.likelihood.flow_requests import FlowRequest, choose_detail, choose_divergence, choose_flow
 from sde_toolkit.likelihood.jacobian import mode_name
 from sde_toolkit.likelihood.path_ends import finest_scale
@@ -75,7 +75,7 @@ def log_likelihood(
             steps, one less, is made even.
         end: the time that stands for data where no grid is given: ``model.sde.likelihood_end`` by default. x is taken
             as a state of that time, without noise added to it. 0 works for networks that say something finite there.
-        divergence: ``Exact()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default exact up to 64
+        divergence: ``ExactTrace()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default exact up to 64
             dimensions and 4 Rademacher probes above. Probes are frozen for the whole solve.
         quadrature: the nodes at which the divergence is evaluated: ``Quadrature(25)`` by default, and for a solver with
             tolerances, where the trace is exact, ``Refined`` with the larger of them, as many nodes as a sample needs.
@@ -152,7 +152,7 @@ def _result(density: FlowDensity, whole: BatchDensity, log_abs_det: float, began
     request = density.request
     replicates = whole.prior + whole.replicates + log_abs_det
     nats = replicates.mean(0)
-    exact = isinstance(request.divergence, Exact)
+    exact = isinstance(request.divergence, ExactTrace)
     return LogLikelihood(
         nats=nats,
         standard_error=torch.zeros_like(nats) if exact else standard_error(replicates),

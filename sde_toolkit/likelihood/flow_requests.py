@@ -14,7 +14,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import check_grid, sech
 from sde_toolkit.integrators import DenseIntegrator
 from sde_toolkit.likelihood.adams import Adams
-from sde_toolkit.likelihood.divergence import Divergence, Exact, Hutchinson
+from sde_toolkit.likelihood.divergence import Divergence, ExactTrace, Hutchinson
 from sde_toolkit.likelihood.jacobian import mode_name, reverse
 from sde_toolkit.likelihood.joint import Joint
 from sde_toolkit.likelihood.prior import Prior
@@ -115,7 +115,9 @@ class FlowRequest:
         divergence: Any = self.divergence
         quadrature: Any = self.quadrature
         if not isinstance(divergence, Divergence):
-            raise ArgumentError("divergence", divergence, "not a divergence", "Pass Exact() or Hutchinson(probes=4).")
+            raise ArgumentError(
+                "divergence", divergence, "not a divergence", "Pass ExactTrace() or Hutchinson(probes=4)."
+            )
         if not (divergence.mode is None or callable(divergence.mode)):
             raise ArgumentError("mode", divergence.mode, "not a mode", "Pass reverse, forward or finite_differences.")
         if not isinstance(quadrature, Rule):
@@ -142,8 +144,8 @@ def choose_divergence(
 ) -> tuple[Divergence, Rule]:
     """Exact in few dimensions, Hutchinson's in many; 25 nodes, or what a solver's tolerances ask of an exact trace."""
     dimension = math.prod(x.shape[1:]) if isinstance(x, Tensor) else 1
-    divergence = divergence or (Exact() if dimension <= _EXACT_UP_TO else Hutchinson())
-    if quadrature is None and isinstance(divergence, Exact) and solver is not None:
+    divergence = divergence or (ExactTrace() if dimension <= _EXACT_UP_TO else Hutchinson())
+    if quadrature is None and isinstance(divergence, ExactTrace) and solver is not None:
         tolerances = [getattr(solver.integrator, name, None) or 0.0 for name in ("rtol", "atol")]
         quadrature = Refined(max(tolerances)) if isinstance(solver.integrator, DenseIntegrator) else None
     return divergence, quadrature or Quadrature()

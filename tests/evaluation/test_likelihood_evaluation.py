@@ -39,7 +39,7 @@ from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.grids import karras, uniform_lambda
 from sde_toolkit.jobs.fingerprints import digest
 from sde_toolkit.jobs.store import PartStore
-from sde_toolkit.likelihood import Exact, GaussianPrior, Hutchinson, Quadrature, dequantise
+from sde_toolkit.likelihood import ExactTrace, GaussianPrior, Hutchinson, Quadrature, dequantise
 from sde_toolkit.likelihood.bounds import discrete_bound, variational_bound
 
 LEVELS = Levels(17, 0.0, 16.0)
@@ -110,6 +110,16 @@ def test_nothing_is_computed_twice(model, images, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(model.network, "forward", lambda *a: calls.append(1))
     same(evaluate(model, images, tmp_path, **SMALL), whole)
     assert not calls
+
+
+def test_a_folder_from_before_the_exact_trace_was_renamed_continues(tmp_path):
+    model, x = gaussian(torch.tensor([0.5, 0.0]), VPSDE(), std=1.0), torch.zeros(2, 2)
+    few = {"ends_n": 0, "elbo_draws": 0, "discrete_steps": 0, "nfe": 4}
+    earlier = type("Exact", (ExactTrace,), {"__module__": ExactTrace.__module__})
+    written = evaluate(model, x, tmp_path, divergence=earlier(), **few)
+    again = evaluate(model, x, tmp_path, divergence=ExactTrace(), **few)
+    assert again.computed == 0
+    assert np.array_equal(again.values["nats"], written.values["nats"])
 
 
 def damaged_versions(file):
@@ -381,7 +391,7 @@ def test_the_report_says_it_all(model, images, whole, tmp_path):
         ({"elbo_draws": -1}, "elbo_draws=-1"), ({"discrete_draws": 0}, "discrete_draws=0"), ({"end": 1.0}, "end=1.0"),
         ({"ends": (0.1, 2.0)}, "ends=2.0"), ({"ends": (0.1, 0.1)}, "twice"), ({"ends_n": 1.5}, "ends_n=1.5"),
         ({"levels": None, "draws": 1}, "levels.count=256"), ({"levels": Levels(9, 0.0, 8.0)}, "outside the range"),
-        ({"solver": heun(), "grid": lambda sde, steps: None}, "grid"), ({"divergence": Exact(8)}, "Exact"),
+        ({"solver": heun(), "grid": lambda sde, steps: None}, "grid"), ({"divergence": ExactTrace(8)}, "ExactTrace"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_and_leaves_the_folder_free(model, images, tmp_path, settings, named):

@@ -16,7 +16,7 @@ from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import flow_endpoint, local_errors
 from sde_toolkit.integrators import PerSample
-from sde_toolkit.likelihood import Exact, Refined
+from sde_toolkit.likelihood import ExactTrace, Refined
 from sde_toolkit.models.conditions import map_rows, tensors_of
 
 SDE, N = VPSDE(), 7
@@ -86,7 +86,7 @@ def test_rows_go_with_their_samples_whatever_the_nesting_and_the_batch(nesting):
 def test_likelihoods_too(nesting):
     """With as many nodes as each sample needs, so that rows are left out on the way, and repeated."""
     x = torch.linspace(-1, 1, 2 * N, dtype=torch.float64).reshape(N, 2)
-    options = {"nfe": 8, "divergence": Exact(), "quadrature": Refined(1e-3), "dtype": torch.float64, "end": 0.01}
+    options = {"nfe": 8, "divergence": ExactTrace(), "quadrature": Refined(1e-3), "dtype": torch.float64, "end": 0.01}
     wanted = log_likelihood(MODEL, x, condition=ROWS, **options).nats
     found = log_likelihood(MODEL, x, condition=NESTINGS[nesting](ROWS), batch_size=3, **options).nats
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)

@@ -24,7 +24,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import AdaptiveSDE
-from sde_toolkit.likelihood import Exact, log_likelihood, variational_bound
+from sde_toolkit.likelihood import ExactTrace, log_likelihood, variational_bound
 from sde_toolkit.models import Wrapper, time_inputs
 from sde_toolkit.sde import CosineVPSDE
 
@@ -171,7 +171,7 @@ def test_bounds_count_what_the_network_saw(around):
 def test_a_likelihood_counts_its_path_and_its_divergence_apart(around):
     times = 1 if around == "bare" else 2
     x, label = torch.zeros(N, 2, dtype=torch.float64), {"label": torch.zeros(N, dtype=torch.float64)}
-    how = {"nfe": 12, "divergence": Exact(), "condition": label, "dtype": torch.float64}
+    how = {"nfe": 12, "divergence": ExactTrace(), "condition": label, "dtype": torch.float64}
     bare = log_likelihood(ScoreModel(Counting(), VPSDE(), "v"), x, **how)
     model = AROUND[around](ScoreModel(Counting(), VPSDE(), "v"))
     found = log_likelihood(model, x, **how)

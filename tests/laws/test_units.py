@@ -37,7 +37,7 @@ from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.integrators import ChurnedHeun, Corrected, Exponential, Multistep, PerSample, Scipy, TorchDiffEq
-from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Refined, discrete_bound, finite_differences
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Joint, Refined, discrete_bound, finite_differences
 from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 
 UNITS = [16.0, 1 / 300]
@@ -228,7 +228,7 @@ HOW = {
     "refined": {"quadrature": Refined()},
     "detail": {"nfe": 30},
     "PerSample": {"solver": probability_flow(PerSample("bosh3", rtol=1e-4))},
-    "TorchDiffEq": {"solver": probability_flow(TorchDiffEq(rtol=1e-4)), "divergence": Exact()},
+    "TorchDiffEq": {"solver": probability_flow(TorchDiffEq(rtol=1e-4)), "divergence": ExactTrace()},
     "Joint": {"solver": probability_flow(PerSample(rtol=1e-4)), "quadrature": Joint()},
     "richardson": {"richardson": True},
 }
@@ -252,7 +252,7 @@ def test_log_densities_lose_the_logarithm_of_the_unit(sde, how, unit):
 def test_differences_are_as_long_as_the_unit_asks(unit):
     """In single precision: what is left of the rounding in the unit 1 is left in every other."""
     x = mixture(VPSDE(), 1.0).draw(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    how = {"divergence": Exact(mode=finite_differences)}
+    how = {"divergence": ExactTrace(mode=finite_differences)}
     exact = nats(mixture(VPSDE(), 1.0), x)
     one, other = (
         log_likelihood(mixture(VPSDE(), u), u * x, dtype=torch.float32, **how).nats.double() for u in (1.0, unit)

@@ -10,7 +10,7 @@ from sde_toolkit import VPSDE, CosineVPSDE, FlowMatching, ScoreModel, Solver, gr
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Angle, Corrected, FrozenEDM, Multistep
-from sde_toolkit.likelihood import Adams, Exact, log_likelihood, reverse
+from sde_toolkit.likelihood import Adams, ExactTrace, log_likelihood, reverse
 
 
 def path(integrator, model, grid, x):
@@ -77,7 +77,7 @@ def test_the_states_on_the_way_are_better_than_predicted_ones():
 
 
 def test_steps_cost_one_evaluation_each_and_the_start_one():
-    model, how = asked(mixture(VPSDE())), {"nfe": 20, "divergence": Exact(mode=reverse), **F64}
+    model, how = asked(mixture(VPSDE())), {"nfe": 20, "divergence": ExactTrace(mode=reverse), **F64}
     found = log_likelihood(model, points(mixture(VPSDE()), 5), **how)
     assert len(found.grid) == 20  # 19 steps
     assert found.nfe == 20 == sum(not followed for _, _, followed in model.network.calls)

@@ -30,7 +30,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.integrators import PerSample, TorchDiffEq
-from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, reverse
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Quadrature, reverse
 
 PER_SAMPLE = probability_flow(PerSample(rtol=1e-5, atol=1e-5))
 
@@ -169,7 +169,7 @@ def test_counts_are_those_of_the_network(sde, how, richardson):
     how, steps = dict(how), how.get("steps")
     if how.pop("steps", None):
         how["grid"] = grids.uniform_lambda(sde, steps, start=1.0 if signal_at_the_end(sde) else 0.99, end=1e-3)
-    divergence, quadrature = Exact(mode=reverse), Quadrature(13)
+    divergence, quadrature = ExactTrace(mode=reverse), Quadrature(13)
     found = log_likelihood(
         model, x, divergence=divergence, quadrature=quadrature, richardson=richardson, batch_size=4, **how, **F64
     )
@@ -183,7 +183,7 @@ def test_counts_are_those_of_the_network(sde, how, richardson):
 def test_counts_of_adaptive_solvers_are_those_of_the_network(integrator):
     model, n = asked(mixture(VPSDE())), 11
     x = points(mixture(VPSDE()), n)
-    how = {"solver": probability_flow(integrator), "divergence": Exact(mode=reverse), **F64}
+    how = {"solver": probability_flow(integrator), "divergence": ExactTrace(mode=reverse), **F64}
     found = log_likelihood(model, x, **how)
     assert model.network.rows(followed=True) - 8 == found.divergences.sum()
     assert found.divergence_nfe == found.divergences.max()
@@ -202,7 +202,7 @@ def test_the_divergence_is_evaluated_at_the_nodes_and_nowhere_else():
     for Q in (5, 17):
         model = asked(mixture(VPSDE()))
         found = log_likelihood(
-            model, points(mixture(VPSDE()), 9), solver=PER_SAMPLE, divergence=Exact(mode=reverse),
+            model, points(mixture(VPSDE()), 9), solver=PER_SAMPLE, divergence=ExactTrace(mode=reverse),
             quadrature=Quadrature(Q), **F64,
         )  # fmt: skip
         seen = [times for _, times, followed in model.network.calls[1:] if followed]
@@ -214,12 +214,12 @@ def test_the_divergence_is_evaluated_at_the_nodes_and_nowhere_else():
 
 def test_the_nodes_of_one_batch_go_through_the_network_together():
     model = asked(mixture(VPSDE()))
-    log_likelihood(model, points(mixture(VPSDE()), 9), nfe=20, divergence=Exact(mode=reverse), **F64)
+    log_likelihood(model, points(mixture(VPSDE()), 9), nfe=20, divergence=ExactTrace(mode=reverse), **F64)
     followed = [rows for rows, _, by_autograd in model.network.calls if by_autograd]
     assert followed == [8, 25 * 9]
 
 
-@pytest.mark.parametrize("divergence", [Hutchinson(2, mode=reverse), Exact(mode=reverse)], ids=name)
+@pytest.mark.parametrize("divergence", [Hutchinson(2, mode=reverse), ExactTrace(mode=reverse)], ids=name)
 def test_memory_for_derivatives_does_not_grow_with_the_batch(divergence):
     """What autograd is to follow at a time is a number of rows that depends on their size alone."""
     D = 500

@@ -21,7 +21,16 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.integrators import PerSample
-from sde_toolkit.likelihood import Adams, Exact, GaussianPrior, Hutchinson, HutchPlusPlus, Joint, Quadrature, Refined
+from sde_toolkit.likelihood import (
+    Adams,
+    ExactTrace,
+    GaussianPrior,
+    Hutchinson,
+    HutchPlusPlus,
+    Joint,
+    Quadrature,
+    Refined,
+)
 
 MODEL = ScoreModel(Asked(mixture(VPSDE()).network), VPSDE(), "v", event_shape=(2,))
 GRID = grids.sech(VPSDE(), 8, end=1e-3)
@@ -40,7 +49,7 @@ X = torch.zeros(3, 2)
         (lambda: Refined(scale=math.inf), ["scale", "inf"]),
         (lambda: Adams(0), ["predictor", "0"]),
         (lambda: Adams(3, 0.0), ["sigma_data", "0.0"]),
-        (lambda: Exact(0), ["max_dimension"]),
+        (lambda: ExactTrace(0), ["max_dimension"]),
         (lambda: Hutchinson(0), ["probes"]),
         (lambda: Hutchinson(2, "normal"), ["distribution", "normal", "gaussian"]),
         (lambda: HutchPlusPlus(0, 1), ["rank"]),
@@ -71,7 +80,7 @@ FUZZED = {
         [None, heun(), euler_maruyama(), edm_stochastic(), probability_flow(PerSample(rtol=0.1, atol=0.1)), "heun"]
     ),
     "divergence": st.sampled_from(
-        [None, Exact(), Exact(1), Hutchinson(2), HutchPlusPlus(1, 2), Hutchinson, "exact", 3]
+        [None, ExactTrace(), ExactTrace(1), Hutchinson(2), HutchPlusPlus(1, 2), Hutchinson, "exact", 3]
     ),
     "quadrature": st.sampled_from([None, Quadrature(2), Refined(1e-2, 33), Joint(), Quadrature, 5, "many"]),
     "prior": st.sampled_from([None, GaussianPrior.of_moments(VPSDE(), torch.zeros(2), torch.eye(2)), "prior", 0.0]),

@@ -23,7 +23,7 @@ from sde_toolkit import (
 from sde_toolkit.errors import ArgumentError, GridError, NonFiniteError, SDEToolkitError
 from sde_toolkit.integrators import AdaptiveSDE, PerSample, Scipy
 from sde_toolkit.likelihood import (
-    Exact,
+    ExactTrace,
     Hutchinson,
     HutchPlusPlus,
     Joint,
@@ -85,10 +85,10 @@ def test_data(x, words):
     ("arguments", "words"),
     [
         ({"space": "latent"}, ["space", "latent", "model"]),
-        ({"divergence": "exact"}, ["divergence", "exact", "Exact()"]),
-        ({"divergence": Exact}, ["divergence", "Exact()"]),
-        ({"divergence": Exact(mode="forward")}, ["mode", "forward", "finite_differences"]),
-        ({"divergence": HutchPlusPlus(2, 2)}, ["rank", "Exact()"]),
+        ({"divergence": "exact"}, ["divergence", "exact", "ExactTrace()"]),
+        ({"divergence": ExactTrace}, ["divergence", "ExactTrace()"]),
+        ({"divergence": ExactTrace(mode="forward")}, ["mode", "forward", "finite_differences"]),
+        ({"divergence": HutchPlusPlus(2, 2)}, ["rank", "ExactTrace()"]),
         ({"quadrature": 25}, ["quadrature", "25", "Quadrature(nodes=25)"]),
         ({"prior": "gaussian"}, ["prior", "gaussian", "GaussianPrior"]),
         ({"condition": torch.zeros(2)}, ["condition", "(2,)", "3 samples"]),
@@ -105,7 +105,7 @@ def test_data(x, words):
         ({"quadrature": Joint()}, ["quadrature", "Joint()", "PerSample()"]),
         ({"quadrature": Joint(), "solver": heun(), "grid": GRID}, ["quadrature", "Joint()", "error control"]),
         ({"solver": probability_flow(PerSample()), "richardson": True}, ["richardson", "fixed-step"]),
-        ({"differentiable": True, "divergence": Exact(mode=forward)}, ["differentiable", "forward", "reverse"]),
+        ({"differentiable": True, "divergence": ExactTrace(mode=forward)}, ["differentiable", "forward", "reverse"]),
         ({"grid": GRID}, ["grid", "solver"]),
         ({"solver": heun()}, ["grid", "heun", "grids.sech"]),
         ({"solver": heun(), "grid": GRID, "end": 1e-3}, ["end", "grid"]),
@@ -169,10 +169,10 @@ def numpy_network(x, time):
     [numpy_network, lambda x, time: 0.5 * x.detach(), torch.no_grad()(half), torch.inference_mode()(half)],
     ids=["numpy", "detach", "no_grad", "inference_mode"],
 )
-@pytest.mark.parametrize("divergence", [None, Hutchinson(2), Exact(mode=forward)], ids=str)
+@pytest.mark.parametrize("divergence", [None, Hutchinson(2), ExactTrace(mode=forward)], ids=str)
 def test_a_network_that_is_not_differentiable(network, divergence):
     refused(["not differentiable", "finite_differences"], model=fresh(network=network), divergence=divergence)
-    found = log_likelihood(fresh(network=network), X, nfe=8, divergence=Exact(mode=finite_differences), **F64)
+    found = log_likelihood(fresh(network=network), X, nfe=8, divergence=ExactTrace(mode=finite_differences), **F64)
     true = log_likelihood(fresh(network=half), X, nfe=8, **F64)
     torch.testing.assert_close(found.nats, true.nats, rtol=1e-7, atol=1e-7)
 
@@ -189,7 +189,7 @@ class Dropping(torch.nn.Module):
         return self.layer(y) if self.layer is not None else torch.nn.functional.dropout(y, 0.3, self.training)
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Exact(mode=finite_differences), Hutchinson(1)], ids=str)
+@pytest.mark.parametrize("divergence", [ExactTrace(), ExactTrace(mode=finite_differences), Hutchinson(1)], ids=str)
 @pytest.mark.parametrize("by_layer", [True, False], ids=["layer", "function"])
 def test_a_random_network_has_no_likelihood(by_layer, divergence):
     x = torch.ones(3, 50)
@@ -216,8 +216,10 @@ def test_a_network_that_sees_the_batch_has_no_likelihood_of_a_sample():
 
 def test_too_many_dimensions_for_the_exact_trace():
     x = torch.zeros(2, 3, 40, 40)
-    refused(["4800 products", "Hutchinson(probes=8)"], x, fresh(network=half), divergence=Exact())
-    refused(["divergence", "11", "max_dimension=12"], torch.zeros(1, 12), fresh(network=half), divergence=Exact(11))
+    refused(["4800 products", "Hutchinson(probes=8)"], x, fresh(network=half), divergence=ExactTrace())
+    refused(
+        ["divergence", "11", "max_dimension=12"], torch.zeros(1, 12), fresh(network=half), divergence=ExactTrace(11)
+    )
     assert log_likelihood(fresh(network=half), x, nfe=8).products == 4
 
 

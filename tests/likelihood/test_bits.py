@@ -8,7 +8,7 @@ from torch.distributions import Normal
 
 from sde_toolkit import VPSDE, Affine, GaussianMixture, Levels, bits_per_dim
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, dequantise
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Quadrature, dequantise
 
 LEVELS = Levels(16, 0.0, 15.0)
 FINE = {"nfe": 60, "dtype": torch.float64, "end": 1e-6}
@@ -87,7 +87,7 @@ def test_bits_do_not_depend_on_the_units_of_the_levels():
 
 def test_the_three_errors_are_told_apart():
     model = normal_on_levels(2.0)
-    exact = bits_per_dim(model, integers(), LEVELS, draws=4, divergence=Exact())
+    exact = bits_per_dim(model, integers(), LEVELS, draws=4, divergence=ExactTrace())
     assert exact.error_from_probes == 0.0
     assert exact.error_from_dequantisation > 0 < exact.error_from_data
     once = bits_per_dim(model, integers(), LEVELS, divergence=Hutchinson(1))
@@ -111,7 +111,7 @@ def test_the_probe_error_covers_the_spread_over_probes_also_with_several_draws()
     x = levels.at(torch.randint(0, 5, (10, 24), generator=g))
     kwargs = {"divergence": Hutchinson(4), "draws": 3, "nfe": 20}
     exact = bits_per_dim(
-        model, x, levels, draws=3, nfe=20, generator=torch.Generator().manual_seed(5), divergence=Exact()
+        model, x, levels, draws=3, nfe=20, generator=torch.Generator().manual_seed(5), divergence=ExactTrace()
     )
     runs = [
         bits_per_dim(model, x, levels, generator=torch.Generator().manual_seed(5), seed=s, **kwargs) for s in range(40)

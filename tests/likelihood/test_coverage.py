@@ -27,7 +27,7 @@ from sde_toolkit import (
     variational_bound,
 )
 from sde_toolkit.integrators import PerSample
-from sde_toolkit.likelihood import Exact, Hutchinson, Joint, Quadrature, Refined, discrete_bound
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Joint, Quadrature, Refined, discrete_bound
 
 WIDE = [VESDE(sigma_max=sigma) for sigma in (3.0, 10.0)]
 SMOOTH = [VPSDE(), VESDE(), FlowMatching()]
@@ -228,7 +228,7 @@ def test_errors_of_bits_are_those_of_their_draws_and_probes():
     levels = Levels(33, -4.0, 4.0)
     x = levels.at(levels.index(model.draw(25, generator=torch.Generator().manual_seed(0))))
     without = math.nan
-    for divergence in (Exact(), Hutchinson(2)):
+    for divergence in (ExactTrace(), Hutchinson(2)):
         found = [
             bits_per_dim(model, x, levels, draws=4, seed=seed, nfe=20, divergence=divergence, **F64)
             for seed in range(40)
@@ -237,7 +237,7 @@ def test_errors_of_bits_are_those_of_their_draws_and_probes():
         stated = torch.stack([b.dequantisation_error**2 for b in found]).mean().item()
         probes = torch.stack([b.probe_error**2 for b in found]).mean().item()
         assert stated == pytest.approx(spread, rel=0.2)
-        assert probes == (0 if isinstance(divergence, Exact) else pytest.approx(spread - without, rel=0.3))
+        assert probes == (0 if isinstance(divergence, ExactTrace) else pytest.approx(spread - without, rel=0.3))
         without = spread
         off = torch.tensor([b.mean for b in found])
         assert share((off - off.mean()).abs(), 2 * torch.tensor([b.error_from_dequantisation for b in found])) >= 0.85
@@ -247,7 +247,7 @@ def test_the_numerical_error_of_bits_covers_what_a_finer_solve_changes():
     model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5]], VPSDE(), std=0.4, weights=[0.4, 0.6])
     levels = Levels(17, -4.0, 4.0)
     x = levels.at(levels.index(model.draw(60, generator=torch.Generator().manual_seed(0))))
-    how = {"draws": 2, "divergence": Exact(), **F64}
+    how = {"draws": 2, "divergence": ExactTrace(), **F64}
     coarse = bits_per_dim(model, x, levels, nfe=16, richardson=True, **how)
     fine = bits_per_dim(model, x, levels, nfe=400, quadrature=Quadrature(80), **how)
     assert share((coarse.bits - fine.bits).abs(), coarse.numerical_error) >= 0.9

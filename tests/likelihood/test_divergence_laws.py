@@ -7,7 +7,15 @@ import torch
 from densities import F64, asked, full_covariance, mixture, name, points
 
 from sde_toolkit import VPSDE, GaussianMixture, gaussian, log_likelihood
-from sde_toolkit.likelihood import Exact, Hutchinson, HutchPlusPlus, Quadrature, finite_differences, forward, reverse
+from sde_toolkit.likelihood import (
+    ExactTrace,
+    Hutchinson,
+    HutchPlusPlus,
+    Quadrature,
+    finite_differences,
+    forward,
+    reverse,
+)
 
 OFF = {(): 1e-10, (2,): 1e-10, (3, 4, 4): 2e-7}  # by central differences at their best step, of these very fields
 MODES = [reverse, forward, finite_differences]
@@ -45,7 +53,7 @@ def traces(divergence, field, x, mode, directions):
 @pytest.mark.parametrize("event", EVENTS, ids=str)
 def test_the_exact_trace_is_the_trace_of_the_jacobian(event, mode):
     field, x = mixing_field(event), states(event)
-    found = traces(Exact(), field, x, mode, Exact().directions(tuple(x.shape), 0, 0))
+    found = traces(ExactTrace(), field, x, mode, ExactTrace().directions(tuple(x.shape), 0, 0))
     assert found.shape == (1, len(x))
     bar = OFF[event] if mode is finite_differences else 1e-12
     torch.testing.assert_close(found[0], traces_of_jacobian(field, x), rtol=bar, atol=bar)
@@ -133,7 +141,7 @@ def copies_of_one_point(D, copies, divergence, **how):
     model = gaussian(torch.linspace(-1, 1, D, dtype=torch.float64), VPSDE(), covariance=full_covariance(D))
     x = points(model, 1)
     coarse = {"nfe": 12, "end": 1e-3, "quadrature": Quadrature(6), "prior": model.log_prob, **how}
-    exact = log_likelihood(model, x, divergence=Exact(), **coarse, **F64)
+    exact = log_likelihood(model, x, divergence=ExactTrace(), **coarse, **F64)
     found = log_likelihood(
         model, x.expand(copies, *x.shape[1:]).float(), divergence=divergence, batch_size=1000, **coarse
     )
@@ -196,7 +204,7 @@ def test_modes_and_event_shapes_through_the_whole(event, mode):
     model = GaussianMixture(means, VPSDE(), std=0.5, weights=[0.4, 0.6])
     x = points(model, 2)
     how = {"nfe": 60, "end": 1e-4, "detail": 0.5, "prior": model.log_prob, **F64}
-    found = log_likelihood(model, x, divergence=Exact(mode=mode), **how)
+    found = log_likelihood(model, x, divergence=ExactTrace(mode=mode), **how)
     assert found.mode == mode.__name__
     assert found.mode_seconds == {}
     assert (found.nats - model.log_prob(x, 1e-4)).abs().max() / math.prod(event) < 1e-4
@@ -207,7 +215,7 @@ def test_modes_and_event_shapes_through_the_whole(event, mode):
 
 def test_the_default_is_exact_in_few_dimensions_and_hutchinson_in_many():
     few, many = (gaussian(torch.zeros(D), VPSDE(), std=0.5) for D in (64, 65))
-    assert isinstance(log_likelihood(few, torch.zeros(1, 64), nfe=4).divergence, Exact)
+    assert isinstance(log_likelihood(few, torch.zeros(1, 64), nfe=4).divergence, ExactTrace)
     assert log_likelihood(many, torch.zeros(1, 65), nfe=4).divergence == Hutchinson()
 
 

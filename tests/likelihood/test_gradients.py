@@ -7,7 +7,7 @@ from torch import nn
 
 from sde_toolkit import VESDE, VPSDE, Affine, ScoreModel, log_likelihood, probability_flow
 from sde_toolkit.integrators import PerSample, TorchDiffEq
-from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Quadrature
 
 SOLVERS = [{"nfe": 60}, {"solver": probability_flow(PerSample(rtol=1e-6, atol=1e-6))}]
 
@@ -48,7 +48,7 @@ def test_the_gradient_by_the_data_is_the_score(sde, how):
     torch.testing.assert_close(gradient, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(2)], ids=name)
+@pytest.mark.parametrize("divergence", [ExactTrace(), Hutchinson(2)], ids=name)
 @pytest.mark.parametrize("how", SOLVERS[:1], ids=["default"])
 def test_the_gradient_by_the_data_is_the_slope_of_what_was_computed(how, divergence):
     """However coarse the solve and whatever the probes; the transform is part of it."""
@@ -66,11 +66,11 @@ def test_the_gradient_by_the_data_is_the_slope_of_what_was_computed(how, diverge
 @pytest.mark.parametrize(
     ("divergence", "how"),
     [
-        (Exact(), {"nfe": 8}),
+        (ExactTrace(), {"nfe": 8}),
         (Hutchinson(2), {"nfe": 8}),
         (Hutchinson(2), {"nfe": 8, "batch_size": 2}),
-        (Exact(), {"solver": probability_flow(TorchDiffEq(rtol=1e-7, atol=1e-7)), "end": 0.05}),
-        (Exact(), {"solver": probability_flow(PerSample(rtol=1e-7, atol=1e-7)), "end": 0.05}),
+        (ExactTrace(), {"solver": probability_flow(TorchDiffEq(rtol=1e-7, atol=1e-7)), "end": 0.05}),
+        (ExactTrace(), {"solver": probability_flow(PerSample(rtol=1e-7, atol=1e-7)), "end": 0.05}),
     ],
     ids=["exact", "probes", "batches", "torchdiffeq", "per sample"],
 )
@@ -105,7 +105,7 @@ def test_one_step_of_maximum_likelihood_raises_the_likelihood():
 def test_no_graph_is_kept_unless_asked_for():
     model = ScoreModel(Small(), VPSDE(), "v")
     x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
-    for divergence in (Exact(), Hutchinson(2)):
+    for divergence in (ExactTrace(), Hutchinson(2)):
         found = log_likelihood(model, x, nfe=8, divergence=divergence, **F64)
         for field in (
             "nats",

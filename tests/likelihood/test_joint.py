@@ -9,7 +9,7 @@ from torch import nn
 
 from sde_toolkit import VPSDE, FlowMatching, ScoreModel, log_likelihood, probability_flow
 from sde_toolkit.integrators import PerSample, Scipy, TorchDiffEq
-from sde_toolkit.likelihood import Exact, Hutchinson, HutchPlusPlus, Joint, Quadrature, reverse
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, HutchPlusPlus, Joint, Quadrature, reverse
 
 KINDS = [PerSample, TorchDiffEq, Scipy]
 
@@ -36,11 +36,11 @@ def test_it_gives_the_closed_form(sde, make, density):
 @pytest.mark.parametrize(
     ("kind", "divergence"),
     [
-        (PerSample, Exact()),
+        (PerSample, ExactTrace()),
         (TorchDiffEq, Hutchinson(3)),
         (Scipy, Hutchinson(5, "gaussian")),
         (PerSample, HutchPlusPlus(1, 2)),
-        (TorchDiffEq, Exact()),
+        (TorchDiffEq, ExactTrace()),
         (PerSample, Hutchinson(3)),
     ],
     ids=str,
@@ -83,7 +83,7 @@ def test_the_divergence_drives_the_steps_only_here(kind):
     for swings in (1.0, 40.0):
         model = ScoreModel(Turning(swings), VPSDE(), "v")
         for rule in (Joint(), Quadrature(25)):
-            how = {"solver": solver(kind, 1e-5), "end": 1e-3, "divergence": Exact(mode=reverse), **F64}
+            how = {"solver": solver(kind, 1e-5), "end": 1e-3, "divergence": ExactTrace(mode=reverse), **F64}
             taken[swings, type(rule)] = log_likelihood(model, x, quadrature=rule, **how).nfe
     assert taken[1.0, Quadrature] == taken[40.0, Quadrature]
     assert taken[40.0, Joint] > 1.3 * taken[1.0, Joint] > taken[1.0, Quadrature]
@@ -91,7 +91,11 @@ def test_the_divergence_drives_the_steps_only_here(kind):
 
 @pytest.mark.parametrize(
     ("kind", "divergence"),
-    [(PerSample, Exact(mode=reverse)), (TorchDiffEq, Hutchinson(3, mode=reverse)), (Scipy, Exact(mode=reverse))],
+    [
+        (PerSample, ExactTrace(mode=reverse)),
+        (TorchDiffEq, Hutchinson(3, mode=reverse)),
+        (Scipy, ExactTrace(mode=reverse)),
+    ],
     ids=name,
 )
 def test_many_dimensions_do_not_dilute_the_control(kind, divergence):
@@ -122,7 +126,7 @@ def test_the_error_follows_the_tolerance(kind):
 def test_counts_are_those_of_the_network(kind):
     model, n = asked(mixture(VPSDE())), 7
     x = points(mixture(VPSDE()), n)
-    how = {"solver": solver(kind, 1e-4), "divergence": Exact(mode=reverse), **F64}
+    how = {"solver": solver(kind, 1e-4), "divergence": ExactTrace(mode=reverse), **F64}
     found = log_likelihood(model, x, quadrature=Joint(), **how)
     apart = (found.divergences - found.statistics.evaluations).unique()  # nodes looked at for the ends
     assert len(apart) == 1

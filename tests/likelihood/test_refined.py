@@ -10,7 +10,7 @@ from sde_toolkit import VESDE, VPSDE, FlowMatching, GaussianMixture, ScoreModel,
 from sde_toolkit import probability_flow as flow_by
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.integrators import PerSample
-from sde_toolkit.likelihood import Exact, Hutchinson, Quadrature, Refined, reverse
+from sde_toolkit.likelihood import ExactTrace, Hutchinson, Quadrature, Refined, reverse
 
 
 def ring(sde, std=0.1):
@@ -42,7 +42,7 @@ def test_more_is_asked_of_fewer_samples():
     exact = ring(VPSDE())
     model = ScoreModel(Asked(exact.network), VPSDE(), "v", sigma_data=exact.sigma_data)
     x = points(exact, 40)
-    found = log_likelihood(model, x, nfe=60, quadrature=Refined(1e-4), divergence=Exact(mode=reverse), **F64)
+    found = log_likelihood(model, x, nfe=60, quadrature=Refined(1e-4), divergence=ExactTrace(mode=reverse), **F64)
     assert model.network.rows(followed=True) - 8 == found.divergences.sum()
     assert found.divergences.sum() < 0.8 * 40 * found.divergence_nfe
 

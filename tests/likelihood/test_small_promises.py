@@ -24,7 +24,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.integrators import PerSample
 from sde_toolkit.likelihood import (
-    Exact,
+    ExactTrace,
     GaussianDensity,
     Hutchinson,
     HutchPlusPlus,
@@ -227,7 +227,7 @@ def test_every_draw_of_a_likelihood_and_of_a_bound_has_a_stream_of_its_own(monke
         frozenset({Purpose.PROBES, Purpose.DEQUANTISATION}): [
             lambda: bits_per_dim(model, whole, levels, draws=3, divergence=Hutchinson(2), nfe=6)
         ],
-        frozenset(): [lambda: log_likelihood(model, x, divergence=Exact(), nfe=6)],
+        frozenset(): [lambda: log_likelihood(model, x, divergence=ExactTrace(), nfe=6)],
     }
     for purposes, calls in uses.items():
         for call in calls:

@@ -25,9 +25,10 @@ from sde_toolkit.jobs.fingerprints import (
     tensor_digest,
 )
 from sde_toolkit.jobs.provenance import toolkit_version
-from sde_toolkit.likelihood import Divergence, Levels, Quadrature
+from sde_toolkit.likelihood import Divergence, ExactTrace, Levels, Quadrature
 from sde_toolkit.likelihood.flow_requests import default_flow
 from sde_toolkit.likelihood.prior import Prior
+from sde_toolkit.models.descriptions import CLASS
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import GridBuilder, Solver
 
@@ -153,6 +154,8 @@ def fingerprint(model: ScoreModel, x: Tensor, request: LikelihoodRequest) -> dic
     settings = {f.name: fingerprint_data(getattr(request, f.name)) for f in dataclasses.fields(request)}
     if request.condition is None:
         del settings["condition"]  # as in folders written before there were conditions
+    if isinstance(request.divergence, ExactTrace):
+        settings["divergence"][CLASS] = "Exact"  # the name of this class in folders written before it was renamed
     settings |= {"end": request.end_of(model), "ends": fingerprint_data(request.end_times(model))}
     content = {
         "format": f"{FORMAT}, {toolkit_version()}",
