@@ -75,8 +75,8 @@ def log_likelihood(
             steps, one less, is made even.
         end: the time that stands for data where no grid is given: ``model.sde.likelihood_end`` by default. x is taken
             as a state of that time, without noise added to it. 0 works for networks that say something finite there.
-        divergence: ``ExactTrace()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default exact up to 64
-            dimensions and 4 Rademacher probes above. Probes are frozen for the whole solve.
+        divergence: ``ExactTrace()``, ``Hutchinson(probes)`` or ``HutchPlusPlus(rank, probes)``. By default the exact
+            trace up to 64 dimensions, 4 Rademacher probes above. Probes are frozen for the whole solve.
         quadrature: the nodes at which the divergence is evaluated: ``Quadrature(25)`` by default, and for a solver with
             tolerances, where the trace is exact, ``Refined`` with the larger of them, as many nodes as a sample needs.
             ``Joint()``: none; the log-density is part of the state, and drives the steps of an adaptive solver, too.
