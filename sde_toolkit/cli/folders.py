@@ -131,7 +131,7 @@ def _read(record: Path) -> dict[str, Any]:
 
 def _what_is_kept(directory: Path) -> str:
     if any(directory.glob("parts/*.npz")) or any(directory.glob("*/parts/*.npz")):
-        return f"What was finished is kept in {directory}: the same command goes on from there."
+        return f"What was finished is kept in {directory}: the same command continues from there."
     return "Nothing was finished yet."
 
 

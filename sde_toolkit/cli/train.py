@@ -31,7 +31,7 @@ __all__ = ["run"]
 
 
 def run(config: DictConfig) -> None:
-    """Load the data, fill in what depends on them, train, and leave the resolved config beside the checkpoints."""
+    """Load the data, fill in what depends on them, train, and write the resolved config beside the checkpoints."""
     try:
         from accelerate import PartialState
     except ImportError as error:
@@ -64,7 +64,7 @@ def _train(config: DictConfig, directory: Path, device: torch.device, main: bool
     if main:
         _announce(dataset, model, options)
         if before:
-            print(f"going on from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
+            print(f"continuing from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
         else:
             save_config(config, directory)
     trackers = [config.trackers] if isinstance(config.trackers, str) else list(config.trackers or [])
@@ -100,7 +100,7 @@ def _announce(dataset: Dataset, model: ScoreModel, options: TrainingOptions) -> 
 
 
 def _has_config(directory: Path) -> bool:
-    """Whether a config.yaml there is that of a run, as earlier versions left it without a record."""
+    """Whether the folder holds the config.yaml of a run. (Earlier versions did not note it among their files.)"""
     if not checkpoint_folders(directory):
         return False
     try:
@@ -112,16 +112,16 @@ def _has_config(directory: Path) -> bool:
 
 @contextmanager
 def _reporting_stops(directory: Path) -> Iterator[None]:
-    """If Ctrl-C or SIGTERM ends the run, say what is kept of it."""
+    """If Ctrl-C or SIGTERM ends the run, say which step is saved."""
     try:
         yield
     except Interrupted as stop:
         where = f"stopped at step {stop.step}, which is saved in {directory}"
-        raise Stopped(f"{where}: the same command goes on from there.", stop.status) from None
+        raise Stopped(f"{where}: the same command continues from there.", stop.status) from None
     except KeyboardInterrupt as stop:
         kept = "Nothing was saved yet."
         for step, _ in checkpoint_folders(directory)[-1:]:
-            kept = f"The last checkpoint in {directory} is of step {step}: the same command goes on from there."
+            kept = f"The last checkpoint in {directory} is of step {step}: the same command continues from there."
         raise Stopped.of(stop, kept) from None
 
 
@@ -162,8 +162,8 @@ def _start_from(path: str, model: ScoreModel) -> None:
         why = f": at equal noise its answers would be {100 * off:.2g} % off" if off else ""
         why = ": the two SDEs have no noise level in common" if math.isinf(off) else why
         problem = f"it differs from this run in {', '.join(found)}, and its weights mean something else here{why}"
-        remedy = "Choose the same. To start from its weights all the same, pass train() a model with the network of "
-        raise CheckpointError(folder, problem, remedy + f"ScoreModel.from_pretrained({str(folder)!r}).")
+        remedy = "Choose the same settings. (In Python, a run starts from the weights of any model that you pass.)"
+        raise CheckpointError(folder, problem, remedy)
     checkpoint.load_weights(folder, model, "ema")
 
 
@@ -173,10 +173,10 @@ _NEGLIGIBLE = 0.02
 
 @torch.no_grad()
 def _answers_off(model: ScoreModel, sde: SDE) -> float:
-    """The error of x̂_0 if the network's SDE is replaced by ``sde``: the largest root mean square over a few noise
-    levels, in units of min(1, σ/α), which is about the largest error possible.
+    """The error of x̂_0 if the network's SDE is replaced by ``sde``: the largest root mean square at a few noise levels.
 
-    Zero for networks that scale x_t themselves and are told σ/α, as EDM's are. Infinite without a common noise level.
+    Its unit is min(1, σ/α), about the largest error possible. It is zero for networks that scale x_t themselves and are
+    told σ/α, as EDM's are. It is infinite if the SDEs have no noise level in common.
     """
     told = copy.copy(model)
     told.sde = sde
@@ -198,5 +198,5 @@ def _answers_off(model: ScoreModel, sde: SDE) -> float:
 
 
 def _root_mean_square(dataset: Dataset) -> float:
-    """√E[x_0²] in model space, over some thousand samples: what gives EDM's input and target unit second moment."""
+    """√E[x_0²] in model space, over some thousand samples. As σ_d it gives EDM's input and target second moment 1."""
     return dataset.transform.forward(dataset.sample()).double().square().mean().sqrt().item()

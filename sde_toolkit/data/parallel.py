@@ -1,8 +1,8 @@
-"""A stream that other processes read ahead. It resumes as exactly as the stream itself.
+"""A stream that other processes read ahead. It continues as exactly as the stream itself.
 
 Worker w of W reads part w of W of the stream and makes whole batches of it. Batches are taken from the workers in turn.
 Every batch comes with the state of its worker after that batch. The state of the whole is therefore W states, and whose
-turn it is. Batches that were read ahead but never returned are read again after a resumption.
+turn it is. Batches that were read ahead but never returned are read again when the stream continues.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class ParallelStream:
         states = state.get("workers")
         if not isinstance(states, list) or len(states) != self.workers or not is_count(state.get("turn"), 0):
             found = len(states) if isinstance(states, list) else sorted(state)
-            problem = f"the run that goes on has {self.workers} workers"
-            raise DataError("state", found, problem, "Use as many workers as in the run before.")
+            problem = f"this stream has {self.workers} workers"
+            raise DataError("state", found, problem, "Use as many workers as when the state was saved.")
         self._states, self._turn, self._running = list(states), int(state["turn"]) % self.workers, None
 
     def _start(self, n: int) -> Iterator[_WorkerAnswer]:

@@ -172,7 +172,7 @@ class ShuffledStream:
             raise DataError("state", sorted(state), "not the state of a shuffled stream", "Give what state_dict gave.")
         for name in ("seed", "buffer", "shards"):
             if state[name] != mine[name]:
-                raise DataError(name, mine[name], f"the run that goes on had {state[name]}", "Use the same data.")
+                raise DataError(name, mine[name], f"the state was saved with {state[name]}", "Use the same stream.")
         if (state["rank"], state["size"]) != (self.rank, self.size):
             self._begin(state["epoch"] + 1)
             return

@@ -4,7 +4,7 @@
         ...
 
 The lock is the system's (flock, or a locked byte on Windows), which frees it when the process ends, however it ends. On
-a file system without locks nothing is locked, and the work goes on.
+a file system without locks nothing is locked, and the work continues.
 """
 
 from __future__ import annotations

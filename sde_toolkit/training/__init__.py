@@ -1,4 +1,7 @@
-"""Training score models, on one machine or many, so that a kill at any moment loses nothing."""
+"""Training of score models, on one process or many, in a folder from which a killed run continues.
+
+Data sets, losses and networks have rooms of their own.
+"""
 
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.options import TrainingOptions

@@ -1,7 +1,8 @@
-"""Which samples a step sees, and everything random that goes with them: a function of the step, not of the past.
+"""The samples that a step sees, and their random numbers. They depend on the number of the step, not on earlier steps.
 
-Step k takes the positions k B, …, k B + B − 1 of the endless sequence of epochs, each in an order of its own; process r
-of R takes the r-th contiguous share, in passes of equal size. Reading ahead in other processes changes nothing.
+With batch size B, step k takes the positions k B, …, k B + B − 1 of an endless sequence of epochs. Every epoch has an
+order of its own. Process r of R takes the r-th contiguous share of a batch, in passes of equal size. Reading ahead in
+other processes changes nothing. (The samples of a stream are those that follow its present place.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "PassInputs",
     "Portion",
     "Recipe",
+    "check_labels",
     "held_out_inputs",
     "inputs_from_data",
     "inputs_from_stream",
@@ -33,7 +35,10 @@ __all__ = [
 
 
 class PassInputs(NamedTuple):
-    """What one forward pass needs: x (n, *event) in data space, u (n,), noise (n, *event); labels, draws or None."""
+    """What one forward pass needs: x (n, *event) in data space, u (n,) and noise (n, *event).
+
+    ``labels`` (n,), and the draws ``uniform`` and ``normal`` of the augmentation, (n, k) each, may be None.
+    """
 
     x: Tensor
     u: Tensor
@@ -43,12 +48,12 @@ class PassInputs(NamedTuple):
     normal: Tensor | None
 
     def to(self, device: torch.device) -> PassInputs:
-        """The same on a device."""
+        """A copy on ``device``."""
         return PassInputs._make(None if part is None else part.to(device, non_blocking=True) for part in self)
 
 
 class Portion(NamedTuple):
-    """Samples first, …, first + n − 1 of the batch of a step."""
+    """The samples ``first``, …, ``first + n − 1`` of the batch of a step."""
 
     step: int
     first: int
@@ -57,7 +62,7 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is drawn for a sample besides itself."""
+    """How the random numbers of a sample are drawn: its time, noise, augmentation, and whether its label is hidden."""
 
     seed: int
     batch_size: int
@@ -94,7 +99,7 @@ class _Portions(torch.utils.data.Dataset[Any]):
     orders: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, portion: Portion) -> PassInputs | SDEToolkitError:
-        """An error is handed on, not raised: of one raised in a reading process torch makes a longer one."""
+        """The inputs of a portion. An error is returned, not raised: torch would put a traceback into its message."""
         chosen = torch.from_numpy(self._chosen(portion))
         labels = None if self.labels is None else self.labels[chosen]
         try:
@@ -131,10 +136,10 @@ def inputs_from_data(
     workers: int = 0,
     pin: bool = False,
 ) -> Generator[PassInputs, None, None]:
-    """The batches of the given portions, in order; read ahead by ``workers`` processes.
+    """The inputs of the given portions, in order. ``workers`` processes read ahead.
 
     Raises:
-        DataError: when a sample cannot be read.
+        DataError: if a sample cannot be read.
     """
     labels = dataset.train_labels if use_labels else None
     loader: DataLoader[Any] = DataLoader(
@@ -143,7 +148,7 @@ def inputs_from_data(
         sampler=portions,
         num_workers=workers,
         pin_memory=pin,
-        generator=torch.Generator(),  # its own: the global one is left alone
+        generator=torch.Generator(),  # without it the loader draws from the global one
         worker_init_fn=outlive_signals,
     )
     for batch in loader:
@@ -153,7 +158,7 @@ def inputs_from_data(
 
 
 def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> Stream | None:
-    """This process's share of a stream, read ahead by ``workers`` processes."""
+    """This process's share of a stream. ``workers`` processes read ahead."""
     if stream is None:
         return None
     share = stream.shard(accelerator.process_index, accelerator.num_processes)
@@ -163,26 +168,37 @@ def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> St
 def inputs_from_stream(
     stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, classes: int | None
 ) -> Generator[PassInputs, None, None]:
-    """The batches of the given portions, from where the stream is; nothing is taken from it before it is asked for.
+    """The inputs of the given portions, from the present place of the stream. A batch is read when it is asked for.
 
     Raises:
-        DataError: for labels that a network of so many classes does not have.
+        DataError: if a label is not one of the network's ``classes``.
     """
     for portion in portions:
         x, labels = stream.next_batch(portion.n)
-        if classes and labels is not None and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            found = f"{int(labels.min())}..{int(labels.max())}"
-            problem = f"labels of the stream span {found}, the network has classes 0..{classes - 1}"
-            raise DataError("dataset.stream", found, problem, "Build the network with num_classes for all of them.")
+        if classes and labels is not None:
+            check_labels("dataset.stream", "the stream", labels, classes)
         yield recipe.complete(portion, x, labels if classes else None)
+
+
+def check_labels(argument: str, owner: str, labels: Tensor, classes: int) -> None:
+    """Refuse labels that are not classes of the network, 0 to ``classes`` − 1. ``owner``: what has these labels.
+
+    Raises:
+        DataError: naming the argument and the range of the labels.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        problem = f"labels of {owner} span {low}..{high}, the network has classes 0..{classes - 1}"
+        remedy = f"Build the network with num_classes={high + 1} or more." if low >= 0 else "Number the labels from 0."
+        raise DataError(argument, f"{low}..{high}", problem, remedy)
 
 
 def held_out_inputs(
     dataset: Dataset, recipe: Recipe, count: int, size: int, rank: int, processes: int, *, use_labels: bool
 ) -> Iterator[PassInputs]:
-    """The first ``count`` test samples in batches of ``size``, every ``processes``-th batch for this process.
+    """The first ``count`` test samples in batches of ``size``. This process takes every ``processes``-th batch.
 
-    Times and noise depend on a sample's place only: the curve over training shows the network and not the dice.
+    Times and noise depend on a sample's place only, so that the held-out loss changes with the network alone.
     """
     known = dataset.test_labels if use_labels else None
     for first in range(rank * size, count, processes * size):

@@ -1,7 +1,7 @@
-"""What in the folder of a run is the run's own: only that is ever replaced or removed.
+"""The files in the folder of a run that belong to the run. Only these are ever replaced or removed.
 
-A run writes checkpoints/, averages/, pictures/, training.csv, lambda.csv and best. Where one of these names stands for
-something else, the folder is refused before anything is written.
+A run writes checkpoints/, averages/, pictures/, training.csv, lambda.csv and best. If something else in the folder has
+one of these names, the folder is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ LOGS = {
 
 
 def check_folder(directory: Path, run: str) -> None:
-    """Refuse a folder in which something that is not of a run has the name of what a run writes.
+    """Refuse a folder in which something that no run wrote has a name that a run writes.
 
-    Snapshots of averages without any checkpoint belong to the run only if they bear its digest.
+    Where there is no checkpoint, snapshots of averages belong to the run only if they have its digest, ``run``.
 
     Raises:
-        CheckpointError: naming it.
+        CheckpointError: naming the file or folder.
     """
     for name in _foreign(directory, run):
-        problem = f"{name} is there already, and is not of this run"
-        raise CheckpointError(directory, problem, "Train in another folder, or move it out of this one.")
+        problem = f"{name} is there already, and does not belong to this run"
+        raise CheckpointError(directory, problem, f"Train in another folder, or move {name} out of this one.")
 
 
 def _foreign(directory: Path, run: str) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_log(file: Path, columns: tuple[str, ...]) -> bool:
-    """A log of a run, or an empty file."""
+    """Whether a file is a log of a run, or empty."""
     if not file.is_file():
         return False
     try:
@@ -90,7 +90,7 @@ def _is_log(file: Path, columns: tuple[str, ...]) -> bool:
 
 
 def _run_of(file: Path) -> str | None:
-    """The digest of the run that left a snapshot."""
+    """The digest of the run that wrote a snapshot; None if the file has none."""
     try:
         return checkpoint.tensors_metadata(file).get("run")
     except CheckpointError:
@@ -98,8 +98,8 @@ def _run_of(file: Path) -> str | None:
 
 
 def run_digest(record: Mapping[str, Any], free: Set[str]) -> str:
-    """A short name of a run: of all that decides its weights, by name and setting."""
-    named = {key: value for key, value in record.items() if key != "behaviour"}  # that is the same to round-off only
+    """A hash of all settings that decide the weights of a run."""
+    named = {key: value for key, value in record.items() if key != "behaviour"}  # it repeats to round-off only
     return digest({key: value for key, value in flat(named) if key not in free})
 
 
@@ -114,7 +114,7 @@ def snapshots(directory: str | Path) -> list[tuple[float, int, Path]]:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what a kill may have left half done."""
+    """Remove the partial files and folders that a killed run may have left."""
     files = "|".join(map(re.escape, (*LOGS, BEST)))
     _remove_partial(directory, rf"\.({files})\.\d+\.partial|{re.escape(PARTIAL)}{BEST}")
     _remove_partial(directory / CHECKPOINTS, rf"{re.escape(PARTIAL)}(gone-)?step-\d+")

@@ -1,9 +1,10 @@
-"""What a run tells: two CSV files, the trackers of accelerate (TensorBoard and others), and the progress bar.
+"""The log of a run: two CSV files, pictures, and the trackers of accelerate (TensorBoard and others).
 
     training.csv   step, images, seconds, learning_rate, loss, gradient_norm, skipped, images_per_second, held_out_loss
     lambda.csv     step, part (train, held_out), low, high, count, loss: the mean loss by half log-SNR λ
 
-A resumed run removes the rows beyond its checkpoint and writes them again, the same numbers but for the two of time.
+A run that continues removes the rows after its checkpoint and writes them again. Their numbers are the same, except
+``seconds`` and ``images_per_second``.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ COLUMNS = LOGS[LOG]
 
 
 class Tally:
-    """Sums over steps, on the device: nothing waits for them until they are read.
+    """Sums over steps. They stay on the device, so that no step waits for them.
 
-    ``skipped`` and ``streak`` count steps without a finite gradient: in all, and in a row.
+    ``skipped`` counts all steps without a finite gradient, ``streak`` the latest ones in a row, and ``longest`` is the
+    largest ``streak`` of the interval.
     """
 
     names = ("loss", "norm", "steps", "skipped", "streak", "longest", "sums", "counts")
@@ -44,21 +46,21 @@ class Tally:
         self.clear()
 
     def clear(self) -> None:
-        """Start the next interval; ``skipped`` and ``streak`` go on."""
+        """Start the next interval. ``skipped`` and ``streak`` keep their values."""
         self.loss, self.norm, self.steps = self.loss * 0, self.norm * 0, self.steps * 0
         self.longest = self.streak.clone()
         self.sums = torch.zeros(len(self.edges) - 1, dtype=torch.float64, device=self.edges.device)
         self.counts = torch.zeros_like(self.sums)
 
     def add_losses(self, losses: Tensor, lambdas: Tensor) -> None:
-        """The losses of one pass, (n,), at their λ."""
+        """Add the losses (n,) of one pass at their λ (n,). Losses that are not finite count as 0."""
         finite = losses.isfinite()
         sums, counts = lambda_histogram(torch.where(finite, losses, 0.0), lambdas, self.edges)
         self.sums += sums
         self.counts += counts
 
     def add_step(self, loss: Tensor, norm: Tensor, bad: Tensor) -> None:
-        """One step: its mean loss, its gradient's norm, and whether it was skipped."""
+        """Add one step: its mean loss, the norm of its gradient, and whether it was skipped."""
         good = 1 - bad.double()
         self.loss += torch.where(bad, 0.0, loss.double())
         self.norm += torch.where(bad, 0.0, norm.double())
@@ -68,18 +70,18 @@ class Tally:
         self.longest = torch.maximum(self.longest, self.streak)
 
     def shared(self, accelerator: Any) -> tuple[float, Tensor, Tensor]:
-        """Over all processes: the sum of the steps' losses, and the sums and counts by λ."""
+        """Over all processes: the sum of the steps' losses, and the sums and counts by λ. All have to call it."""
         loss = accelerator.reduce(self.loss, "mean").item()
         return loss, accelerator.reduce(self.sums, "sum"), accelerator.reduce(self.counts, "sum")
 
     def state(self, accelerator: Any) -> dict[str, Tensor]:
-        """All sums over all processes, for a checkpoint. All processes have to call it."""
+        """All sums over all processes, for a checkpoint. All have to call it."""
         own = {name: getattr(self, name).cpu() for name in self.names}
         loss, sums, counts = self.shared(accelerator)
         return {**own, "loss": torch.tensor(loss, dtype=torch.float64), "sums": sums.cpu(), "counts": counts.cpu()}
 
     def load(self, state: Mapping[str, Tensor], main: bool) -> None:
-        """The inverse of :meth:`state`; sums by λ go on in the main process."""
+        """The inverse of :meth:`state`. The sums by λ are those of all processes, and only the main one takes them."""
         for name in self.names:
             setattr(self, name, state[name].to(self.edges.device))
         if not main:
@@ -87,7 +89,7 @@ class Tally:
 
 
 class Logbook:
-    """The files and trackers of a run; only the main process writes."""
+    """The files and trackers of a run. Only the main process writes."""
 
     def __init__(self, directory: Path, accelerator: Any, step: int) -> None:
         self.directory = directory
@@ -98,18 +100,18 @@ class Logbook:
                     _truncate(directory / name, columns, step)
 
     def row(self, values: Mapping[str, float | int | None]) -> None:
-        """One row of training.csv, and the same to the trackers."""
+        """Append a row to training.csv, and send it to the trackers."""
         if self.accelerator.is_main_process:
             self._append(LOG, [["" if values[c] is None else f"{values[c]:.10g}" for c in COLUMNS]])
         self.scalars(int(values["step"] or 0), {k: v for k, v in values.items() if k != "step"})
 
     def scalars(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Numbers for the trackers."""
+        """Send numbers to the trackers."""
         known = {name: value for name, value in values.items() if value is not None}
         self.accelerator.log(known, step=step)
 
     def by_lambda(self, step: int, part: str, edges: Tensor, sums: Tensor, counts: Tensor) -> None:
-        """Mean losses by λ; bins without a sample are left out."""
+        """Append the mean losses by λ to lambda.csv, and send them to the trackers. Empty bins are left out."""
         bounds, totals, numbers = edges.tolist(), sums.tolist(), counts.tolist()
         rows = [
             (low, high, int(n), total / n)
@@ -126,7 +128,7 @@ class Logbook:
             csv.writer(file).writerows(rows)
 
     def picture(self, step: int, name: str, figure: Any) -> None:
-        """A matplotlib figure as a PNG under ``pictures/``, and its pixels to every tracker that takes images."""
+        """Save a matplotlib figure as a PNG under ``pictures/``, and send it to every tracker that takes images."""
         if not self.accelerator.is_main_process:
             return
         with writing(self.directory):
@@ -142,7 +144,7 @@ class Logbook:
 
 
 def _show(tracker: Any, step: int, name: str, pixels: np.ndarray, figure: Any) -> None:
-    """An image (H, W, 3) to one of accelerate's trackers: their ``log_images`` differ in what they take for images."""
+    """Send an image (H, W, 3) to one of accelerate's trackers. Their ``log_images`` take images in different forms."""
     if tracker.name == "tensorboard":  # one array (n, H, W, 3)
         tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
     elif tracker.name in ("aim", "clearml"):  # one image
@@ -154,13 +156,13 @@ def _show(tracker: Any, step: int, name: str, pixels: np.ndarray, figure: Any) -
 
 
 def lambda_edges(first: float, last: float, bins: int = 8) -> Tensor:
-    """Equally wide bins between two values of λ; infinite ones are cut at 20."""
+    """The edges of equally wide bins between two values of λ. Values outside of [−20, 20] are moved to its ends."""
     low, high = sorted(min(max(value, -20.0), 20.0) for value in (first, last))
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
 def _truncate(path: Path, columns: tuple[str, ...], step: int) -> None:
-    """Keep the rows up to ``step``; a file that is missing or that a kill left ragged begins with its header."""
+    """Keep the header and the complete rows up to ``step``. A missing file is made, with its header."""
     rows: list[list[str]] = []
     if path.exists() and step:
         with path.open(newline="") as file:

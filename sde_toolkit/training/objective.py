@@ -1,4 +1,4 @@
-"""The loss of a batch as one module, for data-parallel wrappers, and the checks of what it is made of."""
+"""The loss of a batch as one module, which data-parallel wrappers can take, and the checks of its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sde_toolkit.networks.inside import hyperparameters_of
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
-from sde_toolkit.training.batches import PassInputs
+from sde_toolkit.training.batches import PassInputs, check_labels
 
 __all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_training_data", "modes_kept"]
 
@@ -35,7 +35,10 @@ class Times(Protocol):
 
 
 class Objective(nn.Module):
-    """Maps a batch to the loss (B,) and the half log-SNR λ (B,) of each sample: times, perturbation, network, loss."""
+    """Maps a batch to the loss (B,) and the half log-SNR λ (B,) of each sample.
+
+    It finds the times, perturbs the samples, and calls the network and the loss.
+    """
 
     def __init__(
         self, model: ScoreModel, loss: Loss, times: Times, t_min: float, augmentation: Augmentation | None = None
@@ -85,17 +88,17 @@ def check_augmentation(model: ScoreModel, augmentation: Augmentation | None) -> 
     known = hyperparameters_of(model.network)
     takes = known.get("augmentation_width")
     if width and known and takes != width:
-        problem = f"it describes what it did by {width} numbers, but the network takes {takes or 'none'}"
+        problem = f"it describes what it did to a sample by {width} numbers, but the network takes {takes or 'none'}"
         raise ArgumentError(
             "augmentation", augmentation, problem, f"Build the network with augmentation_width={width}."
         )
 
 
-_RANGE_SAMPLES = 256  # how many samples the check of the range reads
+_RANGE_SAMPLES = 256  # samples that the check of the range reads
 
 
 def check_training_data(model: ScoreModel, dataset: Dataset) -> None:
-    """Refuse data that this model cannot be trained on; warn of data that probably have another range than declared.
+    """Refuse data that this model cannot be trained on. Warn of data whose range is probably not the declared one.
 
     Raises:
         ArgumentError: if the model has no parameters to train.
@@ -114,13 +117,13 @@ def check_training_data(model: ScoreModel, dataset: Dataset) -> None:
         problem = "it has no parameters to train"
         raise ArgumentError("model", type(model.network).__name__, problem, "Pass a network that is a torch.nn.Module.")
     if dataset.stream is None and len(dataset.train) == 0:
-        raise DataError("dataset", dataset.name, "it has no training samples", "Pass a data set with train samples.")
+        raise DataError("dataset", dataset.name, "it has no training samples", "Pass a data set that has some.")
     if model.event_shape is not None and dataset.event_shape != model.event_shape:
         problem = f"its samples have shape {dataset.event_shape}, the model's {model.event_shape}"
-        raise DataError("dataset", dataset.name, problem, "Build the model for the shape of the data.")
+        raise DataError("dataset", dataset.name, problem, f"Build the model with event_shape={dataset.event_shape}.")
     for name, values in (("train", dataset.train), ("test", dataset.test)):
         if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
-            raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Clean the data first.")
+            raise DataError(f"dataset.{name}", dataset.name, "it holds NaN or infinity", "Remove these samples.")
     remedy = "Build the model with the transform that fits these data, such as dataset.transform."
     parts = (
         ("train", dataset.sample(_RANGE_SAMPLES), dataset.transform),
@@ -132,18 +135,14 @@ def check_training_data(model: ScoreModel, dataset: Dataset) -> None:
     if not classes:
         return
     test_labelled = dataset.test_labels is not None or len(dataset.test) == 0
-    _check_labels(dataset, "train", dataset.labelled, dataset.train_labels, classes)
-    _check_labels(dataset, "test", test_labelled, dataset.test_labels, classes)
+    _check_labels_of(dataset, "train", dataset.labelled, dataset.train_labels, classes)
+    _check_labels_of(dataset, "test", test_labelled, dataset.test_labels, classes)
 
 
-def _check_labels(dataset: Dataset, part: str, labelled: bool, labels: Tensor | None, classes: int) -> None:
+def _check_labels_of(dataset: Dataset, part: str, labelled: bool, labels: Tensor | None, classes: int) -> None:
     argument = f"dataset.{part}_labels"
     if not labelled:
         problem = f"the network is class-conditional (num_classes={classes}), but {dataset.name} has no labels"
         raise DataError(argument, None, problem, "Pass labels, or build the network with num_classes=None.")
-    if labels is None or not len(labels):
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        problem = f"labels of {dataset.name} span {low}..{high}, the network has classes 0..{classes - 1}"
-        raise DataError(argument, f"{low}..{high}", problem, f"Build the network with num_classes={high + 1}.")
+    if labels is not None and len(labels):
+        check_labels(argument, dataset.name, labels, classes)

@@ -13,8 +13,6 @@ __all__ = ["PRECISIONS", "TrainingOptions"]
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # ours, accelerate's
 
-_CORRECT = "Correct this training option."
-
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -85,14 +83,14 @@ class TrainingOptions:
         for field in fields(self):  # a checkpoint holds Python's own numbers and tuples only
             object.__setattr__(self, field.name, nested_tuples(getattr(self, field.name)))
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "keep", "patience", "snapshots"):
-            check_count(name, getattr(self, name), _CORRECT)
+            check_count(name, getattr(self, name), self._remedy(name))
         for name in ("pass_size", "checkpoint_every"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), _CORRECT)
+                check_count(name, getattr(self, name), self._remedy(name))
         for name in ("warmup_steps", "held_out", "seed", "workers"):
-            check_count(name, getattr(self, name), _CORRECT, least=0)
+            check_count(name, getattr(self, name), self._remedy(name), least=0)
         for name in ("learning_rate", "max_gradient_norm", "epsilon"):
-            check_positive(name, getattr(self, name), _CORRECT)
+            check_positive(name, getattr(self, name), self._remedy(name))
         for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "compile"):
             self._require(name, isinstance(getattr(self, name), bool), "must be true or false")
         for name in ("ema_decay", "label_dropout"):
@@ -104,7 +102,7 @@ class TrainingOptions:
         widths = isinstance(self.power_averages, tuple) and all(map(_is_width, self.power_averages))
         self._require("power_averages", widths, "each relative width must lie strictly between 0 and 0.28")
         names = {f"{width:g}" for width in self.power_averages}
-        self._require("power_averages", len(names) == len(self.power_averages), "no width may come twice")
+        self._require("power_averages", len(names) == len(self.power_averages), "no width may appear twice")
         self._require("precision", self.precision in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}")
 
     @property
@@ -114,7 +112,10 @@ class TrainingOptions:
 
     def _require(self, name: str, holds: bool, problem: str) -> None:
         if not holds:
-            raise ArgumentError(name, getattr(self, name), problem, _CORRECT)
+            raise ArgumentError(name, getattr(self, name), problem, self._remedy(name))
+
+    def _remedy(self, name: str) -> str:
+        return f"Pass another value. The default is {getattr(type(self), name)}."
 
 
 def _in_unit(value: Any) -> bool:

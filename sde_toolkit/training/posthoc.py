@@ -1,4 +1,4 @@
-"""Averages of any length, after training, from the snapshots of two power-function averages (EDM2).
+"""Averages of any width, computed after training from the snapshots of two power-function averages (EDM2).
 
 output/averages/sigma_rel-0.05/step-000000500.safetensors        one file for each width and snapshot
 """
@@ -22,7 +22,7 @@ __all__ = ["posthoc_average", "save_snapshot"]
 
 
 def save_snapshot(directory: Path, run: str, sigma_rel: float, step: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep the average of width ``sigma_rel`` at ``step`` of a run, whose digest it bears."""
+    """Write the average of width ``sigma_rel`` at ``step``. ``run``: the digest of the run, which the file keeps."""
     folder = directory / AVERAGES / f"sigma_rel-{sigma_rel:g}"
     with writing(directory):
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,28 +30,30 @@ def save_snapshot(directory: Path, run: str, sigma_rel: float, step: int, weight
 
 
 def posthoc_average(directory: str | Path, sigma_rel: float, step: int | None = None) -> ScoreModel:
-    """The model whose weights have the power-function average of width ``sigma_rel`` at ``step``.
+    """The model whose weights are the power-function average of width ``sigma_rel`` at ``step``.
 
-    θ(σ_rel, step) ≈ Σ x_i θ̂_i over the snapshots up to ``step``, x by least squares between the profiles (Karras et al.
-    2024, section 3.2). Two widths and 16 snapshots reproduce any width between them closely, and some beyond.
+    θ(σ_rel, step) ≈ Σ x_i θ̂_i over the snapshots up to ``step``, with x by least squares between the profiles (Karras
+    et al. 2024, section 3.2). Two widths with 16 snapshots each reproduce all widths between the two closely, and some
+    outside.
 
     Args:
         directory: the folder of a run with ``power_averages``.
-        sigma_rel: relative width, in (0, 0.28); 0.05 is short, 0.15 long.
-        step: None takes the last snapshot's.
+        sigma_rel: relative width, in (0, 0.28). 0.05 is short, 0.15 is long.
+        step: None for the step of the last snapshot.
 
     Raises:
-        CheckpointError: no snapshots there up to ``step``.
-        ArgumentError: ``sigma_rel`` out of range, or ``step`` beyond the last snapshot.
+        CheckpointError: if the folder has no snapshots.
+        ArgumentError: if ``sigma_rel`` is out of range, or ``step`` before the first or after the last snapshot.
     """
     gamma_of(sigma_rel)
     found = snapshots(directory)
     if not found:
-        raise CheckpointError(directory, "it has no snapshots of averages", "Train with power_averages=[0.05,0.1].")
+        raise CheckpointError(directory, "it has no snapshots of averages", "Train with power_averages=(0.05, 0.1).")
     last = max(row[1] for row in found)
     step = last if step is None else step
     if not found[0][1] <= step <= last:
-        raise ArgumentError("step", step, f"snapshots span {found[0][1]}..{last}", "Choose a step among them.")
+        problem = f"the snapshots span steps {found[0][1]} to {last}"
+        raise ArgumentError("step", step, problem, "Pass a step in this range.")
     used = [row for row in found if row[1] <= step]
     coefficients = posthoc_weights([(width, at) for width, at, _ in used], sigma_rel, step)
     model = ScoreModel.from_pretrained(directory, weights="raw")

@@ -1,4 +1,4 @@
-"""Accelerate's side of a run: devices, precision, processes; and weights in full, however they are sharded."""
+"""What accelerate does in a run: devices, precision, processes. And whole weights, also of sharded models."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def make_accelerator(
     """An Accelerator for the processes that a launcher started, or for this one alone.
 
     Raises:
-        MissingDependencyError: without accelerate.
-        ArgumentError: a device that is not there; float16 without CUDA; a tracker that is not known or not installed.
+        MissingDependencyError: if accelerate or the package of a tracker is not installed.
+        ArgumentError: if the device does not exist, for float16 without CUDA, or for an unknown tracker.
     """
     try:
         from accelerate import Accelerator
@@ -57,7 +57,7 @@ def make_accelerator(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     _check_trackers(trackers)
-    AcceleratorState._reset_state()  # its own precision; the group of processes stays
+    AcceleratorState._reset_state()  # each run has its own precision; the group of processes stays
     atexit.unregister(_dissolve)
     atexit.register(_dissolve)
     made = Accelerator(
@@ -73,27 +73,27 @@ def make_accelerator(
 
 
 def _existing(device: torch.device | str) -> torch.device:
-    """A device that can compute.
+    """The device, after a first computation on it.
 
     Raises:
-        ArgumentError: if torch does not know it, or it is not there.
+        ArgumentError: if torch does not know it, or cannot compute on it.
     """
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).add(1).item()
     except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArgumentError("device", str(device), problem, "Pass a device that is there, such as 'cpu'.") from None
+        raise ArgumentError("device", str(device), problem, "Pass a device of this machine, such as 'cpu'.") from None
     return found
 
 
 def _launched() -> bool:
-    """Whether accelerate or torchrun started this process: then their choice of the device goes first."""
+    """Whether accelerate or torchrun started this process. If so, they choose the device."""
     return any(name in os.environ for name in ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU"))
 
 
 def _dissolve() -> None:
-    """Part from the other processes before the interpreter ends: a group left to itself may abort its process then."""
+    """Leave the group of processes before the interpreter ends. A group that nobody left may abort the process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -108,22 +108,22 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     for name in trackers:
         if name not in known:
             raise ArgumentError("trackers", name, "accelerate knows no such tracker", f"Use some of {known}.")
-        if name in LoggerType.list() and name not in there:  # others were registered with accelerate by their owners
+        if name in LoggerType.list() and name not in there:  # users can register other trackers with accelerate
             extra = "train" if name == "tensorboard" else None
             raise MissingDependencyError(name, f"the tracker {name!r}", extra)
 
 
 def newest_for_all(directory: Path, accelerator: Any) -> Path | None:
-    """The last checkpoint of a run, the same for all processes; None if there is none.
+    """The last checkpoint of a run, the same for all processes. None if there is none.
 
     Raises:
-        CheckpointError: if the processes see different ones.
+        CheckpointError: if the processes see different last checkpoints.
     """
     found = checkpoint_folders(directory)
     seen = gather_objects(found[-1][0] if found else 0, accelerator)
     if len(set(seen)) > 1:
-        problem = f"its processes see different last checkpoints: steps {seen}, by rank"
-        raise CheckpointError(directory, problem, "All processes must see one and the same folder.")
+        problem = f"the processes see different last checkpoints in it: of steps {seen}, by rank"
+        raise CheckpointError(directory, problem, "Give all processes one folder on a shared file system.")
     return found[-1][1] if found else None
 
 
@@ -143,7 +143,7 @@ def split_batch(options: TrainingOptions, processes: int) -> tuple[int, int]:
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the CPU, gathered if it is sharded, in the main process. All have to call it."""
+    """The whole state dict on the CPU, in the main process. Shards are gathered. All processes have to call it."""
     found: Any = get_model_state_dict(model, options=_FULL)
     return {name: value.clone() for name, value in found.items()}
 
@@ -154,7 +154,7 @@ def load_full_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole optimizer state by parameter names, on the CPU, in the main process. All have to call it."""
+    """The whole optimizer state by parameter names, on the CPU, in the main process. All processes have to call it."""
     return dict(get_optimizer_state_dict(model, optimizer, options=_FULL))
 
 
@@ -164,7 +164,7 @@ def load_full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, stat
 
 
 def gather_objects(value: Any, accelerator: Any) -> list[Any]:
-    """The values of all processes, by rank. Plain data. All have to call it."""
+    """The values of all processes, by rank. ``value`` is plain data. All processes have to call it."""
     if accelerator.num_processes == 1:
         return [value]
     from accelerate.utils import gather_object

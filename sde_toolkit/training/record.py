@@ -1,4 +1,4 @@
-"""What a run is: all that decides what its weights become, as plain data (``run.yaml``)."""
+"""The description of a run: everything that decides its weights, as plain data (``run.yaml``)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from sde_toolkit.training.trial import held_numbers, try_parts
 __all__ = ["describe_run", "free_keys"]
 
 _FREE = ("log_every", "evaluate_every", "checkpoint_every", "keep", "patience", "compile", "workers", "pass_size")
-_LOOKED_AT = 64  # samples of each part that tell one data set from another
+_LOOKED_AT = 64  # samples of each part that identify a data set
 
 
 def free_keys(dataset: Dataset, options: TrainingOptions) -> Set[str]:
-    """What may differ between a checkpoint and the run that goes on from it.
+    """The options that may differ between a checkpoint and the run that continues from it.
 
-    How often to look and to save; how the work is divided, unless a stream's order depends on it; and the number of
-    steps, unless the learning rate or an average depends on it.
+    They say how often the run logs, evaluates and saves, when it gives up, whether the network is compiled, and how the
+    work is divided (not for streams, whose order depends on it). The number of steps is free if neither the learning
+    rate nor an average depends on it.
     """
     free = set(_FREE)
     if dataset.stream is not None:
@@ -34,8 +35,8 @@ def free_keys(dataset: Dataset, options: TrainingOptions) -> Set[str]:
 def describe_run(objective: Objective, dataset: Dataset, options: TrainingOptions) -> dict[str, Any]:
     """The options, the loss, the data (by some of their samples) and the model (by its description and shapes).
 
-    Parts of the user's own are known by their class only: so what the parts do on a few values, and the numbers that
-    the loss holds, stand beside.
+    A part of the user's own is described by its class only. Therefore the answers of the parts on a few values, and the
+    numbers that the loss holds, are written too.
     """
     model = objective.model
     parts = {

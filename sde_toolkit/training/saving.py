@@ -1,10 +1,10 @@
-"""Checkpoints of a run: each whole or absent, the last few and the best kept, all loadable without unpickling code.
+"""Checkpoints of a run. Each is complete or absent. The last few and the best are kept. None needs unpickling.
 
     output/checkpoints/step-000000500/    model.yaml  run.yaml  ema.safetensors  raw.safetensors  training.pt
     output/best                           a file that names the one with the lowest held-out loss
 
-A checkpoint is written under another name, forced to the disk, and renamed as the last act; one that goes is renamed
-first. A kill at any instant leaves leftovers at most, and they are removed at the next start.
+A checkpoint is written under another name, forced to the disk, and then renamed. Before a checkpoint is removed, it is
+renamed too. A kill can leave folders with these other names; the next start removes them.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def save_checkpoint(
     weights: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint of a step; it appears at once and whole.
+    """Write the checkpoint of a step. It has its name only when it is complete.
 
     Raises:
-        CheckpointError: if it cannot be written (disk full, no permission); those that exist stay as they are.
+        CheckpointError: if it cannot be written (disk full, no permission). Earlier checkpoints stay as they are.
     """
     home = directory / CHECKPOINTS
     target = home / f"step-{step:09d}"
@@ -73,7 +73,7 @@ def save_checkpoint(
         for file_path in partial.iterdir():
             to_disk(file_path)
         to_disk(partial)
-        if target.exists():  # a run that was told to repeat this step
+        if target.exists():  # the run repeats this step
             _remove(target)
         os.replace(partial, target)
         to_disk(home)
@@ -85,7 +85,7 @@ def save_checkpoint(
 
 
 def _remove(folder: Path) -> None:
-    """Under its own name it is whole until it is gone."""
+    """Remove a checkpoint. It is renamed first, so that nothing incomplete has its name."""
     doomed = folder.with_name(f"{PARTIAL}gone-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
@@ -93,10 +93,10 @@ def _remove(folder: Path) -> None:
 
 
 def check_stream_state(stream: Stream | None) -> None:
-    """Refuse before the first step a stream whose state no checkpoint could hold: written to memory, read back.
+    """Refuse a stream whose state a checkpoint cannot hold. It is written to memory and read back.
 
     Raises:
-        ArgumentError: for a state of more than plain data.
+        ArgumentError: if the state holds more than plain data.
     """
     if stream is None:
         return
@@ -104,7 +104,7 @@ def check_stream_state(stream: Stream | None) -> None:
     try:
         torch.save(state, memory)
         torch.load(io.BytesIO(memory.getvalue()), weights_only=True)
-    except Exception as error:  # of pickle or torch, whatever it is that they cannot take
+    except Exception as error:  # pickle and torch raise many kinds of errors
         problem = f"its state_dict cannot be written and read back ({type(error).__name__})"
         remedy = "Let state_dict return numbers, strings, lists and dicts only."
         raise ArgumentError("dataset.stream", state, problem, remedy) from None
@@ -112,7 +112,7 @@ def check_stream_state(stream: Stream | None) -> None:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn a failed write into an error that names the place.
+    """Turn a failed write into an error that names the folder.
 
     Raises:
         CheckpointError: for any OSError inside.
@@ -125,7 +125,7 @@ def writing(place: Path) -> Iterator[None]:
         raise CheckpointError(
             place,
             f"it could not be written ({' '.join(str(error).split())[:200]})",
-            f"Make room, or allow it, and run the same command again: it goes on from {last}.",
+            f"Free disk space, or permit writing, and run the same command again. It continues from {last}.",
         ) from None
 
 
@@ -136,14 +136,14 @@ def mark_best(directory: Path, folder: Path) -> None:
 
 
 def mark_missed_best(directory: Path, best_step: int) -> None:
-    """Let ``best`` name the best step, if a kill came between its checkpoint and that."""
+    """Let ``best`` name the checkpoint of the best step, if a kill came before it could."""
     folders = dict(checkpoint_folders(directory))
     if best_step in folders and not _is_same_folder(best_checkpoint(directory), folders[best_step]):
         mark_best(directory, folders[best_step])
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove all checkpoints of the run but the last ``keep`` and the best."""
+    """Remove the checkpoints of the run, except the last ``keep`` and the best."""
     best = best_checkpoint(directory)
     for _, folder in checkpoint_folders(directory)[:-keep]:
         if (folder / RUN).is_file() and not _is_same_folder(best, folder):
@@ -155,30 +155,31 @@ def _is_same_folder(one: Path | None, other: Path) -> bool:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The training state of a checkpoint, on the CPU, under torch's ``weights_only``.
+    """The training state of a checkpoint, on the CPU, read with torch's ``weights_only``.
 
     Raises:
-        CheckpointError: missing, damaged or foreign.
+        CheckpointError: if it is missing, damaged or foreign.
     """
-    file = folder / STATE
-    remedy = f"Remove {folder.name} to go on from the checkpoint before it."
+    file, remedy = folder / STATE, _remove_it(folder)
     try:
         found = load_torch_file(file, remedy)
     except FileNotFoundError:
-        raise CheckpointError(
-            folder, f"it has no {STATE}", "It is a model, not a run: pass it as initial=... to start from its weights."
-        ) from None
+        raise CheckpointError(folder, f"it has no {STATE}", f"Restore the file. Or: {remedy}") from None
     if not isinstance(found, dict) or "step" not in found:
         raise CheckpointError(folder, f"{STATE} holds no training state", remedy)
     return found
 
 
+def _remove_it(folder: Path) -> str:
+    return f"Remove {folder.name}. Then the run continues from the checkpoint before it, or from the start."
+
+
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """A state that does not fit the run, as an error that names the checkpoint.
+    """Turn the error of a state that does not fit the run into one that names the checkpoint.
 
     Raises:
-        CheckpointError: for whatever optimizers, schedules and streams raise then.
+        CheckpointError: for the errors that optimizers, schedules and streams raise.
     """
     try:
         yield
@@ -186,15 +187,14 @@ def restoring(folder: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = f"{STATE} does not fit the run ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        remedy = f"Remove {folder.name} to go on from the checkpoint before it."
-        raise CheckpointError(folder, problem, remedy) from error
+        raise CheckpointError(folder, problem, _remove_it(folder)) from error
 
 
-_OPTIONS_OF_OLD_RUNS = {"options.ema_warmup": False}  # in runs of before there was the option
+_OPTIONS_OF_OLD_RUNS = {"options.ema_warmup": False}  # of runs that began before the option existed
 
 
 def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
-    """Refuse to go on with what differs from what the checkpoint was made with; ``free`` keys may change.
+    """Refuse to continue from a checkpoint that was made with other settings. The ``free`` keys may differ.
 
     Raises:
         CheckpointError: naming the first key that differs, and both values.
@@ -203,30 +203,32 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     part = differing_part(made_with.get("behaviour"), run["behaviour"])
     then, now = ({**_OPTIONS_OF_OLD_RUNS, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
     for key in [key for key in now if key.endswith(f".{OWN}") and key not in then]:
-        bare = key.removesuffix(OWN) + CLASS  # how earlier versions noted a part of one's own
+        bare = key.removesuffix(OWN) + CLASS  # earlier versions wrote so of the user's own parts
         if bare in then:
             then[key] = then.pop(bare)
-    if "held" not in made_with:  # earlier versions did not say it
+    if "held" not in made_with:  # earlier versions did not write it
         now = {key: value for key, value in now.items() if not key.startswith("held.")}
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(
                 folder,
                 f"it was made with {key}={shown(then.get(key))}, now {key}={shown(now.get(key))}",
-                "Give the same value to go on, or train in another folder (initial=... starts from these weights).",
+                "Give the same value to continue, or train in another folder. (There the command's initial=FOLDER "
+                "starts from these weights.)",
             )
     if part is not None:
-        problem = f"its {part} has the same name and other numbers now: tried on a few values, it answers otherwise"
-        raise CheckpointError(folder, problem, "Give the same to go on, or train in another folder.")
+        problem = f"its {part} has the same name as before, but gives other answers on a few values"
+        raise CheckpointError(folder, problem, f"Give the same {part} to continue, or train in another folder.")
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
+    remedy = f"Restore the file. Or: {_remove_it(folder)}"
     try:
         found = read_yaml(folder / RUN)
     except FileNotFoundError:
-        raise CheckpointError(folder, f"it has no {RUN}", "Restore the file.") from None
+        raise CheckpointError(folder, f"it has no {RUN}", remedy) from None
     except UnreadableFileError as error:
-        raise CheckpointError(folder, str(error), "Restore the file.") from None
+        raise CheckpointError(folder, str(error), remedy) from None
     if not isinstance(found, dict):
-        raise CheckpointError(folder, f"{RUN} holds no description of a run", "Restore the file.")
+        raise CheckpointError(folder, f"{RUN} holds no description of a run", remedy)
     return found

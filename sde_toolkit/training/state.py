@@ -1,7 +1,7 @@
-"""The state of a run on one process: weights, averages, optimizer, sums, and the number of the step.
+"""The state of a run on one process: weights, averages, optimizer, sums, place in a stream, and number of the step.
 
-A step is a function of these and of nothing else: every draw is keyed by the step (:mod:`.draws`), so that a checkpoint
-of them is a checkpoint of the run.
+A step depends on these and on nothing else, since the key of every draw contains the step (:mod:`.draws`). So a
+checkpoint of them is a checkpoint of the run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["TrainingState", "learning_rate_factor"]
 
 
 def learning_rate_factor(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up, then constant or a half cosine down to zero at the last step."""
+    """Linear warm-up, times 1 or, with ``cosine_decay``, a half cosine that falls to zero at the last step."""
     warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
     decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / options.steps))) if options.cosine_decay else 1.0
     return warm * decay
@@ -76,7 +76,7 @@ class TrainingState:
         self.inner: Objective = accelerator.unwrap_model(self.objective)
         self.adam: torch.optim.Optimizer = self.optimizer.optimizer
         self.schedule = LambdaLR(self.adam, lambda step: learning_rate_factor(step, options))
-        weights = self._weights()  # sharded ones are new objects
+        weights = self._weights()  # once more: sharding makes new parameters
         self.ema = WeightAverage(weights, exponential_update(options.ema_decay, options.ema_warmup))
         self.powers = {width: WeightAverage(weights, power_function_update(width)) for width in options.power_averages}
         at_noise, at_data = (float(self.model.sde.half_log_snr(t)) for t in (1.0, objective.t_min))
@@ -117,7 +117,10 @@ class TrainingState:
         )
 
     def advance(self, inputs: Iterator[PassInputs]) -> None:
-        """One step on one batch; skipped, weights and all, if the gradient is not finite. Waits for nothing."""
+        """Take one step. If the gradient is not finite, weights and optimizer stay as they are.
+
+        The host does not wait for the device.
+        """
         accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
         self.objective.train()
         for part in range(self.passes):
@@ -146,7 +149,7 @@ class TrainingState:
 
     @torch.no_grad()
     def held_out(self) -> tuple[float, Tally]:
-        """The mean loss of the average on the first test samples, and its sums by λ; the same draws at every call."""
+        """The mean loss on the first test samples, and its sums by λ. Every call uses the same draws."""
         options, accelerator = self.options, self.accelerator
         tally = Tally(self.tally.edges, accelerator.device)
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -167,14 +170,14 @@ class TrainingState:
         return total.item() / count, tally
 
     def averaged(self, average: WeightAverage) -> dict[str, Tensor]:
-        """The whole state dict with the values of an average, in the main process. All have to call it."""
+        """The whole state dict with the values of an average, in the main process. All processes have to call it."""
         with average.in_place():
             return full_weights(self.model)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, directory: Path, record: dict[str, Any], best: bool) -> None:
-        """Write a checkpoint, let ``best`` name it if it is, and remove those that are not kept."""
+        """Write a checkpoint, let the file ``best`` name it if ``best``, and remove those that are not kept."""
         weights = {"raw": full_weights(self.model), "ema": self.averaged(self.ema)}
         state = {
             "step": self.step,
@@ -197,7 +200,7 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
     def save_snapshots(self, directory: Path, run: str) -> None:
-        """Keep the power-function averages of this step, under the digest of the run."""
+        """Write the power-function averages of this step, with the digest of the run."""
         for width, average in self.powers.items():
             weights = self.averaged(average)
             if self.accelerator.is_main_process:
@@ -207,10 +210,10 @@ class TrainingState:
         return try_network(self.model, self.dataset, self.accelerator.device)
 
     def restore(self, folder: Path) -> None:
-        """Take everything from a checkpoint.
+        """Load the state of a checkpoint.
 
         Raises:
-            CheckpointError: if it is damaged, does not fit the run, or a part computes something else than when it was
+            CheckpointError: if it is damaged, does not fit the run, or the network gives other answers than when it was
                 made.
         """
         with restoring(folder):
@@ -236,6 +239,6 @@ class TrainingState:
         self.step, self.seconds, self.best = state["step"], state["seconds"], tuple(state["best"])
 
     def result(self) -> ScoreModel:
-        """The averaged model, apart from the raw one, in evaluation mode."""
+        """A copy of the model with the averaged weights, in evaluation mode."""
         with self.ema.in_place():
             return copy.deepcopy(self.model).eval()

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM while a run trains: it finishes the step, saves, and says that the same command goes on.
+"""Ctrl-C and SIGTERM while a run trains: it finishes the step, saves, and says that the same command continues.
 
-SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill. A second signal ends at once.
+SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill. A second signal ends the run at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 
 __all__ = ["Interrupted", "StopRequest"]
 
-_SECONDS_BETWEEN = 0.5  # agreements of several processes
-_ONE_REQUEST = 1.0  # seconds in which a launcher may pass on what the terminal has sent already
+_SECONDS_BETWEEN = 0.5  # from one agreement of several processes to the next
+_ONE_REQUEST = 1.0  # seconds in which a launcher may repeat the signal that the terminal sent
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that Ctrl-C or SIGTERM stopped after ``step``, where a checkpoint was saved.
+    """Ctrl-C or SIGTERM stopped the training after ``step``, and a checkpoint of that step was saved.
 
-    It is a KeyboardInterrupt, so that what is meant to go on after an error does not go on after this.
-    ``signal``: its number; ``status``: with which a command ends, 130 or 143.
+    It is a KeyboardInterrupt, so that code which ignores errors (``except Exception``) does not ignore it. ``signal``
+    is the number of the signal, ``status`` the status with which a command ends, 130 or 143.
     """
 
     def __init__(self, message: str, step: int, number: int) -> None:
@@ -40,9 +40,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM inside its block. Outside, and in other threads than the main one, nothing is.
+    """Notes the first Ctrl-C or SIGTERM inside its block, if it is entered in the main thread.
 
-    Handlers are put in place of Python's own and of this package's, not of the user's, and taken back at the end.
+    It replaces handlers of Python and of this package, never one of the user's, and restores them at the end.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -78,9 +78,9 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
     def agreed(self, step: int, accelerator: Any) -> int | None:
-        """The signal that one of the processes was sent, for all of them after the same step; None if there is none.
+        """The number of a signal that a process received, or None. All processes get it after the same step.
 
-        Several processes ask one another every half second or so, and after their first step. All have to call it.
+        Several processes ask one another after their first step, and then about every half second. All have to call it.
         """
         if accelerator.num_processes == 1:
             return self.number
@@ -95,6 +95,6 @@ class StopRequest:
 
 
 def _is_ours(handler: Any) -> bool:
-    """Whether nobody else has said what is to happen at this signal. (An ignored one stays ignored.)"""
+    """Whether a handler is Python's or this package's. (A signal that is ignored stays ignored.)"""
     standard = handler in (signal.SIG_DFL, signal.default_int_handler)
     return standard or str(getattr(handler, "__module__", "")).startswith("sde_toolkit.")

@@ -1,4 +1,4 @@
-"""The training loop, on accelerate: on one process or many. It may be killed at any moment, and continues exactly."""
+"""The training loop, on accelerate, for one process or many. A killed run continues from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def train(
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: before the first step, if the data hold NaN or infinity, or labels are missing.
+        DataError: before the first step, if the data hold NaN or infinity, labels are missing, or shapes differ.
         CheckpointError: if the folder holds another run (the first difference is named) or foreign files with the names
             of a run's, if the processes do not see the same folder, or if a checkpoint is damaged or cannot be written.
         FolderInUseError: if another process works in the folder.
@@ -91,7 +91,7 @@ def train(
     objective = _checked_objective(model, dataset, options, loss, times, augmentation)
     check_watchers(watchers, model)
     if until is not None and not 0 < until <= options.steps:
-        raise ArgumentError("until", until, f"the run has {options.steps} steps", "Pass a step of the run.")
+        raise ArgumentError("until", until, f"the run has steps 1 to {options.steps}", "Pass one of these.")
     record, free = describe_run(objective, dataset, options), free_keys(dataset, options)
     check_plain("run", record)
     _check_checkpoints(directory, record, free, resume)
@@ -242,7 +242,7 @@ class _Loop:
         bar.set_postfix_str(_shown(row, self.held_out))
 
     def _row(self) -> dict[str, float | int | None]:
-        """The values of a row from the sums over the steps since the last row, which then start anew."""
+        """The values of a row, from the sums over the steps since the last row. The sums then start at zero."""
         state, tally = self.state, self.state.tally
         loss, sums, counts = tally.shared(state.accelerator)
         norm, good, skipped, longest = (x.item() for x in (tally.norm, tally.steps, tally.skipped, tally.longest))

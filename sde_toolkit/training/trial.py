@@ -1,8 +1,8 @@
-"""What tells parts of a run apart that have the same name and other numbers: what they do on a few values.
+"""Parts of a run may have the same name and compute something else. Their answers on a few values tell them apart.
 
-Before a run goes on, its SDE, time input, transform, times and augmentation are tried on the same values as when it was
-begun (``run.yaml``), and the network on four samples with the checkpoint's weights. The loss is not called beside the
-steps, since it may count its calls: it is known by the numbers that it holds.
+Before a run continues, its SDE, time input, transform, times and augmentation are tried on the same values as at its
+start (``run.yaml``), and the network on four samples with the checkpoint's weights. The loss is not tried, since it may
+count its calls. It is compared by the numbers that it holds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAMPLES = 4
 
 
 def try_parts(objective: Objective, dataset: Dataset) -> dict[str, list[float]]:
-    """What each part answers on a few values, by its name, without the parts that learn or cannot be asked so."""
+    """The answers of each part on a few values, by its name. Parts that learn, or fail on these, are left out."""
     model, augmentation, x = objective.model, objective.augmentation, dataset.sample(_SAMPLES)
     sde, transform = model.sde, model.transform
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
@@ -64,7 +64,7 @@ def _answer(part: Any, ask: Callable[[], Sequence[Any]]) -> list[float] | None:
         return None
     try:
         return [number for value in ask() for number in _chosen_values(value)]
-    except Exception:  # whatever a part of the user's own may raise on values that it was not made for
+    except Exception:  # a part of the user's own may raise anything on values that it was not made for
         return None
 
 
@@ -78,9 +78,9 @@ def _chosen_values(value: Any) -> list[float]:
 
 
 def differing_part(then: Any, now: Mapping[str, Sequence[float]]) -> str | None:
-    """The first part that answered otherwise then than now, beyond round-off; None if there is none.
+    """The name of the first part whose answers then and now differ by more than round-off. None if there is none.
 
-    ``then``: as a file says it; nothing in files of earlier versions.
+    ``then`` is from a file. Files of earlier versions have no answers.
     """
     for name in sorted({*then} & {*now}) if isinstance(then, dict) else ():
         if not _close(then[name], now[name], 1e-5, 1e-6):
@@ -89,10 +89,10 @@ def differing_part(then: Any, now: Mapping[str, Sequence[float]]) -> str | None:
 
 
 def _close(one: Sequence[float], other: Sequence[float], tolerance: float, of_largest: float) -> bool:
-    """Whether numbers agree, each to a share of itself or of the largest."""
+    """Whether numbers agree, each to ``tolerance`` times itself or ``of_largest`` times the largest."""
     try:
         a, b = np.array(one, float), np.array(other, float)
-    except (TypeError, ValueError):  # of a file that holds something else
+    except (TypeError, ValueError):  # the file holds something else
         return False
     if a.shape != b.shape:
         return False
@@ -103,9 +103,9 @@ def _close(one: Sequence[float], other: Sequence[float], tolerance: float, of_la
 
 @torch.no_grad()
 def try_network(model: ScoreModel, dataset: Dataset, device: torch.device) -> list[float] | None:
-    """What the network answers for four training samples, in evaluation mode. All processes have to call it.
+    """The answers of the network for four training samples, in evaluation mode. All processes have to call it.
 
-    None where that cannot be compared: it draws random numbers, or takes no such batch.
+    None if they cannot be compared: the network draws random numbers, or does not take such a batch.
     """
     x = model.transform.forward(dataset.sample(_SAMPLES)).to(device, torch.float32)
     t = torch.linspace(0.1, 0.9, len(x), dtype=torch.float64, device=device)
@@ -117,14 +117,14 @@ def try_network(model: ScoreModel, dataset: Dataset, device: torch.device) -> li
             try:
                 inputs = tuple(c.to(x.dtype) for c in model.network_inputs(t))
                 found.append(_chosen_values(model.output(x, inputs, labels)))
-            except Exception:  # of the user's own network, or of one whose parameters are shared out
+            except Exception:  # the user's own network may raise anything, and so may one with sharded parameters
                 return None
     return found[0] if found[0] == found[1] else None
 
 
 @contextmanager
 def _plainly(model: ScoreModel) -> Iterator[None]:
-    """In evaluation mode, and not compiled: for four samples a network would be compiled once more."""
+    """Inside the block the model is in evaluation mode and not compiled. (Four samples would compile it once more.)"""
     network: Any = model.network
     compiled = getattr(network, "_compiled_call_impl", None)
     with modes_kept(model):
@@ -139,20 +139,20 @@ def _plainly(model: ScoreModel) -> Iterator[None]:
 
 
 def check_trial(folder: Any, then: Sequence[float] | None, now: Sequence[float] | None) -> None:
-    """Refuse to go on if the network answers otherwise, with the weights of the checkpoint, than when it was made.
+    """Refuse to continue with a network that gives other answers than when the checkpoint was made, with its weights.
 
     Raises:
-        CheckpointError: if it does.
+        CheckpointError: if the answers differ.
     """
     if then is not None and now is not None and not _close(then, now, 0.01, 0.01):
-        problem = "its network has the same name and other numbers now: with the same weights, it answers otherwise"
-        raise CheckpointError(folder, problem, "Give the same to go on, or train in another folder.")
+        problem = "its network has the same name as before, but gives other answers with the same weights"
+        raise CheckpointError(folder, problem, "Give the same network to continue, or train in another folder.")
 
 
 def held_numbers(part: Any, depth: int = 4) -> Any:
-    """The plain data that a function (closure, defaults) or an object (attributes) holds, as plain data.
+    """The values that a function (closure, defaults) or an object (attributes) holds, as plain data.
 
-    Modules, and whatever is deeper than a few levels, by their class only.
+    Modules, and values more than ``depth`` levels deep, appear by their class only.
     """
     if part is None or isinstance(part, (bool, int, str)):
         return part

@@ -1,6 +1,6 @@
-"""What else to look at while a model trains. A watcher is called every so many steps with the averaged model.
+"""Watchers look at a model while it trains. A run calls them at fixed intervals with the averaged model.
 
-Add your own: any object with ``every`` and ``__call__(scene)``; on several processes all of them call it.
+To add your own, pass any object with ``every`` and ``__call__(scene)``. If there are several processes, each calls it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Likelihood", "SampleSheet", "Scene", "Watcher", "check_watchers"]
 
 @dataclass(frozen=True)
 class Scene:
-    """The state of a run: ``model`` has the averaged weights, in evaluation mode; ``log`` takes figures, pictures."""
+    """The state of a run: ``model`` has the averaged weights, in evaluation mode. ``log`` takes numbers, pictures."""
 
     step: int
     model: ScoreModel
@@ -32,9 +32,9 @@ class Scene:
 
 
 class Watcher(Protocol):
-    """Called every ``every`` steps, and at the last.
+    """Called every ``every`` steps, and after the last step.
 
-    One that has a method ``check(model)`` is asked before the first step whether it can do its work.
+    If it has a method ``check(model)``, that is called before the first step, and raises if the watcher cannot work.
     """
 
     @property
@@ -45,10 +45,11 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class SampleSheet:
-    """A sheet of ``n`` samples, from the same noise each time: ``pictures/samples-<step>.png``, and to every tracker
-    that takes images (TensorBoard, Weights & Biases, Aim, ClearML, SwanLab, MLflow, your own with ``log_images``).
+    """A sheet of ``n`` samples, from the same noise each time.
 
-    ``n`` None: 36 images or signals, 2,000 points. Of a class-conditional network, the classes in turn.
+    It is saved as ``pictures/samples-<step>.png`` and sent to every tracker that takes images (TensorBoard, Weights &
+    Biases, Aim, ClearML, SwanLab, MLflow, your own with ``log_images``). ``n=None`` means 36 images or signals, or
+    2,000 points. A class-conditional network draws its classes in turn.
     """
 
     every: int = 5000
@@ -60,10 +61,10 @@ class SampleSheet:
         _check_counts(self, "every", "nfe", *(() if self.n is None else ("n",)))
 
     def check(self, model: ScoreModel) -> None:
-        """Refuse to begin where there is nothing to draw with.
+        """Refuse to start without matplotlib.
 
         Raises:
-            MissingDependencyError: without matplotlib.
+            MissingDependencyError: if it is not installed.
         """
         from sde_toolkit.data.pictures import new_figure
 
@@ -88,8 +89,10 @@ class SampleSheet:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The likelihood of the first ``n`` test samples through the probability flow, to the trackers: bits per dimension
-    where the data are grey levels (one dequantisation, from the same draws each time), nats per dimension elsewhere.
+    """The likelihood of the first ``n`` test samples through the probability flow. It is sent to the trackers.
+
+    It is in bits per dimension if the data are grey levels (dequantised once, with the same draws each time), else in
+    nats per dimension.
     """
 
     every: int = 10000
@@ -121,14 +124,15 @@ class Likelihood:
 
 
 def check_watchers(watchers: Sequence[Watcher], model: ScoreModel) -> None:
-    """Refuse what is no watcher, or cannot do its work, before the first step.
+    """Refuse, before the first step, what is no watcher.
 
     Raises:
         ArgumentError: naming it.
+        SDEToolkitError: if the ``check`` of a watcher raises one.
     """
     for i, watcher in enumerate(watchers):
         if not (callable(watcher) and is_count(getattr(watcher, "every", None))):
-            problem = "not a watcher: it has to be callable, with a whole number of steps named every"
+            problem = "not a watcher: it must be callable, and its attribute every a number of steps"
             raise ArgumentError(f"watchers[{i}]", watcher, problem, "Use SampleSheet(), Likelihood() or your own.")
         check = getattr(watcher, "check", None)
         if check is not None:
@@ -137,4 +141,5 @@ def check_watchers(watchers: Sequence[Watcher], model: ScoreModel) -> None:
 
 def _check_counts(watcher: object, *names: str) -> None:
     for name in names:
-        check_count(name, getattr(watcher, name), "Correct this watcher.")
+        remedy = f"Pass another value. The default is {getattr(type(watcher), name)}."
+        check_count(name, getattr(watcher, name), remedy)

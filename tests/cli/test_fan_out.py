@@ -131,7 +131,7 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
     assert status == 130
     assert (
         err.strip()
-        == f"stopped. What was finished is kept in {tmp_path / 'again'}: the same command goes on from there."
+        == f"stopped. What was finished is kept in {tmp_path / 'again'}: the same command continues from there."
     )
     assert not (tmp_path / "again/samples.npz").exists()
     parts = tmp_path / "again/parts"

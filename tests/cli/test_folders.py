@@ -162,7 +162,9 @@ def test_a_stopped_command_says_so_and_goes_on_where_it_stopped(command, tmp_pat
     assert "Traceback" not in err
     kept = sorted(p.name for p in tmp_path.rglob("*.npz"))
     if kept:
-        assert last == f"stopped. What was finished is kept in {tmp_path / 'run'}: the same command goes on from there."
+        assert (
+            last == f"stopped. What was finished is kept in {tmp_path / 'run'}: the same command continues from there."
+        )
     else:
         assert last == "stopped. Nothing was finished yet."
     assert not list(tmp_path.rglob(LOCK))

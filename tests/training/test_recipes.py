@@ -134,6 +134,7 @@ def test_weights_that_mean_something_else_are_no_start(start, tmp_path, first, s
     status, complaint = start(first, second)
     assert status == 2
     assert said in complaint
+    assert "Choose the same settings" in complaint
     assert "Traceback" not in complaint
     assert not list((tmp_path / "two").rglob("*.safetensors"))
 

@@ -226,14 +226,14 @@ def test_the_command_says_where_it_stopped_with_the_usual_status(command, tmp_pa
     sending(7, number)
     status, _, err = command(*WORDS)
     assert status == 128 + number
-    said = f"stopped at step 7, which is saved in {tmp_path / 'run'}: the same command goes on from there."
+    said = f"stopped at step 7, which is saved in {tmp_path / 'run'}: the same command continues from there."
     assert err.strip().splitlines()[-1] == said
     assert (tmp_path / "run/config.yaml").exists()
     sending(9, number, number)
     status, out, err = command(*WORDS)
-    assert "going on from step 7 of 20" in out
+    assert "continuing from step 7 of 20" in out
     assert status == 128 + number
-    said = f"stopped. The last checkpoint in {tmp_path / 'run'} is of step 7: the same command goes on from there."
+    said = f"stopped. The last checkpoint in {tmp_path / 'run'} is of step 7: the same command continues from there."
     assert err.strip().splitlines()[-1] == said
     status, out, err = command(*WORDS)
     assert status == 0, err

@@ -39,7 +39,7 @@ def test_the_same_command_again_goes_on_and_a_contradiction_is_named(tmp_path):
     assert "model.network.width=128, now model.network.width=64" in wrong.stderr
     assert "width: 128" in (tmp_path / "run/config.yaml").read_text()
     again = command(tmp_path, *words)
-    assert "going on from step 4 of 6" in again.stdout
+    assert "continuing from step 4 of 6" in again.stdout
     name = "ema.safetensors"
     assert (tmp_path / "lost" / name).read_bytes() == (tmp_path / "run/checkpoints/step-000000006" / name).read_bytes()
 
@@ -106,7 +106,7 @@ def test_a_run_of_before_there_was_a_record_of_files_goes_on(command, tmp_path):
     (tmp_path / "run/.sde-toolkit.json").unlink()
     status, out, err = command(*POINTS, "options.cosine_decay=false", "options.steps=6")
     assert status == 0, err
-    assert "going on from step 4 of 6" in out
+    assert "continuing from step 4 of 6" in out
     assert "steps: 6" in (tmp_path / "run/config.yaml").read_text()
 
 

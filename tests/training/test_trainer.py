@@ -137,6 +137,12 @@ def test_labels_the_network_has_no_class_for_are_refused(tmp_path):
         train(new_model(num_classes=3), data, tmp_path / "run", OPTIONS)
 
 
+def test_labels_below_zero_are_refused_whatever_the_number_of_classes(tmp_path):
+    data = Dataset("three", torch.zeros(3, 2), torch.zeros(0, 2), train_labels=torch.tensor([-1, 0, 1]))
+    with pytest.raises(DataError, match=r"-1\.\.1, the network has classes 0\.\.2.*Number the labels from 0"):
+        train(new_model(num_classes=3), data, tmp_path / "run", OPTIONS)
+
+
 def test_data_of_another_shape_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"\(1, 64\), the model's \(2,\)"):
         train(new_model(), waves(n=10, length=64), tmp_path / "run", OPTIONS)
@@ -232,7 +238,7 @@ def test_watchers_see_the_average_and_leave_pictures_and_numbers(tmp_path):
     assert seen == [(20, False), (40, False), (60, False)]
     assert model.training  # as it was found
     assert [p.name for p in (tmp_path / "pictures").iterdir()] == ["samples-000000060.png"]
-    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent)).Reload()
+    events = EventAccumulator(str(tmp_path / "sde_toolkit")).Reload()
     assert [e.value for e in events.Scalars("mine")] == [40.0, 80.0, 120.0]
     assert {"loss", "held_out_loss", "images_per_second", "held_out_nats_per_dim"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["samples"]
