@@ -20,7 +20,7 @@ from sde_toolkit.files.tensors import TensorSpec, match_names, specs_of
 from sde_toolkit.models.descriptions import CLASS, HOMES, OWN, OWN_FUNCTION, published
 from sde_toolkit.showing import shown
 
-__all__ = ["DESCRIPTION", "FORMAT", "check_fit", "read_description", "rebuild"]
+__all__ = ["DESCRIPTION", "FORMAT", "TooLargeError", "check_fit", "read_description", "rebuild", "sketch_of"]
 
 FORMAT = "sde_toolkit/1"
 DESCRIPTION = "model.yaml"
@@ -99,7 +99,7 @@ def _part(directory: Path, role: str, description: Any) -> Callable[[], Any]:
     def construct() -> Any:
         try:
             return kind(**{k: v() if callable(v) else v for k, v in inner.items()})
-        except (_TooLargeError, CheckpointError):
+        except (TooLargeError, CheckpointError):
             raise
         except Exception as error:  # of our own constructors, for arguments that nobody but a file would give
             said = error if isinstance(error, (SDEToolkitError, TypeError)) else f"{type(error).__name__}: {error}"
@@ -121,11 +121,22 @@ def _with_tuples(value: Any) -> Any:
 def _network(directory: Path, description: Any, file: str, weights: Mapping[str, TensorSpec]) -> Any:
     """The network, allocated only if the weights fit it."""
     construct = _part(directory, "network", description)
-    with _at_most(len(weights), directory, file):
-        with torch.device("meta"), _Uninitialised():
-            sketch = construct()
-        if isinstance(sketch, nn.Module):
-            _check_sketch(directory, sketch, file, weights)
+    try:
+        sketch = sketch_of(construct, 2 * len(weights))
+    except TooLargeError:
+        check_fit(directory, file, [f"the network has more parameters than the {len(weights)} tensors in it"])
+    if isinstance(sketch, nn.Module):
+        _check_sketch(directory, sketch, file, weights)
+    return construct()
+
+
+def sketch_of(construct: Callable[[], Any], parameters: int) -> Any:
+    """What ``construct`` returns, its tensors without memory. It is stopped at more than so many parameters.
+
+    Raises:
+        TooLargeError: when it is stopped.
+    """
+    with _at_most(parameters), torch.device("meta"), _Uninitialised():
         return construct()
 
 
@@ -163,12 +174,12 @@ def check_fit(directory: Path, file: str, problems: list[str]) -> None:
         raise CheckpointError(directory, problem[:600], f"Is {DESCRIPTION} the one it was saved with?")
 
 
-class _TooLargeError(Exception):
+class TooLargeError(Exception):
     """More parameters were made than the file has tensors."""
 
 
 @contextmanager
-def _at_most(parameters: int, directory: Path, file: str) -> Iterator[None]:
+def _at_most(parameters: int) -> Iterator[None]:
     """Stop building a network as soon as it has more parameters than there are tensors to fill them."""
     thread, count = threading.get_ident(), 0
 
@@ -176,13 +187,11 @@ def _at_most(parameters: int, directory: Path, file: str) -> Iterator[None]:
         nonlocal count
         if threading.get_ident() == thread:
             count += 1
-            if count > 2 * parameters:  # it is built twice
-                raise _TooLargeError
+            if count > parameters:
+                raise TooLargeError
 
     handle = register_module_parameter_registration_hook(count_one)
     try:
         yield
-    except _TooLargeError:
-        check_fit(directory, file, [f"the network has more parameters than the {parameters} tensors in it"])
     finally:
         handle.remove()

@@ -6,12 +6,13 @@ serves as well (only these are written into a checkpoint by name).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import as_python, is_count, is_number
+from sde_toolkit.checks import as_python, check_positive, is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
@@ -66,16 +67,21 @@ class DiscreteIndex:
 class NoiseLevel:
     """``scale`` · log(σ/α) = −``scale`` · λ: with 1/4, EDM's c_noise (Karras et al. 2022, table 1).
 
-    The one time input that means the same under every SDE. Not finite where α or σ vanishes.
+    The one time input that means the same under every SDE. Not finite where α or σ vanishes. ``unit``: the noise level
+    that is told as 0, so that log(σ/(α unit)) is told; 2 for VE networks of Karras et al.
     """
 
     scale: float = 0.25
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         _keep_number(self)
+        object.__setattr__(self, "unit", as_python(self.unit))
+        check_positive("unit", self.unit, "Pass 1, or 2 for the VE networks of Karras et al. 2022.")
 
     def __call__(self, sde: SDE, t: Time) -> Tensor:
-        return -self.scale * sde.half_log_snr(t)
+        level = -self.scale * sde.half_log_snr(t)
+        return level if self.unit == 1 else level - self.scale * math.log(self.unit)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class Conditioning(nn.Module):
         h      = embedding(time) + linear(augmentation)        this linear map has no bias: zeros change nothing
         vector = SiLU(linear(SiLU(linear(h))) + row of the label)
 
-    With ``num_classes=K`` the table has K + 1 rows. Row K means "no class", and is used if no label is given.
+    With ``num_classes=K`` the label K, and no label, mean "no class".
 
     Args:
         width: width of the vector, even.
@@ -117,6 +117,10 @@ class Conditioning(nn.Module):
         num_classes: number of classes, or None for a trunk without labels.
         features: width of the embedding, even; None for ``width``.
         augmentation_width: length of the augmentation vector, or None for a trunk without one.
+        label_place: the row of the label is added to the "vector", as above, or to the "features" h (Karras et al.).
+        no_class: "learned": the table has a row for "no class". "zero": that row is 0, and no parameter. "refused":
+            the network knows no such class, and needs a label.
+        max_period: of a sinusoidal embedding; None for its default.
     """
 
     def __init__(
@@ -127,8 +131,13 @@ class Conditioning(nn.Module):
         num_classes: int | None,
         features: int | None = None,
         augmentation_width: int | None = None,
+        label_place: Literal["vector", "features"] = "vector",
+        no_class: Literal["learned", "zero", "refused"] = "learned",
+        max_period: float | None = None,
     ) -> None:
         super().__init__()
+        if label_place not in ("vector", "features"):
+            raise ArgumentError("label_place", label_place, "there is no such place", 'Use "vector" or "features".')
         if embedding not in EMBEDDINGS:
             raise ArgumentError(
                 "embedding", embedding, "there is no such embedding", f"Use one of {sorted(EMBEDDINGS)}."
@@ -144,10 +153,13 @@ class Conditioning(nn.Module):
         features = width if features is None else features
         self.num_classes = num_classes
         self.augmentation_width = augmentation_width
-        self.embedding = EMBEDDINGS[embedding](features, scale)
+        self.label_place, self.no_class = label_place, no_class
+        period = {} if max_period is None else {"max_period": max_period}
+        self.embedding = EMBEDDINGS[embedding](features, scale, **period)
         self.enter = nn.Linear(features, width)
         self.leave = nn.Linear(width, width)
-        self.labels = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        rows, columns = (num_classes or 0) + (no_class == "learned"), width if label_place == "vector" else features
+        self.labels = None if num_classes is None else nn.Embedding(rows, columns)
         self.augmentation = None if augmentation_width is None else nn.Linear(augmentation_width, features, bias=False)
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike) -> Tensor:
@@ -163,23 +175,34 @@ class Conditioning(nn.Module):
         label, augmentation = condition if isinstance(condition, Condition) else Condition(condition)
         _check_tensors(label, augmentation)
         embedded = self.embedding(time).to(self.enter.weight.dtype)
+        row = self._row(x, label)
         if augmentation is not None:
             embedded = embedded + self._augmentation(x, augmentation)
+        if row is not None and self.label_place == "features":
+            embedded = embedded + row
         vector = self.leave(nn.functional.silu(self.enter(embedded)))
-        if self.labels is not None:
-            if label is None:
-                vector = vector + self.labels.weight[-1]
-            else:
-                self._check_labels(x, label)
-                vector = vector + self.labels(label)
-        elif label is not None:
-            raise ArgumentError(
-                "condition",
-                label,
-                "this network was built without classes",
-                "Build it with num_classes=K, or call it without labels.",
-            )
+        if row is not None and self.label_place == "vector":
+            vector = vector + row
         return nn.functional.silu(vector)
+
+    def _row(self, x: Tensor, label: Tensor | None) -> Tensor | None:
+        """The rows of the labels, (B, columns), or the one row of "no class"; None for a row of zeros."""
+        if self.labels is None:
+            if label is not None:
+                remedy = "Build it with num_classes=K, or call it without labels."
+                raise ArgumentError("condition", label, "this network was built without classes", remedy)
+            return None
+        if label is None:
+            if self.no_class == "refused":
+                remedy = f"Pass condition=labels, one of 0..{self.labels.num_embeddings - 1} for each sample."
+                raise ArgumentError("condition", label, "this network knows only samples with a class", remedy)
+            return self.labels.weight[-1] if self.no_class == "learned" else None
+        self._check_labels(x, label)
+        if self.no_class != "zero":
+            row: Tensor = self.labels(label)
+            return row
+        known = label < self.labels.num_embeddings
+        return torch.where(known[:, None], self.labels(torch.where(known, label, 0)), 0.0)
 
     def _augmentation(self, x: Tensor, augmentation: Tensor) -> Tensor:
         if self.augmentation is None:
@@ -213,16 +236,14 @@ class Conditioning(nn.Module):
         # Values are read on a CPU only: reading them would break a compiled graph, and make an accelerator wait.
         if torch.compiler.is_compiling() or condition.device.type != "cpu" or condition.numel() == 0:
             return
-        if int(condition.min()) < 0 or int(condition.max()) > (self.num_classes or 0):
-            raise ArgumentError(
-                "condition",
-                condition,
-                f"labels must lie in 0..{self.num_classes}",
-                f"Use 0..{(self.num_classes or 0) - 1} for the classes and {self.num_classes} for no class.",
-            )
+        classes = self.num_classes or 0
+        last = classes - 1 if self.no_class == "refused" else classes
+        if int(condition.min()) < 0 or int(condition.max()) > last:
+            remedy = f"Use 0..{classes - 1} for the classes{'' if last < classes else f' and {classes} for no class'}."
+            raise ArgumentError("condition", condition, f"labels must lie in 0..{last}", remedy)
 
 
-EMBEDDINGS: dict[str, type[SinusoidalEmbedding] | type[FourierEmbedding]] = {
+EMBEDDINGS: dict[str, Any] = {
     "sinusoidal": SinusoidalEmbedding,
     "fourier": FourierEmbedding,
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.checks import check_positive, is_number
+from sde_toolkit.checks import check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import pass_through, with_skip
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
@@ -51,6 +51,7 @@ class PublishedUNet(nn.Module):
         in_channels: channels of the data.
         out_channels: channels of the output; None for ``in_channels``. Twice ``in_channels`` for a learned variance.
         widths: channels of each level, from full resolution down; each level halves the size.
+        enter_width: channels of the first convolution; None for ``widths[0]``.
         blocks_per_level: residual blocks of a level on the way down; there is one more on the way up.
         attention_levels: levels with self-attention (0 is full resolution). The middle always has it.
         attention_up: on the way up, attention after "every" block of such a level (Ho et al.) or after its "last".
@@ -67,6 +68,7 @@ class PublishedUNet(nn.Module):
         embedding_width: number of sines and cosines together, even; None for ``widths[0]``.
         time_width: width of the conditioning vector; None for ``4 * widths[0]``.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
+        label_place: what a class adds its row to: the conditioning "vector", or the "features" of time (Karras et al.).
         augmentation_width: length of the vector that says how a sample was augmented; None: there is no such vector.
         dims: number of spatial axes: 1, 2 or 3.
         dropout: dropout rate inside the residual blocks.
@@ -110,6 +112,8 @@ class PublishedUNet(nn.Module):
         eps: float = 1e-6,
         centred: bool = True,
         checkpointing: bool = False,
+        enter_width: int | None = None,
+        label_place: Literal["vector", "features"] = "vector",
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
@@ -125,7 +129,7 @@ class PublishedUNet(nn.Module):
         outputs = in_channels if out_channels is None else out_channels
         widths, style = tuple(widths), Style.of(self.hyperparameters)
         self.conditioning = _conditioning(self.hyperparameters, style.time_width)
-        self.enter = style.conv(in_channels, widths[0])
+        self.enter = style.conv(in_channels, widths[0] if enter_width is None else enter_width)
         self.down, self.shrink, kept = _way_down(style, self.hyperparameters)
         self.middle = nn.ModuleList(
             [
@@ -194,6 +198,7 @@ def _conditioning(given: dict[str, Any], time_width: int) -> Conditioning:
         given["num_classes"],
         features=given["widths"][0] if given["embedding_width"] is None else given["embedding_width"],
         augmentation_width=given["augmentation_width"],
+        label_place=given["label_place"],
     )
     for layer in (conditioning.enter, conditioning.leave, conditioning.augmentation):
         if layer is not None:
@@ -204,7 +209,7 @@ def _conditioning(given: dict[str, Any], time_width: int) -> Conditioning:
 def _way_down(style: Style, given: dict[str, Any]) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
     """The blocks of each level, the layers between levels, and the width of each tensor that is kept for the way up."""
     widths = given["widths"]
-    width = widths[0]
+    width = widths[0] if given["enter_width"] is None else given["enter_width"]
     kept, down, shrink = [width], nn.ModuleList(), nn.ModuleList()
     for level, wide in enumerate(widths):
         stages = nn.ModuleList()
@@ -257,6 +262,7 @@ def check_published(given: dict[str, Any]) -> None:
     if given["group_width"] < 1:
         problem = "a group has at least one channel"
         raise ArgumentError("group_width", given["group_width"], problem, "Pass 1, 2 or 4, for example.")
+    check_count("enter_width", 1 if given["enter_width"] is None else given["enter_width"], "Pass None for widths[0].")
     wide = given["embedding_width"]
     if wide is not None and (wide < 2 or wide % 2):
         raise ArgumentError("embedding_width", wide, "it must be even", "Pass an even width of at least 2.")
