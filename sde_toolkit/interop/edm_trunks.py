@@ -83,7 +83,7 @@ def song_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> nn.Mo
             eps=1e-6,
         )
 
-    return filled(file, construct, _Renamed(tensors, sizes, given).all())
+    return filled(file, construct, len(tensors), _Renamed(tensors, sizes, given).all)
 
 
 @dataclass(frozen=True)

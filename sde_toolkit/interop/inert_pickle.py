@@ -56,7 +56,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_MOST_MODULES, _LARGEST_DEPTH = 100_000, 32
+_MOST_MODULES, _LARGEST_DEPTH = 20_000, 32
 
 
 class Name(NamedTuple):
@@ -124,7 +124,10 @@ class _Reader(pickle._Unpickler):  # the one in Python: its memory follows the f
 class _StorageReader(_Reader):
     """Of the bytes in which torch keeps one storage: its type, and the record that says how long it is."""
 
-    dispatch: ClassVar[dict[int, Any]] = {**_Reader.dispatch, pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]]}
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_Reader.dispatch,
+        pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]],
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if module != "torch" or name not in _STORAGES:

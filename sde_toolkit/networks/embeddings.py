@@ -92,7 +92,7 @@ class FourierEmbedding(nn.Module):
         self.dim = dim
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(dim // 2, generator=generator, dtype=torch.float32, device="cpu")
-        self.register_buffer("frequencies", drawn.to(torch.get_default_device()) * scale)
+        self.register_buffer("frequencies", drawn.mul_(scale).to(torch.get_default_device()))
 
     def forward(self, time: Tensor) -> Tensor:
         """Embed ``time`` of shape (B,) as (B, dim), in float32 or, for float64 times, float64."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks import FourierEmbedding, SinusoidalEmbedding
+from sde_toolkit.networks import Condition, FourierEmbedding, SinusoidalEmbedding
+from sde_toolkit.networks.embeddings import Conditioning
 
 EMBEDDINGS = [SinusoidalEmbedding, FourierEmbedding]
 
@@ -83,3 +84,31 @@ def test_a_scale_that_is_not_positive_is_refused(kind, scale):
 def test_a_time_that_is_not_one_float_per_sample_is_refused(kind, time):
     with pytest.raises(ArgumentError, match="time="):
         kind(8)(time)
+
+
+def test_labels_among_the_features_are_augmentations_with_one_number_per_class():
+    torch.manual_seed(0)
+    x, time, label = torch.zeros(3, 1), torch.tensor([0.1, 2.0, 30.0]), torch.tensor([0, 2, 1])
+    net = Conditioning(8, "sinusoidal", 1.0, 3, features=6, augmentation_width=4, label_place="features")
+    net.augmentation.weight.data = net.labels.weight.detach().T.clone()
+    blank = Conditioning(8, "sinusoidal", 1.0, None, features=6, augmentation_width=4)
+    blank.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("labels")})
+    for told in (label, None):
+        one_hot = torch.eye(4)[torch.full((3,), 3) if told is None else told]
+        torch.testing.assert_close(net(x, time, told), blank(x, time, Condition(augmentation=one_hot)))
+
+
+def test_no_class_is_a_row_of_zeros_or_refused():
+    torch.manual_seed(0)
+    x, time, none = torch.zeros(2, 1), torch.tensor([0.1, 2.0]), torch.tensor([3, 3])
+    net = Conditioning(8, "sinusoidal", 1.0, 3, no_class="zero")
+    blank = Conditioning(8, "sinusoidal", 1.0, None)
+    blank.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("labels")})
+    assert torch.equal(net(x, time, none), blank(x, time, None))
+    assert torch.equal(net(x, time, None), blank(x, time, None))
+    assert not torch.equal(net(x, time, none - 1), blank(x, time, None))
+    net = Conditioning(8, "sinusoidal", 1.0, 3, no_class="refused")
+    net(x, time, none - 1)
+    for label in (none, None):
+        with pytest.raises(ArgumentError, match=r"condition.*0\.\.2"):
+            net(x, time, label)

@@ -271,6 +271,8 @@ def test_training_mode_changes_neither_values_nor_gradients(form, stir):
         ("in_channels", 0),
         ("out_channels", 0),
         ("blocks_per_level", 0),
+        ("enter_width", 0),
+        ("label_place", "time"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(argument, value):
