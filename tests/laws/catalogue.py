@@ -4,6 +4,7 @@ A new public class or preset joins the laws without an edit here. Numerical tool
 (differences, quadrature, closed forms of Gaussian data) are here too; none repeats a formula of the package.
 """
 
+import functools
 import inspect
 import itertools
 from dataclasses import dataclass, replace
@@ -171,15 +172,30 @@ def gaussian_data(sde):
     Written out here, so that these laws do not lean on the package's own oracle.
     """
 
+    affine = exact_epsilon(sde)
+
     def network(x, time):
         if time.stride() != (0,) and len(time) > 1:  # a time per sample
             t = time.double()
             scores = (x - sde.alpha(t)[:, None] * MEAN) @ ROTATION / spread(sde, t)
             return sde.sigma(t)[:, None] * scores @ ROTATION.T
-        mean, covariance = marginal(sde, time[0])
-        return sde.sigma(time[0]) * torch.linalg.solve(covariance, (x - mean).T).T
+        linear, constant = affine(time[0].item())
+        return constant + x.double() @ linear
 
     return model_of(network, sde)
+
+
+@functools.cache
+def exact_epsilon(sde):
+    """Maps a time to (A, b) of ε = b + x A on :func:`gaussian_data`; each time of an SDE is worked out once per session."""
+
+    @functools.cache
+    def affine(t):
+        mean, covariance = marginal(sde, torch.tensor(t, dtype=torch.float64))
+        linear = sde.sigma(t) * torch.linalg.inv(covariance)
+        return linear, -mean @ linear
+
+    return affine
 
 
 def marginal(sde, t):
@@ -210,7 +226,17 @@ def run_on(solver, model, grid, x, noises=()):
 
 
 def draws_of(solver, model, grid):
-    """How many standard normal draws the solver makes on its way down the grid."""
+    """How many standard normal draws the solver makes on its way down the grid: a matter of the number of steps."""
+    known = _DRAWS.get((solver, len(grid)))
+    if known is None:
+        known = _DRAWS[solver, len(grid)] = _count_draws(solver, model, grid)
+    return known
+
+
+_DRAWS = {}
+
+
+def _count_draws(solver, model, grid):
     counted = itertools.count()
 
     def noises():
@@ -265,10 +291,18 @@ def model_of(network, sde, kind="epsilon", **options):
         return ScoreModel(network, sde, kind, **options)
 
     def v(x, time, **condition):
-        alpha, sigma = (expand_to(schedule(time).to(x), x) for schedule in (sde.alpha, sde.sigma))
+        shared = time.stride() == (0,)
+        told = alpha_sigma(sde)(time[0].item()) if shared else (sde.alpha(time), sde.sigma(time))
+        alpha, sigma = (part.to(x) if shared else expand_to(part.to(x), x) for part in told)
         return (network(x, time, **condition) * (alpha**2 + sigma**2) - sigma * x) / alpha
 
     return ScoreModel(v, sde, "v", **options)
+
+
+@functools.cache
+def alpha_sigma(sde):
+    """Maps a time to (α, σ); each time of an SDE is worked out once per session."""
+    return functools.cache(lambda t: (sde.alpha(t), sde.sigma(t)))
 
 
 def signal_at_the_end(sde):
