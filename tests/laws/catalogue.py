@@ -187,7 +187,7 @@ def gaussian_data(sde):
 
 @functools.cache
 def exact_epsilon(sde):
-    """Maps a time to (A, b) of ε = b + x A on :func:`gaussian_data`; each time of an SDE is worked out once per session."""
+    """Maps a time to (A, b) of ε = b + x A on :func:`gaussian_data`; each time is worked out once per session."""
 
     @functools.cache
     def affine(t):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from catalogue import ADAPTIVE, EVENT_SHAPES, SDES, doubles, flow_solution, gaussian_data, model_of, name
+from catalogue import ADAPTIVE, EVENT_SHAPES, SDES, covering, doubles, flow_solution, gaussian_data, model_of, name
 
 from sde_toolkit import VPSDE, GaussianMixture, Solver, gaussian, grids, probability_flow, sample
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError, NonFiniteError
@@ -31,8 +31,7 @@ def points(sde, n=9):
     return spread * torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@every_sde
-@every_adaptive
+@pytest.mark.parametrize(("sde", "integrator"), covering(SDES, ADAPTIVE, 2), ids=name)
 def test_the_flow_of_gaussian_data_is_met_within_tolerance_through_kinks_too(sde, integrator):
     x = points(sde)
     expected = flow_solution(sde, x, BEGIN, END)

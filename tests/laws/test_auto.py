@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from catalogue import SDES, doubles, name, relative_error
+from catalogue import SDES, covering, doubles, name, relative_error
 from torch import nn
 
 from sde_toolkit import (
@@ -100,14 +100,13 @@ def test_a_budget_is_never_exceeded_and_more_is_never_less(sde):
     assert spent == sorted(spent)
 
 
-in_few_and_in_more_dimensions = pytest.mark.parametrize(("nfe", "dimensions"), [(25, 2), (50, 5)])
+in_few_and_in_more_dimensions = pytest.mark.parametrize(("sde", "setting"), covering(FEW, [(25, 2), (50, 5)]), ids=name)
 
 
-@pytest.mark.parametrize("sde", FEW, ids=name)
 @in_few_and_in_more_dimensions
-def test_gaussian_data_keep_their_spread_on_the_sde(sde, nfe, dimensions):
+def test_gaussian_data_keep_their_spread_on_the_sde(sde, setting):
     """Of unit variance and of a tenth of it, though the table was chosen on mixtures: to a twentieth."""
-    n = 20_000
+    (nfe, dimensions), n = setting, 20_000
     means, stds = doubles(1.0, -0.5, 0.0, 2.0, 0.0)[:dimensions], doubles(1.0, 0.3, 0.5, 0.3, 1.0)[:dimensions]
     model = gaussian(means, sde, std=stds)
     plan = auto(model, nfe, 1.0)
@@ -117,11 +116,11 @@ def test_gaussian_data_keep_their_spread_on_the_sde(sde, nfe, dimensions):
     assert torch.allclose(x.mean(0), means, atol=0.02 + 4 / n**0.5)
 
 
-@pytest.mark.parametrize("sde", FEW, ids=name)
 @in_few_and_in_more_dimensions
-def test_its_samples_are_as_close_to_the_data_as_those_of_the_usual_stochastic_solvers(sde, nfe, dimensions):
+def test_its_samples_are_as_close_to_the_data_as_those_of_the_usual_stochastic_solvers(sde, setting):
     """By Wasserstein distances of projections: as close as the best of three solvers on two grids, or as exact samples,
     but for chance."""
+    nfe, dimensions = setting
     n, model = 20_000, mixture(sde, dimensions)
     lines = nn.functional.normalize(torch.randn(dimensions, 8, generator=seeded(5), dtype=torch.float64), dim=0)
     exact = model.draw(n, generator=seeded(2)).double()

@@ -1,6 +1,7 @@
 """Law 7: importing the package costs what importing torch costs, and imports run in one direction."""
 
 import ast
+import functools
 import inspect
 import os
 import subprocess
@@ -40,6 +41,7 @@ ORDER = [
 RANK = {unit: rank for rank, units in enumerate(ORDER) for unit in units}
 
 
+@functools.cache
 def files():
     found = sorted(ROOT.rglob("*.py"))
     assert len(found) > 30
@@ -62,6 +64,7 @@ def imported(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def edges():
     """(unit, unit it imports), between units of the package."""
     names = {unit_of(file) for file, _ in files()} - {""}

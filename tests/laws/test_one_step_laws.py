@@ -18,6 +18,7 @@ from catalogue import (
     Flow,
     RandomNetwork,
     convergence_order,
+    covering,
     doubles,
     draws_of,
     gaussian_data,
@@ -582,8 +583,7 @@ def test_regular_steps_of_such_a_grid_are_what_they_are_elsewhere():
     torch.testing.assert_close(rows[1:3], regular)
 
 
-@every_sde
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(("sde", "steps"), covering(SDES, [1, 2, 3], 2), ids=name)
 def test_few_steps_from_noise_are_finite(sde, steps):
     """Everything public, and the other choices, from t = 1; to the data where σ(0) = 0, for methods in λ."""
     kind = "epsilon" if signal_at_the_end(sde) else "v"

@@ -52,7 +52,7 @@ def short(sde, steps=5):
     return grids.uniform(sde, steps, start=first_time(sde), end=0.1)
 
 
-@pytest.mark.parametrize(("solver", "sde"), covering(SOLVERS, PUBLIC_SDES, 3), ids=name)
+@pytest.mark.parametrize(("solver", "sde"), covering(SOLVERS, PUBLIC_SDES), ids=name)
 def test_samples_are_the_same_bits_whatever_the_batch_or_the_split(sde, solver):
     model, grid = elementwise(sde), short(sde)
     n = 33 if solver.integrator.evals_per_step else 9  # one by one, adaptive steps take their time

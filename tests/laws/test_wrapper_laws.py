@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 
 import pytest
 import torch
@@ -147,7 +147,7 @@ def test_there_and_back_is_where_it_was_and_a_detour_does_not_matter(old, new):
     for model in (mixture(old), *(model_of(RandomNetwork(), old, kind) for kind in ("epsilon", "velocity"))):
         back, direct = reschedule(reschedule(model, new), old), reschedule(model, new)
         around = reschedule(reschedule(model, FlowMatching()), new)
-        for t, s in zip(olds[::2], news[::2], strict=True):
+        for t, s in zip(olds[::3], news[::3], strict=True):
             x, y = points(old, t), points(new, s)
             pairs = ((back(x, t), model(x, t)), (around(y, s), direct(y, s)))
             for (found, expected), kind in product(pairs, KINDS):
@@ -315,11 +315,11 @@ def test_dynamic_thresholding_is_imagens(event, p, max_value):
 def test_limits_that_are_not_reached_change_nothing(sde, wide):
     (times,) = common_times(sde)
     noises = torch.randn(len(times) - 1, 6, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    for model in (mixture(sde), *(told_as(kind, sde) for kind in kinds_of(sde))):
-        for solver in LAMBDA_SOLVERS:
-            x = points(sde, times[0], 6)
-            plain, limited = (run_on(solver, m, times, x, noises) for m in (model, wide(model)))
-            assert relative_error(limited, plain) < 1e-10
+    models = (mixture(sde), *(told_as(kind, sde) for kind in kinds_of(sde)))
+    for model, solver in zip(models, cycle(LAMBDA_SOLVERS), strict=False):
+        x = points(sde, times[0], 6)
+        plain, limited = (run_on(solver, m, times, x, noises) for m in (model, wide(model)))
+        assert relative_error(limited, plain) < 1e-10
     x0_native = told_as("x0", sde)
     for t in times:
         x = points(sde, t)
