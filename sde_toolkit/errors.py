@@ -1,4 +1,4 @@
-"""Typed errors. Every message names the argument, the value it had, and what to do instead.
+"""Typed errors, and the one way to warn. Every message names the argument, the value it had, and what to do instead.
 
 All derive from :class:`SDEToolkitError`; those about a caller's argument are also ``ValueError``, so
 code that knows nothing of this package still catches them in the usual way.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 from sde_toolkit.showing import shown
@@ -24,7 +27,10 @@ __all__ = [
     "MissingDependencyError",
     "NonFiniteError",
     "SDEToolkitError",
+    "warn_caller",
 ]
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class SDEToolkitError(Exception):
@@ -210,3 +216,11 @@ def _deep(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     except Exception:  # what cannot be copied is shared
         return value
+
+
+def warn_caller(message: str) -> None:
+    """A ``UserWarning`` that names the line of the user's code from which this package was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

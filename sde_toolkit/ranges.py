@@ -5,13 +5,12 @@ Values outside are refused. Where they probably have another range than the mode
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import DataError
+from sde_toolkit.errors import DataError, warn_caller
 from sde_toolkit.transforms import Identity, Transform
 
 __all__ = ["check_range", "range_problems"]
@@ -52,7 +51,7 @@ def check_range(
     if outside:
         raise DataError(name, _extent(x), outside, remedy)
     if doubt:
-        warnings.warn(f"{name}: {doubt}. {remedy}", UserWarning, stacklevel=3)
+        warn_caller(f"{name}: {doubt}. {remedy}")
 
 
 def range_problems(

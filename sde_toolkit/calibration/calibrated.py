@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from sde_toolkit.calibration.calibration_files import build_solver, describe_solver, model_digest, sde_fingerprint
 from sde_toolkit.calibration.problem import Measured
 from sde_toolkit.checks import is_count, is_number
-from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.errors import ArgumentError, CheckpointError, warn_caller
 from sde_toolkit.files.plain import UnreadableFileError, read_json
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.grids import check_grid
@@ -73,7 +72,7 @@ class Calibration:
             said = (
                 "this calibration was made with other weights: its errors do not hold for this model. Calibrate again."
             )
-            warnings.warn(said, UserWarning, stacklevel=3)
+            warn_caller(said)
 
     def sample(self, model: ScoreModel, **arguments: Any) -> Sample:
         """``sample`` with this solver and grid, after :meth:`check`."""

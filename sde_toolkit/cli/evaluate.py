@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, whole_numb
 from sde_toolkit.cli.sample import FILES, SampleRequest, draw, prepare
 from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, switch
 from sde_toolkit.data import Dataset
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import ArgumentError, DataError, warn_caller
 from sde_toolkit.evaluation.drawing import Drawn
 from sde_toolkit.evaluation.page import require_packages
 from sde_toolkit.evaluation.quality_report import quality_table, write_quality_report
@@ -122,7 +121,7 @@ def _doubt_range(samples: Tensor, source: str, transform: Transform) -> None:
     problem = next(filter(None, range_problems(transform, samples, slack=high - low)), "")
     if problem:
         found = f"they reach from {samples.min()} to {samples.max()}, and {problem}"
-        warnings.warn(f"samples={source}: {found}. Give samples in the space of the real data.", stacklevel=2)
+        warn_caller(f"samples={source}: {found}. Give samples in the space of the real data.")
 
 
 def _settings(config: DictConfig) -> tuple[int, int]:

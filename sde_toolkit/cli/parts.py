@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
 from sde_toolkit.cli.user_files import is_user_file, load_object
 from sde_toolkit.data import Dataset, digits, mnist_test_images
-from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
+from sde_toolkit.errors import ArgumentError, CheckpointError, DataError, warn_caller
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.interop.loading import load, reader_of
 from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
@@ -202,7 +201,7 @@ def _unlike(dataset: Dataset, model: ScoreModel, values: Tensor) -> str:
     if not 0.1 <= spread <= 10:
         return f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
     if doubt:
-        warnings.warn(f"data={dataset.name}: {doubt}. Choose the data that the model was trained on.", stacklevel=2)
+        warn_caller(f"data={dataset.name}: {doubt}. Choose the data that the model was trained on.")
     return ""
 
 

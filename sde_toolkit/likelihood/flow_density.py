@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import warn_caller
 from sde_toolkit.likelihood.divergence import Divergence, ExactTrace
 from sde_toolkit.likelihood.flow_requests import FlowRequest, choose_detail, choose_divergence, choose_flow
 from sde_toolkit.likelihood.jacobian import mode_name
@@ -188,9 +188,8 @@ def _finest(density: FlowDensity, whole: BatchDensity) -> float:
     tau = torch.exp(-request.model.sde.half_log_snr(times))
     finest = finest_scale(tau, whole.roughness.detach().mean(1))
     if request.usual_solver and finest < request.detail / _MUCH_FINER:
-        warnings.warn(
+        warn_caller(
             f"at the data end the density changes on a scale of about {finest:.2g}, and the grid was chosen for "
             f"detail={request.detail:.2g}: the answer may be far off. Pass detail={finest:.2g}.",
-            stacklevel=4,
         )
     return finest

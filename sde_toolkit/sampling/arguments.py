@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.checks import check_amount, check_count, is_count
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, warn_caller
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.models.conditions import check_condition, tensors_of
 from sde_toolkit.models.score_model import ScoreModel
@@ -137,10 +136,9 @@ def warn_outside(model: ScoreModel, name: str, x: Tensor, t: Tensor) -> None:
     outside, _ = range_problems(model.transform, x.detach(), space="model", slack=slack)
     if outside:
         least, most = (value.item() for value in x.detach().aminmax())
-        warnings.warn(
+        warn_caller(
             f"{name} holds values from {least:.4g} to {most:.4g}, and {outside}: "
             "pass model.transform.forward(x) for x in data space.",
-            stacklevel=3,
         )
 
 

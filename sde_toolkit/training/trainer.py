@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from sde_toolkit.checks import check_amount
 from sde_toolkit.data import Augmentation, Dataset
-from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError
+from sde_toolkit.errors import ArgumentError, CheckpointError, NonFiniteError, warn_caller
 from sde_toolkit.files.claims import claimed
 from sde_toolkit.losses import DenoisingScoreMatching, Uniform
 from sde_toolkit.models.checkpoint import check_plain, checkpoint_folders
@@ -148,11 +147,10 @@ def _check_checkpoints(directory: Path, record: Mapping[str, Any], free: Set[str
 
 def _warn_of_first_weights(options: TrainingOptions) -> None:
     if not options.ema_warmup and options.steps < options.average_from:
-        warnings.warn(
+        warn_caller(
             f"with ema_decay={options.ema_decay} and no warm-up, the averaged weights still contain much of the first "
             f"weights after steps={options.steps}: they are worth using from step {options.average_from} on. "
             "Set ema_warmup=True, or a smaller ema_decay.",
-            stacklevel=4,
         )
 
 

@@ -13,8 +13,21 @@ import pytest
 import torch
 
 import sde_toolkit
-from sde_toolkit import MLP, VPSDE
+from sde_toolkit import (
+    MLP,
+    VPSDE,
+    Affine,
+    ScoreModel,
+    ddim,
+    encode,
+    gaussian,
+    grids,
+    log_likelihood,
+    sample,
+    train,
+)
 from sde_toolkit.checks import check_count, check_positive
+from sde_toolkit.data import Dataset
 from sde_toolkit.errors import (
     ArgumentError,
     CheckpointError,
@@ -27,6 +40,7 @@ from sde_toolkit.errors import (
     SDEToolkitError,
 )
 from sde_toolkit.showing import shown
+from sde_toolkit.training import TrainingOptions
 
 MADE = {
     CheckpointError: lambda: CheckpointError("folder", "it is damaged", "Restore it."),
@@ -216,3 +230,24 @@ def test_there_is_one_refusal_of_counts_and_one_of_positive_numbers():
     package = Path(sde_toolkit.__file__).parent
     for said in ("must be a whole number", "must be positive and finite"):
         assert [f.name for f in package.rglob("*.py") if said in f.read_text(encoding="utf-8")] == ["checks.py"]
+
+
+def test_a_warning_names_the_users_own_line(tmp_path):
+    """However deep in the package it arises; nobody warns in another way."""
+    for file in Path(sde_toolkit.__file__).parent.rglob("*.py"):
+        assert "warnings.warn(" not in file.read_text() or file.name == "errors.py", file
+    eight_bit = Affine(127.5, 1 / 127.5, low=0.0, high=255.0)
+    grey = torch.linspace(0, 255, 40).reshape(10, 4)
+    model = ScoreModel(MLP((4,), width=4, depth=1), VPSDE(), transform=eight_bit)
+    data = Dataset("grey", grey, grey[:2], transform=eight_bit)
+    unwarmed = TrainingOptions(steps=2, batch_size=2, ema_warmup=False)
+    coarse = ScoreModel(gaussian(torch.zeros(3), VPSDE(), std=0.02).network, VPSDE(), "v", sigma_data=1.0)
+    for said, call in {
+        "x_start": lambda: sample(model, ddim(), steps=2, x_start=grey),
+        "x holds": lambda: encode(model, ddim(), grids.uniform(VPSDE(), 4, end=0.01), grey, space="model"),
+        "worth using": lambda: train(model, data, tmp_path / "run", unwarmed, until=1),
+        "detail=": lambda: log_likelihood(coarse, torch.zeros(2, 3).double()),
+    }.items():
+        with pytest.warns(UserWarning, match=said) as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
