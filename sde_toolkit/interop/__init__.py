@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sde_toolkit.interop.diffusers_models import from_diffusers
+from sde_toolkit.interop.diffusers_training import diffusers_grid
 from sde_toolkit.interop.k_diffusion_sampler import to_k_diffusion
 from sde_toolkit.interop.loading import Reader, load
 
 if TYPE_CHECKING:
     from sde_toolkit.interop.diffusers_scheduler import to_diffusers
 
-__all__ = ["Reader", "load", "to_diffusers", "to_k_diffusion"]
+__all__ = ["Reader", "diffusers_grid", "from_diffusers", "load", "to_diffusers", "to_k_diffusion"]
 
 
 def __getattr__(name: str) -> Any:

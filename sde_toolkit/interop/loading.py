@@ -24,7 +24,7 @@ from sde_toolkit.transforms import Transform
 
 __all__ = ["Reader", "load", "reader_of", "readers"]
 
-_MODULES: tuple[str, ...] = ("edm_files",)  # of this room, each with its READER, in the order in which they are asked
+_MODULES = ("edm_files", "diffusers_models")  # of this room, each with its READER, in the order in which they are asked
 
 
 @dataclass(frozen=True)

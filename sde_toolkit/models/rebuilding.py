@@ -162,7 +162,7 @@ def _check_sketch(directory: Path, sketch: nn.Module, file: str, weights: Mappin
         raise CheckpointError(directory, "its network needs far more memory than its weights", f"Check {DESCRIPTION}.")
 
 
-def check_fit(directory: Path, file: str, problems: list[str]) -> None:
+def check_fit(directory: Path, file: str, problems: list[str], description: str = DESCRIPTION) -> None:
     """Refuse weights that do not fit the network, naming the first few that do not.
 
     Raises:
@@ -171,7 +171,7 @@ def check_fit(directory: Path, file: str, problems: list[str]) -> None:
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         problem = f"{file} does not fit the network: {'; '.join(problems[:3])}{more}"
-        raise CheckpointError(directory, problem[:600], f"Is {DESCRIPTION} the one it was saved with?")
+        raise CheckpointError(directory, problem[:600], f"Is {description} the one it was saved with?")
 
 
 class TooLargeError(Exception):

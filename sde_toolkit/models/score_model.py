@@ -76,6 +76,7 @@ class ScoreModel(Conventions):
     """
 
     has_exact_score: ClassVar[bool] = False  # if True, solvers follow the flow to t = 0, to tolerances of float64
+    decoder: Callable[[Tensor], Tensor] | None = None  # pictures of data that are latents; saved nowhere
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from sde_toolkit.checks import as_python, check_positive, is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, Time
 
-__all__ = ["DiscreteIndex", "NoiseLevel", "NoiseRatio", "RemainingTime", "ScaledTime"]
+__all__ = ["DiscreteIndex", "NoiseAngle", "NoiseLevel", "NoiseRatio", "RemainingTime", "ScaledTime"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,19 @@ class NoiseRatio:
 
 
 @dataclass(frozen=True)
+class NoiseAngle:
+    """``scale`` · (2/π) atan(σ/α), from 0 (data) to 1 (noise): k-diffusion's networks that predict v are told it."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep_number(self)
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return (self.scale * 2 / math.pi) * torch.atan(torch.exp(-sde.half_log_snr(t)))
+
+
+@dataclass(frozen=True)
 class RemainingTime:
     """``scale`` · (1 − t): the time of networks that count from the noise to the data, as flow_matching's do."""
 
@@ -110,7 +123,7 @@ class RemainingTime:
         return self.scale * (1 - t)
 
 
-def _keep_number(part: ScaledTime | NoiseLevel | NoiseRatio | RemainingTime) -> None:
+def _keep_number(part: ScaledTime | NoiseAngle | NoiseLevel | NoiseRatio | RemainingTime) -> None:
     """``scale`` as a plain number, which it has to be."""
     object.__setattr__(part, "scale", as_python(part.scale))
     if not is_number(part.scale):

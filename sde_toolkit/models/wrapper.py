@@ -106,6 +106,7 @@ class Wrapper(ScoreModel):
             transform=model.transform,
             event_shape=model.event_shape,
         )
+        self.decoder = model.decoder
         self._given = {name: value for name, value in vars(self).items() if name[:1] != "_"}
         self.train(model.training)
 
