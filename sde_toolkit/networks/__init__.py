@@ -7,6 +7,7 @@ made from the SDE's t, and what the output means, is decided by the score model 
 from __future__ import annotations
 
 from sde_toolkit.networks.embeddings import Condition, FourierEmbedding, SinusoidalEmbedding
+from sde_toolkit.networks.linear_attention_unet import LinearAttentionUNet
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.published import ddpm_cifar10, ddpmpp_cifar10, ncsnpp_cifar10
 from sde_toolkit.networks.published_unet import PublishedUNet
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "Condition",
     "FourierEmbedding",
+    "LinearAttentionUNet",
     "PublishedUNet",
     "SinusoidalEmbedding",
     "UNet",
