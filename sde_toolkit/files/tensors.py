@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +82,16 @@ def _number_kind_in_file(name: str) -> str:
     return name
 
 
-def load_torch_file(file: Path, remedy: str = _COPY_AGAIN) -> Any:
+def load_torch_file(
+    file: Path, remedy: str = _COPY_AGAIN, *, mapped: bool = False, allowed: Sequence[type] = ()
+) -> Any:
     """What ``torch.save`` wrote, under ``weights_only``: tensors and plain data, no code. On the CPU.
+
+    Args:
+        file: the file.
+        remedy: of the error.
+        mapped: whether tensors are read when they are looked at, and not before. The file must stay as it is.
+        allowed: classes of plain records, such as ``argparse.Namespace``, that it may hold besides.
 
     Raises:
         CheckpointError: if it is not such a file, or its content is larger than the file.
@@ -96,7 +104,8 @@ def load_torch_file(file: Path, remedy: str = _COPY_AGAIN) -> Any:
             raise ValueError("it is compressed, which torch.save does not do")
         if sum(m.file_size for m in members) > file.stat().st_size:
             raise ValueError("its content is larger than the file")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise
     except Exception as error:  # torch, pickle and zipfile raise many kinds

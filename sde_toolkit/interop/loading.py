@@ -24,7 +24,11 @@ from sde_toolkit.transforms import Transform
 
 __all__ = ["Reader", "load", "reader_of", "readers"]
 
-_MODULES = ("edm_files", "diffusers_models")  # of this room, each with its READER, in the order in which they are asked
+_MODULES = (  # files of this room, each with its READER, in the order in which they are asked
+    "edm_files",
+    "diffusers_models",
+    "lucidrains_files",
+)
 
 
 @dataclass(frozen=True)

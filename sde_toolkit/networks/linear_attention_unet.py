@@ -53,7 +53,7 @@ class LinearAttentionUNet(nn.Module):
         memory: keys and values of each attention that are parameters.
         norms: "rms": RMS norms over channels (versions from 2.0 on). "group": GroupNorm in blocks, RMS norms
             in attentions. "standardised": GroupNorm after convolutions of standardised weights, layer norms in
-            attentions, linear attention to averaged values (versions up to 1.7.0).
+            attentions, linear attention to averaged values (versions up to 1.6).
         groups: groups of the GroupNorms.
         dims: spatial axes, 1 or 2. Signals of one axis are halved by a convolution of four taps, images by moving
             2×2 pixels into channels.
