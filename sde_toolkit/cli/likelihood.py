@@ -111,7 +111,7 @@ def auto_divergence(dimension: int, probes: int, exact_up_to: int) -> Divergence
 def _check_resume(config: DictConfig) -> None:
     if config.resume is not None and not (Path(str(config.resume)) / "request.json").is_file():
         problem = "there is no run in that folder: it has no request.json"
-        raise ArgumentError("resume", config.resume, problem, "Give the output folder of a run that was cut off.")
+        raise ArgumentError("resume", config.resume, problem, "Give the output folder of a run that was stopped.")
 
 
 def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | None, Background, Tensor]:
