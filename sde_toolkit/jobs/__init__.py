@@ -1,1 +1,1 @@
-"""Work in parts, for one process or several, taken up again where it stopped; and what identifies it."""
+"""Work in parts, for one process or several, that continues where it stopped; and what identifies it."""

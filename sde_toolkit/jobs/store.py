@@ -1,4 +1,4 @@
-"""A folder that work can be taken up from: one file for each finished part, and the request they belong to.
+"""A folder from which work continues: one file for each finished part, and the request they belong to.
 
     request.json        the fingerprint, and what was decided by measuring
     parts/00017.npz     plain arrays of part 17 and the digest of the fingerprint; nothing in it is ever unpickled
