@@ -6,34 +6,39 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sde_toolkit.interop.filling import filled
-from sde_toolkit.networks import PublishedUNet
+from sde_toolkit.networks import ADMUNet, PublishedUNet
 
-__all__ = ["TRUNKS", "Tensors", "ordered_heads"]
+__all__ = ["TRUNKS", "Tensors", "ordered_heads", "swapped_halves"]
 
 Tensors = Mapping[str, Tensor]
 
+_BOTH: dict[str, Any] = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
 _SONG: dict[str, Any] = {  # what SongUNet takes where an option is not given
-    "label_dim": 0,
-    "augment_dim": 0,
+    **_BOTH,
     "model_channels": 128,
     "channel_mult": [1, 2, 2, 2],
-    "channel_mult_emb": 4,
     "num_blocks": 4,
     "attn_resolutions": [16],
-    "dropout": 0.10,
-    "label_dropout": 0,
     "embedding_type": "positional",
     "channel_mult_noise": 1,
     "encoder_type": "standard",
     "decoder_type": "standard",
     "resample_filter": [1, 1],
 }
+_DHARIWAL: dict[str, Any] = {  # and DhariwalUNet
+    **_BOTH,
+    "model_channels": 192,
+    "channel_mult": [1, 2, 3, 4],
+    "num_blocks": 3,
+    "attn_resolutions": [32, 16, 8],
+}
+_HEAD_WIDTH = 64  # of DhariwalUNet. A layer of fewer channels has no attention there.
 
 
 def ordered_heads(rows: Tensor, heads: int, order: str) -> Tensor:
@@ -86,6 +91,34 @@ def song_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> nn.Mo
     return filled(file, construct, len(tensors), _Renamed(tensors, sizes, given).all)
 
 
+def dhariwal_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> nn.Module:
+    """DhariwalUNet (ADM) as :class:`~sde_toolkit.networks.ADMUNet`."""
+    given = {**_DHARIWAL, **options}
+    base, size = given["model_channels"], given["img_resolution"]
+    widths = [base * multiple for multiple in given["channel_mult"]]
+    sizes = [size >> level for level in range(len(widths))]
+    attending = {size >> k for k, width in enumerate(widths) if width >= _HEAD_WIDTH} & set(given["attn_resolutions"])
+
+    def construct() -> ADMUNet:
+        return ADMUNet(
+            in_channels=given["in_channels"],
+            out_channels=given["out_channels"],
+            widths=widths,
+            blocks_per_level=given["num_blocks"],
+            attention_levels=[level for level, side in enumerate(sizes) if side in attending],
+            attention_head_width=_HEAD_WIDTH,
+            embedding_width=base,
+            time_width=base * given["channel_mult_emb"],
+            num_classes=given["label_dim"] or None,
+            no_class="zero",
+            augmentation_width=given["augment_dim"] or None,
+            dropout=given["dropout"],
+            group_width=4,
+        )
+
+    return filled(file, construct, len(tensors), _RenamedADM(tensors, sizes, given).all)
+
+
 @dataclass(frozen=True)
 class _Renamed:
     """The tensors of a SongUNet under the names of a PublishedUNet. ``sizes``: of the image at each level."""
@@ -93,6 +126,8 @@ class _Renamed:
     theirs: Tensors
     sizes: list[int]
     given: Mapping[str, Any]
+
+    modulation: ClassVar[str] = "shift"
 
     def all(self) -> dict[str, Tensor]:
         """All of them; what SongUNet has beyond these is a constant."""
@@ -123,9 +158,14 @@ class _Renamed:
             found |= self._pointwise(f"enc.{side}_aux_skip", f"input_pyramid.join.{level - 1}")
         if level < len(self.sizes) - 1:
             found |= self._block(f"dec.{side}_up", f"grow.{level}", inside=".conv")
+        return found | self._end(level)
+
+    def _end(self, level: int) -> dict[str, Tensor]:
+        """The last layers."""
+        side = self._side(level)
         pyramid = self.given["decoder_type"] == "skip"
         norm, conv = (f"output_pyramid.{part}.{level}" if pyramid else part for part in _LEAVE[pyramid])
-        return found | self._conv(f"dec.{side}_aux_norm", norm) | self._conv(f"dec.{side}_aux_conv", conv)
+        return self._conv(f"dec.{side}_aux_norm", norm) | self._conv(f"dec.{side}_aux_conv", conv)
 
     def _block(self, theirs: str, ours: str, attention: str = "", inside: str = "") -> dict[str, Tensor]:
         """A block, and the attention in it; ``inside``: where the first convolution lies that resamples."""
@@ -133,11 +173,18 @@ class _Renamed:
             f"{theirs}.norm1", f"{ours}.leave_norm"
         )
         found |= self._conv(f"{theirs}.conv0", f"{ours}.enter{inside}") | self._conv(f"{theirs}.conv1", f"{ours}.leave")
-        found |= self._conv(f"{theirs}.affine", f"{ours}.shift") | self._pointwise(f"{theirs}.skip", f"{ours}.skip")
+        found |= self._conv(f"{theirs}.affine", f"{ours}.{self.modulation}")
+        found |= self._skip(f"{theirs}.skip", f"{ours}.skip")
         found |= self._conv(f"{theirs}.norm2", f"{attention}.norm")
         found |= self._pointwise(f"{theirs}.proj", f"{attention}.leave")
         rows = self._pointwise(f"{theirs}.qkv", f"{attention}.enter")
-        return found | {name: ordered_heads(tensor, 1, "hcq") for name, tensor in rows.items()}
+        return found | {name: ordered_heads(tensor, self._heads(tensor), "hcq") for name, tensor in rows.items()}
+
+    def _skip(self, theirs: str, ours: str) -> dict[str, Tensor]:
+        return self._pointwise(theirs, ours)
+
+    def _heads(self, rows: Tensor) -> int:
+        return 1
 
     def _conv(self, theirs: str, ours: str) -> dict[str, Tensor]:
         """Weight and bias of any layer that is stored as ours is, if it exists."""
@@ -154,13 +201,49 @@ class _Renamed:
         yield from self._conv("map_augment", "conditioning.augmentation").items()
         if "map_noise.freqs" in self.theirs:
             yield "conditioning.embedding.frequencies", self.theirs["map_noise.freqs"]
-        if "map_label.weight" in self.theirs:  # of √K one-hot, and a bias that is the row of "no class"
-            weight, bias = self.theirs["map_label.weight"], self.theirs["map_label.bias"]
-            rows = math.sqrt(weight.shape[1]) * weight.mT + bias
-            yield "conditioning.labels.weight", torch.cat([rows, bias[None]])
+        if "map_label.weight" in self.theirs:
+            yield "conditioning.labels.weight", self._labels()
+
+    def _labels(self) -> Tensor:
+        """A row for each class, and for "no class". The file has a linear map of √K one-hot, with a bias."""
+        weight, bias = self.theirs["map_label.weight"], self.theirs["map_label.bias"]
+        return torch.cat([math.sqrt(weight.shape[1]) * weight.mT + bias, bias[None]])
+
+
+class _RenamedADM(_Renamed):
+    """The tensors of a DhariwalUNet under the names of an ADMUNet."""
+
+    modulation: ClassVar[str] = "modulation"
+
+    def _end(self, level: int) -> dict[str, Tensor]:
+        return self._conv("out_norm", "leave_norm") | self._conv("out_conv", "leave") if level == 0 else {}
+
+    def _skip(self, theirs: str, ours: str) -> dict[str, Tensor]:
+        return self._conv(theirs, ours)
+
+    def _heads(self, rows: Tensor) -> int:
+        return len(rows) // (3 * _HEAD_WIDTH)
+
+    def _conditioning(self) -> Iterator[tuple[str, Tensor]]:
+        found = dict(super()._conditioning())
+        for name, axis in (("enter.weight", 1), ("augmentation.weight", 0)):  # its cosines come before its sines
+            if f"conditioning.{name}" in found:
+                found[f"conditioning.{name}"] = swapped_halves(found[f"conditioning.{name}"], axis)
+        yield from found.items()
+
+    def _labels(self) -> Tensor:
+        return self.theirs["map_label.weight"].mT
+
+
+def swapped_halves(tensor: Tensor, axis: int) -> Tensor:
+    """The second half along ``axis``, then the first: features whose cosines come first in our order, and back."""
+    return tensor.roll(tensor.shape[axis] // 2, axis)
 
 
 _LEAVE = {False: ("leave_norm", "leave"), True: ("norms", "leave")}
 
-TRUNKS: dict[str, Callable[[Path, Mapping[str, Any], Tensors], nn.Module]] = {"SongUNet": song_unet}
+TRUNKS: dict[str, Callable[[Path, Mapping[str, Any], Tensors], nn.Module]] = {
+    "SongUNet": song_unet,
+    "DhariwalUNet": dhariwal_unet,
+}
 """By the name of the class: the network from the file, the options of the class, and its tensors by their names."""

@@ -35,8 +35,7 @@ __all__ = [
     "SkipInput",
     "SkipOutput",
     "Style",
-    "published_attention",
-    "resampler",
+    "Unconditioned",
 ]
 
 Resampling: TypeAlias = Literal["halve", "double"]
@@ -74,6 +73,26 @@ class Style:
         """A 3-tap convolution that keeps the size; ``gain`` scales the variance of its initial weights."""
         layer: nn.Module = initialised(convolution(self.dims, inputs, outputs), gain)
         return layer
+
+    def block(self, inputs: int, outputs: int) -> nn.Module:
+        """A residual block."""
+        return ShiftedBlock(self, inputs, outputs)
+
+    def attention(self, width: int) -> Attention:
+        """Self-attention as published: one head by default, and separately initialised queries, keys and values."""
+        head_width = self.attention_head_width or width
+        layer = Attention(width, head_width, self.groups, self.eps, self.skip_scale, Rows, self.group_width)
+        initialised(layer.enter, self.attention_gain, parts=3)
+        initialised(layer.leave, SILENT)
+        return layer
+
+    def resampler(self, width: int, resampling: Resampling) -> nn.Module:
+        """The layer between two levels: a residual block that resamples, or one convolution."""
+        if self.resampling == "block":
+            return ShiftedBlock(self, width, width, resampling)
+        if resampling == "halve":
+            return Unconditioned(StridedConvolution(self.dims, width))
+        return Unconditioned(UpConvolution(self.dims, width, width))
 
 
 class ShiftedBlock(nn.Module):
@@ -117,15 +136,6 @@ class ShiftedBlock(nn.Module):
         return scaled_sum(h, self.skip(self.resample(x)), self.scale)
 
 
-def published_attention(style: Style, width: int) -> Attention:
-    """Self-attention as published: one head by default, and separately initialised queries, keys and values."""
-    head_width = style.attention_head_width or width
-    layer = Attention(width, head_width, style.groups, style.eps, style.skip_scale, Rows, style.group_width)
-    initialised(layer.enter, style.attention_gain, parts=3)
-    initialised(layer.leave, SILENT)
-    return layer
-
-
 class Unconditioned(nn.Module):
     """A layer that does not use the conditioning vector, called like the blocks that do."""
 
@@ -137,15 +147,6 @@ class Unconditioned(nn.Module):
         """The output of the layer for ``x``."""
         out: Tensor = self.part(x)
         return out
-
-
-def resampler(style: Style, width: int, resampling: Resampling) -> nn.Module:
-    """The layer between two levels: a residual block that resamples, or one convolution."""
-    if style.resampling == "block":
-        return ShiftedBlock(style, width, width, resampling)
-    if resampling == "halve":
-        return Unconditioned(StridedConvolution(style.dims, width))
-    return Unconditioned(UpConvolution(style.dims, width, width))
 
 
 class ResidualInput(nn.Module):

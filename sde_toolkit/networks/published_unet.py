@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,26 @@ from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 from sde_toolkit.networks.initialisation import SILENT, initialised
 from sde_toolkit.networks.normalisation import activated
 from sde_toolkit.networks.published_blocks import (
+    Resampling,
     ResidualInput,
-    ShiftedBlock,
     SkipInput,
     SkipOutput,
     Style,
-    published_attention,
-    resampler,
 )
 from sde_toolkit.networks.unet import check_hyperparameters, check_input, crop_to_size, pad_to_multiple
 
-__all__ = ["PublishedUNet"]
+__all__ = ["PublishedUNet", "way_down", "way_up"]
+
+
+class AnyStyle(Protocol):
+    """What builds the parts of a network: :class:`Style`, or that of a network with other blocks."""
+
+    def block(self, inputs: int, outputs: int) -> nn.Module: ...
+
+    def attention(self, width: int) -> nn.Module: ...
+
+    def resampler(self, width: int, resampling: Resampling) -> nn.Module: ...
+
 
 INPUT_PYRAMIDS = {"residual": ResidualInput, "skip": SkipInput}
 
@@ -130,15 +139,15 @@ class PublishedUNet(nn.Module):
         widths, style = tuple(widths), Style.of(self.hyperparameters)
         self.conditioning = _conditioning(self.hyperparameters, style.time_width)
         self.enter = style.conv(in_channels, widths[0] if enter_width is None else enter_width)
-        self.down, self.shrink, kept = _way_down(style, self.hyperparameters)
+        self.down, self.shrink, kept = way_down(style, self.hyperparameters)
         self.middle = nn.ModuleList(
             [
-                ShiftedBlock(style, widths[-1], widths[-1]),
-                published_attention(style, widths[-1]),
-                ShiftedBlock(style, widths[-1], widths[-1]),
+                style.block(widths[-1], widths[-1]),
+                style.attention(widths[-1]),
+                style.block(widths[-1], widths[-1]),
             ]
         )
-        self.up, self.grow = _way_up(style, self.hyperparameters, kept)
+        self.up, self.grow = way_up(style, self.hyperparameters, kept)
         self.input_pyramid = (
             None if input_pyramid is None else INPUT_PYRAMIDS[input_pyramid](style, in_channels, widths)
         )
@@ -206,7 +215,7 @@ def _conditioning(given: dict[str, Any], time_width: int) -> Conditioning:
     return conditioning
 
 
-def _way_down(style: Style, given: dict[str, Any]) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+def way_down(style: AnyStyle, given: dict[str, Any]) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
     """The blocks of each level, the layers between levels, and the width of each tensor that is kept for the way up."""
     widths = given["widths"]
     width = widths[0] if given["enter_width"] is None else given["enter_width"]
@@ -214,32 +223,32 @@ def _way_down(style: Style, given: dict[str, Any]) -> tuple[nn.ModuleList, nn.Mo
     for level, wide in enumerate(widths):
         stages = nn.ModuleList()
         for _ in range(given["blocks_per_level"]):
-            stages.append(nn.ModuleList([ShiftedBlock(style, width, wide)]))
+            stages.append(nn.ModuleList([style.block(width, wide)]))
             if level in given["attention_levels"]:
-                stages[-1].append(published_attention(style, wide))  # type: ignore[operator]
+                stages[-1].append(style.attention(wide))  # type: ignore[operator]
             width = wide
             kept.append(width)
         down.append(stages)
         if level < len(widths) - 1:
-            shrink.append(resampler(style, width, "halve"))
+            shrink.append(style.resampler(width, "halve"))
             kept.append(width)
     return down, shrink, kept
 
 
-def _way_up(style: Style, given: dict[str, Any], kept: list[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The blocks of each level, finest first, and the layers between levels; ``kept`` as from :func:`_way_down`."""
+def way_up(style: AnyStyle, given: dict[str, Any], kept: list[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of each level, finest first, and the layers between levels; ``kept`` as from :func:`way_down`."""
     widths, blocks = given["widths"], given["blocks_per_level"] + 1
     width, skips = widths[-1], list(kept)
     up: list[nn.ModuleList] = []
     for level in reversed(range(len(widths))):
         stages = nn.ModuleList()
         for block in range(blocks):
-            stages.append(nn.ModuleList([ShiftedBlock(style, width + skips.pop(), widths[level])]))
+            stages.append(nn.ModuleList([style.block(width + skips.pop(), widths[level])]))
             width = widths[level]
             if level in given["attention_levels"] and (given["attention_up"] == "every" or block == blocks - 1):
-                stages[-1].append(published_attention(style, width))  # type: ignore[operator]
+                stages[-1].append(style.attention(width))  # type: ignore[operator]
         up.append(stages)
-    return nn.ModuleList(reversed(up)), nn.ModuleList(resampler(style, wide, "double") for wide in widths[1:])
+    return nn.ModuleList(reversed(up)), nn.ModuleList(style.resampler(wide, "double") for wide in widths[1:])
 
 
 def check_published(given: dict[str, Any]) -> None:

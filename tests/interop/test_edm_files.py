@@ -16,15 +16,12 @@ from make_edm_fixtures import CASES, LEVELS, SHAPES, inputs
 from sde_toolkit import ScoreModel, grids, heun, interop, sample
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.interop import inert_pickle
-from sde_toolkit.interop.edm_trunks import TRUNKS
 
 HERE = Path(__file__).parent / "edm"
 WITH_CLASSES = [name for name, (_, options) in CASES.items() if "label_dim" in options]
 
 
-@pytest.fixture(
-    scope="module", params=[name for name, (_, options) in CASES.items() if options["model_type"] in TRUNKS]
-)
+@pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """(name, the model that is read from the pickle, what EDM's code says)."""
     file = unpacked(request.param, tmp_path_factory.mktemp("edm"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks import MLP, Condition, PublishedUNet, UNet
+from sde_toolkit.networks import MLP, ADMUNet, Condition, PublishedUNet, UNet
 
 SMALL = {"widths": (6, 8), "attention_levels": (0, 1), "attention_head_width": 4, "groups": 4}
 
@@ -35,6 +35,14 @@ class Trunk:
 
 PUBLISHED = {"widths": (6, 8), "groups": 3, "dropout": 0.0, "attention_head_width": 4}
 NCSNPP = {"resampling": "block", "taps": (1, 3, 3, 1), "input_pyramid": "residual", "embedding": "fourier"}
+ADM = {
+    "widths": (6, 8),
+    "groups": 3,
+    "dropout": 0.0,
+    "blocks_per_level": 1,
+    "attention_levels": (1,),
+    "attention_head_width": 4,
+}
 TRUNKS = {
     "unet 1-d": Trunk(UNet, {**SMALL, "dims": 1, "in_channels": 2}, (2, 9)),
     "unet 2-d": Trunk(UNet, {**SMALL, "in_channels": 3}, (3, 7, 4)),
@@ -43,6 +51,9 @@ TRUNKS = {
     "published 1-d": Trunk(PublishedUNet, {**PUBLISHED, "dims": 1, "in_channels": 2}, (2, 9), 1e-4),
     "published 2-d": Trunk(PublishedUNet, {**PUBLISHED, **NCSNPP}, (3, 7, 4), 1e-4),
     "published 3-d": Trunk(PublishedUNet, {**PUBLISHED, "dims": 3, "in_channels": 1}, (1, 4, 3, 2), 1e-4),
+    "adm 1-d": Trunk(ADMUNet, {**ADM, "dims": 1, "in_channels": 2, "resampling": "convolution"}, (2, 9)),
+    "adm 2-d": Trunk(ADMUNet, {**ADM, "attention_heads": 2}, (3, 7, 4)),
+    "adm that shifts": Trunk(ADMUNet, {**ADM, "modulation": "shift", "no_class": "zero"}, (3, 6, 6)),
     "mlp of scalars": Trunk(MLP, {"event_shape": (), "width": 16, "depth": 2}, ()),
     "mlp of points": Trunk(MLP, {"width": 16, "depth": 2}, (2,)),
     "mlp of matrices": Trunk(MLP, {"event_shape": (3, 2), "width": 16, "embedding": "fourier"}, (3, 2)),
