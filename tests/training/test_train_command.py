@@ -11,13 +11,11 @@ from sde_toolkit import ScoreModel, ddim, grids, sample
 TINY = ["options.steps=2", "options.evaluate_every=2", "options.batch_size=4", "options.held_out=4", "threads=1"]
 
 
-def command(folder, *arguments):
-    words = [sys.executable, "-m", "sde_toolkit", *arguments]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_signals_train_and_sample_from_the_folder(tmp_path):
-    done = command(tmp_path, "train", "experiment=waves", "output=runs/waves", *TINY)
+    """In a process of its own, as typed; the tests below call the same function in theirs."""
+    words = ["train", "experiment=waves", "output=runs/waves", "network.widths=[8,8,8]", *TINY]
+    line = [sys.executable, "-m", "sde_toolkit", *words]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     model = ScoreModel.from_pretrained(tmp_path / "runs/waves")
     x = sample(model, ddim(), grids.uniform(model.sde, 2), shape=(2, *model.event_shape)).x
@@ -28,25 +26,24 @@ def test_signals_train_and_sample_from_the_folder(tmp_path):
     assert "${" not in str(resolved)
 
 
-def test_the_same_command_again_goes_on_and_a_contradiction_is_named(tmp_path):
+def test_the_same_command_again_goes_on_and_a_contradiction_is_named(command, tmp_path):
     words = ["train", "experiment=checkerboard", "output=run", "threads=1", "progress=false", "watch=none"]
     words += ["options.batch_size=16", "options.held_out=8", "options.evaluate_every=2", "options.steps=6"]
-    first = command(tmp_path, *words)
-    assert first.returncode == 0, first.stderr
+    status, _, err = command(*words)
+    assert status == 0, err
     (tmp_path / "run/checkpoints/step-000000006").rename(tmp_path / "lost")
-    wrong = command(tmp_path, *words, "network.width=64")
-    assert wrong.returncode == 2
-    assert "model.network.width=128, now model.network.width=64" in wrong.stderr
+    status, _, err = command(*words, "network.width=64")
+    assert status == 2
+    assert "model.network.width=128, now model.network.width=64" in err
     assert "width: 128" in (tmp_path / "run/config.yaml").read_text()
-    again = command(tmp_path, *words)
-    assert "continuing from step 4 of 6" in again.stdout
+    assert "continuing from step 4 of 6" in command(*words)[1]
     name = "ema.safetensors"
     assert (tmp_path / "lost" / name).read_bytes() == (tmp_path / "run/checkpoints/step-000000006" / name).read_bytes()
 
 
-def test_multirun_keeps_every_run_apart(tmp_path):
-    done = command(tmp_path, "train", "sde=ve,ddpm", "network.widths=[8,8,8]", "--multirun", *TINY)
-    assert done.returncode == 0, done.stderr
+def test_multirun_keeps_every_run_apart(command, tmp_path):
+    status, _, err = command("train", "sde=ve,ddpm", "network.widths=[8,8,8]", "--multirun", *TINY)
+    assert status == 0, err
     found = {type(ScoreModel.from_pretrained(p.parent).sde).__name__ for p in tmp_path.rglob("checkpoints")}
     assert found == {"VESDE", "DiscreteVPSDE"}
 
@@ -62,23 +59,23 @@ def test_multirun_keeps_every_run_apart(tmp_path):
         ("device=cuda:99", "device='cuda:99'"),
     ],
 )
-def test_mistakes_are_named_and_nothing_is_trained(tmp_path, override, said):
-    done = command(tmp_path, "train", override, "output=run", *TINY)
-    assert done.returncode != 0
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_named_and_nothing_is_trained(command, tmp_path, override, said):
+    status, _, err = command("train", override, "output=run", *TINY)
+    assert status not in (0, None)
+    assert said in err
+    assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_help_and_unknown_commands(tmp_path):
-    listing = command(tmp_path)
-    assert all(name in listing.stdout for name in ("train", "sample", "compare"))
-    unknown = command(tmp_path, "trian")
-    assert unknown.returncode == 2
-    assert "trian" in unknown.stderr
-    helped = command(tmp_path, "train", "--help")
-    assert "experiment=" in helped.stdout
-    assert "learning_rate" in helped.stdout
+def test_help_and_unknown_commands(command):
+    _, listing, _ = command()
+    assert all(name in listing for name in ("train", "sample", "compare"))
+    status, _, err = command("trian")
+    assert status == 2
+    assert "trian" in err
+    _, helped, _ = command("train", "--help")
+    assert "experiment=" in helped
+    assert "learning_rate" in helped
 
 
 POINTS = ["train", "experiment=checkerboard", "output=run", "progress=false", "watch=none", "options.batch_size=16"]
