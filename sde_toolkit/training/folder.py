@@ -118,6 +118,8 @@ def remove_leftovers(directory: Path) -> None:
     files = "|".join(map(re.escape, (*LOGS, BEST)))
     _remove_partial(directory, rf"\.({files})\.\d+\.partial|{re.escape(PARTIAL)}{BEST}")
     _remove_partial(directory / CHECKPOINTS, rf"{re.escape(PARTIAL)}(gone-)?step-\d+")
+    for place in (directory / AVERAGES).glob("sigma_rel-*"):
+        _remove_partial(place, r"\.step-\d+\.safetensors\.\d+\.partial")
 
 
 def _remove_partial(place: Path, pattern: str) -> None:

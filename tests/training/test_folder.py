@@ -121,11 +121,13 @@ def test_what_a_run_does_not_write_stays(tmp_path):
         "training.partial",
     ]
     others += [".lock", "pictures/me.png", "checkpoints/.partial-mine/x", ".mine.csv.12.partial"]
+    others += ["averages/sigma_rel-0.1/.mine.safetensors.12.partial"]
     for name in others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
     leftovers = [".training.csv.12.partial", ".best.7.partial", "checkpoints/.partial-step-000000010/raw.safetensors"]
     leftovers += ["checkpoints/.partial-gone-step-000000005/raw.safetensors"]
+    leftovers += ["averages/sigma_rel-0.1/.step-000000007.safetensors.12.partial"]
     for name in leftovers:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import RUNS, VECTORS, rows, vectors, weights
 
+import sde_toolkit
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions
@@ -17,18 +18,14 @@ from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state
 
 
-def launch(processes, *words):
-    torchrun(processes, str(Path(__file__).with_name("runs.py")), *map(str, words))
-
-
-def torchrun(processes, *what, cwd=None, status=0):
+def torchrun(processes, *what):
     words = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *what]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=cwd
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment
     )
-    assert done.returncode == status, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
@@ -48,14 +45,15 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, forks):
     """Runs of two processes. ``whole``: never stopped. ``parts``: stopped at 60, continued by new ones. ``both``: two
     processes to step 40, one to 70, new ones to the end. The old processes make the three one after another, and so
-    do the new ones: to start two takes longer than to train."""
+    do the new ones."""
     folder = tmp_path_factory.mktemp("two")
-    launch(2, folder / "whole", "vectors", "end", folder / "parts", "vectors", 60, folder / "both", "vectors", 40)
+    words = [folder / "whole", "vectors", "end", folder / "parts", "vectors", 60, folder / "both", "vectors", 40]
+    forks.run(2, "runs.py", *words)
     RUNS["vectors"](folder / "both", until=70)
-    launch(2, folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
+    forks.run(2, "runs.py", folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
     return folder
 
 
@@ -88,19 +86,20 @@ def test_two_processes_stopped_and_continued_are_never_stopped(two):
     assert rows(two / "whole") == rows(two / "parts")
 
 
-def test_processes_that_see_different_folders_are_refused(tmp_path):
+def test_processes_that_see_different_folders_are_refused(tmp_path, forks):
     """Else one would go on from step 40 and the other begin anew, and their gradients be averaged."""
     RUNS["vectors"](tmp_path / "0", until=40)
-    failed = torchrun(2, str(Path(__file__).with_name("runs.py")), str(tmp_path / "{rank}"), "vectors", status=1)
-    assert "see different last checkpoints: steps [40, 0]" in failed.stderr
+    forks.start(2, "runs.py", tmp_path / "{rank}", "vectors")
+    statuses, said = forks.wait()
+    assert all(statuses)
+    assert "see different last checkpoints: steps [40, 0]" in said
 
 
 @pytest.mark.skipif(torch.__version__.startswith(("2.4.", "2.5.")), reason="fully_shard came with torch 2.6")
-def test_sharded_parameters_train_as_whole_ones(one, tmp_path):
+def test_sharded_parameters_train_as_whole_ones(one, tmp_path, forks):
     """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
-    script = str(Path(__file__).with_name("sharded.py"))
-    torchrun(2, script, str(tmp_path / "whole"), "end", str(tmp_path / "parts"), "60")
-    torchrun(2, script, str(tmp_path / "parts"), "end")
+    forks.run(2, "sharded.py", tmp_path / "whole", "end", tmp_path / "parts", "60")
+    forks.run(2, "sharded.py", tmp_path / "parts", "end")
     for kind in ("raw", "ema"):
         plain, whole, parts = (weights(folder, kind) for folder in (one, tmp_path / "whole", tmp_path / "parts"))
         assert distance(plain, whole) < 1e-5
@@ -108,14 +107,14 @@ def test_sharded_parameters_train_as_whole_ones(one, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 
 
-def test_the_command_is_the_same_on_two_processes(tmp_path):
+def test_the_command_is_the_same_on_two_processes(command, tmp_path, forks):
     """The configuration is written, and the model announced, once."""
-    words = ["-m", "sde_toolkit", "train", "experiment=checkerboard", "threads=1", "progress=false", "device=cpu"]
+    words = ["train", "experiment=checkerboard", "threads=1", "progress=false", "device=cpu"]
     words += ["options.steps=4", "options.evaluate_every=2", "options.batch_size=16", "options.held_out=8"]
-    done = torchrun(2, *words, "output=two", cwd=tmp_path)
-    assert done.stdout.count("parameters on") == 1
-    again = torchrun(1, *words, "output=one", cwd=tmp_path)
-    assert again.stdout.count("parameters on") == 1
+    said = forks.run(2, Path(sde_toolkit.__file__).with_name("__main__.py"), *words, f"output={tmp_path / 'two'}")
+    assert said.count("parameters on") == 1
+    _, again, _ = command(*words, "output=one")
+    assert again.count("parameters on") == 1
     assert distance(weights(tmp_path / "one", "ema"), weights(tmp_path / "two", "ema")) < 1e-5
     assert "${" not in (tmp_path / "two/config.yaml").read_text()
 

@@ -1,9 +1,10 @@
 """A run that was stopped, or killed, and continued is the run that was never stopped: weights, averages, curves."""
 
+import contextlib
+import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -51,30 +52,26 @@ def test_another_stop_would_show(tmp_path):
     assert not any(torch.equal(early[key], late[key]) for key in early if early[key].any())
 
 
-def start(folder):
-    words = [sys.executable, str(Path(__file__).with_name("runs.py")), str(folder), "vectors"]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def test_killed_at_any_instant_nothing_is_lost(tmp_path):
+def test_killed_at_any_instant_nothing_is_lost(tmp_path, forks):
     """SIGKILL at random instants: every checkpoint that is there is whole, none disappears but for newer ones, and the
     run that goes on ends where the uninterrupted one ends. (benchmarks/kill.py does this as often as one likes.)"""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.perf_counter()
-    assert start(whole).wait(timeout=300) == 0
+    forks.run(1, "runs.py", whole, "vectors")
     length = time.perf_counter() - began
     dice = random.Random(0)
     reached, kills = 0, 0
     while kills < 5:
-        process = start(killed)
-        time.sleep(length * dice.uniform(0.3, 1.0))
-        if process.poll() is not None:  # it was faster: begin anew
-            assert process.returncode == 0, process.stderr.read()
+        (process,) = forks.start(1, "runs.py", killed, "vectors")
+        time.sleep(length * dice.uniform(0.1, 0.5))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        (status,), said = forks.wait()
+        if status != -signal.SIGKILL:  # it was faster: begin anew
+            assert status == 0, said
             shutil.rmtree(killed)
             reached = 0
             continue
-        process.kill()
-        process.wait()
         kills += 1
         found = checkpoint_folders(killed)
         for step, folder in found:
@@ -84,11 +81,11 @@ def test_killed_at_any_instant_nothing_is_lost(tmp_path):
         last = found[-1][0] if found else 0
         assert last >= reached
         reached = last
-    assert start(killed).wait(timeout=300) == 0
+    forks.run(1, "runs.py", killed, "vectors")
     for kind in ("raw", "ema"):
         one, two = weights(whole, kind), weights(killed, kind)
         assert all(torch.equal(one[key], two[key]) for key in one), kind
     assert rows(whole) == rows(killed)
     assert rows(whole, "lambda.csv") == rows(killed, "lambda.csv")
     assert same_files(whole, killed, "averages/*/*")
-    assert not list(killed.rglob(".partial*"))
+    assert not list(killed.rglob("*partial*"))

@@ -1,8 +1,10 @@
 """What stands in the way of a checkpoint, or of going on from one, is named, and nothing that is there is damaged."""
 
+import contextlib
 import dataclasses
-import subprocess
-import sys
+import resource
+import shutil
+import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,32 @@ from sde_toolkit.training.saving import mark_best, prune
 SHORT = dataclasses.replace(VECTORS, steps=20, evaluate_every=5, power_averages=())
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped. To be read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    vectors(folder, options=SHORT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("half")
+    vectors(folder, options=SHORT, until=10)
+    return folder
+
+
+@pytest.fixture
+def begun(half, tmp_path):
+    """A folder of one's own in which a run has come to step 10."""
+    return shutil.copytree(half, tmp_path / "begun", symlinks=True)
+
+
+def same_weights(one, two, kind):
+    first, second = weights(one, kind), weights(two, kind)
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
@@ -38,12 +66,11 @@ def contents(folder):
         ({"seed": 1}, "options.seed"),
     ],
 )
-def test_a_contradicting_option_is_named_with_both_values(tmp_path, change, said):
-    vectors(tmp_path, options=SHORT, until=10)
-    before = contents(tmp_path)
+def test_a_contradicting_option_is_named_with_both_values(begun, change, said):
+    before = contents(begun)
     with pytest.raises(CheckpointError, match=said):
-        vectors(tmp_path, options=dataclasses.replace(SHORT, **change))
-    assert contents(tmp_path) == before
+        vectors(begun, options=dataclasses.replace(SHORT, **change))
+    assert contents(begun) == before
 
 
 def test_a_run_of_before_the_warm_up_of_its_average_goes_on_without_and_only_so(tmp_path):
@@ -69,22 +96,18 @@ def test_an_average_that_stays_at_the_first_weights_is_said_before_the_first_ste
         vectors(tmp_path / "b", options=long, until=1)
 
 
-def test_what_decides_nothing_about_the_weights_may_change(tmp_path):
-    vectors(tmp_path / "whole", options=SHORT)
-    vectors(tmp_path / "changed", options=SHORT, until=10)
-    vectors(tmp_path / "changed", options=dataclasses.replace(SHORT, log_every=3, keep=1, workers=1, patience=3))
-    one, two = weights(tmp_path / "whole", "ema"), weights(tmp_path / "changed", "ema")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+def test_what_decides_nothing_about_the_weights_may_change(whole, begun):
+    vectors(begun, options=dataclasses.replace(SHORT, log_every=3, keep=1, workers=1, patience=3))
+    assert same_weights(whole, begun, "ema")
 
 
-def test_another_architecture_sde_loss_or_data_set_is_named(tmp_path):
-    vectors(tmp_path, options=SHORT, until=10)
-    before = contents(tmp_path)
+def test_another_architecture_sde_loss_or_data_set_is_named(begun):
+    before = contents(begun)
 
     def attempt(width=32, sde=None, target="edm", n=1000):
         network = MLP(event_shape=(2,), width=width, depth=2, embedding_scale=100.0)
         model = ScoreModel(network, sde or VPSDE(), "edm", event_shape=(2,))
-        train(model, checkerboard(n=n), tmp_path, SHORT, loss=DenoisingScoreMatching(target))
+        train(model, checkerboard(n=n), begun, SHORT, loss=DenoisingScoreMatching(target))
 
     for change, said in [
         ({"width": 16}, "model.network.width=32, now model.network.width=16"),
@@ -94,33 +117,29 @@ def test_another_architecture_sde_loss_or_data_set_is_named(tmp_path):
     ]:
         with pytest.raises(CheckpointError, match=said):
             attempt(**change)
-    assert contents(tmp_path) == before
+    assert contents(begun) == before
 
 
 @pytest.mark.parametrize("file", ["training.pt", "raw.safetensors", "ema.safetensors", "run.yaml"])
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "missing"])
-def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
-    vectors(tmp_path, options=SHORT, until=10)
-    place = checkpoint_folders(tmp_path)[-1][1] / file
+def test_a_damaged_checkpoint_is_named(begun, file, damage):
+    place = checkpoint_folders(begun)[-1][1] / file
     if damage == "missing":
         place.unlink()
     else:
         whole = place.read_bytes()
         place.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"\0" * len(whole))
     with pytest.raises(CheckpointError, match=place.parent.name):
-        vectors(tmp_path, options=SHORT)
+        vectors(begun, options=SHORT)
 
 
-def test_what_remains_after_removing_a_damaged_checkpoint_goes_on(tmp_path):
+def test_what_remains_after_removing_a_damaged_checkpoint_goes_on(whole, begun, tmp_path):
     """As the message says: without the damaged one, training goes on from the one before it."""
-    vectors(tmp_path / "whole", options=SHORT)
-    vectors(tmp_path / "run", options=SHORT, until=15)
-    (tmp_path / "run/checkpoints/step-000000015").rename(tmp_path / "damaged")
-    vectors(tmp_path / "run", options=SHORT)
-    one, two = weights(tmp_path / "whole", "raw"), weights(tmp_path / "run", "raw")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    (begun / "checkpoints/step-000000010").rename(tmp_path / "damaged")
+    vectors(begun, options=SHORT)
+    assert same_weights(whole, begun, "raw")
     for file in ("training.csv", "lambda.csv"):  # what was logged beyond the checkpoint is logged anew, not twice
-        assert rows(tmp_path / "whole", file) == rows(tmp_path / "run", file)
+        assert rows(whole, file) == rows(begun, file)
 
 
 def test_a_kill_between_a_checkpoint_and_its_mark_loses_no_best(tmp_path):
@@ -139,15 +158,14 @@ def test_the_best_is_saved_whenever_it_is_found(tmp_path):
     assert best_checkpoint(tmp_path).name == f"step-{min(held_out, key=held_out.get):09d}"
 
 
-def test_other_data_of_the_same_size_are_refused(tmp_path):
-    vectors(tmp_path, options=SHORT, until=10)
+def test_other_data_of_the_same_size_are_refused(begun):
     points = checkerboard(n=1000)
     network = MLP(event_shape=(2,), width=32, depth=2, embedding_scale=100.0)
     model = ScoreModel(network, VPSDE(), "edm", event_shape=(2,))
     loss = DenoisingScoreMatching("edm")
     for change, said in [({"train": points.train + 1}, "data.train"), ({"test": points.test + 1}, "data.test")]:
         with pytest.raises(CheckpointError, match=said):
-            train(model, dataclasses.replace(points, **change), tmp_path, SHORT, loss=loss)
+            train(model, dataclasses.replace(points, **change), begun, SHORT, loss=loss)
 
 
 def test_a_network_of_ones_own_with_other_shapes_is_refused(tmp_path):
@@ -167,15 +185,14 @@ def test_a_network_of_ones_own_with_other_shapes_is_refused(tmp_path):
         attempt(16)
 
 
-def test_a_folder_in_which_another_trains_is_refused(tmp_path):
-    vectors(tmp_path, options=SHORT, until=10)
-    before = contents(tmp_path)
-    with claimed(tmp_path, "training"), ThreadPoolExecutor(1) as another:
-        attempt = another.submit(vectors, tmp_path, options=SHORT)
+def test_a_folder_in_which_another_trains_is_refused(begun):
+    before = contents(begun)
+    with claimed(begun, "training"), ThreadPoolExecutor(1) as another:
+        attempt = another.submit(vectors, begun, options=SHORT)
         with pytest.raises(FolderInUseError, match="another process works in it \\(training"):
             attempt.result()
-    assert contents(tmp_path) == before
-    vectors(tmp_path, options=SHORT)
+    assert contents(begun) == before
+    vectors(begun, options=SHORT)
 
 
 def test_a_run_may_be_prolonged_where_nothing_depends_on_its_length(tmp_path):
@@ -211,15 +228,14 @@ def test_numbers_of_numpy_are_options_too(tmp_path):
         assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
-def test_no_pickled_code_is_loaded(tmp_path):
+def test_no_pickled_code_is_loaded(begun, tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    vectors(tmp_path, options=SHORT, until=10)
-    torch.save({"step": 10, "optimizer": Evil()}, checkpoint_folders(tmp_path)[-1][1] / "training.pt")
+    torch.save({"step": 10, "optimizer": Evil()}, checkpoint_folders(begun)[-1][1] / "training.pt")
     with pytest.raises(CheckpointError, match=r"training\.pt is damaged or foreign"):
-        vectors(tmp_path, options=SHORT)
+        vectors(begun, options=SHORT)
     assert not (tmp_path / "executed").exists()
 
 
@@ -258,41 +274,33 @@ def test_the_best_stays_however_old_it_is(tmp_path):
     assert [step for step, _ in checkpoint_folders(tmp_path)] == [15, 20]
 
 
-def test_the_configuration_of_the_run_is_in_every_checkpoint(tmp_path):
-    vectors(tmp_path, options=SHORT)
-    for _, folder in checkpoint_folders(tmp_path):
+def test_the_configuration_of_the_run_is_in_every_checkpoint(whole):
+    for _, folder in checkpoint_folders(whole):
         record = yaml.safe_load((folder / "run.yaml").read_text())
         assert record["options"]["learning_rate"] == SHORT.learning_rate
         assert record["model"]["network"]["width"] == 32
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-from runs import vectors
-from test_saving import SHORT
-folder = Path({folder!r})
-vectors(folder, options=SHORT, until=10)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-vectors(folder, options=SHORT)
-"""
+@contextlib.contextmanager
+def no_file_longer_than(size):
+    """The system refuses to let files grow beyond a size, as it refuses on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("limit", [100, 20_000, 60_000], ids=["at once", "in the weights", "in the state"])
-def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, limit):
-    """The system refuses to let files grow beyond a size, as it refuses on a full disk."""
-    code = FULL_DISK.format(here=str(Path(__file__).parent), folder=str(tmp_path), limit=limit)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0
-    assert "CheckpointError" in done.stderr or "OSError" in done.stderr
-    found = checkpoint_folders(tmp_path)
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(whole, begun, limit):
+    with pytest.raises((CheckpointError, OSError)), no_file_longer_than(limit):
+        vectors(begun, options=SHORT)
+    found = checkpoint_folders(begun)
     assert found[-1][0] == 10
-    weights(tmp_path, "raw")
-    assert not list((tmp_path / "checkpoints").glob(".partial*"))
-    whole = tmp_path / "whole"
-    vectors(whole, options=SHORT)
-    vectors(tmp_path, options=SHORT)
-    one, two = weights(whole, "raw"), weights(tmp_path, "raw")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    weights(begun, "raw")
+    assert not list((begun / "checkpoints").glob(".partial*"))
+    vectors(begun, options=SHORT)
+    assert same_weights(whole, begun, "raw")

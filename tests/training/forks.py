@@ -1,0 +1,112 @@
+"""Processes that begin at once: forked from one that has imported what training needs, and has done nothing else.
+
+An interpreter of its own for each would spend seconds on imports before it trains for one.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class Forks:
+    """The process to fork from. ``start`` several processes, one after another; ``wait`` for each start."""
+
+    def __init__(self, folder):
+        self.log = folder / "log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
+        self._server = subprocess.Popen([sys.executable, __file__, str(self.log)], **pipes)
+        assert self._answer() == "ready"
+
+    def start(self, processes, script, *words):
+        """Run a script (of this folder, or a whole path) as so many processes of one group; their numbers."""
+        self._server.stdin.write(json.dumps([processes, str(HERE / script), *map(str, words)]) + "\n")
+        self._server.stdin.flush()
+        return self._answer()
+
+    def wait(self):
+        """What each of them ended with, by rank: the exit status, or minus the signal; and what all of them said."""
+        return self._answer(), self.log.read_text()
+
+    def run(self, processes, script, *words):
+        self.start(processes, script, *words)
+        statuses, said = self.wait()
+        assert statuses == [0] * processes, said[-3000:]
+        return said
+
+    def close(self):
+        self._server.stdin.close()
+        assert self._server.wait(timeout=60) == 0
+        self._server.stdout.close()
+
+    def _answer(self):
+        line = self._server.stdout.readline()
+        assert line, "the process to fork from has ended"
+        return json.loads(line)
+
+
+def _serve(log):
+    import accelerate.optimizer  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    sys.path.insert(0, str(HERE))
+    import runs  # noqa: F401
+
+    os.fsync = os.fstat  # as in the tests: see conftest.py
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        processes, *words = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        Path(log).write_text("")
+        pids = [_fork(rank, processes, port, words, log) for rank in range(processes)]
+        print(json.dumps(pids), flush=True)
+        left, found = {*pids}, {}
+        while left:
+            pid, status = os.wait()
+            left.discard(pid)
+            found[pid] = os.waitstatus_to_exitcode(status)
+            if status:  # the others would wait for it
+                for other in left:
+                    os.kill(other, signal.SIGKILL)
+        print(json.dumps([found[pid] for pid in pids]), flush=True)
+
+
+def _fork(rank, processes, port, words, log):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_APPEND)
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            os.dup2(output, number)
+        if processes > 1:
+            group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in group.items()})
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
