@@ -59,6 +59,7 @@ class ArgumentError(SDEToolkitError, ValueError):
     def __init__(self, argument: str, value: Any = None, problem: str | None = None, remedy: str = "") -> None:
         self.argument = argument
         self.value = value
+        self.problem = problem
         self.remedy = remedy
         if problem is None:
             super().__init__(argument)

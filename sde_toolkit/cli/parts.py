@@ -81,10 +81,16 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
         raise CheckpointError(name, "there is no such file or folder", remedy)
     given = OmegaConf.to_container(config.model) if isinstance(config.model, DictConfig) else {}
     told: dict[str, Any] = {str(key): value for key, value in dict(given).items() if key != "path"}  # type: ignore[arg-type]
-    if "weights" in reader_of(name).arguments:
+    arguments = reader_of(name).arguments
+    if "weights" in arguments:
         told = {"weights": config.weights, **told}
-        return load(name, **told), told["weights"]
-    return load(name, **told), None
+    try:
+        return load(name, **told), told.get("weights")
+    except ArgumentError as error:
+        if error.argument not in arguments or error.problem is None:
+            raise
+        how = f"Write it so: 'model={{path: {name}, {error.argument}: ...}}'."
+        raise ArgumentError(error.argument, error.value, error.problem, f"{error.remedy} {how}") from None
 
 
 def _of_user(name: str) -> ScoreModel:

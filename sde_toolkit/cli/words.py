@@ -19,6 +19,7 @@ _SPECIAL = ("", "null", "???")
 _PLAIN = re.compile(r"\.|(/|\.{1,2}/)?[A-Za-z_][A-Za-z0-9_./-]*")
 _READ_OTHERWISE = ("true", "false", "inf", "nan", "null")
 _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|cast|str)\(.*\)", re.DOTALL)
+_SETTING = r"(?:,\s*[A-Za-z_]\w*\s*:\s*[^,{}]*)"  # that follows a path: {path: a.pth, centered: true}
 _LONGEST = 120  # characters of a sweep folder's name
 
 
@@ -50,9 +51,9 @@ def _quote_path(value: str, name: str, several: bool) -> str:
         return _quoted(value.replace("${", r"\${"))
     if _is_quoted(value):
         return value
-    inside = re.fullmatch(r"\{\s*path\s*:\s*(.*?)\s*\}", value, re.DOTALL)
+    inside = re.fullmatch(rf"\{{\s*path\s*:\s*(.*?)\s*({_SETTING}*)\}}", value, re.DOTALL)
     if inside is not None:
-        return f"{{path: {_quote_path(inside[1], 'output', False)}}}"
+        return f"{{path: {_quote_path(inside[1], 'output', False)}{inside[2]}}}"
     if name in _LISTS and re.fullmatch(r"\[.*\]", value, re.DOTALL):
         return f"[{_quote_each(value[1:-1])}]"
     if several and _FUNCTION.fullmatch(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from sde_toolkit.networks.inside import without_wrappers
 
 __all__ = [
     "TensorSpec",
+    "check_dense",
     "check_regular",
     "check_tensors",
     "load_tensors",
@@ -111,6 +112,18 @@ def load_torch_file(
     except Exception as error:  # torch, pickle and zipfile raise many kinds
         said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise CheckpointError(file.parent, f"{file.name} is damaged or foreign ({said})", remedy) from None
+
+
+def check_dense(file: Path, tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that are larger than the file that they come from: views can repeat a number any number of times.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > file.stat().st_size:
+        problem = f"{file.name} declares tensors of {size:,} bytes, and has {file.stat().st_size:,}"
+        raise CheckpointError(file.parent, problem, _COPY_AGAIN)
 
 
 def tensors_metadata(file: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ _MODULES = (  # files of this room, each with its READER, in the order in which 
     "edm_files",
     "diffusers_models",
     "lucidrains_files",
+    "score_sde_files",
 )
 
 

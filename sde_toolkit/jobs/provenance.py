@@ -47,9 +47,15 @@ def provenance_of(
 
 
 def weights_digest(model_name: str, weights: str) -> str:
-    """SHA-256 of the weights file of a checkpoint."""
-    file = Path(checkpoint.locate(model_name)) / f"{weights}.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """SHA-256 of the weights file of a checkpoint, or of the whole file where a checkpoint is one file."""
+    file = Path(model_name)
+    if not file.is_file() or model_name in checkpoint.embedded_models():
+        file = Path(checkpoint.locate(model_name)) / f"{weights}.safetensors"
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str | None]:

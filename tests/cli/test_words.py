@@ -72,6 +72,8 @@ def test_lists_and_sweeps_are_still_lists_and_sweeps(tmp_path, monkeypatch):
     _, word = quote_paths(["--multirun", "model=a=1,b=2,plain"])
     assert list(OverridesParser.create().parse_override(word).sweep_string_iterator()) == ["'a=1,b=2'", "plain"]
     assert read(*quote_paths(["model={path:a=1,b=2}"])) == {"path": "a=1,b=2"}
+    told = read(*quote_paths(["model={path: my runs/a=1,b.pth, config: ve/church, centered: true}"]))
+    assert told == {"path": "my runs/a=1,b.pth", "config": "ve/church", "centered": True}
     untouched = [
         "n=3",
         "budgets=[1,2]",
