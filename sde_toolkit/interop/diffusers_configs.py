@@ -9,9 +9,19 @@ from typing import Any
 from sde_toolkit.errors import ArgumentError, CheckpointError, MissingDependencyError
 from sde_toolkit.files.plain import UnreadableFileError, read_json
 
-__all__ = ["class_of_diffusers", "described_class", "in_short", "read_config", "scheduler_from"]
+__all__ = [
+    "OUR_SCHEDULER",
+    "SCHEDULER",
+    "class_of_diffusers",
+    "described_class",
+    "in_short",
+    "read_config",
+    "scheduler_from",
+]
 
 SCHEDULER = "scheduler_config.json"
+OUR_SCHEDULER = ("sde_toolkit.interop.diffusers_scheduler", "SolverScheduler")
+"""Library and name of the scheduler that ``to_diffusers`` makes, in ``model_index.json``."""
 _MOST_STEPS = 1_000_000
 
 
@@ -37,7 +47,7 @@ def scheduler_from(given: Any, saved: Mapping[str, Any] | None = None) -> Any:
         given = read_config(file)
     if not isinstance(given, Mapping):
         return given
-    kind = class_of_diffusers(given.get("_class_name"), "SchedulerMixin", "scheduler")
+    kind = _class_of_scheduler(given.get("_class_name"))
     steps = given.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _MOST_STEPS:
         raise ArgumentError("num_train_timesteps", steps, "not a number of steps", "DDPM has 1000.")
@@ -46,6 +56,14 @@ def scheduler_from(given: Any, saved: Mapping[str, Any] | None = None) -> Any:
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         problem = f"{kind.__name__} does not take it ({in_short(error)})"
         raise ArgumentError("scheduler", dict(given), problem, "Check its config.") from None
+
+
+def _class_of_scheduler(name: Any) -> Any:
+    if name != OUR_SCHEDULER[1]:
+        return class_of_diffusers(name, "SchedulerMixin", "scheduler")
+    from sde_toolkit.interop.diffusers_scheduler import SolverScheduler  # that to_diffusers makes
+
+    return SolverScheduler
 
 
 def _import_diffusers() -> Any:

@@ -22,7 +22,7 @@ from torch import nn
 
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.files.tensors import specs_in_file
-from sde_toolkit.interop.diffusers_configs import SCHEDULER, described_class, read_config, scheduler_from
+from sde_toolkit.interop.diffusers_configs import OUR_SCHEDULER, SCHEDULER, described_class, read_config, scheduler_from
 from sde_toolkit.interop.diffusers_weights import (
     CONFIG,
     WEIGHTS,
@@ -168,7 +168,7 @@ def _is_listed(index: Mapping[str, Any], part: str) -> bool:
 def _listed(path: Path, index: Mapping[str, Any], part: str) -> str:
     """The name of the class of a part, which is one of diffusers' own."""
     library, name = index[part]
-    if library != "diffusers" or not isinstance(name, str):
+    if (library != "diffusers" and (library, name) != OUR_SCHEDULER) or not isinstance(name, str):
         problem = f"its {part} is {name!r} of {library!r}, code that is not in diffusers"
         raise CheckpointError(path, problem, "Code of a file is not run. Build it yourself, and pass the pipeline.")
     return name

@@ -1,6 +1,4 @@
-"""Our solvers as a scheduler of diffusers, for any of its pipelines.
-
-    pipeline.scheduler = to_diffusers(dpmpp_2m(), like=model)
+"""A scheduler of diffusers around a solver; ``to_diffusers`` makes it.
 
 A pipeline evaluates its network at ``timesteps``, one after another, and hands each answer to ``step``. A solver of
 several evaluations per step has several timesteps per step, as diffusers' own Heun scheduler has. The arithmetic is
@@ -16,7 +14,6 @@ that of :func:`sde_toolkit.sample`, with the same coefficients (:mod:`.staged_so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -27,20 +24,18 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError, MissingDependencyError
+from sde_toolkit.interop.diffusers_training import Training
 from sde_toolkit.interop.scheduler_config import (
-    FILE,
+    CONFIG_FILE,
     model_as_data,
     model_from_data,
     solver_as_data,
     solver_from_data,
 )
-from sde_toolkit.interop.sigmas import is_straight, time_told, times_of_sigmas
+from sde_toolkit.interop.sigmas import is_straight, shifted, time_told, times_of_sigmas
 from sde_toolkit.interop.staged_solve import StagedSolve, check_fixed_steps, without_network
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.models.time_inputs import DiscreteIndex
-from sde_toolkit.models.wrapper import Wrapper
 from sde_toolkit.sampling.automatic import Plan, usual_plan
-from sde_toolkit.sde import DiscreteVPSDE
 from sde_toolkit.solvers import Solver
 
 try:
@@ -51,34 +46,10 @@ try:
 except ImportError as error:
     raise MissingDependencyError("diffusers", "a scheduler of diffusers", "interop", error) from None
 
-__all__ = ["SolverScheduler", "to_diffusers"]
+__all__ = ["SolverScheduler"]
 
 
-def to_diffusers(
-    solver: Solver, grid: Tensor | None = None, *, like: ScoreModel | None = None, tweedie: bool | None = None
-) -> SolverScheduler:
-    """A scheduler of diffusers that steps as ``sample(model, solver, grid)`` does.
-
-    Args:
-        solver: any solver of fixed steps, a calibrated one too.
-        grid: the times to step through. None: the usual grid of the solver, with as many steps as the pipeline asks
-            for.
-        like: a score model of the pipeline's network: its path, what the network predicts, and what it is told of the
-            time. None: as ``DDPMScheduler()``, ε under β from 1e-4 to 0.02 in 1000 steps.
-        tweedie: whether a last evaluation denoises, as in ``sample``. By default it does on usual grids that leave
-            noise, and not on a grid of your own.
-
-    Raises:
-        ArgumentError: for a solver that chooses its own steps, or adds noise before its first evaluation; for a model
-            that is not a network alone.
-        GridError: if the solver cannot run on the grid.
-    """
-    if like is None:
-        like = ScoreModel(lambda x, time: x, DiscreteVPSDE(), time_input=DiscreteIndex())
-    return SolverScheduler(solver, like, grid, tweedie)
-
-
-class _Run(NamedTuple):
+class _Progress(NamedTuple):
     """Steps in progress: a solve, which of the timesteps comes next, and whether it has the first state."""
 
     solve: StagedSolve
@@ -87,14 +58,14 @@ class _Run(NamedTuple):
 
 
 class SolverScheduler(SchedulerMixin, ConfigMixin):
-    """A scheduler around a solver. :func:`to_diffusers` makes it and explains the arguments.
+    """A scheduler around a solver. :func:`~sde_toolkit.interop.to_diffusers` makes it and explains the arguments.
 
     Its config is plain data, so that ``save_pretrained`` and ``from_pretrained`` work, of the scheduler and of its
     pipeline. ``solver`` and ``model`` may be what the config holds. A solver or an SDE of your own is noted in the
-    config, and refused when it is read.
+    config, and refused when it is read. ``looked_up`` is what pipelines look up in the config beside that.
     """
 
-    config_name: Any = FILE.name
+    config_name: Any = CONFIG_FILE.name
     has_compatibles = False
 
     def __init__(
@@ -103,9 +74,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         model: ScoreModel | dict[str, Any],
         grid: Tensor | Sequence[float] | None = None,
         tweedie: bool | None = None,
+        looked_up: dict[str, Any] | None = None,
     ) -> None:
         self._solver = solver_from_data(solver) if isinstance(solver, dict) else solver
-        self._model = _without_network(model_from_data(model) if isinstance(model, dict) else model)
+        self._model = without_network(model_from_data(model) if isinstance(model, dict) else model)
         self.order = check_fixed_steps(self._solver)
         self._grid = None if grid is None else grids.check_grid(grid)
         self._tweedie = tweedie
@@ -114,24 +86,40 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             model=model_as_data(self._model),
             grid=None if self._grid is None else self._grid.tolist(),
             tweedie=tweedie,
+            looked_up=looked_up or {},
         )
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
         self.begin_index: int | None = None
         self._solve: StagedSolve | None = None
-        self._run: _Run | None = None
+        self._progress: _Progress | None = None
         if self._grid is not None:
             self.set_timesteps(len(self._grid) - 1)
 
     @property
     def config(self) -> Any:
         """What is saved, and what pipelines look up here."""
-        looked_up = {
+        own = super().config
+        usual = {
             "num_train_timesteps": getattr(self._model.time_input, "N", 1000),
             "variance_type": "learned_range" if self._model.learned_variance else "fixed_small",
-            "use_flow_sigmas": True,  # a pipeline then leaves the grid to its scheduler
         }
-        return FrozenDict({**super().config, **looked_up})
+        leaves_grid_here = {"use_flow_sigmas": True}
+        return FrozenDict({**usual, **own["looked_up"], **own, **leaves_grid_here})
+
+    @property
+    def training(self) -> Training:
+        """How the network was trained, as :func:`~sde_toolkit.interop.from_diffusers` asks every scheduler."""
+        model = self._model
+        return Training(
+            model.sde,
+            model.prediction,
+            model.time_input,
+            model.sign,
+            model.sigma_data if model.prediction == "edm" else None,
+            "range" if model.learned_variance else False,
+            is_straight(model.sde),
+        )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -142,7 +130,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     @property
     def step_index(self) -> int | None:
         """The position of the next evaluation in ``timesteps``; None before the first and after the last."""
-        return None if self._run is None else self._run.position
+        return None if self._progress is None else self._progress.position
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The position in ``timesteps`` at which the next run begins. Without it, its first timestep is looked up."""
@@ -175,15 +163,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         are_whole = bool((told == told.round()).all())
         self.timesteps = told.to(torch.int64 if are_whole else torch.float32).to(device or "cpu")
         self.num_inference_steps = len(plan.grid) - 1
-        self.begin_index = self._run = None
+        self.begin_index = self._progress = None
 
     def _plan(self, steps: int | None, sigmas: Sequence[float] | None, mu: float | None) -> Plan:
         if self._grid is not None:
             n = len(self._grid) - 1
             if sigmas is not None or steps != n:
                 name, value = ("num_inference_steps", steps) if sigmas is None else ("sigmas", sigmas)
-                problem = f"the scheduler was given a grid of {n} steps"
-                raise ArgumentError(name, value, problem, f"Pass num_inference_steps={n}, or leave grid= out.")
+                remedy = f"Pass num_inference_steps={n}, or make the scheduler without grid=."
+                raise ArgumentError(name, value, f"the scheduler was given a grid of {n} steps", remedy)
             return Plan(self._solver, self._grid, bool(self._tweedie))
         if (steps is None) == (sigmas is None):
             problem, remedy = "one of them says what the grid is", "Pass num_inference_steps=20, for example."
@@ -193,24 +181,17 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         else:
             plan = usual_plan(self._model, self._solver, steps=steps)
             plan = plan if self._tweedie is None else replace(plan, tweedie=self._tweedie)
-        return plan if mu is None else replace(plan, grid=self._shifted(plan.grid, mu))
-
-    def _shifted(self, grid: Tensor, mu: float) -> Tensor:
-        if not is_straight(self._model.sde):
-            problem = f"it shifts the times of flow matching, and the path is {self._model.sde}"
-            raise ArgumentError("mu", mu, problem, "Leave it out.")
-        factor = math.exp(mu)
-        return factor * grid / (1 + (factor - 1) * grid)
+        return plan if mu is None else replace(plan, grid=shifted(self._model.sde, plan.grid, mu))
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """What the network sees of ``sample``: c_in x for EDM's raw output, x for all others."""
         if not self._model.scales_input:
             return sample
-        run = self._run = self._run or self._begin(timestep)
+        run = self._progress = self._progress or self._begin(timestep)
         place = len(self.timesteps) - len(run.solve.inputs)
         return sample * run.solve.inputs[run.position - place, 1].item()
 
-    def _begin(self, timestep: Any) -> _Run:
+    def _begin(self, timestep: Any) -> _Progress:
         """The run that begins with this timestep, or where :meth:`set_begin_index` said."""
         if self._solve is None:
             problem = "the scheduler has no timesteps yet"
@@ -228,9 +209,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             problem = f"a run begins with a step, and every step has {self.order} timesteps"
             raise ArgumentError("begin_index", index, problem, f"Pass a multiple of {self.order}.")
         if step == 0:
-            return _Run(self._solve, index)
+            return _Progress(self._solve, index)
         plan = self._solve.plan
-        return _Run(StagedSolve(self._model, replace(plan, grid=plan.grid[step:])), index)
+        return _Progress(StagedSolve(self._model, replace(plan, grid=plan.grid[step:])), index)
 
     def step(
         self,
@@ -252,7 +233,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             return_dict: False for a tuple of one tensor.
             **ignored: arguments of other schedulers, such as ``eta``. The solver has its own η.
         """
-        run = self._run or self._begin(timestep)
+        run = self._progress or self._begin(timestep)
         x = sample if sample.dtype == torch.float64 else sample.to(torch.float32)
         if not run.started:
             run.solve.start(x)
@@ -260,10 +241,18 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         def noise() -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-        found = run.solve.proceed(x, model_output.to(x.dtype), noise).to(sample.dtype)
+        y = self._with_variance(model_output.to(x.dtype), x)
+        found = run.solve.proceed(x, y, noise).to(sample.dtype)
         done = run.position + 1 == len(self.timesteps)
-        self._run = None if done else _Run(run.solve, run.position + 1, started=True)
+        self._progress = None if done else _Progress(run.solve, run.position + 1, started=True)
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)
+
+    def _with_variance(self, y: Tensor, x: Tensor) -> Tensor:
+        """The answer with its channels of the variance; those of v = 0 where a pipeline has cut them off."""
+        if not self._model.learned_variance or y.shape != x.shape:
+            return y
+        none = -1.0 if self._model.learned_variance == "range" else 0.0
+        return torch.cat([y, torch.full_like(y, none)], dim=1)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """α x + σ noise at the timesteps (B,) or 0-dim, whether or not they are the scheduler's own."""
@@ -274,13 +263,3 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """:meth:`add_noise`, as pipelines of flow matching call it."""
         return self.add_noise(sample, noise, timestep)
-
-
-def _without_network(model: Any) -> ScoreModel:
-    if not isinstance(model, ScoreModel):
-        remedy = "Pass ScoreModel(network, sde, ...) of the pipeline's network."
-        raise ArgumentError("like", model, "not a ScoreModel", remedy)
-    if isinstance(model, Wrapper):
-        problem = "it changes what the network says, and a pipeline evaluates the network alone"
-        raise ArgumentError("like", type(model).__name__, problem, "Pass the model inside, .network.")
-    return without_network(model)

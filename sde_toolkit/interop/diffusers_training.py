@@ -150,6 +150,7 @@ _KINDS: dict[str, Callable[[Any, Mapping[str, Any]], Training]] = {
     "LTXEulerAncestralRFScheduler": _of_flow,
     "ScoreSdeVeScheduler": _of_score_sde_ve,
     "IPNDMScheduler": _of_ipndm,
+    "SolverScheduler": lambda scheduler, config: scheduler.training,  # of to_diffusers
 }
 
 

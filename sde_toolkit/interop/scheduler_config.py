@@ -17,10 +17,9 @@ from sde_toolkit.models.rebuilding import rebuild
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["FILE", "model_as_data", "model_from_data", "solver_as_data", "solver_from_data"]
+__all__ = ["CONFIG_FILE", "model_as_data", "model_from_data", "not_here", "solver_as_data", "solver_from_data"]
 
-FILE = Path("scheduler_config.json")
-_ANEW = "Make the scheduler anew: to_diffusers(solver, grid, like=model)."
+CONFIG_FILE = Path("scheduler_config.json")
 
 
 def solver_as_data(solver: Solver) -> dict[str, Any]:
@@ -41,12 +40,11 @@ def solver_from_data(found: Mapping[str, Any]) -> Solver:
         CheckpointError: for a part of the caller's own; for parts that do not exist, or do not fit.
     """
     builder = found.get("usual_grid")
-    for name, part in (("solver", found), ("solver's usual grid", builder)):
-        if isinstance(part, dict) and (OWN in part or OWN_FUNCTION in part):
-            raise CheckpointError(FILE, f"its {name} is your own: {part.get(OWN, part.get(OWN_FUNCTION))}", _ANEW)
+    _refuse_own("solver", found)
+    _refuse_own("solver's usual grid", builder)
     if builder not in grids.__all__:
-        raise CheckpointError(FILE, f"sde_toolkit.grids has no {builder!r}", "Restore the file.")
-    return replace(build_solver(FILE, found), usual_grid=getattr(grids, builder))
+        raise CheckpointError(CONFIG_FILE, f"sde_toolkit.grids has no {builder!r}", "Restore the file.")
+    return replace(build_solver(CONFIG_FILE, found), usual_grid=getattr(grids, builder))
 
 
 def model_as_data(model: ScoreModel) -> dict[str, Any]:
@@ -62,12 +60,19 @@ def model_from_data(found: Mapping[str, Any]) -> ScoreModel:
         CheckpointError: for an SDE or a time input of the caller's own; for parts that do not exist, or do not fit.
     """
     for name in ("sde", "time_input"):
-        part = found.get(name)
-        if isinstance(part, dict) and (OWN in part or OWN_FUNCTION in part):
-            raise CheckpointError(FILE, f"its {name} is your own: {part.get(OWN, part.get(OWN_FUNCTION))}", _ANEW)
+        _refuse_own(name, found.get(name))
     elsewhere = {"network": None, "transform": {"class": "Identity"}, "event_shape": None}
-    return ScoreModel(**rebuild(FILE, {**found, **elsewhere}, FILE.name, {}, {"network": _not_here}))
+    return ScoreModel(**rebuild(CONFIG_FILE, {**found, **elsewhere}, CONFIG_FILE.name, {}, {"network": not_here}))
 
 
-def _not_here(x: Tensor, time: Tensor) -> Tensor:
+def _refuse_own(name: str, part: Any) -> None:
+    """Refuse a part that is noted as the caller's own."""
+    own = next((part[mark] for mark in (OWN, OWN_FUNCTION) if mark in part), None) if isinstance(part, dict) else None
+    if own is not None:
+        remedy = "Make the scheduler anew: to_diffusers(solver, grid, like=...)."
+        raise CheckpointError(CONFIG_FILE, f"its {name} is your own, {own}", remedy)
+
+
+def not_here(x: Tensor, time: Tensor) -> Tensor:
+    """In place of a network that a pipeline holds."""
     raise NotImplementedError("the network is the pipeline's")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import GridError
+from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.grids import from_sigmas
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sde import SDE
 
-__all__ = ["is_straight", "time_told", "times_of_sigmas"]
+__all__ = ["is_straight", "shifted", "time_told", "times_of_sigmas"]
 
 _HALVINGS = 60
 
@@ -44,6 +45,21 @@ def times_of_sigmas(sde: SDE, sigmas: Any) -> tuple[Tensor, bool]:
         return from_sigmas(sde, levels), ends_at_zero
     only = from_sigmas(sde, torch.cat([levels, torch.exp(-sde.half_log_snr(torch.zeros(1, dtype=torch.float64)))]))
     return only[:1], ends_at_zero
+
+
+def shifted(sde: SDE, grid: Tensor, mu: float) -> Tensor:
+    """The grid whose σ/α = t/(1 − t) is e^μ times as large, on the path of flow matching.
+
+    diffusers shifts so by the number of pixels (Esser et al. 2024, "Scaling Rectified Flow Transformers", eq. 23).
+
+    Raises:
+        ArgumentError: for another path.
+    """
+    if not is_straight(sde):
+        problem = f"it shifts the times of flow matching, and the path is {sde}"
+        raise ArgumentError("mu", mu, problem, "Leave it out.")
+    factor = math.exp(mu)
+    return factor * grid / (1 + (factor - 1) * grid)
 
 
 def time_told(model: ScoreModel, timestep: Tensor) -> Tensor:

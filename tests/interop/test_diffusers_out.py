@@ -10,7 +10,7 @@ from sde_toolkit import EDMSDE, VPSDE, DiscreteVPSDE, ScoreModel, Solver, clip_x
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
 from sde_toolkit.integrators import ChurnedHeun, Exponential, Integrator, Multistep
 from sde_toolkit.integrators.tuned import Tuned
-from sde_toolkit.interop import to_diffusers
+from sde_toolkit.interop import diffusers_grid, from_diffusers, to_diffusers
 from sde_toolkit.models.time_inputs import DiscreteIndex, NoiseLevel, RemainingTime, ScaledTime
 
 pytest.importorskip("diffusers")
@@ -120,14 +120,13 @@ def latent_parts():
 @pytest.mark.parametrize("name", PRESETS)
 def test_stable_diffusion_pipeline(name, latent_parts):
     """Text is told as embeddings; the start is drawn by the pipeline, and multiplied by ``init_noise_sigma``."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
     (unet, vae), solver, text = latent_parts, getattr(solvers, name)(), noise(2, (2, 3, 4))
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    model = ScoreModel(
-        lambda x, t: unet(x, t, encoder_hidden_states=text).sample, DiscreteVPSDE(betas), time_input=DiscreteIndex()
-    )
-    scheduler = to_diffusers(solver, like=model)
+    theirs = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    sde = DiscreteVPSDE(theirs.betas.double())
+    model = ScoreModel(lambda x, t: unet(x, t, encoder_hidden_states=text).sample, sde, time_input=DiscreteIndex())
+    scheduler = to_diffusers(solver, like=theirs)
     pipeline = StableDiffusionPipeline(vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     how = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
@@ -153,7 +152,7 @@ def flow_parts():
 @pytest.mark.parametrize("name", PRESETS)
 def test_flow_matching_pipeline(name, flow_parts):
     """Stable Diffusion 3's pipeline hands its generator to no step, so that noise is torch's global one."""
-    from diffusers import StableDiffusion3Pipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     (network, vae), solver, text, pooled = flow_parts, getattr(solvers, name)(), noise(2, (2, 3, 4)), noise(3, (2, 4))
 
@@ -162,7 +161,8 @@ def test_flow_matching_pipeline(name, flow_parts):
 
     model = ScoreModel.from_velocity(velocity, noise_at=1, time_scale=1000.0)
     nothing = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-    parts = {"transformer": network, "vae": vae, "scheduler": to_diffusers(solver, like=model)}
+    scheduler = to_diffusers(solver, like=FlowMatchEulerDiscreteScheduler(shift=3.0))  # which is of the grid alone
+    parts = {"transformer": network, "vae": vae, "scheduler": scheduler}
     pipeline = StableDiffusion3Pipeline(**parts, **dict.fromkeys(nothing))
     pipeline.set_progress_bar_config(disable=True)
     told = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "height": 4, "width": 4}
@@ -202,6 +202,15 @@ def test_networks_that_learned_variances(make, kind):
     found = run(scheduler, network, noise(), 4)
     assert the_same(found, sample(model, make(), steps=4, x_start=noise(), generator=generator()).x)
     assert scheduler.config.variance_type == "learned_range"  # pipelines then leave the channels as they are
+
+
+def test_pipelines_that_cut_off_the_variance():
+    """Then it is v = 0, the posterior's variance."""
+    model = ScoreModel(squashing, DiscreteVPSDE(), time_input=DiscreteIndex())
+    for kind in ("range", "fraction"):
+        learned = ScoreModel(squashing, model.sde, time_input=model.time_input, learned_variance=kind)
+        found = run(to_diffusers(solvers.ddpm_learned(), like=learned), squashing, noise(), 3)
+        assert the_same(found, sample(model, solvers.ddpm(), steps=3, x_start=noise(), generator=generator()).x)
 
 
 def test_double_precision_and_single_generators():
@@ -254,6 +263,40 @@ def test_config_round_trip(name, tmp_path):
         one.set_timesteps(5)
     assert torch.equal(scheduler.timesteps, again.timesteps)
     assert torch.equal(run(scheduler, squashing, noise()), run(again, squashing, noise()))
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_what_both_have_on_their_grid(spacing, picture_network):
+    """DDIM through the pipeline, once with their scheduler, once with ours."""
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
+    ours = to_diffusers(solvers.ddim(), diffusers_grid(theirs, 5), like=theirs)
+    states = []
+    for scheduler in (theirs, ours):
+        seen = last_state(scheduler)
+        picture_pipeline(picture_network, scheduler)(2, generator(), num_inference_steps=5, output_type="np")
+        states += seen
+    assert the_same(states[1], states[0])
+    assert torch.equal(theirs.timesteps, ours.timesteps)
+
+
+def test_a_pipeline_with_our_scheduler_is_a_score_model(picture_network, picture_model, tmp_path):
+    """What it says of its network is what the scheduler before said, also from its folder, and for the next solver."""
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", num_train_timesteps=500)
+    pipeline = picture_pipeline(picture_network, to_diffusers(solvers.unipc(), like=theirs))
+    pipeline.scheduler = to_diffusers(solvers.ddpm(), like=pipeline.scheduler)
+    pipeline.save_pretrained(tmp_path)
+    wanted = from_diffusers(picture_network, theirs)
+    for source in (pipeline, tmp_path):
+        model = from_diffusers(source)
+        assert (model.sde, model.prediction, model.time_input) == (wanted.sde, wanted.prediction, wanted.time_input)
+    kept = pipeline.scheduler.config
+    assert (kept.beta_schedule, kept.num_train_timesteps, kept.prediction_type) == (
+        "squaredcos_cap_v2", 500, "v_prediction",
+    )  # fmt: skip
 
 
 def test_timesteps_repeat_as_in_heun_of_diffusers():
@@ -389,8 +432,10 @@ def test_refusals():
     to_diffusers(Solver("not churned", 0.0, ChurnedHeun()), late, like=model)
     with pytest.raises(ArgumentError, match=r"Thresholded.*network alone"):
         to_diffusers(solvers.ddim(), like=clip_x0(model))
-    with pytest.raises(ArgumentError, match="not a ScoreModel"):
-        to_diffusers(solvers.ddim(), like="epsilon")
+    with pytest.raises(ArgumentError, match="not a Solver"):
+        to_diffusers("ddim")
+    with pytest.raises(ArgumentError, match="not a scheduler of diffusers"):
+        to_diffusers(solvers.ddim(), like=3)
     with pytest.raises(ArgumentError, match="2 times, not 1"):
         to_diffusers(Solver("restless", 0.0, _Restless()), like=model).set_timesteps(3)
     with pytest.raises(ArgumentError, match=r"num_inference_steps=50.*a grid of 2 steps"):
