@@ -40,6 +40,7 @@ __all__ = ["FILES", "SampleRequest", "draw", "plan", "prepare", "run"]
 
 FILES = ("samples.npz", "samples.png", "samples.json", CONFIG)
 
+_DECODED_AT_ONCE = 8  # latents
 _DRAWN_AT_MOST = 1024  # images or signals on the picture; points are all shown
 
 
@@ -86,7 +87,7 @@ def prepare(config: DictConfig) -> SampleRequest:
     planned = plan(config, model)
     shape = model.event_shape or ()
     check_room("n", n, shape)
-    require_pictures(shape)
+    require_pictures(None if model.decoder is not None else shape)
     labels = choose_labels(config, model, n, first_index)
     return SampleRequest(
         model=model,
@@ -162,10 +163,15 @@ def _write(
 ) -> None:
     """Write the picture, the samples and their provenance, in this order, each file whole or not at all."""
     data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
-    figure = contact_sheet(data if data.ndim < 3 else data[:_DRAWN_AT_MOST])
+    arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
+    shown = data
+    if model.decoder is not None:  # data are latents
+        parts = [model.decoder(part.to(drawn.x.device)).cpu() for part in data.split(_DECODED_AT_ONCE)]
+        shown = torch.cat(parts).round().to(torch.uint8)
+        arrays["pictures"] = shown.numpy()
+    figure = contact_sheet(shown if shown.ndim < 3 else shown[:_DRAWN_AT_MOST])
     if figure is not None:
         write_atomically(directory / "samples.png", as_png(figure))
-    arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     with atomic_file(directory / "samples.npz") as stream:

@@ -100,7 +100,7 @@ def from_diffusers(
     parts = _parts(source, config, variant)
     chosen = parts.scheduler if scheduler is None else scheduler_from(scheduler)
     if chosen is None:
-        remedy = "Pass the one that it was trained with, such as DDPMScheduler(...), its config, or a folder of it."
+        remedy = "Pass the one that it was trained with: a folder or file of it, its config, or an object of diffusers."
         raise ArgumentError("scheduler", None, "a network alone does not say how it was trained", remedy)
     training = training_of(chosen)
     network = DiffusersNetwork(
@@ -145,8 +145,8 @@ def _with_time(training: Training, network: DiffusersNetwork, time_scale: float 
         scale = _TOLD_ON_FLOWS.get(network.kind) if time_scale is None else time_scale
         if scale is None:
             remedy = (
-                "Pass time_scale=1000 if its pipeline calls it with timestep=timestep, time_scale=1 if with "
-                "timestep=timestep / 1000; for another time or sign build ScoreModel(network, FlowMatching(), ...)."
+                "Pass 1000 if its pipeline calls it with timestep=timestep, 1 if with timestep=timestep / 1000. For "
+                "another time or sign build a score model of the network yourself."
             )
             raise ArgumentError("time_scale", None, f"what a {network.kind} is told of the time is not known", remedy)
         if scale < 0:

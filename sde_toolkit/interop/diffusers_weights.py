@@ -144,10 +144,15 @@ def network_from_file(path: Path, folder: Path) -> nn.Module:
         problem = f"diffusers reads a {cls.__name__} from folders alone"
         raise CheckpointError(path, problem, f"Put it into a folder as {WEIGHTS}.safetensors, beside its {CONFIG}.")
     try:
-        network = cls.from_single_file(str(path), config=str(folder), local_files_only=True)
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError, NotImplementedError, AttributeError) as error:
+        network = cls.from_single_file(
+            str(path),
+            config=str(folder),
+            local_files_only=True,
+            low_cpu_mem_usage=True,  # a weight that lacks is seen
+        )
+    except NotImplementedError:  # a tensor without memory is left
+        raise CheckpointError(path, f"it lacks weights of the {cls.__name__}", _OTHER_CONFIG) from None
+    except (TypeError, ValueError, RuntimeError, OSError, KeyError, AttributeError) as error:
         problem = f"{cls.__name__} does not load it ({in_short(error)})"
         raise CheckpointError(path, problem, "Is the config that of this network?") from None
-    meta = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
-    check_fit(path, path.name, [f"{name!r} is missing" for name in meta], CONFIG)
     return network.eval()

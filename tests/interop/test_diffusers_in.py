@@ -5,10 +5,13 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
@@ -588,3 +591,104 @@ def test_a_label_or_none_as_our_own_networks_take_them():
     torch.testing.assert_close(none[0], labelled[0])
     assert (none[1] - labelled[1]).abs().max() > 1e-4
     assert from_diffusers(unet(num_class_embeds=5), diffusers.DDIMScheduler(**VP)).num_classes == 5
+
+
+# One file in the names of the code that it was trained with.
+
+LDM = [
+    (r"^time_embedding\.linear_(\d)", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+    (r"^conv_in", "input_blocks.0.0"),
+    (r"^conv_norm_out", "out.0"),
+    (r"^conv_out", "out.2"),
+    (r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{2 * int(m[1]) + 2}.0.op"),
+    (r"^down_blocks\.(\d)\.resnets\.0", lambda m: f"input_blocks.{2 * int(m[1]) + 1}.0"),
+    (r"^down_blocks\.(\d)\.attentions\.0", lambda m: f"input_blocks.{2 * int(m[1]) + 1}.1"),
+    (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"^up_blocks\.0\.upsamplers\.0\.conv", "output_blocks.1.2.conv"),
+    (r"^up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.0"),
+    (r"^up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.1"),
+    (r"\.norm1\.(weight|bias)$", r".in_layers.0.\1"),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.norm2\.(weight|bias)$", r".out_layers.0.\1"),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+]
+
+
+def in_ldm_names(name):
+    """A tensor of a U-Net of one layer per level under the name that latent diffusion gives it."""
+    for pattern, new in LDM:
+        if "transformer_blocks" not in name or pattern.startswith("^"):
+            name = re.sub(pattern, new, name)
+    return f"model.diffusion_model.{name}"
+
+
+def test_a_single_file_of_latent_diffusion_is_read_by_the_config_beside_it(tmp_path):
+    network, scheduler = text_unet(), diffusers.DDIMScheduler(clip_sample=False, **VP)
+    condition = {"encoder_hidden_states": rows(3, 6)}
+    network.save_config(tmp_path / "kind" / "unet")
+    scheduler.save_pretrained(tmp_path / "kind" / "scheduler")
+    (tmp_path / "kind" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    file = tmp_path / "sd.safetensors"
+    save_file({in_ldm_names(k): v.contiguous() for k, v in network.state_dict().items()}, file)
+    with pytest.raises(ArgumentError, match=r"config=None.*weights alone"):
+        interop.load(file, scheduler=tmp_path / "kind")
+    model = from_diffusers(network, scheduler, condition=condition)
+    assert_same(interop.load(file, config=tmp_path / "kind", condition=condition), model)
+    assert_same(interop.load(file, config=tmp_path / "kind" / "unet", scheduler=scheduler, condition=condition), model)
+    network.save_config(tmp_path / "other")
+    edit(tmp_path / "other" / "config.json", block_out_channels=[8, 8])
+    with pytest.raises(CheckpointError, match="UNet2DConditionModel"):
+        interop.load(file, config=tmp_path / "other", scheduler=scheduler)
+    short = {in_ldm_names(k): v.contiguous() for k, v in network.state_dict().items() if "conv_norm_out" not in k}
+    save_file(short, file)
+    with pytest.raises(CheckpointError, match="lacks weights"):
+        interop.load(file, config=tmp_path / "kind")
+
+
+def test_older_weights_in_a_pickle_are_read_as_tensors_alone(folder):
+    model = interop.load(folder)
+    network = diffusers.UNet2DModel.from_pretrained(folder / "unet")
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    network.save_pretrained(folder / "unet", safe_serialization=False)
+    assert_same(interop.load(folder), model)
+
+
+def test_networks_in_half_precision_or_parallel_are_called_as_they_come():
+    network, scheduler = unet(), diffusers.DDIMScheduler(**VP)
+    x, plain = rows(3, 8, 8, n=2), from_diffusers(network, scheduler)(rows(3, 8, 8, n=2), 0.5).x_0
+    assert from_diffusers(nn.DataParallel(network), scheduler).event_shape == (3, 8, 8)
+    half = from_diffusers(copy.deepcopy(network).to(torch.bfloat16), scheduler)(x, 0.5).x_0
+    assert half.dtype == torch.float32
+    assert 0 < (half - plain).abs().mean() < 0.1 * plain.abs().mean()
+
+
+# The command line.
+
+SHORT = ["nfe=3", "n=4", "progress=false", "output=run"]
+
+
+def test_sample_decodes_the_latents_of_a_folder(command, tmp_path):
+    network, vae = transformer("DiTTransformer2DModel", **DIT), autoencoder()
+    diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler(**VP)).save_pretrained(tmp_path / "dit")
+    status, _, err = command("sample", "model=dit", "class=3", *SHORT)
+    assert status == 0, err
+    found = np.load(tmp_path / "run" / "samples.npz")
+    with torch.no_grad():
+        theirs = (vae.decode(torch.from_numpy(found["x"]) / 0.3).sample / 2 + 0.5).clamp(0, 1) * 255
+    assert np.abs(found["pictures"] - theirs.numpy()).max() <= 0.51  # rounded to whole levels
+    assert (tmp_path / "run" / "samples.png").is_file()
+
+
+def test_compare_takes_a_folder_and_is_told_what_it_does_not_say(command, folder, tmp_path):
+    shutil.copytree(folder / "unet", tmp_path / "alone")
+    words = ["solver=[ddim]", "budgets=[3]", "n=8", "n_real=40", "exact_flow.n=4", "exact_flow.steps=4", *SHORT[2:]]
+    status, _, err = command("compare", "model=alone", *words)
+    assert status != 0
+    assert "model.scheduler=null" in err
+    assert "Give model={path: alone, scheduler: ...}." in err
+    status, out, err = command("compare", "model={path: alone, scheduler: ddpm/scheduler}", *words)
+    assert status == 0, err
+    assert "real data (floor)" in out
