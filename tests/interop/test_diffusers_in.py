@@ -300,6 +300,11 @@ FLUX = {
     "patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
     "num_attention_heads": 2, "joint_attention_dim": 6, "pooled_projection_dim": 5, "axes_dims_rope": (2, 2, 4),
 }  # fmt: skip
+PIXART = {
+    "num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8, "num_layers": 1,
+    "sample_size": 8, "cross_attention_dim": 8, "caption_channels": 6, "use_additional_conditions": False,
+    "norm_num_groups": 4,
+}  # fmt: skip
 NETWORKS = {  # network, its shapes, what all samples are told, further arguments, what it is told at time t of a flow
     "a U-Net": (unet, SHAPES, {}, {}, None),
     "a U-Net with classes": (lambda: unet(num_class_embeds=5), SHAPES, {"class_labels": torch.tensor([3])}, {}, None),
@@ -321,6 +326,10 @@ NETWORKS = {  # network, its shapes, what all samples are told, further argument
     "DiT": (
         lambda: transformer("DiTTransformer2DModel", **DIT), [(2, 4, 8, 8), (1, 4, 8, 8), (3, 4, 8, 8)],
         {"class_labels": torch.tensor([7])}, {}, None,
+    ),
+    "PixArt": (
+        lambda: transformer("PixArtTransformer2DModel", **PIXART), [(2, 4, 8, 8), (1, 4, 8, 8), (3, 4, 8, 8)],
+        {"encoder_hidden_states": rows(3, 6), "added_cond_kwargs": {}}, {}, None,
     ),
     "SD3": (
         lambda: transformer("SD3Transformer2DModel", **SD3), [(2, 4, 8, 8), (1, 4, 16, 8), (3, 4, 4, 8)],
@@ -687,8 +696,8 @@ def test_compare_takes_a_folder_and_is_told_what_it_does_not_say(command, folder
     words = ["solver=[ddim]", "budgets=[3]", "n=8", "n_real=40", "exact_flow.n=4", "exact_flow.steps=4", *SHORT[2:]]
     status, _, err = command("compare", "model=alone", *words)
     assert status != 0
-    assert "model.scheduler=null" in err
-    assert "Give model={path: alone, scheduler: ...}." in err
+    assert "scheduler=null" in err
+    assert "model={path: alone, scheduler: ...}" in err
     status, out, err = command("compare", "model={path: alone, scheduler: ddpm/scheduler}", *words)
     assert status == 0, err
     assert "real data (floor)" in out
