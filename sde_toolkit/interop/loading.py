@@ -29,6 +29,7 @@ _MODULES = (  # files of this room, each with its READER, in the order in which 
     "diffusers_models",
     "lucidrains_files",
     "score_sde_files",
+    "flow_matching_files",
 )
 
 
