@@ -26,6 +26,7 @@ __all__ = ["Reader", "load", "reader_of", "readers"]
 
 _MODULES = (  # files of this room, each with its READER, in the order in which they are asked
     "edm_files",
+    "k_diffusion_files",
     "diffusers_models",
     "lucidrains_files",
     "score_sde_files",
