@@ -5,5 +5,15 @@ from sde_toolkit.interop.diffusers_out import to_diffusers
 from sde_toolkit.interop.diffusers_training import diffusers_grid
 from sde_toolkit.interop.k_diffusion_sampler import to_k_diffusion
 from sde_toolkit.interop.loading import Reader, load
+from sde_toolkit.interop.sbi_estimators import from_sbi, sbi_density
 
-__all__ = ["Reader", "diffusers_grid", "from_diffusers", "load", "to_diffusers", "to_k_diffusion"]
+__all__ = [
+    "Reader",
+    "diffusers_grid",
+    "from_diffusers",
+    "from_sbi",
+    "load",
+    "sbi_density",
+    "to_diffusers",
+    "to_k_diffusion",
+]
