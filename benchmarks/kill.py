@@ -7,13 +7,11 @@ were killed and started again must equal a run that was never stopped byte for b
 both logs but for their clock. Fails where one of these does not hold.
 """
 
-import argparse
 import dataclasses
+import multiprocessing
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -49,8 +47,10 @@ def train_here(folder, steps):
 
 
 def start(folder, steps):
-    words = [sys.executable, __file__, "--run", str(folder), "--steps", str(steps)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    """The same in a process of its own, forked: it trains at once, and kills do not only hit its imports."""
+    process = multiprocessing.get_context("fork").Process(target=train_here, args=(folder, steps))
+    process.start()
+    return process
 
 
 def look(folder):
@@ -85,14 +85,11 @@ def main():
     words.add_argument("--kills", type=int, default=20)
     words.add_argument("--steps", type=int, default=OPTIONS.steps)
     words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     given = words.parse_args()
-    if given.run:
-        return train_here(given.run, given.steps)
     report = Report(given.results, "kills", "Training runs killed by SIGKILL at random instants")
     dice, folder = random.Random(given.seed), Path(tempfile.mkdtemp())
     began = time.perf_counter()
-    start(folder / "whole", given.steps).wait()
+    start(folder / "whole", given.steps).join()
     length = time.perf_counter() - began
     report.line(
         f"A run has {given.steps} steps, a checkpoint every {OPTIONS.evaluate_every}, and takes {length:.0f} s."
@@ -101,12 +98,12 @@ def main():
     while kills < given.kills:
         process = start(folder / "killed", given.steps)
         time.sleep(length * dice.uniform(0.3, 1.0))  # of what a whole run takes here: some kills hit it at any speed
-        if process.poll() is not None:  # through: once more from the start
+        if not process.is_alive():  # through: once more from the start
             shutil.move(folder / "killed", folder / f"through-{runs}")
             reached, runs = 0, runs + 1
             continue
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
         steps = look(folder / "killed")
         leftovers += len(list((folder / "killed").rglob(".partial*")))
@@ -114,7 +111,7 @@ def main():
         if max(steps, default=0) < reached:
             raise SystemExit(f"a checkpoint was lost: {reached} before, {steps} now")
         reached = max(steps, default=0)
-    start(folder / "killed", given.steps).wait()
+    start(folder / "killed", given.steps).join()
     same = [contents(folder / "whole") == contents(other) for other in folder.iterdir() if other.name != "whole"]
     report.table("found", "")
     report.row("kills", kills)
@@ -128,7 +125,6 @@ def main():
     if not all(same):
         raise SystemExit("a run that was killed and continued is not the undisturbed one")
     report.save()
-    return None
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from sde_toolkit.data import mnist_test_images
 from sde_toolkit.integrators import Heun
 from sde_toolkit.metrics.judge import Judge, classifier_features
 
-ON_BOTH = (
-    ("euler_maruyama", euler_maruyama(), 20, 1e-3),
-    ("probability_flow(Heun)", probability_flow(Heun()), 10, 1e-3),
-    ("ddpm", ddpm(), 20, 0.0),
-    ("ddim", ddim(), 20, 0.0),
+ON_BOTH = (  # name, solver, evaluations a step, end
+    ("euler_maruyama", euler_maruyama(), 1, 1e-3),
+    ("probability_flow(Heun)", probability_flow(Heun()), 2, 1e-3),
+    ("ddpm", ddpm(), 1, 0.0),
+    ("ddim", ddim(), 1, 0.0),
 )
 
 KEYS = ("sliced_wasserstein", "kernel_distance", "plausible")
@@ -31,6 +31,7 @@ if __name__ == "__main__":
     words.add_argument("--n", type=int, default=128, help="images per row")
     words.add_argument("--ddpm-steps", type=int, default=1000)
     words.add_argument("--ddim-steps", type=int, nargs="*", default=[5, 10, 50])
+    words.add_argument("--nfe", type=int, default=20, help="evaluations of the rows on both grids")
     given = words.parse_args()
     model = ScoreModel.from_pretrained("mnist")
     judge = Judge(mnist_test_images().test, given.n, classifier_features())
@@ -42,8 +43,8 @@ if __name__ == "__main__":
     rows = [("ddpm", ddpm(), grids.uniform, given.ddpm_steps, 0.0)]
     rows += [("ddim", ddim(), grids.uniform, steps, 0.0) for steps in given.ddim_steps]
     rows += [
-        (name, solver, build, steps, end)
-        for name, solver, steps, end in ON_BOTH
+        (name, solver, build, given.nfe // evaluations, end)
+        for name, solver, evaluations, end in ON_BOTH
         for build in (grids.uniform, grids.quadratic)
     ]
     for name, solver, build, steps, end in rows:

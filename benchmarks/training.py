@@ -7,12 +7,11 @@ The network is that of the embedded MNIST model. On a GPU: --device cuda --netwo
 --compile.
 """
 
-import argparse
 import csv
+import multiprocessing
 import os
+import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -117,13 +116,8 @@ def scaling(given):
     report = Report(given.results, "training-scaling", "Training: images/s of two processes over one")
     found = {1: [], 2: []}
     for _ in range(given.repeats):
-        for processes in (1, 2):
-            words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-            words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, "worker"]
-            words += ["--batch", str(given.batch * processes), "--steps", str(given.steps), "--network", given.network]
-            with tempfile.TemporaryDirectory() as folder:
-                done = subprocess.run([*words, "--folder", folder], capture_output=True, text=True, check=True)
-            found[processes].append(float(done.stdout.split()[-1]))
+        for processes, rates in found.items():
+            rates.append(together(given, processes))
     one, two = (statistics.median(found[n]) for n in (1, 2))
     report.line(f"{given.batch} images per step and process, one thread each, gloo; median of {given.repeats} rounds.")
     report.table("images/s, 1 process", "images/s, 2 processes", "ratio")
@@ -131,17 +125,41 @@ def scaling(given):
     report.save()
 
 
-def worker(given):
+def together(given, processes):
+    """Images/s of so many processes that train together."""
+    context = multiprocessing.get_context("fork")  # they have imported everything
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rate = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        given_to_all = (processes, port, given, folder, rate)
+        group = [context.Process(target=worker, args=(rank, *given_to_all)) for rank in range(processes)]
+        for process in group:
+            process.start()
+        for process in group:
+            process.join()
+    if any(process.exitcode for process in group):
+        raise SystemExit(f"a process failed: {[process.exitcode for process in group]}")
+    return rate.get()
+
+
+def worker(rank, processes, port, given, folder, rate):
+    """One of them, with a core of its own."""
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()} if processes > 1 else {})
     torch.set_num_threads(1)
     model, shape = image_model(given.network)
-    seconds = timed(model, noise_images(shape), given, given.steps, given.batch, given.folder)
+    batch = given.batch * processes
+    seconds = timed(model, noise_images(shape), given, given.steps, batch, folder)
     if seconds is not None:
-        print(given.batch / seconds)
+        rate.put(batch / seconds)
 
 
 def main():
     words = parser(__doc__)
-    words.add_argument("what", choices=("loop", "scaling", "worker"))
+    words.add_argument("what", choices=("loop", "scaling"))
     words.add_argument("--network", choices=("unet", "ddpm"), default="unet")
     words.add_argument("--batch", type=int, default=32)
     words.add_argument("--steps", type=int, default=12)
@@ -150,9 +168,8 @@ def main():
     words.add_argument("--precision", default="float32")
     words.add_argument("--workers", type=int, default=0)
     words.add_argument("--compile", action="store_true")
-    words.add_argument("--folder", help=argparse.SUPPRESS)
     given = words.parse_args()
-    {"loop": loop, "scaling": scaling, "worker": worker}[given.what](given)
+    {"loop": loop, "scaling": scaling}[given.what](given)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1"]
+READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1", "--steps", "1"]
 PEERS = ("diffusers", "azula", "flow_matching", "zuko", "k_diffusion")
 CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
-    ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2"], "| `ddim` "),
+    ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
     ("per_sample.py", ["--n", "8", "--tolerances", "1e-3", "--draws", "1"], "| 8 "),
@@ -25,7 +26,7 @@ CASES = [
     ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
     ("kill.py", ["--kills", "1", "--steps", "60"], "byte for byte"),
     ("data_loading.py", ["read", *READ, "--workers", "0", "1", "--batch", "2"], "PNG in tar shards"),
-    ("data_loading.py", ["train", *READ, "--steps", "1", "--rounds", "1", "--batch", "4"], "| file, off the disk"),
+    ("data_loading.py", ["train", *READ, "--rounds", "1", "--batch", "4"], "| file, off the disk"),
 ]
 PEER_CASES = [
     ("agreement.py", [], "agrees"),
@@ -36,8 +37,8 @@ PEER_CASES = [
 ]
 
 
-LAUNCHERS = ("training.py", "kill.py", "data_loading.py", "networks_against_peers.py")
-"""These start processes, set threads or read memory: each runs in a process of its own."""
+LAUNCHERS = ("training.py", "kill.py", "networks_against_peers.py")
+"""These fork processes that train, or set threads: each runs in a process of its own."""
 
 
 @pytest.fixture
@@ -49,10 +50,11 @@ def run(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.syspath_prepend(str(FOLDER))
-        known = {*sys.modules}
+        known, threads = {*sys.modules}, torch.get_num_threads()
         try:
             runpy.run_path(words[0], run_name="__main__")
         finally:
+            torch.set_num_threads(threads)
             for name in [name for name in {*sys.modules} - known if is_ours(sys.modules[name])]:
                 del sys.modules[name]  # `report` is an ordinary name
 
