@@ -13,19 +13,20 @@ Trained at steps, networks are here told fractions between these. Data that are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import ArgumentError, CheckpointError
-from sde_toolkit.files.tensors import check_dense, load_torch_file
+from sde_toolkit.errors import CheckpointError
+from sde_toolkit.files.tensors import check_dense
 from sde_toolkit.interop.filling import filled
 from sde_toolkit.interop.loading import Reader
-from sde_toolkit.interop.score_sde_networks import FOREIGN, Structure, layers_of, structure_of
-from sde_toolkit.interop.score_sde_training import Training, training_of
+from sde_toolkit.interop.score_sde_networks import OTHER_NETWORKS, Structure, layers_of, structure_of
+from sde_toolkit.interop.score_sde_settings import Settings, settings_of
+from sde_toolkit.interop.state_dicts import check_weights_name, content_of, peek, tensors_under
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.time_inputs import DiscreteIndex, NoiseLevel, RemainingTime, ScaledTime
 from sde_toolkit.networks import PublishedUNet
@@ -39,17 +40,12 @@ _MOST_STEPS = 2**17
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file holds ``model``, ``ema`` and layers by the name of ``all_modules``. Its numbers are not read."""
-    if not path.is_file():
+    """Whether a file holds ``model`` with layers named ``all_modules``, and ``ema``. Its numbers are not read."""
+    found = peek(path)
+    model, ema = found.get("model"), found.get("ema")
+    if not isinstance(model, Mapping) or not isinstance(ema, Mapping) or "shadow_params" not in ema:
         return False
-    try:
-        found = load_torch_file(path, mapped=True)
-    except (CheckpointError, OSError):
-        return False
-    if not isinstance(found, Mapping) or not isinstance(found.get("model"), Mapping):
-        return False
-    ours = any("all_modules.0." in name for name in found["model"] if isinstance(name, str))
-    return ours and isinstance(found.get("ema"), Mapping) and "shadow_params" in found["ema"]
+    return any("all_modules.0." in str(name) for name in model)
 
 
 def read(
@@ -92,52 +88,49 @@ def read(
         CheckpointError: if it is damaged, or its network is none of score_sde's DDPM and NCSNpp.
         ArgumentError: naming what the file does not say, with the choices; or what contradicts the file.
     """
-    if weights not in ("ema", "raw"):
-        raise ArgumentError("weights", weights, "there are no such weights", 'Pass "ema" or "raw".')
-    state, averages = _states(path)
-    if weights == "ema":
-        state = {**state, **_averaged(path, state, averages)}
+    state = _state(path, weights)
     structure = structure_of(path, layers_of(path, state))
     told: dict[str, Any] = {"sde": sde, "continuous": continuous, "centered": centered, "fir": fir}
     told |= {"skip_rescale": skip_rescale, "scale_by_sigma": scale_by_sigma}
     told |= {"beta_min": beta_min, "beta_max": beta_max, "image_size": image_size}
-    training = training_of(structure, config, told)
+    settings = settings_of(structure, config, told)
     levels = next((t for name, t in state.items() if name.removeprefix("module.") == "sigmas"), None)
-    arguments = _conventions(path, training, levels)
-    channels, size = structure.arguments["in_channels"], training.image_size
+    arguments = _conventions(path, settings, levels)
+    channels, size = structure.arguments["in_channels"], settings.image_size
     return ScoreModel(
-        _network(path, structure, training),
+        _network(path, structure, settings),
         **arguments,
         sigma_data=sigma_data,
-        transform=eight_bit() if training.centered else Affine(0.0, 1 / 255, low=0.0, high=255.0),
+        transform=eight_bit() if settings.centered else Affine(0.0, 1 / 255, low=0.0, high=255.0),
         event_shape=None if size is None else (channels, size, size),
     ).eval()
 
 
-def _states(path: Path) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The state dict of the model, and the list of averages. Both are checked to be tensors that the file holds."""
-    found = load_torch_file(path, mapped=True)
-    try:
-        state, averages = dict(found["model"]), list(found["ema"]["shadow_params"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(path, "it has no 'model', or no 'ema' with 'shadow_params'", FOREIGN) from None
-    tensors = [*state.values(), *averages]
-    if not all(isinstance(t, Tensor) for t in tensors) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(path, "its 'model' or its 'shadow_params' holds what is no tensor", FOREIGN)
-    check_dense(path, tensors)
-    return state, averages
+def _state(path: Path, weights: str) -> dict[str, Tensor]:
+    """The state dict in the file, with the averages in place of the parameters if these are asked for."""
+    found = content_of(path)
+    model, ema = found.get("model"), found.get("ema")
+    averages = ema.get("shadow_params") if isinstance(ema, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(averages, Sequence):
+        raise CheckpointError(path, "it has no 'model', or no 'ema' with 'shadow_params'", OTHER_NETWORKS)
+    check_dense(path, (t for t in (*model.values(), *averages) if isinstance(t, Tensor)))
+    state = dict(model)
+    if check_weights_name(weights) == "ema":
+        state |= _averages_by_name(path, state, averages)
+    return tensors_under(state, "", path)
 
 
-def _averaged(path: Path, state: Mapping[str, Tensor], averages: list[Tensor]) -> dict[str, Tensor]:
-    """The averages by name: they stand in the order of the parameters, without the fixed frequencies."""
-    names = [name for name in state if name.removeprefix("module.") not in ("sigmas", "all_modules.0.W")]
-    if [state[name].shape for name in names] != [average.shape for average in averages]:
+def _averages_by_name(path: Path, state: Mapping[str, Any], averages: Sequence[Any]) -> dict[str, Any]:
+    """The averages stand in the order of the parameters, without the fixed frequencies."""
+    names = [name for name in state if str(name).removeprefix("module.") not in ("sigmas", "all_modules.0.W")]
+    shapes, wanted = ([getattr(t, "shape", None) for t in part] for part in (averages, map(state.get, names)))
+    if shapes != wanted:
         problem = f"its {len(averages)} averages ('shadow_params') do not fit its {len(names)} parameters"
         raise CheckpointError(path, problem, 'Pass weights="raw" for the weights of the last step.')
     return dict(zip(names, averages, strict=True))
 
 
-def _network(path: Path, structure: Structure, training: Training) -> PublishedUNet:
+def _network(path: Path, structure: Structure, settings: Settings) -> PublishedUNet:
     """The network of ours, with the weights of the file."""
 
     def construct() -> PublishedUNet:
@@ -145,26 +138,26 @@ def _network(path: Path, structure: Structure, training: Training) -> PublishedU
             **structure.arguments,
             embedding_scale=16.0 if structure.fourier else 1.0,
             attention_gain=0.1,
-            taps=(1, 3, 3, 1) if training.fir else (1, 1),
-            skip_scale=math.sqrt(0.5) if training.skip_rescale else 1.0,
+            taps=(1, 3, 3, 1) if settings.fir else (1, 1),
+            skip_scale=math.sqrt(0.5) if settings.skip_rescale else 1.0,
             groups=32,
             group_width=1 if structure.kind == "ddpm" else 4,
-            centred=training.centered,
+            centred=settings.centered,
         )
 
     return filled(path, construct, len(structure.tensors), lambda: structure.tensors)
 
 
-def _conventions(path: Path, training: Training, levels: Tensor | None) -> dict[str, Any]:
+def _conventions(path: Path, settings: Settings, levels: Tensor | None) -> dict[str, Any]:
     """How the network is told the time and read, and its SDE: arguments of ``ScoreModel``."""
-    if training.sde == "vesde":
+    if settings.sde == "vesde":
         table = _levels(path, levels)
-        told = NoiseLevel(1.0) if training.continuous else RemainingTime(len(table) - 1.0)
-        score = {"prediction": "epsilon", "sign": -1} if training.scale_by_sigma else {"prediction": "score"}
+        told = NoiseLevel(1.0) if settings.continuous else RemainingTime(len(table) - 1.0)
+        score = {"prediction": "epsilon", "sign": -1} if settings.scale_by_sigma else {"prediction": "score"}
         return {"sde": _variance_exploding(path, table), "time_input": told, **score}
-    low, high = training.beta_min, training.beta_max
-    if training.continuous:
-        kind = VPSDE if training.sde == "vpsde" else SubVPSDE
+    low, high = settings.beta_min, settings.beta_max
+    if settings.continuous:
+        kind = VPSDE if settings.sde == "vpsde" else SubVPSDE
         return {"sde": kind(low, high), "prediction": "epsilon", "time_input": ScaledTime(999.0)}
     N = len(_levels(path, levels))
     betas = torch.linspace(low / N, high / N, N, dtype=torch.float64)
@@ -175,7 +168,7 @@ def _levels(path: Path, levels: Tensor | None) -> Tensor:
     """The table of σ, in float64."""
     usual = levels is not None and levels.ndim == 1 and levels.is_floating_point() and 2 <= len(levels) <= _MOST_STEPS
     if levels is None or not usual:
-        raise CheckpointError(path, "it has no table 'sigmas', whose length is the number of steps", FOREIGN)
+        raise CheckpointError(path, "it has no table 'sigmas', whose length is the number of steps", OTHER_NETWORKS)
     return levels.double()
 
 
@@ -183,11 +176,11 @@ def _variance_exploding(path: Path, table: Tensor) -> VESDE:
     """The SDE with these levels, from the greatest to the least."""
     low, high = (float(f"{table[end].item():.{_DIGITS}g}") for end in (-1, 0))
     if not 0 < low < high < math.inf:
-        raise CheckpointError(path, f"its table 'sigmas' goes from {high:g} to {low:g}", FOREIGN)
+        raise CheckpointError(path, f"its table 'sigmas' goes from {high:g} to {low:g}", OTHER_NETWORKS)
     sde = VESDE(low, high)
     meant = sde.sigma(torch.linspace(1, 0, len(table), dtype=torch.float64))
     if not torch.allclose(table, meant, rtol=1e-4, atol=0):
-        raise CheckpointError(path, "its table 'sigmas' is not geometric, as that of score_sde is", FOREIGN)
+        raise CheckpointError(path, "its table 'sigmas' is not geometric, as that of score_sde is", OTHER_NETWORKS)
     return sde
 
 

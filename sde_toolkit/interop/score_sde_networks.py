@@ -17,12 +17,13 @@ from torch import Tensor
 
 from sde_toolkit.errors import CheckpointError
 
-__all__ = ["FOREIGN", "Structure", "layers_of", "structure_of"]
+__all__ = ["OTHER_NETWORKS", "Structure", "layers_of", "structure_of"]
 
 Layer = Mapping[str, Tensor]
 """The tensors of one of ``all_modules``, by their names inside it."""
 
-FOREIGN = "Read are the networks DDPM and NCSNpp of score_sde. Build any other yourself, and pass it to ScoreModel."
+OTHER_NETWORKS = "Networks of score_sde's classes DDPM and NCSNpp are read. Build any other, and pass it to ScoreModel."
+"""The remedy for a file with another network."""
 
 _BLOCK = {"GroupNorm_0": "enter_norm", "Conv_0": "enter", "Dense_0": "shift", "GroupNorm_1": "leave_norm"}
 _BLOCK |= {"Conv_1": "leave", "Conv_2": "skip", "NIN_0": "skip"}  # the last two in other blocks
@@ -42,7 +43,7 @@ _PARTS: dict[str, dict[str, str]] = {
 
 
 def layers_of(file: Path, state: Mapping[str, Tensor]) -> list[Layer]:
-    """The layers in the ``model`` of a file, in their order; the prefix of DataParallel may be there or not.
+    """The layers in the state dict of a file, in their order. The names may have the prefix of DataParallel.
 
     Raises:
         CheckpointError: if there are none, or one of them has no tensors.
@@ -51,12 +52,12 @@ def layers_of(file: Path, state: Mapping[str, Tensor]) -> list[Layer]:
     for name, tensor in state.items():
         found = re.fullmatch(r"(?:module\.)?all_modules\.(\d{1,6})\.(.+)", name)
         if found is None and name.removeprefix("module.") != "sigmas":
-            raise CheckpointError(file, f"its network has {name!r}", FOREIGN)
+            raise CheckpointError(file, f"its network has {name!r}", OTHER_NETWORKS)
         if found is not None:
             layers.setdefault(int(found[1]), {})[found[2]] = tensor
     if sorted(layers) != list(range(len(layers))) or not layers:
-        problem = "some of its layers have no weights: sizes are halved and doubled without (resamp_with_conv = False)"
-        raise CheckpointError(file, problem if layers else "its network has no layers", FOREIGN)
+        problem = "layers without weights are missing: it halves and doubles sizes by none (resamp_with_conv = False)"
+        raise CheckpointError(file, problem if layers else "its network has no layers", OTHER_NETWORKS)
     return [layers[i] for i in range(len(layers))]
 
 
@@ -78,8 +79,8 @@ class Structure:
     """What keys and shapes say of a network.
 
     Attributes:
-        kind: "ddpm" (class DDPM), or of class NCSNpp "ddpmpp" (no pyramids), "ncsnpp" (a residual pyramid of inputs) or
-            "ncsnpp of large images" (pyramids of inputs and outputs).
+        kind: "ddpm" (class DDPM), or of class NCSNpp "ddpmpp" (no pyramid of inputs), "ncsnpp" (such a pyramid) or
+            "ncsnpp of large images" (skip pyramids of inputs and outputs).
         fourier: whether time is embedded by random frequencies of log σ, not by sinusoids of an index.
         arguments: of :class:`~sde_toolkit.networks.PublishedUNet`, as far as they are known.
         tensors: the weights, by our names.
@@ -103,7 +104,7 @@ def structure_of(file: Path, layers: list[Layer]) -> Structure:
         walk.take("frequencies", "")
     if not walk.next_is("linear"):
         problem = "its network is not told the time (conditional = False)"
-        raise CheckpointError(file, problem, FOREIGN)
+        raise CheckpointError(file, problem, OTHER_NETWORKS)
     time_width, features = walk.take("linear", "conditioning.enter")["weight"].shape
     walk.take("linear", "conditioning.leave")
     width, channels = walk.take("convolution", "enter")["weight"].shape[:2]
@@ -119,8 +120,8 @@ def structure_of(file: Path, layers: list[Layer]) -> Structure:
     return Structure(walk.shape.kind, fourier, arguments, walk.found)
 
 
-class _Shape:
-    """The number of levels, of blocks in each, and which pyramids there are: counted from the kinds of layers."""
+class _Counts:
+    """How many levels there are, how many blocks in each, and which pyramids: found by counting kinds of layers."""
 
     def __init__(self, file: Path, layers: list[Layer], kinds: list[str]) -> None:
         convolutions, blocks = kinds.count("resampling convolution"), kinds.count("resampling block")
@@ -132,7 +133,7 @@ class _Shape:
         self.skips_out = kinds.count("norm") > 1
         self.blocks, rest = divmod(kinds.count("block") - 2 - self.levels, 2 * self.levels)
         if odd or rest or self.blocks < 1 or (blocks if plain else convolutions):
-            raise CheckpointError(file, "its blocks do not form the levels of a U-Net", FOREIGN)
+            raise CheckpointError(file, "its blocks do not form the levels of a U-Net", OTHER_NETWORKS)
 
     @property
     def kind(self) -> Any:
@@ -145,12 +146,12 @@ class _Shape:
 
 
 class _Walk:
-    """Along the layers: each is taken at its place, and its tensors are kept under our names in ``found``."""
+    """A walk along the layers. Each is taken at its place; its tensors are kept under our names in ``found``."""
 
     def __init__(self, file: Path, layers: list[Layer]) -> None:
         self.file, self.layers, self.place = file, layers, 0
         self.kinds = [_kind(layer) for layer in layers]
-        self.shape = _Shape(file, layers, self.kinds)
+        self.shape = _Counts(file, layers, self.kinds)
         self.found: dict[str, Tensor] = {}
 
     def next_is(self, kind: str) -> bool:
@@ -162,14 +163,14 @@ class _Walk:
         if not self.next_is(kind):
             there = self.kinds[self.place] if self.place < len(self.kinds) else "the end"
             problem = f"its layer {self.place} is not a {kind}, as in these networks, but {there}"
-            raise CheckpointError(self.file, problem, FOREIGN)
+            raise CheckpointError(self.file, problem, OTHER_NETWORKS)
         layer, parts = self.layers[self.place], _PARTS[kind]
         self.place += 1
         for name, tensor in sorted(layer.items()):  # queries before keys before values
             part, _, last = name.rpartition(".")
             if part not in parts or last not in ("weight", "bias", "W", "b"):
                 problem = f"its layer {self.place - 1}, a {kind}, has {name!r}"
-                raise CheckpointError(self.file, problem, FOREIGN)
+                raise CheckpointError(self.file, problem, OTHER_NETWORKS)
             self._keep(".".join(filter(None, (ours, parts[part]))), last, tensor)
         return layer
 
@@ -209,7 +210,8 @@ class _Walk:
         if not shape.skips_out:
             self._leave("leave_norm", "leave")
         if self.place < len(self.layers):
-            raise CheckpointError(self.file, f"its layer {self.place} follows the last one of these networks", FOREIGN)
+            problem = f"its layer {self.place} follows the last one of these networks"
+            raise CheckpointError(self.file, problem, OTHER_NETWORKS)
         return {
             "widths": widths,
             "blocks_per_level": shape.blocks,

@@ -1,16 +1,4 @@
-"""score_sde's checkpoints say here what they say there.
-
-``score_sde_reference.npz`` holds what the published code (score_sde_pytorch, commit cb1f359) computed with eight small
-networks: its classes ``DDPM`` and ``NCSNpp`` on images of 8 × 8, options as in its configurations, and the weights of
-:func:`weights` in the order of the state dict. ``layout``: names and shapes of its state dict, the number of parameters
-that require gradients. ``<case>/x_0``: (x + std² score)/mean of ``get_score_fn`` at :func:`states`. ``<case>/end``: the
-last state of ``get_pc_sampler`` with N = 33 steps and no corrector, from :func:`start`, with the noise of sample i from
-our stream (6, i): for VE the reverse diffusion predictor to eps = 0 with denoising, for VP at steps the ancestral one
-likewise, for the others Euler-Maruyama to eps = 1/N without (its steps are 1/N long whatever eps is).
-
-The table ``sigmas`` was cast to float32 for these runs: in float64, as the code makes it, networks at N steps under VE
-answer in float64, and their next call fails.
-"""
+"""score_sde's checkpoints say here what they say there (make_score_sde_fixtures.py)."""
 
 import hashlib
 import io
@@ -22,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make_score_sde_fixtures import REFERENCE, N, start, states, weights
 from omegaconf import OmegaConf
 
 from sde_toolkit import ScoreModel, grids, interop, sample
@@ -29,12 +18,12 @@ from sde_toolkit.cli.parts import load_model
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.integrators import forward_variance
 from sde_toolkit.interop.score_sde_files import READER
-from sde_toolkit.interop.score_sde_training import PUBLISHED
+from sde_toolkit.interop.score_sde_settings import PUBLISHED
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.models.time_inputs import DiscreteIndex
 from sde_toolkit.solvers import ddpm, euler_maruyama, reverse_diffusion
 
-FOUND = np.load(Path(__file__).parent / "score_sde_reference.npz")
+FOUND = np.load(REFERENCE)
 LAYOUT = json.loads(str(FOUND["layout"]))
 CONFIGS = {
     "vp_ddpm": "vp/ddpm/cifar10",
@@ -47,37 +36,15 @@ CONFIGS = {
     "ve_large_ncsnpp_continuous": "ve/church_ncsnpp_continuous",
 }
 CONFIG_VE = CONFIGS["ve_ncsnpp_continuous"]
-N = 33
-TIMES = np.linspace(1, N - 1, 20).round() / (N - 1)
-
-
-def weights(case, seed):
-    """The tensors of a case by name: uniform, of variance 1/fan-in; vectors are a fifth as large, around 1 or 0."""
-    draws, found = np.random.RandomState(seed), {}
-    for name, shape in LAYOUT[case]["tensors"].items():
-        last = name.rsplit(".", 1)[-1]
-        if last == "sigmas":
-            high, steps = LAYOUT[case]["sigma_max"], shape[0]
-            value = np.exp(np.linspace(np.log(high), np.log(0.01), steps))
-        elif name.endswith("all_modules.0.W"):
-            value = 16 * np.random.RandomState(3).standard_normal(shape)
-        else:
-            value = draws.uniform(-1.7, 1.7, size=shape)
-            if len(shape) == 1:
-                value = 0.2 * value + (last == "weight")
-            else:
-                value = value / np.sqrt(shape[0] if last == "W" else np.prod(shape[1:]))
-        found[name] = torch.tensor(value, dtype=torch.float64 if last == "sigmas" else torch.float32)
-    return found
 
 
 def checkpoint(case):
     """What ``save_checkpoint`` writes: the averages have the weights of seed 1, the model those of seed 2."""
     fixed = ("module.sigmas", "module.all_modules.0.W")
-    averages = [value for name, value in weights(case, 1).items() if name not in fixed]
+    averages = [value for name, value in weights(LAYOUT[case], 1).items() if name not in fixed]
     ema = {"decay": 0.999, "num_updates": 0, "shadow_params": averages}
     optimizer = {"state": {}, "param_groups": [{"lr": 2e-4, "params": list(range(len(averages)))}]}
-    return {"optimizer": optimizer, "model": weights(case, 2), "ema": ema, "step": 7}
+    return {"optimizer": optimizer, "model": weights(LAYOUT[case], 2), "ema": ema, "step": 7}
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +64,11 @@ def models(files):
     return {case: opened(files, case) for case in CONFIGS}
 
 
-def states(case, channels):
-    """(t of theirs, x) at twenty levels in three shapes."""
-    draws, ve = np.random.RandomState(4), case.startswith("ve")
-    for t in TIMES:
-        for shape in ((1, 8, 8), (2, 4, 8), (1, 16 if channels == 1 else 12, 8)):
-            shape = (shape[0], channels, *shape[1:])
-            x_0, z = draws.uniform(0 if ve else -1, 1, shape), draws.standard_normal(shape)
-            sigma = 0.01 * (LAYOUT[case]["sigma_max"] / 0.01) ** t
-            yield t, torch.tensor(x_0 + sigma * z if ve else np.sqrt(0.5) * (x_0 + z), dtype=torch.float32)
-
-
 @pytest.mark.parametrize("case", CONFIGS)
 def test_the_denoised_estimate_is_theirs(models, case):
     model, at = models[case], 0
     theirs = FOUND[f"{case}/x_0"]
-    for t, x in states(case, model.network.in_channels):
+    for t, x in states(case, model.network.in_channels, LAYOUT[case]["sigma_max"]):
         if isinstance(model.time_input, DiscreteIndex):
             t = (t * (N - 1) + 1) / N  # their t = i/(N − 1) is the index i, which belongs to t = (i + 1)/N here
         with torch.no_grad():
@@ -127,14 +83,15 @@ def test_the_denoised_estimate_is_theirs(models, case):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_trajectory_is_theirs(models, case):
     model, theirs = models[case], torch.from_numpy(FOUND[f"{case}/end"])
-    start = torch.tensor(np.random.RandomState(5).standard_normal(theirs.shape), dtype=torch.float32)
+    x_start = start(theirs.shape)
     if case.startswith("ve"):
-        solver, grid, start = reverse_diffusion(), grids.uniform(model.sde, N - 1, end=0.0), start * model.sde.sigma_max
+        solver, grid = reverse_diffusion(), grids.uniform(model.sde, N - 1, end=0.0)
+        x_start = x_start * model.sde.sigma_max
     elif isinstance(model.time_input, DiscreteIndex):
         solver, grid = ddpm(forward_variance), grids.discrete(N)
     else:
         solver, grid = euler_maruyama(), grids.uniform(model.sde, N, end=0.0)
-    found = sample(model, solver, grid, x_start=start, seed=6, tweedie=case.startswith("ve"))
+    found = sample(model, solver, grid, x_start=x_start, seed=6, tweedie=case.startswith("ve"))
     assert found.nfe == N
     assert (found.x - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
@@ -159,7 +116,7 @@ def test_a_converted_model_is_ours(models, case, tmp_path):
 def test_raw_weights_and_averages_are_those_of_the_file(models, tmp_path):
     case = "ve_ncsnpp_continuous"
     content = checkpoint(case)
-    content["model"] = {name.removeprefix("module."): value for name, value in weights(case, 1).items()}
+    content["model"] = {name.removeprefix("module."): value for name, value in weights(LAYOUT[case], 1).items()}
     content["ema"]["shadow_params"] = [value + 1 for value in content["ema"]["shadow_params"]]
     torch.save(content, tmp_path / f"{case}.pth")
     x = torch.rand(2, 3, 8, 8)
@@ -246,8 +203,8 @@ def test_contradictions_are_refused_by_name(files, case, argument, told):
 
 
 def test_every_published_configuration_says_all_that_is_asked():
-    for _, training in PUBLISHED.values():
-        assert training.image_size in (32, 64, 256, 1024)
+    for _, settings in PUBLISHED.values():
+        assert settings.image_size in (32, 64, 256, 1024)
     assert len(PUBLISHED) == 27  # of score_sde's 28 files for these networks, one builds no network
 
 
@@ -330,7 +287,7 @@ def test_hostile_and_damaged_files_are_refused_and_nothing_in_them_runs(files, t
 
 
 def test_other_files_are_not_taken_for_theirs(tmp_path):
-    torch.save({"model": weights("vp_ddpmpp", 1), "step": 3}, tmp_path / "a.pth")
+    torch.save({"model": weights(LAYOUT["vp_ddpmpp"], 1), "step": 3}, tmp_path / "a.pth")
     torch.save([torch.zeros(3)], tmp_path / "b.pth")
     torch.save({"model": {"unet.weight": torch.zeros(3)}, "ema": {"shadow_params": []}}, tmp_path / "c.pth")
     assert not any(READER.recognises(file) for file in (*tmp_path.iterdir(), tmp_path, tmp_path / "nothing"))

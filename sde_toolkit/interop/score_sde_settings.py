@@ -1,4 +1,4 @@
-"""How a network of score_sde was trained: what its checkpoint does not say.
+"""How a network of score_sde was built and trained, as far as its checkpoint does not say it.
 
 The words are those of score_sde's configurations: ``sde`` and ``continuous`` of ``config.training``, ``centered`` and
 ``image_size`` of ``config.data``, the others of ``config.model``.
@@ -14,13 +14,13 @@ from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.interop.score_sde_networks import Structure
 
-__all__ = ["PUBLISHED", "Training", "training_of"]
+__all__ = ["PUBLISHED", "Settings", "settings_of"]
 
 SDES = ("vpsde", "subvpsde", "vesde")
 
 
 @dataclass(frozen=True)
-class Training:
+class Settings:
     """What has to be known beside the tensors; ``image_size`` may be left open."""
 
     sde: str
@@ -34,15 +34,15 @@ class Training:
     image_size: int | None = None
 
 
-def _published(kind: str, sde: str, continuous: bool, image_size: int) -> tuple[str, Training]:
-    """A configuration of Song et al. 2021: the kind of its network, and its training."""
+def _published(kind: str, sde: str, continuous: bool, image_size: int) -> tuple[str, Settings]:
+    """A published configuration: the kind of its network, and the settings that were the same in all of that kind."""
     ve, fir, song = sde == "vesde", kind.startswith("ncsnpp"), kind != "ddpm"
-    return kind, Training(sde, continuous, not ve, fir, song, scale_by_sigma=ve, image_size=image_size)
+    return kind, Settings(sde, continuous, not ve, fir, song, scale_by_sigma=ve, image_size=image_size)
 
 
 _LARGE = "ncsnpp of large images"
 _DEEP = ("", "_deep")
-PUBLISHED: dict[str, tuple[str, Training]] = {
+PUBLISHED: dict[str, tuple[str, Settings]] = {
     "vp/ddpm/cifar10": _published("ddpm", "vpsde", False, 32),
     "vp/ddpm/cifar10_continuous": _published("ddpm", "vpsde", True, 32),
     **{f"vp/ddpm/{data}": _published("ddpm", "vpsde", False, 256) for data in ("bedroom", "church", "celebahq")},
@@ -63,7 +63,7 @@ PUBLISHED: dict[str, tuple[str, Training]] = {
     },
     **{f"ve/{data}_ncsnpp_continuous": _published(_LARGE, "vesde", True, 1024) for data in ("celebahq", "ffhq")},
 }
-"""The configurations of score_sde by their names in its folder ``configs``: the kind of network, and the training.
+"""The configurations of score_sde by their names in its folder ``configs``: the kind of network, and the settings.
 
 Left out are NCSN and NCSNv2, which are other networks, and ``vp/ddpm/cifar10_unconditional``, whose network the
 published code does not build."""
@@ -80,26 +80,25 @@ _CHOICES = {
 }
 
 
-def training_of(structure: Structure, config: str | None, told: Mapping[str, Any]) -> Training:
-    """The training of a network: what its structure shows, what the caller tells, and the configuration for the rest.
+def settings_of(structure: Structure, config: str | None, told: Mapping[str, Any]) -> Settings:
+    """The settings of a network: what its structure shows, what the caller tells, and the configuration for the rest.
 
     Raises:
         ArgumentError: for an unknown value, a contradiction, or what is not told.
     """
-    given = {name: value for name, value in told.items() if value is not None}
-    _check_values(given)
-    if config is not None:
-        given = {**_settings(structure, config), **given}
-    shown = _shown(structure, given)
-    for name, (value, why) in shown.items():
-        if given.setdefault(name, value) != value:
-            raise ArgumentError(name, given[name], why, f"Leave {name} out, or pass {value}.")
+    told = {name: value for name, value in told.items() if value is not None}
+    _check_values(told)
+    given = told if config is None else {**_published_settings(structure, config), **told}
+    for name, (value, why) in _shown(structure, given).items():
+        if told.get(name, value) != value:
+            raise ArgumentError(name, told[name], why, f"Leave {name} out, or pass {value}.")
+        given = {**given, name: value}
     for name, choice in _CHOICES.items():
         if name not in given:
             fitting = ", ".join(_fitting(structure))
             remedy = f"{choice}. Or name the published configuration that it was trained with, by config=: {fitting}."
             raise ArgumentError(name, None, "the file does not say it", remedy)
-    return Training(**given)
+    return Settings(**given)
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
@@ -114,7 +113,7 @@ def _check_values(given: Mapping[str, Any]) -> None:
             check_count(name, value, "Pass 32 for images of 32 × 32, for example.")
 
 
-def _settings(structure: Structure, config: str) -> dict[str, Any]:
+def _published_settings(structure: Structure, config: str) -> dict[str, Any]:
     """What a published configuration says; it has to be one of such a network."""
     fitting = ", ".join(_fitting(structure)) or "none"
     if config not in PUBLISHED:
@@ -130,8 +129,8 @@ def _settings(structure: Structure, config: str) -> dict[str, Any]:
 def _fitting(structure: Structure) -> list[str]:
     """The names of the published configurations with such a network."""
 
-    def is_fourier(training: Training) -> bool:
-        return training.sde == "vesde" and training.continuous
+    def is_fourier(settings: Settings) -> bool:
+        return settings.sde == "vesde" and settings.continuous
 
     kind, fourier = structure.kind, structure.fourier
     return [name for name, (own, how) in PUBLISHED.items() if own == kind and is_fourier(how) == fourier]
