@@ -1,5 +1,6 @@
 """Other people's models and frameworks: their checkpoints in, our solvers out. What a model is stands in ``models``."""
 
+from sde_toolkit.interop.adm_files import adm_grid
 from sde_toolkit.interop.diffusers_models import from_diffusers
 from sde_toolkit.interop.diffusers_out import to_diffusers
 from sde_toolkit.interop.diffusers_training import diffusers_grid
@@ -9,6 +10,7 @@ from sde_toolkit.interop.sbi_estimators import from_sbi, sbi_density
 
 __all__ = [
     "Reader",
+    "adm_grid",
     "diffusers_grid",
     "from_diffusers",
     "from_sbi",

@@ -38,6 +38,7 @@ _DHARIWAL: dict[str, Any] = {  # and DhariwalUNet
     "num_blocks": 3,
     "attn_resolutions": [32, 16, 8],
 }
+_CONSTANTS = "resample_filter"  # the filters that halve and double, which the options say
 _HEAD_WIDTH = 64  # of DhariwalUNet. A layer of fewer channels has no attention there.
 
 
@@ -88,7 +89,7 @@ def song_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> nn.Mo
             eps=1e-6,
         )
 
-    return filled(file, construct, len(tensors), _Renamed(tensors, sizes, given).all)
+    return filled(file, construct, tensors, lambda found: _Renamed(found, sizes, given).all(), _CONSTANTS)
 
 
 def dhariwal_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> nn.Module:
@@ -116,7 +117,7 @@ def dhariwal_unet(file: Path, options: Mapping[str, Any], tensors: Tensors) -> n
             group_width=4,
         )
 
-    return filled(file, construct, len(tensors), _RenamedADM(tensors, sizes, given).all)
+    return filled(file, construct, tensors, lambda found: _RenamedADM(found, sizes, given).all(), _CONSTANTS)
 
 
 @dataclass(frozen=True)

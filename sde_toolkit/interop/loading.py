@@ -27,6 +27,7 @@ __all__ = ["Reader", "load", "reader_of", "readers"]
 _MODULES = (  # files of this room, each with its READER, in the order in which they are asked
     "edm_files",
     "k_diffusion_files",
+    "adm_files",
     "diffusers_models",
     "lucidrains_files",
     "score_sde_files",

@@ -78,10 +78,10 @@ def unet_of(
         raise CheckpointError(path, problem, _OTHER) from None
     options |= {"norms": _norms(path, plain, version), "groups": groups, "max_period": max_period}
 
-    def renamed() -> dict[str, Tensor]:
-        return {_our_name(name, options): _in_our_shape(name, plain) for name in plain}
+    def renamed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_our_name(name, options): _in_our_shape(name, found) for name in found}
 
-    return filled(path, lambda: LinearAttentionUNet(**options), len(plain), renamed)
+    return filled(path, lambda: LinearAttentionUNet(**options), plain, renamed)
 
 
 def _norms(path: Path, tensors: Mapping[str, Tensor], version: Any) -> str:

@@ -46,6 +46,7 @@ class ADMUNet(nn.Module):
         modulation: what the conditioning vector does to the second norm of a block: "scale" (and shift) its result, or
             "shift" its input.
         resampling: the layer between levels: a residual "block", or a "convolution" (Nichol & Dhariwal 2021).
+        embedding_scale: factor on the time input.
         embedding_width: number of sines and cosines of time together, even; None for ``widths[0]``.
         time_width: width of the conditioning vector; None for ``4 * embedding_width``.
         num_classes: number of classes; label ``num_classes`` means "no class". None: no labels.
@@ -73,6 +74,7 @@ class ADMUNet(nn.Module):
         attention_head_width: int = 64,
         modulation: Literal["scale", "shift"] = "scale",
         resampling: Literal["convolution", "block"] = "block",
+        embedding_scale: float = 1.0,
         embedding_width: int | None = None,
         time_width: int | None = None,
         num_classes: int | None = None,
@@ -101,7 +103,7 @@ class ADMUNet(nn.Module):
         self.conditioning = Conditioning(
             vector,
             "sinusoidal",
-            1.0,
+            embedding_scale,
             num_classes,
             features=features,
             augmentation_width=augmentation_width,

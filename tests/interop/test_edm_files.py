@@ -198,7 +198,7 @@ def forge_shape(found):
 
 def forge_expansion(found):
     record = first_tensor(found)
-    record.arguments = (record.arguments[0], 0, (10**6, 10**6), (0, 0), *record.arguments[4:])
+    record.arguments = (record.arguments[0], 0, (2**14, 2**14), (0, 0), *record.arguments[4:])
 
 
 def forge_offset(found):
@@ -235,6 +235,16 @@ def forge_options(found):
     network_of(found)["_init_kwargs"] = 5
 
 
+def add_layer(found):
+    network_of(found)["_modules"]["fusion"] = network_of(found)["_modules"]["map_layer0"]
+
+
+def diverge(found):
+    first_tensor(found).arguments[0].arguments = (
+        first_tensor(found).arguments[0].arguments[0][:-4] + struct.pack("<f", float("nan")),
+    )
+
+
 def nest(found):
     """Thirty modules, each of which is twice in the one above: 2³⁰ of them when they are spelled out."""
     module = network_of(found)["_modules"]["map_layer0"]
@@ -253,6 +263,8 @@ FORGERIES = [
     forge_resolution,
     forge_class,
     forge_options,
+    add_layer,
+    diverge,
     nest,
 ]
 
