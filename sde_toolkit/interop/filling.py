@@ -34,7 +34,7 @@ def filled(
     file: Path,
     construct: Callable[[], Network],
     tensors: Mapping[str, Tensor],
-    renamed: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    renamed: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     constants: str | None = None,
 ) -> Network:
     """The network that ``construct`` builds, with the tensors of a file as its state, in evaluation mode.
@@ -47,7 +47,7 @@ def filled(
         construct: builds the network with any weights.
         tensors: those of the file.
         renamed: takes them, and returns them under our names. It has to look up all of them by ``tensors[name]``. It is
-            called when a network of so many can be built.
+            called when a network of so many can be built. None: they have our names.
         constants: the end of the names of tensors that are not learned, which may be left alone.
 
     Raises:
@@ -63,7 +63,7 @@ def filled(
     except (SDEToolkitError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(file, f"its network cannot be built: {str(error)[:300]}", remedy) from None
     watched = _Watched(tensors)
-    ours = renamed(watched)
+    ours = {name: watched[name] for name in watched} if renamed is None else renamed(watched)
     chosen, problems = match_names(specs_of(sketch.state_dict()), specs_of(ours))
     left = [name for name in watched if name not in watched.used and not (constants and name.endswith(constants))]
     problems += [f"{name!r} belongs to nothing" for name in left]

@@ -70,7 +70,7 @@ def _read(
     found, tensors = _content(path, weights)
     known = _config(path, found if config is None else config)
     if network is None:
-        network = filled(path, _builder(known), len(tensors), lambda: tensors)
+        network = filled(path, _builder(known), tensors)
     else:
         fill(network, tensors, path)
     model = known["model"]

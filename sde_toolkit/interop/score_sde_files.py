@@ -145,7 +145,7 @@ def _network(path: Path, structure: Structure, settings: Settings) -> PublishedU
             centred=settings.centered,
         )
 
-    return filled(path, construct, len(structure.tensors), lambda: structure.tensors)
+    return filled(path, construct, structure.tensors)
 
 
 def _conventions(path: Path, settings: Settings, levels: Tensor | None) -> dict[str, Any]:
