@@ -49,6 +49,9 @@ class Layout:
         """The layout of these names and shapes."""
         return Layout(shapes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layout.of, (tuple(zip(self.names, self.shapes, strict=True)),)
+
     def read(self, cells: tuple[Tensor, ...]) -> StepRow:
         """The row of these ``width`` coefficients."""
         parts, first = [], 0

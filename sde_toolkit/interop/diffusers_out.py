@@ -16,6 +16,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.interop.diffusers_configs import scheduler_from
 from sde_toolkit.interop.diffusers_training import training_of
 from sde_toolkit.interop.scheduler_config import not_here
+from sde_toolkit.models.descriptions import plain_data
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Wrapper
 from sde_toolkit.sampling.arguments import check_parts
@@ -68,4 +69,4 @@ def to_diffusers(solver: Solver, grid: Tensor | None = None, *, like: Any = None
     )
     check_parts(model, solver)
     kept = {key: value for key, value in theirs.config.items() if key[:1] != "_" and key not in _NOT_KEPT}
-    return SolverScheduler(solver, model, grid, tweedie, kept)
+    return SolverScheduler(solver, model, grid, tweedie, plain_data(kept, "like.config"))

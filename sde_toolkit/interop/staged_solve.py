@@ -2,9 +2,9 @@
 
 A step of an integrator is a function that calls the network. A pipeline of another framework works the other way
 round: it evaluates its network, and hands the answer over. So a step is computed until it asks for an evaluation that
-has not been made. When the answer is there, it is computed again from its beginning, with the same answers and the same
-draws of noise. Steps are pure, so the numbers are those of :func:`sde_toolkit.sample`. Only arithmetic is repeated, and
-nothing is in a step of one evaluation.
+has not been made. When that answer is there, the step is computed again from its beginning, with the same answers and
+the same draws of noise. Steps are pure, so the numbers are those of :func:`sde_toolkit.sample`. Arithmetic alone is
+repeated, and a step of one evaluation repeats none.
 """
 
 from __future__ import annotations
@@ -81,17 +81,16 @@ class StagedSolve:
 
     Attributes:
         inputs: (stages, k), float64: what the network is told of the time at each stage, as ``model.network_inputs``.
-        stages_per_step: evaluations in a step.
 
     Raises:
-        ArgumentError: for an integrator that chooses its own steps, or moves x before its first evaluation; whatever
-            the integrator refuses.
+        ArgumentError: for an integrator that chooses its own steps; one that adds noise before the first evaluation of
+            all; whatever the integrator refuses.
         GridError: if the integrator cannot run on the grid.
     """
 
     def __init__(self, model: ScoreModel, plan: Plan) -> None:
         solver = plan.solver
-        self.plan, self.stages_per_step = plan, check_fixed_steps(solver)
+        self.plan = plan
         self._model = without_network(model)
         self._answer: Any = self._model.network
         self._equation = ReverseEquation(self._model, solver.eta, evaluate=self._look_up)
@@ -125,12 +124,13 @@ class StagedSolve:
             return call(x_j, inputs, condition)
 
         equation, integrator = replace(self._equation, evaluate=listen), self.plan.solver.integrator
+        stages = check_fixed_steps(self.plan.solver)
         factors: list[float | None] = []
         for row in self._table or ():
             before = len(asked)
             _, state = integrator.step(equation, x, row, state, z.clone)
-            if len(asked) - before != self.stages_per_step:
-                problem = f"its steps evaluate the network {len(asked) - before} times, not {self.stages_per_step}"
+            if len(asked) - before != stages:
+                problem = f"its steps evaluate the network {len(asked) - before} times, not {stages}"
                 raise ArgumentError("solver", self.plan.solver.name, problem, "Correct its evals_per_step.")
             factor, with_noise = asked[before][0].flatten().tolist()
             factors.append(factor if abs(with_noise - factor) > 1e-9 else None)

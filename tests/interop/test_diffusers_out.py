@@ -1,6 +1,8 @@
 """A pipeline of diffusers with one of our solvers for its scheduler gives what ``sample`` gives, number for number."""
 
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -333,11 +335,18 @@ def test_a_run_may_begin_on_the_way(name):
 
 
 def test_a_run_may_be_repeated_without_new_timesteps():
-    scheduler = to_diffusers(solvers.unipc())
+    """By the same scheduler, and by copies of it that were made on the way."""
+    scheduler = to_diffusers(solvers.sa_solver())
     scheduler.set_timesteps(4)
     first = run(scheduler, squashing, noise())
     assert scheduler.step_index is None
-    assert torch.equal(first, run(scheduler, squashing, noise()))
+    scheduler.step(noise(9), scheduler.timesteps[0], noise(8))
+    assert scheduler.step_index == 1
+    copies = [copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))]
+    for one in (scheduler, *copies):
+        one.set_timesteps(4)
+        assert torch.equal(first, run(one, squashing, noise()))
+        assert torch.equal(first, run(one, squashing, noise()))
 
 
 @pytest.mark.parametrize("make", [solvers.ddim, solvers.heun, solvers.ddpm, solvers.edm_stochastic])

@@ -156,6 +156,14 @@ def test_the_denoiser_is_called_in_the_precision_of_x(dtype):
     assert seen == {dtype}
 
 
+def test_karras_sigmas_are_karras_grid(their):
+    sde = EDMSDE()
+    theirs = their.get_sigmas_karras(9, sde.sigma_min, sde.sigma_max)
+    ours = sde.sigma(grids.karras(sde, 8))
+    assert torch.allclose(theirs[:-1].double(), ours, rtol=1e-5)
+    assert theirs[-1] == 0
+
+
 def test_short_lists():
     sampler = to_k_diffusion(solvers.dpmpp_2m())
     x = start()
@@ -165,9 +173,12 @@ def test_short_lists():
 
 
 def test_the_start_and_the_gradients_are_left_alone():
+    """A callback that works in place is refused, and has not changed the start."""
     x = start().requires_grad_()
     found = to_k_diffusion(solvers.ddpm())(denoiser, x, SIGMAS)
     assert not found.requires_grad
+    with pytest.raises(ArgumentError, match="in place"):
+        to_k_diffusion(solvers.ddpm())(denoiser, x, SIGMAS, callback=lambda said: said["x"].zero_())
     assert torch.equal(x.detach(), start())
 
 
