@@ -48,6 +48,8 @@ except ImportError as error:
 
 __all__ = ["SolverScheduler"]
 
+_PREDICTION_TYPES = {"x0": "sample", "v": "v_prediction", "velocity": "flow_prediction"}
+
 
 class _Progress(NamedTuple):
     """Steps in progress: a solve, which of the timesteps comes next, and whether it has the first state."""
@@ -99,10 +101,12 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     @property
     def config(self) -> Any:
         """What is saved, and what pipelines look up here."""
-        own = super().config
+        own, model = super().config, self._model
         usual = {
-            "num_train_timesteps": getattr(self._model.time_input, "N", 1000),
-            "variance_type": "learned_range" if self._model.learned_variance else "fixed_small",
+            "num_train_timesteps": getattr(model.time_input, "N", 1000),
+            "trained_betas": getattr(model.sde, "betas", None),
+            "prediction_type": _PREDICTION_TYPES.get(model.prediction, model.prediction),
+            "variance_type": "learned_range" if model.learned_variance else "fixed_small",
         }
         leaves_grid_here = {"use_flow_sigmas": True}
         return FrozenDict({**usual, **own["looked_up"], **own, **leaves_grid_here})

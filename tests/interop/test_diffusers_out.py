@@ -301,6 +301,18 @@ def test_a_pipeline_with_our_scheduler_is_a_score_model(picture_network, picture
     )  # fmt: skip
 
 
+def test_the_config_says_enough_for_their_schedulers():
+    """``DDIMPipeline`` makes its own scheduler of the config: then of the same path and parameterisation."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    given = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", num_train_timesteps=50)
+    model = ScoreModel(squashing, DiscreteVPSDE(given.betas.double()), "v", time_input=DiscreteIndex(50))
+    for like in (given, model):
+        theirs = DDIMScheduler.from_config(to_diffusers(solvers.ddim(), like=like).config)
+        assert torch.allclose(theirs.alphas_cumprod, given.alphas_cumprod)
+        assert theirs.config.prediction_type == "v_prediction"
+
+
 def test_timesteps_repeat_as_in_heun_of_diffusers():
     """Two evaluations a step, and one in the last: the pattern of repetitions is theirs."""
     from diffusers import HeunDiscreteScheduler
