@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from forks import Forks
 
 
 @pytest.fixture
@@ -22,3 +23,11 @@ def command(tmp_path, monkeypatch, capsys):
         return status, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Starts processes that begin at once (forks.py)."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()

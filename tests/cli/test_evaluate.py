@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_fan_out import environment, together
+from test_fan_out import environment
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
 from sde_toolkit.data import digits
@@ -190,14 +190,14 @@ def test_a_model_is_drawn_from(command, tmp_path):
     assert not (tmp_path / "run/parts").exists()
 
 
-def test_processes_measure_what_one_measures(command, tmp_path):
+def test_processes_measure_what_one_measures(command, forks, tmp_path):
     torch.manual_seed(0)
     network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1)
     model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 8, 8), transform=Affine(8.0, 0.125))
     model.save_pretrained(tmp_path / "tiny")
     words = ["evaluate", "samples=tiny", "n=20", "nfe=3", "batch_size=8", "reference.n=60", ALL]
     assert command(*words, "output=one")[0] == 0
-    together(tmp_path, 2, *words, "output=two")
+    forks.command(2, tmp_path, *words, "progress=false", "output=two")
     one, two = record(tmp_path / "one"), record(tmp_path / "two")
     assert two["about"]["processes"] == 2
     for part in ("values", "errors", "floors", "conditions"):

@@ -55,36 +55,29 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def together(folder, processes, *words, check=True):
-    """A command in several processes with gloo, as torchrun starts them."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
-    line = [sys.executable, *launch, "--master-port", free_port(), "-m", "sde_toolkit", *words, QUIET]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment())
-    assert done.returncode == 0 or not check, done.stderr
-    return done
-
-
 @pytest.mark.parametrize("solver", ["ddpm", "dopri5"])
-def test_samples_of_an_exact_score_are_the_same_file_bit_for_bit(command, tmp_path, solver):
+def test_samples_of_an_exact_score_are_the_same_file_bit_for_bit(command, forks, tmp_path, solver):
     """Elementwise arithmetic; dopri5 couples the samples of a batch, which are the same ones for everyone."""
     words = ["sample", MIXTURE, "n=22", "batch_size=4", "nfe=6", f"solver={solver}", "seed=5", "first_index=3"]
     status, _, err = command(*words, "output=one")
     assert status == 0, err
-    done = together(tmp_path, 3, *words, "output=three_${now:%f}")  # everyone has an idea of their own of the time
+    said = forks.command(
+        3, tmp_path, *words, QUIET, "output=three_${now:%f}"
+    )  # everyone has an idea of their own of the time
     (three,) = tmp_path.glob("three_*/samples.npz")
     assert three.read_bytes() == (tmp_path / "one/samples.npz").read_bytes()
     record = json.loads((three.parent / "samples.json").read_text())
     assert record["processes"] == 3
     assert record["nfe"] == json.loads((tmp_path / "one/samples.json").read_text())["nfe"]
-    assert done.stdout.count("written to") == 1, "one of them speaks"
+    assert said.count("written to") == 1, "one of them speaks"
     assert not list(three.parent.rglob("parts"))
 
 
-def test_samples_of_a_network_too(command, tmp_path):
+def test_samples_of_a_network_too(command, forks, tmp_path):
     """Through convolutions: batches are the same for all, and so are the kernels' round-off and the file."""
     words = ["sample", tiny(tmp_path / "tiny", num_classes=3), "labels=[2,0]", "n=10", "batch_size=4", "nfe=5"]
     assert command(*words, "output=one")[0] == 0
-    together(tmp_path, 2, *words, "output=two")
+    forks.command(2, tmp_path, *words, QUIET, "output=two")
     with np.load(tmp_path / "one/samples.npz") as one, np.load(tmp_path / "two/samples.npz") as two:
         assert one["labels"].tolist() == [2, 0] * 5
         assert np.abs(one["x_model"]).mean() > 0.1
@@ -92,10 +85,10 @@ def test_samples_of_a_network_too(command, tmp_path):
             assert np.array_equal(one[name], two[name]), name
 
 
-def test_a_comparison_says_the_same_but_for_its_seconds(command, tmp_path):
+def test_a_comparison_says_the_same_but_for_its_seconds(command, forks, tmp_path):
     words = ["compare", MIXTURE, "n=12", "n_real=60", "budgets=[3,5]", "solver=[ddim,ddpm,dopri5]", "batch_size=5"]
     assert command(*words, "output=one")[0] == 0
-    done = together(tmp_path, 2, *words, "output=two")
+    said = forks.command(2, tmp_path, *words, QUIET, "output=two")
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     timed = ("seconds", "network_seconds", "outside_network")
@@ -110,7 +103,7 @@ def test_a_comparison_says_the_same_but_for_its_seconds(command, tmp_path):
     assert one["exact_flow"] | {"seconds": 0} == two["exact_flow"] | {"seconds": 0}
     for sheet in tmp_path.glob("one/samples_*.png"):
         assert sheet.read_bytes() == (tmp_path / "two" / sheet.name).read_bytes()
-    assert done.stdout.count("report: ") == 1
+    assert said.count("report: ") == 1
     assert not list(tmp_path.rglob("parts"))
 
 
@@ -152,7 +145,11 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
 
 
 def test_a_mistake_is_said_and_nobody_waits_for_ever(tmp_path):
-    done = together(tmp_path, 2, "sample", MIXTURE, "n=0", check=False)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    line = [sys.executable, *launch, "--master-port", free_port(), "-m", "sde_toolkit", "sample", MIXTURE, "n=0", QUIET]
+    done = subprocess.run(
+        line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment()
+    )
     assert done.returncode != 0
     assert done.stderr.count("\nerror: n=0") + done.stderr.startswith("error: n=0") <= 1
     assert "n=0" in done.stderr

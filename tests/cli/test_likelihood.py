@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -139,7 +136,7 @@ def environment(**more):
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def test_two_processes_do_what_one_does(command, tmp_path):
+def test_two_processes_do_what_one_does(command, forks, tmp_path):
     torch.manual_seed(0)
     model = ScoreModel(MLP((64,), width=16, depth=1), VPSDE(), "edm", event_shape=(64,), transform=Affine(8.0, 0.125))
     model.save_pretrained(tmp_path / "tiny")
@@ -149,17 +146,9 @@ def test_two_processes_do_what_one_does(command, tmp_path):
     torch.set_num_threads(1)
     assert command(*words, "output=one")[0] == 0
     torch.set_num_threads(threads)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     # every process has its own idea of the time, and one folder is agreed on
     folder = "output=two_${now:%f}"
-    line = [sys.executable, *launch, "--master-port", str(port), "-m", "sde_toolkit", "likelihood", *words, folder]
-    done = subprocess.run(
-        line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
+    said = forks.command(2, tmp_path, "likelihood", *words, folder)
     reported = list(tmp_path.glob("two_*/samples.csv"))
     assert len(reported) == 1, "one of them reports"
     two = reported[0].parent
@@ -173,7 +162,7 @@ def test_two_processes_do_what_one_does(command, tmp_path):
     assert by == [0, 1, 0, 1, 0, 1, 0]
     assert content["rows"][0]["value"] == results(tmp_path / "one")["rows"][0]["value"]
     assert len(list(tmp_path.glob("two_*/parts/*.npz"))) == len(list((two / "parts").glob("*.npz"))) == 7
-    assert done.stdout.count("report: ") == 1
+    assert said.count("report: ") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import pytest
 import torch
 from runs import RUNS, VECTORS, rows, vectors, weights
 
-import sde_toolkit
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions
 from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state
+
+RUN = Path(__file__).with_name("runs.py")
 
 
 def torchrun(processes, *what):
@@ -51,9 +52,9 @@ def two(tmp_path_factory, forks):
     do the new ones."""
     folder = tmp_path_factory.mktemp("two")
     words = [folder / "whole", "vectors", "end", folder / "parts", "vectors", 60, folder / "both", "vectors", 40]
-    forks.run(2, "runs.py", *words)
+    forks.run(2, RUN, *words)
     RUNS["vectors"](folder / "both", until=70)
-    forks.run(2, "runs.py", folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
+    forks.run(2, RUN, folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
     return folder
 
 
@@ -89,17 +90,17 @@ def test_two_processes_stopped_and_continued_are_never_stopped(two):
 def test_processes_that_see_different_folders_are_refused(tmp_path, forks):
     """Else one would go on from step 40 and the other begin anew, and their gradients be averaged."""
     RUNS["vectors"](tmp_path / "0", until=40)
-    forks.start(2, "runs.py", tmp_path / "{rank}", "vectors")
+    forks.start(2, RUN, tmp_path / "{rank}", "vectors")
     statuses, said = forks.wait()
     assert all(statuses)
-    assert "see different last checkpoints: steps [40, 0]" in said
+    assert "different last checkpoints in it: of steps [40, 0]" in said
 
 
 @pytest.mark.skipif(torch.__version__.startswith(("2.4.", "2.5.")), reason="fully_shard came with torch 2.6")
 def test_sharded_parameters_train_as_whole_ones(one, tmp_path, forks):
     """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
-    forks.run(2, "sharded.py", tmp_path / "whole", "end", tmp_path / "parts", "60")
-    forks.run(2, "sharded.py", tmp_path / "parts", "end")
+    forks.run(2, RUN.with_name("sharded.py"), tmp_path / "whole", "end", tmp_path / "parts", "60")
+    forks.run(2, RUN.with_name("sharded.py"), tmp_path / "parts", "end")
     for kind in ("raw", "ema"):
         plain, whole, parts = (weights(folder, kind) for folder in (one, tmp_path / "whole", tmp_path / "parts"))
         assert distance(plain, whole) < 1e-5
@@ -111,7 +112,7 @@ def test_the_command_is_the_same_on_two_processes(command, tmp_path, forks):
     """The configuration is written, and the model announced, once."""
     words = ["train", "experiment=checkerboard", "threads=1", "progress=false", "device=cpu"]
     words += ["options.steps=4", "options.evaluate_every=2", "options.batch_size=16", "options.held_out=8"]
-    said = forks.run(2, Path(sde_toolkit.__file__).with_name("__main__.py"), *words, f"output={tmp_path / 'two'}")
+    said = forks.command(2, tmp_path, *words, "output=two")
     assert said.count("parameters on") == 1
     _, again, _ = command(*words, "output=one")
     assert again.count("parameters on") == 1

@@ -15,6 +15,8 @@ from runs import RUNS, rows, vectors, weights
 from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training.saving import load_state
 
+RUN = Path(__file__).with_name("runs.py")
+
 
 def same_files(one, two, pattern):
     """Whether two folders hold the same files of a pattern, byte for byte; at least one."""
@@ -57,12 +59,12 @@ def test_killed_at_any_instant_nothing_is_lost(tmp_path, forks):
     run that goes on ends where the uninterrupted one ends. (benchmarks/kill.py does this as often as one likes.)"""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     began = time.perf_counter()
-    forks.run(1, "runs.py", whole, "vectors")
+    forks.run(1, RUN, whole, "vectors")
     length = time.perf_counter() - began
     dice = random.Random(0)
     reached, kills = 0, 0
     while kills < 5:
-        (process,) = forks.start(1, "runs.py", killed, "vectors")
+        (process,) = forks.start(1, RUN, killed, "vectors")
         time.sleep(length * dice.uniform(0.1, 0.5))
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -81,7 +83,7 @@ def test_killed_at_any_instant_nothing_is_lost(tmp_path, forks):
         last = found[-1][0] if found else 0
         assert last >= reached
         reached = last
-    forks.run(1, "runs.py", killed, "vectors")
+    forks.run(1, RUN, killed, "vectors")
     for kind in ("raw", "ema"):
         one, two = weights(whole, kind), weights(killed, kind)
         assert all(torch.equal(one[key], two[key]) for key in one), kind

@@ -1,4 +1,4 @@
-"""Processes that begin at once: forked from one that has imported what training needs, and has done nothing else.
+"""Processes that begin at once: forked from one that has imported what they need, and has done nothing else.
 
 An interpreter of its own for each would spend seconds on imports before it trains for one.
 """
@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
-HERE = Path(__file__).parent
+COMMAND = Path(__file__).parents[1] / "sde_toolkit/__main__.py"
 
 
 class Forks:
@@ -27,9 +28,9 @@ class Forks:
         self._server = subprocess.Popen([sys.executable, __file__, str(self.log)], **pipes)
         assert self._answer() == "ready"
 
-    def start(self, processes, script, *words):
-        """Run a script (of this folder, or a whole path) as so many processes of one group; their numbers."""
-        self._server.stdin.write(json.dumps([processes, str(HERE / script), *map(str, words)]) + "\n")
+    def start(self, processes, script, *words, folder="."):
+        """Run a script in a folder as so many processes of one group; their numbers."""
+        self._server.stdin.write(json.dumps([processes, str(folder), str(script), *map(str, words)]) + "\n")
         self._server.stdin.flush()
         return self._answer()
 
@@ -37,11 +38,16 @@ class Forks:
         """What each of them ended with, by rank: the exit status, or minus the signal; and what all of them said."""
         return self._answer(), self.log.read_text()
 
-    def run(self, processes, script, *words):
-        self.start(processes, script, *words)
+    def run(self, processes, script, *words, folder="."):
+        """Start, wait, and demand that all end well: what they said."""
+        self.start(processes, script, *words, folder=folder)
         statuses, said = self.wait()
         assert statuses == [0] * processes, said[-3000:]
         return said
+
+    def command(self, processes, folder, *words):
+        """``sde-toolkit`` in a folder; ``sde_toolkit/__main__.py`` is what ``python -m sde_toolkit`` runs."""
+        return self.run(processes, COMMAND, *words, folder=folder)
 
     def close(self):
         self._server.stdin.close()
@@ -55,34 +61,32 @@ class Forks:
 
 
 def _serve(log):
-    import accelerate.optimizer  # noqa: F401
-    import torch._dynamo  # noqa: F401
 
-    sys.path.insert(0, str(HERE))
-    import runs  # noqa: F401
+    import sde_toolkit.cli.train
+    import sde_toolkit.training  # noqa: F401
 
     os.fsync = os.fstat  # as in the tests: see conftest.py
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        processes, *words = json.loads(line)
+        processes, folder, *words = json.loads(line)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         Path(log).write_text("")
-        pids = [_fork(rank, processes, port, words, log) for rank in range(processes)]
+        pids = [_fork(rank, processes, port, folder, words, log) for rank in range(processes)]
         print(json.dumps(pids), flush=True)
-        left, found = {*pids}, {}
-        while left:
+        found = {}
+        while len(found) < processes:
             pid, status = os.wait()
-            left.discard(pid)
             found[pid] = os.waitstatus_to_exitcode(status)
             if status:  # the others would wait for it
-                for other in left:
+                time.sleep(2)
+                for other in {*pids} - {*found}:
                     os.kill(other, signal.SIGKILL)
         print(json.dumps([found[pid] for pid in pids]), flush=True)
 
 
-def _fork(rank, processes, port, words, log):
+def _fork(rank, processes, port, folder, words, log):
     pid = os.fork()
     if pid:
         return pid
@@ -96,7 +100,9 @@ def _fork(rank, processes, port, words, log):
             group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in group.items()})
+        os.chdir(folder)
         sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
         status = 0
     except BaseException:
