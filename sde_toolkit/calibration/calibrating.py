@@ -29,7 +29,8 @@ from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Contender, default_solvers
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.conditions import check_condition, map_rows
+from sde_toolkit.models.declaration import warn_if_wrong
 from sde_toolkit.models.evaluation_mode import refuse_random_numbers
 from sde_toolkit.models.inspection import modules_of
 from sde_toolkit.models.score_model import ScoreModel
@@ -57,6 +58,7 @@ def calibrate(
     reference_steps: int | None = None,
     event_shape: tuple[int, ...] | None = None,
     condition: Any = None,
+    data: Tensor | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -81,6 +83,8 @@ def calibrate(
         reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
+        data: samples (N, *event) in the caller's space, on which the model's declaration is tried; nothing else depends
+            on them. A warning says if it looks wrong (:meth:`sde_toolkit.ScoreModel.check`).
         batch_size: samples that go through the network together.
         dtype: of the state. Default: float64 for networks with float64 parameters and for exact scores; else float32,
             in which ``sample`` asks a network, too.
@@ -93,6 +97,9 @@ def calibrate(
     began = time.monotonic()
     solvers, steps, shape = check_calibration(model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit)
     check_condition(condition, 1)
+    if data is not None:
+        told = map_rows(condition, lambda rows: rows.expand(len(data), *rows.shape[1:]))
+        warn_if_wrong(model, data, condition=told)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
     dtype, device = _dtype_and_device(model, dtype)

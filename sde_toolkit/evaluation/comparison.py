@@ -24,6 +24,7 @@ from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
 from sde_toolkit.metrics.splits import NO_SAMPLES
+from sde_toolkit.models.declaration import warn_if_wrong
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.ranges import check_range
@@ -108,6 +109,8 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
     the folder for finished parts; an interrupted comparison continues from them. Only the main process needs the judge.
     """
     began = time.perf_counter()
+    if request.judge is not None and request.condition is None:  # the conditions of the real data are not known
+        warn_if_wrong(request.model, request.judge.real)
     work = _Batches(request)
     store = None if store_in is None else PartStore(Path(store_in), work.fingerprint(), "output")
     parts = do_parts(

@@ -18,6 +18,7 @@ from sde_toolkit.evaluation.density.density_request import LikelihoodRequest, fi
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.declaration import warn_if_wrong
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
@@ -128,6 +129,8 @@ def evaluate_likelihood(
         missing = [job.number for job in jobs if store.read(job.number, job.first, job.last, say) is None]
         if len(missing) < len(jobs):
             say(f"{len(jobs) - len(missing)} of {len(jobs)} parts are there already, {len(missing)} to compute")
+        if missing:
+            warn_if_wrong(model, x, condition=request.condition)
     decided, missing = team.agree((decided, missing))
     rehearsal = _rehearsal(decided, store)
     worker = Worker(model, x, request, place, rehearsal.mode)
