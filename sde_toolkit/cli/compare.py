@@ -76,6 +76,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
         endpoint_steps=endpoint_steps,
         batch_size=batch_size,
         device=place.device,
+        check_declaration=switch(config, "check_declaration"),
         progress=progress,
     )
     check_room("n", n, request.event_shape, len(request.runs))

@@ -48,7 +48,7 @@ def run(config: DictConfig) -> None:
     """Check everything, evaluate what is missing, write the report, print the table."""
     require_likelihood_packages()
     _check_resume(config)
-    progress = switch(config, "progress")
+    progress, check_declaration = switch(config, "progress"), switch(config, "check_declaration")
     require_progress(progress)
     place = join(config, "output" if config.resume is None else "resume")
     model, weights = load_model(config)
@@ -66,6 +66,7 @@ def run(config: DictConfig) -> None:
             place.directory,
             team=place.team,
             device=place.device,
+            check_declaration=check_declaration,
             progress=progress,
             name=place.name,
         )

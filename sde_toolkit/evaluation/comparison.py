@@ -54,6 +54,7 @@ def compare_solvers(
     batch_size: int | None = 64,
     device: torch.device | str = "cpu",
     condition: Any = None,
+    check_declaration: bool = True,
     progress: bool = False,
 ) -> Comparison:
     """Run every solver on every grid at every budget, from the same initial noise.
@@ -75,6 +76,7 @@ def compare_solvers(
         endpoint_steps: fineness of that solve for networks, see :func:`flow_endpoint`.
         batch_size: samples that go through the network together; wall times depend on it.
         condition: handed to the network; tensors in it have one row for each of the n samples.
+        check_declaration: warn if the model's declaration does not fit the judge's data (:meth:`ScoreModel.check`).
 
     Raises:
         SDEToolkitError: before any evaluation, for arguments that do not fit together.
@@ -94,6 +96,7 @@ def compare_solvers(
         batch_size=batch_size,
         device=device,
         condition=condition,
+        check_declaration=check_declaration,
         progress=progress,
     )
     if judge is not None:
@@ -109,7 +112,9 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
     the folder for finished parts; an interrupted comparison continues from them. Only the main process needs the judge.
     """
     began = time.perf_counter()
-    if request.judge is not None and request.condition is None:  # the conditions of the real data are not known
+    if (
+        request.check_declaration and request.judge is not None and request.condition is None
+    ):  # real data have no conditions
         warn_if_wrong(request.model, request.judge.real)
     work = _Batches(request)
     store = None if store_in is None else PartStore(Path(store_in), work.fingerprint(), "output")

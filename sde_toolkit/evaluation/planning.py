@@ -196,6 +196,7 @@ class ComparisonRequest:
     batch_size: int | None = 64
     device: torch.device | str = "cpu"
     condition: Any = None
+    check_declaration: bool = True
     progress: bool = False
     runs: tuple[PlannedRun, ...] = field(init=False)
     event_shape: tuple[int, ...] = field(init=False)

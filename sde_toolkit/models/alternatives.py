@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.models.perturbed_trial import Manner
@@ -22,31 +23,56 @@ __all__ = ["few_questions", "other_questions", "words_of"]
 _OF_T = (ScaledTime(), ScaledTime(999.0), ScaledTime(1000.0))
 _OF_NOISE = (NoiseRatio(), NoiseLevel(1.0), NoiseLevel(0.25))
 _BACKWARDS = (RemainingTime(), RemainingTime(1000.0))
+_INDEX = DiscreteIndex()
+_USUAL_TIMES = (*_OF_T, _INDEX, *_OF_NOISE, *_BACKWARDS, NoiseLevel(-0.25))
+_RARE = (_OF_T[1], _INDEX, _USUAL_TIMES[-1])  # like others, or rarely meant
+_FEW = (VPSDE, VESDE, FlowMatching)
 
-_USUAL_TIMES = (*_OF_T, DiscreteIndex(), *_OF_NOISE, *_BACKWARDS, NoiseLevel(-0.25))
-_RARE = (ScaledTime(999.0), DiscreteIndex(), NoiseLevel(-0.25))
+
+def few_questions(model: ScoreModel, x: Tensor, cautious: bool) -> Iterator[Manner]:
+    """At most nineteen of :func:`other_questions`, those that tell most wrong declarations from right ones.
+
+    ``cautious``: no times beyond those that are declared. A network that rounds its time itself and looks it up would
+    break a CUDA device for good there.
+    """
+    declared = Manner.of(model)
+    times = tuple(time for time in _other_times(model) if not (cautious and _beyond(model, time)))
+    yield from (replace(declared, later=later) for later in (-2.0, 2.0))
+    yield from (replace(declared, time_input=time) for time in times if time not in _RARE)
+    if declared.prediction == "edm":
+        yield replace(declared, prediction="x0")
+        yield replace(declared, sigma_data=0.5 if declared.sigma_data != 0.5 else 1.0)
+    elif times:
+        yield replace(declared, prediction="edm", time_input=_OF_NOISE[-1], sigma_data=_size(x))
+    mean, std = x.double().mean().item(), x.double().std().item()
+    for shift, scale in ((0.5, 2.0), (-1.0, 0.5), (127.5, 1 / 127.5), (mean, 1 / std)):
+        yield replace(declared, shift=shift, scale=scale)
+    if declared.prediction != "edm":  # that means the same on every path
+        yield from (replace(declared, sde=sde) for sde, _ in _paths() if type(sde) in _FEW and sde != model.sde)
 
 
-def few_questions(model: ScoreModel, x: Tensor) -> Iterator[Manner]:
-    """At most nineteen of :func:`other_questions`, those that tell most wrong declarations from right ones."""
+def other_questions(model: ScoreModel, x: Tensor) -> Iterator[Manner]:
+    """What else a network may have to be asked: other times, inputs, sizes and ranges of the data, paths.
+
+    x (n, *event): data in model space. A manner stands for all readings of its answers.
+    """
     declared = Manner.of(model)
     plain: Kind = "x0" if declared.prediction == "edm" else declared.prediction
     times = _other_times(model)
-    yield from (replace(declared, later=later) for later in (-2.0, 2.0))
-    for time in times:
-        if time not in _RARE:
-            yield replace(declared, time_input=time)
-    if declared.prediction == "edm":
-        yield replace(declared, prediction=plain)
-        yield replace(declared, sigma_data=0.5 if declared.sigma_data != 0.5 else 1.0)
-    elif times:
-        yield replace(declared, prediction="edm", time_input=NoiseLevel(), sigma_data=_size(x))
-    for shift, scale in ((0.5, 2.0), (-1.0, 0.5), (0.0, 2.0), (0.0, 0.5)):
-        yield replace(declared, shift=shift, scale=scale)
-    if declared.prediction != "edm":  # that means the same on every path
-        for sde in (VPSDE(), FlowMatching(), VESDE()):
-            if sde != model.sde:
-                yield replace(declared, sde=sde)
+    steps = getattr(model.sde, "N", None)
+    times += (DiscreteIndex(steps),) if times and steps not in (None, _INDEX.N) else ()
+    for time in (declared.time_input, *times):
+        yield replace(declared, time_input=time)
+        if declared.prediction == "edm":
+            yield replace(declared, prediction=plain, time_input=time)
+    for size in sorted({_size(x), round(x.double().std().item(), 4), 0.5, 1.0}):
+        for time in (declared.time_input, *(_OF_NOISE[-1:] if times else ())):
+            yield replace(declared, prediction="edm", time_input=time, sigma_data=size)
+    yield from (replace(declared, shift=shift, scale=scale) for shift, scale in _ranges(x))
+    for sde, own in _paths():
+        if sde != model.sde:
+            for time in (declared.time_input, *(own if times else ())):
+                yield replace(declared, sde=sde, prediction=plain, time_input=time)
 
 
 def _size(x: Tensor) -> float:
@@ -59,30 +85,11 @@ def _other_times(model: ScoreModel) -> tuple[Any, ...]:
     return () if looked_up else tuple(time for time in _USUAL_TIMES if time != model.time_input)
 
 
-def other_questions(model: ScoreModel, x: Tensor) -> Iterator[Manner]:
-    """What else a network may have to be asked: other times, inputs, sizes and ranges of the data, paths.
-
-    x (n, *event): data in model space. A manner stands for all readings of its answers.
-    """
-    declared = Manner.of(model)
-    plain: Kind = "x0" if declared.prediction == "edm" else declared.prediction
-    sizes = {_size(x), round(x.double().std().item(), 4), 0.5, 1.0}
-    times = _other_times(model)
-    steps = getattr(model.sde, "N", None)
-    times += (DiscreteIndex(steps),) if times and steps is not None else ()
-    for time in (declared.time_input, *times):
-        yield replace(declared, time_input=time)
-        if declared.prediction == "edm":
-            yield replace(declared, prediction=plain, time_input=time)
-    for time in {declared.time_input, *((NoiseLevel(),) if times else ())}:
-        for size in sizes:
-            yield replace(declared, prediction="edm", time_input=time, sigma_data=size)
-    for shift, scale in _ranges(x):
-        yield replace(declared, shift=shift, scale=scale)
-    for sde, own in _paths(model.sde):
-        if sde != model.sde:
-            for time in {declared.time_input, *(own if times else ())}:
-                yield replace(declared, sde=sde, prediction=plain, time_input=time)
+def _beyond(model: ScoreModel, time: Any) -> bool:
+    """Whether a time input tells times that the declared one does not."""
+    t = torch.linspace(0.001, 0.999, 9, dtype=torch.float64)
+    own, other = model.time_input(model.sde, t), time(model.sde, t)
+    return bool((other < own.min()).any() or (other > own.max()).any())
 
 
 def _ranges(x: Tensor) -> Iterator[tuple[float, float]]:
@@ -96,14 +103,16 @@ def _ranges(x: Tensor) -> Iterator[tuple[float, float]]:
         yield mean, 1.0
 
 
-def _paths(declared: SDE) -> Iterator[tuple[SDE, tuple[Any, ...]]]:
-    for sde in (VPSDE(), SubVPSDE(), CosineVPSDE()):
-        yield sde, _OF_T
-    yield VESDE(), (ScaledTime(), NoiseRatio(), NoiseLevel(1.0))
-    yield EDMSDE(), _OF_NOISE
-    yield FlowMatching(), (ScaledTime(), ScaledTime(1000.0), *_BACKWARDS)
-    for discrete in (DiscreteVPSDE(), _scaled_linear()):
-        yield discrete, (DiscreteIndex(),)
+@functools.cache
+def _paths() -> tuple[tuple[SDE, tuple[Any, ...]], ...]:
+    """The usual paths, and the times that networks are told there."""
+    return (
+        *((sde, _OF_T) for sde in (VPSDE(), SubVPSDE(), CosineVPSDE())),
+        (VESDE(), (_OF_T[0], *_OF_NOISE[:2])),
+        (EDMSDE(), _OF_NOISE),
+        (FlowMatching(), (_OF_T[0], _OF_T[2], *_BACKWARDS)),
+        *((discrete, (_INDEX,)) for discrete in (DiscreteVPSDE(), _scaled_linear())),
+    )
 
 
 @functools.cache

@@ -13,7 +13,6 @@ than a linear denoiser is a note, and by itself no sign of a wrong declaration.
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -27,7 +26,7 @@ from sde_toolkit.models.alternatives import few_questions, other_questions
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.declaration_report import DeclarationReport, report_on, without_trial
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode, refuse_random_numbers
-from sde_toolkit.models.evidence import SURE, Evidence, worse_than_no_answer
+from sde_toolkit.models.evidence import SURE, Evidence, best_of, worse_than_no_answer
 from sde_toolkit.models.perturbed_trial import Manner, Outcome, Trial, device_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.networks.inside import inner_network
@@ -41,7 +40,7 @@ _FINALISTS = 6
 _TRIED_N = 16  # samples per level with which these are tried next
 _LATER = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
 _FEWEST = 16  # samples of data from which anything can be told
-_SUSPECTED = 0.01  # of the mean gain in skill, in a quick check, if it is above its standard error
+_SUSPECTED = 0.01, 0.75  # the mean gain in skill in a quick check, and the same in its standard errors
 
 
 class DeclarationWarning(UserWarning):
@@ -82,7 +81,7 @@ def check_declaration(
         screen = Trial.of(model, x, condition, _LEVELS, _SCREENED_N, seed + 1, 64).part(_SCREENED, _SCREENED_N)
         try:
             with refuse_random_numbers(device, model.network):
-                outcomes = trial.ask(Manner.of(model))
+                outcomes = trial.ask(Manner.of(model), fit=True)
         except ArgumentError as error:
             return without_trial(model, str(error))
         return _judged(trial, outcomes, screen, x)
@@ -98,7 +97,7 @@ def warn_if_wrong(model: ScoreModel, data: Tensor, *, condition: Any = None, sta
     report = check_declaration(model, data, condition=condition, quick=True)
     if not report.ok:
         instead = "" if report.better is None else f" Better: {report.better}."
-        remedy = "model.check(data) says more; check_model=False leaves this check out."
+        remedy = "model.check(data) says more; check_declaration=False leaves this check out."
         text = f"The model's declaration looks wrong: {report.finding}{instead} {remedy}"
         warnings.warn(text, DeclarationWarning, stacklevel=stacklevel)
 
@@ -135,11 +134,10 @@ def _suspicious(trial: Trial, outcomes: list[Outcome]) -> bool:
     if any(Evidence(trial, declared, other).is_better(0.6 * SURE) for other in others):
         return True
     few, own = trial.part(_SCREENED, _FEW_N), declared.part(_SCREENED, _FEW_N)
-    for manner in few_questions(trial.model, trial.data):
-        for other in few.ask(manner):
-            found = Evidence(few, own, other)
-            if found.overall > max(_SUSPECTED, found.error):
-                return True
+    for manner in few_questions(trial.model, trial.data, cautious=device_of(trial.model).type == "cuda"):
+        _, overall, error = best_of(few, own, few.ask(manner))
+        if overall > max(_SUSPECTED[0], _SUSPECTED[1] * error):
+            return True
     return False
 
 
@@ -147,36 +145,39 @@ def _judged(trial: Trial, outcomes: list[Outcome], screen: Trial, x: Tensor) -> 
     declared, *others = outcomes
     some, own = trial.part(slice(None), _TRIED_N), declared.part(slice(None), _TRIED_N)
     for manner in _finalists(screen, declared.manner, x):
-        found = [Evidence(some, own, other) for other in some.ask(manner)]
-        best = max(found, key=lambda evidence: evidence.overall)
-        if best.overall > -best.error:
-            others += trial.ask(best.other.manner)
+        best, overall, error = best_of(some, own, some.ask(manner))
+        if overall > -error:
+            others += trial.ask(best.manner, fit=True)
     evidence = [Evidence(trial, declared, other) for other in others]
     fitting = [one for one in evidence if one.is_better()]
     if fitting:
-        best = max(fitting, key=lambda one: one.overall)
-        return report_on(trial, declared, better=best.other)
+        most = max(fitting, key=lambda one: one.overall)
+        alike = [one for one in fitting if one.overall > most.overall - SURE * most.error]
+        return report_on(trial, declared, better=min(alike, key=lambda one: _changes(declared, one)).other)
     for later in _LATER:
         manner = replace(declared.manner, later=later)
         if Evidence(some, own, some.ask(manner)[0]).gains.max() > 0.02:
-            told = trial.ask(manner)[0]
+            told = trial.ask(manner, fit=True)[0]
             if Evidence(trial, declared, told).is_better_later():
                 return report_on(trial, declared, told=told)
     return report_on(trial, declared, of_no_answer=worse_than_no_answer(trial, declared))
+
+
+def _changes(declared: Outcome, one: Evidence) -> tuple[int, float]:
+    """How many parts of the declaration differ; of as many, the better fit comes first."""
+    own, other = (vars(outcome.manner).values() for outcome in (declared, one.other))
+    return sum(a is not b and a != b for a, b in zip(own, other, strict=True)), -one.overall
 
 
 def _finalists(screen: Trial, own: Manner, x: Tensor) -> list[Manner]:
     """Other questions, in the best of their readings: those that do best on few samples, and better than declared."""
     declared = screen.ask(own)[0]
     tried: list[tuple[float, Manner]] = []
-    seen = {own.question}
     for manner in other_questions(screen.model, x):
-        if manner.question in seen:
+        if manner.question == own.question:
             continue
-        seen.add(manner.question)
-        found = [Evidence(screen, declared, other) for other in screen.ask(manner)]
-        best = max(found, key=lambda evidence: evidence.overall)
-        if best.overall > -best.error:
-            tried.append((best.overall, best.other.manner))
+        best, overall, error = best_of(screen, declared, screen.ask(manner))
+        if overall > -error:
+            tried.append((overall, best.manner))
     tried.sort(key=lambda pair: -pair[0])
     return [manner for _, manner in tried[:_FINALISTS]]

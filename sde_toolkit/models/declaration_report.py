@@ -57,7 +57,9 @@ class DeclarationReport:
         lines = [f"declared: {self.declared}"]
         if self.rows:
             other = any(row.better is not None for row in self.rows)
-            lines.append(f"error of x̂_0 in units of {self.spread:.4g}, the spread of the data; {self.n} samples a level")
+            lines.append(
+                f"error of x̂_0 in units of {self.spread:.4g}, the spread of the data; {self.n} samples a level"
+            )
             lines.append("       t       λ   error  best linear" + "  better" * other)
             for row in self.rows:
                 last = "" if row.better is None else f"{_shown(row.better):>8}"
@@ -129,8 +131,8 @@ def _worse_than_nothing(trial: Trial, ratio: Tensor) -> str:
     k = int(ratio.argmax())
     return (
         f"at λ = {trial.half_log_snr[k].item():.2f} its error is {ratio[k].item():.3g} times that of a network that "
-        "always answers the mean of its target. The prediction, the time input, the SDE or the range of the data is not "
-        "what it was trained with, or it has learned nothing yet"
+        "always answers the mean of its target. The prediction, the time input, the SDE or the range of the data is "
+        "not what it was trained with, or it has learned nothing yet"
     )
 
 

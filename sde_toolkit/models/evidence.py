@@ -8,10 +8,10 @@ Another manner fits better if all of this holds:
 
     overall       it has more skill, on average over the levels, by more than chance allows
     somewhere     it is better by 5 % or more at some level, by more than chance allows, and no worse than trivial there
-    elsewhere     what it loses in skill at other levels is less than a fifth of what it gains, and it is not far worse
-                  than no answer, the mean of what the network is taken for
-    knowledge     if the network was asked another question, its answers know more of x_0, however they are read:
-                  an answer that is only shrunk more, as suits a network that has learned little, does not
+    elsewhere     what it loses in skill at other levels is less than a fifth of what it gains; where it has none, it is
+                  not much worse than declared, nor both beside no answer, the mean of what the network is taken for
+    knowledge     if the network was asked another question, its answers know no less of x_0, however they are read:
+                  otherwise it is only shrunk more, which suits a network that has learned little
 
 These hold for the right declaration beside a wrong one, and for no declaration beside the right one.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sde_toolkit.models.perturbed_trial import Outcome, Trial
 
-__all__ = ["Evidence", "behind_linear", "gain", "worse_than_no_answer"]
+__all__ = ["Evidence", "behind_linear", "best_of", "gain", "worse_than_no_answer"]
 
 BETTER = 0.05  # of the error, at some level
 FAR_BETTER = 0.7  # of the log of the error, at some level: a factor of two
@@ -35,7 +35,16 @@ _LOSSES = 0.2  # of the gains
 _SOME_SKILL = 0.025
 _SHIFTED = 0.05  # of the error, at two levels, when told the time of another level
 _NOTHING = 0.10  # of the mean log error, above that of no answer
+_MUCH_WORSE = 0.2  # of the log of the error
 _FAR_WORSE = 2.5  # times the error of no answer
+
+
+def best_of(trial: Trial, declared: Outcome, others: list[Outcome]) -> tuple[Outcome, float, float]:
+    """That of the most gain in skill on average over the levels, the gain, and its standard error."""
+    errors = torch.stack([other.errors for other in others])
+    overall, error = _mean(*gain(_skilled(trial, declared.errors), _skilled(trial, errors)))
+    k = int(overall.argmax())
+    return others[k], overall[k].item(), error[k].item()
 
 
 class Evidence:
@@ -48,44 +57,49 @@ class Evidence:
 
     def __init__(self, trial: Trial, declared: Outcome, other: Outcome) -> None:
         self.trial, self.declared, self.other = trial, declared, other
-        skilled = _skilled(trial, other.errors)
-        gains, errors = gain(_skilled(trial, declared.errors), skilled)
+        gains, errors = gain(_skilled(trial, declared.errors), _skilled(trial, other.errors))
         self.gains, self.errors = torch.nan_to_num(gains, nan=0.0), torch.nan_to_num(errors, nan=0.0)
-        self.overall, self.error = _mean(gains, errors)
-        self.skill = _mean(*gain(trial.trivial, skilled))[0]
+        self.overall, self.error = (found.item() for found in _mean(gains, errors))
 
     def is_better(self, sureness: float = SURE) -> bool:
         """Whether the other manner fits better; ``sureness`` in standard errors."""
-        if self.skill < _SOME_SKILL or self.overall < _LEAST:
+        skill, _ = _mean(*gain(self.trial.trivial, _skilled(self.trial, self.other.errors)))
+        if skill < _SOME_SKILL or self.overall < _LEAST:
             return False
         if (-self.gains).clamp(min=0.0).sum() > _LOSSES * self.gains.clamp(min=0.0).sum():
             return False
-        if (_to_no_answer(self.trial, self.other) > _FAR_WORSE).any():
+        if self._falls_behind():
             return False
         gains, errors = gain(self.declared.errors, self.other.errors)
         sensible = self.other.errors.mean(1) < 1.1**2 * self.trial.trivial.mean(1)
         least = torch.where(sensible, gains - sureness * errors, -math.inf).nan_to_num(nan=-math.inf).max().item()
         if least < BETTER or (self.overall < sureness * self.error and least < FAR_BETTER):
             return False
-        return self._same_question() or self._knows_more(sureness) or least > FAR_BETTER
+        return self._knows_no_less() or least > FAR_BETTER
 
     def is_better_later(self) -> bool:
         """Whether the network denoises better at two levels when it is told the time of another level."""
-        return int((self.gains - SURE * self.errors > _SHIFTED).sum()) >= 2
+        return self.is_better() and int((self.gains - SURE * self.errors > _SHIFTED).sum()) >= 2
 
-    def _same_question(self) -> bool:
-        return self.declared.manner.question == self.other.manner.question
+    def _falls_behind(self) -> bool:
+        """Whether it is much worse than declared somewhere, where neither may have any skill."""
+        unskilled = ~(self.other.errors.mean(1) < self.trial.trivial.mean(1))
+        behind = -gain(self.declared.errors, self.other.errors)[0]
+        own, other = (_to_no_answer(self.trial, outcome) for outcome in (self.declared, self.other))
+        return bool((unskilled & (behind.minimum(torch.log(other / own)) > _MUCH_WORSE)).any())
 
-    def _knows_more(self, sureness: float) -> bool:
+    def _knows_no_less(self) -> bool:
+        if self.declared.fitted is None or self.other.fitted is None:
+            return True
         overall, error = _mean(*gain(self.declared.fitted, self.other.fitted))
-        return overall > sureness * error
+        return bool(overall >= -error)
 
 
 def gain(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the ratio of the root mean squares of errors (levels, n), and its standard error (levels,)."""
-    a, b = before.mean(1), after.mean(1)
-    spread = before / a.unsqueeze(1) - after / b.unsqueeze(1)
-    error = 0.5 * spread.std(1) / math.sqrt(before.shape[1])
+    """log of the ratio of the root mean squares of errors (..., levels, n), and its standard error (..., levels)."""
+    a, b = before.mean(-1), after.mean(-1)
+    spread = before / a.unsqueeze(-1) - after / b.unsqueeze(-1)
+    error = 0.5 * spread.std(-1) / math.sqrt(before.shape[-1])
     gains = 0.5 * torch.log(a / b)
     return gains, torch.where(gains.isinf(), 0.0, error)
 
@@ -112,13 +126,13 @@ def behind_linear(trial: Trial, declared: Outcome) -> Tensor:
 
 
 def _skilled(trial: Trial, errors: Tensor) -> Tensor:
-    """Errors (levels, n); those of the trivial answer where they are above these on average."""
-    worse = ~(errors.mean(1) < trial.trivial.mean(1)) & ~errors.isnan().any(1)
-    return torch.where(worse.unsqueeze(1), trial.trivial, errors)
+    """Errors (..., levels, n); those of the trivial answer where they are above these on average."""
+    worse = ~(errors.mean(-1) < trial.trivial.mean(-1)) & ~errors.isnan().any(-1)
+    return torch.where(worse.unsqueeze(-1), trial.trivial, errors)
 
 
-def _mean(gains: Tensor, errors: Tensor) -> tuple[float, float]:
+def _mean(gains: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     """Over the levels; a level that one of two SDEs does not reach counts as no gain."""
     known = ~(gains.isnan() | gains.isinf())
-    total = torch.where(known, gains, 0.0).mean().item()
-    return total, torch.where(known, errors, 0.0).square().sum().sqrt().item() / len(gains)
+    overall = torch.where(known, gains, 0.0).mean(-1)
+    return overall, torch.where(known, errors, 0.0).square().sum(-1).sqrt() / gains.shape[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,9 +54,12 @@ class Manner:
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """What the network is asked: manners of the same question are read from the same answers."""
+        """What the network is asked: manners of the same question are read from the same answers.
+
+        SDEs and time inputs count by identity: a user's own may know no other.
+        """
         sigma_data = self.sigma_data if self.prediction == "edm" else None
-        return self.sde, repr(self.time_input), sigma_data, self.shift, self.scale, self.later
+        return id(self.sde), id(self.time_input), sigma_data, self.shift, self.scale, self.later
 
 
 def readings(manner: Manner) -> list[Manner]:
@@ -79,16 +82,16 @@ class Outcome:
         errors: mean squares over the elements of x̂_0 − x_0, (levels, n), in units of the model's space. NaN at levels
             that its SDE does not reach; ∞ where an answer is not finite.
         fitted: those of the best a x_t + b y + c μ + d at each level, y the network's answer and μ the mean of the
-            data. They say what the answers know, however they are read.
+            data. They say what the answers know, however they are read. None if not asked for.
     """
 
     manner: Manner
     errors: Tensor
-    fitted: Tensor
+    fitted: Tensor | None = None
 
     def part(self, levels: slice, n: int) -> Outcome:
         """That for some of the levels and the first n samples of each."""
-        return Outcome(self.manner, self.errors[levels, :n], self.fitted[levels, :n])
+        return Outcome(self.manner, self.errors[levels, :n], None if self.fitted is None else self.fitted[levels, :n])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,6 @@ class Trial:
     step: float
     trivial: Tensor
     linear: Tensor
-    variants: dict[Any, ScoreModel | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: ScoreModel, data: Tensor, condition: Any, levels: int, n: int, seed: int, fitted: int) -> Trial:
@@ -143,11 +145,13 @@ class Trial:
             linear=self.linear[levels, :n],
         )
 
-    def ask(self, manner: Manner) -> list[Outcome]:
-        """Outcomes of all readings of the answers to one question, that of ``manner`` first."""
+    def ask(self, manner: Manner, fit: bool = False) -> list[Outcome]:
+        """Outcomes of all readings of the answers to one question, that of ``manner`` first.
+
+        ``fit``: with what the answers know, however they are read.
+        """
         manners = readings(manner)
-        errors = torch.full((len(manners), *self.places.shape), math.nan, dtype=torch.float64)
-        fitted = torch.full(self.places.shape, math.nan, dtype=torch.float64)
+        found = torch.full((len(manners) + fit, *self.places.shape), math.nan, dtype=torch.float64)
         asked = self._variant(manner)
         low, high = (manner.sde.half_log_snr(end).item() for end in (1.0, 0.0))
         wanted = self.half_log_snr - math.log(manner.scale)
@@ -155,7 +159,9 @@ class Trial:
         told = told.clamp(max(low, wanted.min().item()), min(high, wanted.max().item()))
         reached = torch.nonzero((wanted >= low) & (wanted <= high)).flatten()
         together = max(1, _TOGETHER // max(1, self.noise[0].numel()))
-        for levels in reached.split(together) if asked is not None and len(reached) else ():
+        for levels in reached.split(together) if len(reached) else ():
+            if asked is None:
+                break
             t, told_t = (manner.sde.inverse_half_log_snr(level[levels]) for level in (wanted, told))
             x_0 = (self.data[self.places[levels]].double() - manner.shift) * manner.scale
             alpha, sigma = (_over(c, x_0) for c in (manner.sde.alpha(t), manner.sde.sigma(t)))
@@ -167,17 +173,19 @@ class Trial:
                 if manner.question == Manner.of(self.model).question:
                     raise
                 break
+            views = {
+                kind: [_over(c, x_0) for c in Readout(manner.sde, kind, t, manner.sigma_data).view("x0")]
+                for kind in {one.prediction for one in manners}
+            }
             for i, one in enumerate(manners):
-                m, n = (_over(c, x_0) for c in Readout(one.sde, one.prediction, t, one.sigma_data).view("x0"))
-                errors[i, levels] = _squares(m * x_t + one.sign * n * y - x_0) / manner.scale**2
-            mean = (self.mean - manner.shift) * manner.scale
-            fitted[levels] = _errors_of_fit(x_0, [x_t, y, mean.expand_as(x_0)]) / manner.scale**2
+                m, n = views[one.prediction]
+                found[i, levels] = _squares(m * x_t + one.sign * n * y - x_0) / manner.scale**2
+            if fit:
+                mean = (self.mean - manner.shift) * manner.scale
+                found[-1, levels] = _errors_of_fit(x_0, [x_t, y, mean.expand_as(x_0)]) / manner.scale**2
         if asked is not None:
-            left_out = torch.ones(len(wanted), dtype=torch.bool)
-            left_out[reached] = False
-            errors[:, ~left_out] = torch.nan_to_num(errors[:, ~left_out], nan=math.inf, posinf=math.inf)
-            fitted[~left_out] = torch.nan_to_num(fitted[~left_out], nan=math.inf, posinf=math.inf)
-        return [Outcome(one, e, fitted) for one, e in zip(manners, errors, strict=True)]
+            found[:, reached] = torch.nan_to_num(found[:, reached], nan=math.inf, posinf=math.inf)
+        return [Outcome(one, e, found[-1] if fit else None) for one, e in zip(manners, found, strict=False)]
 
     def of_no_answer(self, manner: Manner) -> Tensor:
         """Mean square errors (levels,) of a network that always answers the mean of what this manner takes it for."""
@@ -189,22 +197,18 @@ class Trial:
 
     def _variant(self, manner: Manner) -> ScoreModel | None:
         """A model that asks the network so; None where there can be none."""
-        key = manner.question
-        if key not in self.variants:
-            model = self.model
-            try:
-                self.variants[key] = ScoreModel(
-                    model.network,
-                    manner.sde,
-                    "edm" if manner.prediction == "edm" else "x0",
-                    time_input=manner.time_input,
-                    sigma_data=manner.sigma_data,
-                    learned_variance=model.learned_variance,
-                    condition_name=model.condition_name,
-                )
-            except ArgumentError:
-                self.variants[key] = None
-        return self.variants[key]
+        try:
+            return ScoreModel(
+                self.model.network,
+                manner.sde,
+                "edm" if manner.prediction == "edm" else "x0",
+                time_input=manner.time_input,
+                sigma_data=manner.sigma_data,
+                learned_variance=self.model.learned_variance,
+                condition_name=self.model.condition_name,
+            )
+        except ArgumentError:
+            return None
 
     @torch.no_grad()
     def _answers(self, model: ScoreModel, x_t: Tensor, inputs: tuple[Tensor, ...], places: Tensor) -> Tensor:

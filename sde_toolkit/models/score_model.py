@@ -242,11 +242,12 @@ class ScoreModel(Conventions):
         Args:
             data: samples (N, *event) that the network was trained on, in the caller's space; 1,000 are plenty.
             condition: handed to the network; tensors in it have one row per sample of ``data``.
-            n: samples per level. Default: 48 to 256, more for small samples.
+            n: samples per level. Default: 8 to 256, more for small samples.
             seed: of the noise. Global random numbers are left alone.
 
         Raises:
-            ArgumentError: for fewer than 16 samples, and for data of another shape.
+            ArgumentError: for fewer than 16 samples, samples that are all the same or not finite, and data of another
+                shape.
         """
         from sde_toolkit.models.declaration import check_declaration
 

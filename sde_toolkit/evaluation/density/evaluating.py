@@ -92,6 +92,7 @@ def evaluate_likelihood(
     *,
     team: Team | None = None,
     device: torch.device | str | None = None,
+    check_declaration: bool = True,
     progress: bool = False,
     say: Callable[[str], None] = print,
     name: str = "directory",
@@ -102,6 +103,7 @@ def evaluate_likelihood(
         directory: gets ``request.json`` and ``parts/``. Parts that are there already are used, see :class:`PartStore`.
         team: the processes that share the work; alone by default.
         device: where to compute, the model's own by default; the model is moved there.
+        check_declaration: warn if the model's declaration does not fit the data (:meth:`ScoreModel.check`).
         say: gets messages about parts that were found or damaged.
         name: what the directory is called in error messages.
 
@@ -129,7 +131,7 @@ def evaluate_likelihood(
         missing = [job.number for job in jobs if store.read(job.number, job.first, job.last, say) is None]
         if len(missing) < len(jobs):
             say(f"{len(jobs) - len(missing)} of {len(jobs)} parts are there already, {len(missing)} to compute")
-        if missing:
+        if missing and check_declaration:
             warn_if_wrong(model, x, condition=request.condition)
     decided, missing = team.agree((decided, missing))
     rehearsal = _rehearsal(decided, store)
