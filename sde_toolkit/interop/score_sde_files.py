@@ -6,8 +6,8 @@
     VE                     σ, and embeds log σ           −ε/σ = score            VESDE, NoiseLevel(1)
     VE at N steps          (N − 1)(1 − t), rounded       −ε/σ = score            VESDE, RemainingTime(N − 1)
 
-The network divides by σ if it was trained with ``scale_by_sigma``; here the division is left out, and its output is −ε.
-Trained at steps, networks are here told fractions between these. Data that are not ``centered`` lie in [0, 1].
+With ``scale_by_sigma`` the network itself divides by σ. Here this division is left out: the output is −ε. A network
+that was trained at steps is told fractions between them. Data that are not ``centered`` lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def read(
 ) -> ScoreModel:
     """The network of a checkpoint, in evaluation mode, for data of 0..255. Activations are SiLU, as published.
 
-    Widths, depths, attention, pyramids, the embedding of time, N, σ_min and σ_max are read from the file. The other
-    settings are asked for, as far as they matter.
+    The file says widths, depths, attention, pyramids, the embedding of time, N, σ_min and σ_max. Other settings that
+    matter are asked for.
 
     Args:
         path: the file.
-        config: the published configuration that it was trained with, such as "ve/cifar10_ncsnpp_continuous": it says
-            all that follows. What is told besides takes its place.
-        weights: the moving average ("ema"), or those of the last step.
+        config: the published configuration that it was trained with, such as "ve/cifar10_ncsnpp_continuous". It answers
+            all that follows; arguments given beside it replace single answers.
+        weights: the moving average ("ema"), or the weights of the last step ("raw").
         sde: "vpsde", "subvpsde" or "vesde".
         continuous: whether it was trained at all times, not at N steps.
         centered: whether its data lie in [−1, 1], not in [0, 1].

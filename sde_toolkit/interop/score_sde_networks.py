@@ -56,7 +56,7 @@ def layers_of(file: Path, state: Mapping[str, Tensor]) -> list[Layer]:
         if found is not None:
             layers.setdefault(int(found[1]), {})[found[2]] = tensor
     if sorted(layers) != list(range(len(layers))) or not layers:
-        problem = "layers without weights are missing: it halves and doubles sizes by none (resamp_with_conv = False)"
+        problem = "some of its layers have no weights, as with resamp_with_conv = False"
         raise CheckpointError(file, problem if layers else "its network has no layers", OTHER_NETWORKS)
     return [layers[i] for i in range(len(layers))]
 

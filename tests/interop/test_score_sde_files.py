@@ -163,6 +163,7 @@ def test_what_the_file_does_not_say_is_asked_for_one_by_one(files, models, case)
     ("case", "change"),
     [
         ("vp_ddpmpp_continuous", {"sde": "subvpsde"}),
+        ("vp_ddpmpp", {"sde": "subvpsde"}),
         ("vp_ddpmpp_continuous", {"continuous": False, "beta_max": 10.0}),
         ("vp_ddpmpp_continuous", {"centered": False}),
         ("vp_ddpmpp_continuous", {"fir": True}),
