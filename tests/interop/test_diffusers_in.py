@@ -1,17 +1,20 @@
 """Models of diffusers say here what they say there: x̂_0 as each scheduler converts it, and whole trajectories."""
 
 import copy
+import importlib
 import json
 import math
 import os
 import pickle
 import re
 import shutil
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
@@ -236,6 +239,20 @@ def test_the_network_of_dance_diffusion_is_told_the_angle():
         ours = from_diffusers(network, scheduler)(x, times[place]).x_0
         if place > 0:  # its α is 0 at first
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_the_network_of_cosine_edm_is_told_the_angle(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))  # of the noise of its steps, which is not used
+    name = "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
+    kind = importlib.import_module(name).CosineDPMSolverMultistepScheduler
+    network, scheduler = strong(Small()), kind(sigma_data=0.8)
+    scheduler.set_timesteps(20)
+    model, times = from_diffusers(network, scheduler), diffusers_grid(scheduler, 20)
+    for place, (t, time) in enumerate(zip(scheduler.timesteps, times, strict=False)):
+        sigma, x = scheduler.sigmas[place], rows(3, 8, 8, n=2)
+        y = network(scheduler.precondition_inputs(x, sigma), t.expand(2))[0]
+        theirs = scheduler.precondition_outputs(x, y, sigma)
+        torch.testing.assert_close(model(x, time).x_0, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
 # Whole trajectories.
@@ -510,6 +527,11 @@ def link_outside(folder):
     os.symlink(outside, folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def one_weight_lacks(folder):
+    file = next((folder / "unet").glob("*.safetensors"))
+    save_file({k: v for k, v in load_file(file).items() if k != "conv_out.bias"}, file)
+
+
 def configured(file, **changes):
     return lambda folder: edit(folder / file, **changes)
 
@@ -529,6 +551,7 @@ HOSTILE = {
     "another network": (configured(UNET, block_out_channels=[4, 8]), CheckpointError, "unet"),
     "quantised weights": (configured(UNET, quantization_config={"bits": 4}), CheckpointError, "quantised"),
     "a config that is none": (lambda f: (f / UNET).write_text("[" * 10**5), CheckpointError, "config"),
+    "a weight that lacks": (one_weight_lacks, CheckpointError, r"conv_out\.bias.*missing"),
     "weights cut short": (
         lambda f: next((f / "unet").glob("*.safetensors")).write_bytes(b"\xff" * 64), CheckpointError, "unet",
     ),
