@@ -35,7 +35,7 @@ from sde_toolkit.interop.diffusers_weights import (
 __all__ = [
     "AUTOENCODERS",
     "NETWORKS",
-    "Parts",
+    "PipelineParts",
     "is_file_of_diffusers",
     "is_folder_of_diffusers",
     "read_file",
@@ -50,7 +50,7 @@ _OWN = ("time_embedding.linear_1.weight", "time_text_embed.timestep_embedder.lin
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class PipelineParts:
     """What a pipeline is made of, as far as a score model needs it.
 
     Attributes:
@@ -84,7 +84,7 @@ def is_file_of_diffusers(path: Path) -> bool:
     return any(name.startswith(_FOREIGN) for name in names) or any(name in names for name in _OWN)
 
 
-def read_folder(path: Path, variant: str | None = None) -> Parts:
+def read_folder(path: Path, variant: str | None = None) -> PipelineParts:
     """A pipeline, or a network alone.
 
     Args:
@@ -99,7 +99,7 @@ def read_folder(path: Path, variant: str | None = None) -> Parts:
         path = path.absolute().parent
     root = root_of(path)
     if described_class(path / INDEX) is None:
-        return Parts(network_in_folder(path, root, None, variant))
+        return PipelineParts(network_in_folder(path, root, None, variant))
     check_links(path, root)
     index = read_config(path / INDEX)
     part = next((name for name in NETWORKS if _is_listed(index, name)), None)
@@ -117,10 +117,10 @@ def read_folder(path: Path, variant: str | None = None) -> Parts:
     if latent is not None:
         place, kind = path / latent, _listed(path, index, latent)
         load = lambda: network_in_folder(place, root, kind, variant)  # noqa: E731
-    return Parts(network, scheduler, str(index["_class_name"]), load)
+    return PipelineParts(network, scheduler, str(index["_class_name"]), load)
 
 
-def read_file(path: Path, config: str | Path | None) -> Parts:
+def read_file(path: Path, config: str | Path | None) -> PipelineParts:
     """A network from one safetensors file, its config from another place.
 
     Args:
@@ -139,7 +139,7 @@ def read_file(path: Path, config: str | Path | None) -> Parts:
     part = next((p for p in NETWORKS if described_class(place / p / CONFIG) is not None), "")
     network = network_from_file(path, place / part)
     scheduler = place / "scheduler" / SCHEDULER
-    return Parts(
+    return PipelineParts(
         network,
         scheduler_from(read_config(scheduler)) if scheduler.is_file() else None,
         described_class(index),

@@ -14,7 +14,7 @@ from sde_toolkit.interop.diffusers_configs import scheduler_from
 from sde_toolkit.interop.diffusers_folders import (
     AUTOENCODERS,
     NETWORKS,
-    Parts,
+    PipelineParts,
     is_file_of_diffusers,
     is_folder_of_diffusers,
     read_file,
@@ -126,16 +126,16 @@ def from_diffusers(
     return model.train(parts.network.training)
 
 
-def _parts(source: Any, config: str | Path | None, variant: str | None) -> Parts:
+def _parts(source: Any, config: str | Path | None, variant: str | None) -> PipelineParts:
     if isinstance(source, (str, Path)):
         path = Path(source)
         return read_file(path, config) if path.is_file() else read_folder(path, variant)
     if isinstance(source, nn.Module):
-        return Parts(source)
+        return PipelineParts(source)
     network = next((part for name in NETWORKS if (part := getattr(source, name, None)) is not None), source)
     latent = next((part for name in AUTOENCODERS if (part := getattr(source, name, None)) is not None), None)
     load: Callable[[], nn.Module] | None = None if latent is None else lambda: latent
-    return Parts(network, getattr(source, "scheduler", None), type(source).__name__, load)
+    return PipelineParts(network, getattr(source, "scheduler", None), type(source).__name__, load)
 
 
 def _with_time(training: Training, network: DiffusersNetwork, time_scale: float | None) -> Training:
