@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sde_toolkit.interop.filling import filled
 from sde_toolkit.networks import ADMUNet, PublishedUNet
 
-__all__ = ["TRUNKS", "Tensors", "ordered_heads", "swapped_halves"]
+__all__ = ["Tensors", "dhariwal_unet", "ordered_heads", "song_unet", "swapped_halves"]
 
 Tensors = Mapping[str, Tensor]
 
@@ -242,9 +242,3 @@ def swapped_halves(tensor: Tensor, axis: int) -> Tensor:
 
 
 _LEAVE = {False: ("leave_norm", "leave"), True: ("norms", "leave")}
-
-TRUNKS: dict[str, Callable[[Path, Mapping[str, Any], Tensors], nn.Module]] = {
-    "SongUNet": song_unet,
-    "DhariwalUNet": dhariwal_unet,
-}
-"""By the name of the class: the network from the file, the options of the class, and its tensors by their names."""

@@ -147,7 +147,7 @@ class _Uninitialised(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
-        if func is torch.randn:  # also where it asks for the CPU
+        if func in (torch.randn, torch.rand):  # also where it asks for the CPU
             return torch.empty(*args, dtype=kwargs.get("dtype"), device="meta")
         return func(*args, **kwargs)
 

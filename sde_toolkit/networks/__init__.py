@@ -7,6 +7,7 @@ made from the SDE's t, and what the output means, is decided by the score model 
 from __future__ import annotations
 
 from sde_toolkit.networks.adm import ADMUNet
+from sde_toolkit.networks.edm2 import EDM2UNet
 from sde_toolkit.networks.embeddings import Condition, FourierEmbedding, SinusoidalEmbedding
 from sde_toolkit.networks.linear_attention_unet import LinearAttentionUNet
 from sde_toolkit.networks.mlp import MLP
@@ -18,6 +19,7 @@ __all__ = [
     "MLP",
     "ADMUNet",
     "Condition",
+    "EDM2UNet",
     "FourierEmbedding",
     "LinearAttentionUNet",
     "PublishedUNet",

@@ -164,20 +164,12 @@ class Conditioning(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike) -> Tensor:
         """Return (B, width) for a batch ``x`` (B, ...), its ``time`` (B,) and its condition."""
-        check_time(time)
-        if time.shape[0] != x.shape[0]:
-            raise ArgumentError(
-                "time",
-                tuple(time.shape),
-                f"x has {x.shape[0]} samples",
-                "Pass one time per sample, of shape (B,); expand a single time with time.expand(B).",
-            )
-        label, augmentation = condition if isinstance(condition, Condition) else Condition(condition)
-        _check_tensors(label, augmentation)
+        check_times(x, time)
+        label, augmentation = parts_of(condition)
         embedded = self.embedding(time).to(self.enter.weight.dtype)
         row = self._row(x, label)
         if augmentation is not None:
-            embedded = embedded + self._augmentation(x, augmentation)
+            embedded = embedded + augmented(self.augmentation, x, augmentation)
         if row is not None and self.label_place == "features":
             embedded = embedded + row
         vector = self.leave(nn.functional.silu(self.enter(embedded)))
@@ -197,50 +189,64 @@ class Conditioning(nn.Module):
                 remedy = f"Pass condition=labels, one of 0..{self.labels.num_embeddings - 1} for each sample."
                 raise ArgumentError("condition", label, "this network knows only samples with a class", remedy)
             return self.labels.weight[-1] if self.no_class == "learned" else None
-        self._check_labels(x, label)
+        classes = self.num_classes or 0
+        check_labels(x, label, classes, classes - 1 if self.no_class == "refused" else classes)
         if self.no_class != "zero":
             row: Tensor = self.labels(label)
             return row
         known = label < self.labels.num_embeddings
         return torch.where(known[:, None], self.labels(torch.where(known, label, 0)), 0.0)
 
-    def _augmentation(self, x: Tensor, augmentation: Tensor) -> Tensor:
-        if self.augmentation is None:
-            raise ArgumentError(
-                "condition",
-                augmentation,
-                "this network was built without an augmentation vector",
-                "Build it with augmentation_width=K, or leave augmentation out.",
-            )
-        wanted = (x.shape[0], self.augmentation_width)
-        if tuple(augmentation.shape) != wanted or not augmentation.is_floating_point():
-            raise ArgumentError(
-                "condition",
-                augmentation,
-                f"the augmentation must be floating point of shape {wanted}, not {augmentation.dtype} of shape "
-                f"{tuple(augmentation.shape)}",
-                "Pass one vector per sample, zeros where nothing was done.",
-            )
-        out: Tensor = self.augmentation(augmentation.to(self.augmentation.weight.dtype))
-        return out
 
-    def _check_labels(self, x: Tensor, condition: Tensor) -> None:
-        if condition.dtype not in (torch.int64, torch.int32) or condition.shape != x.shape[:1]:
-            raise ArgumentError(
-                "condition",
-                condition,
-                f"labels must be integers of shape ({x.shape[0]},), not {condition.dtype} of shape "
-                f"{tuple(condition.shape)}",
-                "Pass one torch.long label per sample.",
-            )
-        # Values are read on a CPU only: reading them would break a compiled graph, and make an accelerator wait.
-        if torch.compiler.is_compiling() or condition.device.type != "cpu" or condition.numel() == 0:
-            return
-        classes = self.num_classes or 0
-        last = classes - 1 if self.no_class == "refused" else classes
-        if int(condition.min()) < 0 or int(condition.max()) > last:
-            remedy = f"Use 0..{classes - 1} for the classes{'' if last < classes else f' and {classes} for no class'}."
-            raise ArgumentError("condition", condition, f"labels must lie in 0..{last}", remedy)
+def augmented(layer: nn.Linear | None, x: Tensor, augmentation: Tensor) -> Tensor:
+    """What ``layer`` makes of an augmentation vector (B, width) of the batch ``x`` (B, ...)."""
+    if layer is None:
+        problem = "this network was built without an augmentation vector"
+        remedy = "Build it with augmentation_width=K, or leave augmentation out."
+        raise ArgumentError("condition", augmentation, problem, remedy)
+    wanted = (x.shape[0], layer.in_features)
+    if tuple(augmentation.shape) != wanted or not augmentation.is_floating_point():
+        problem = (
+            f"the augmentation must be floating point of shape {wanted}, not {augmentation.dtype} of shape "
+            f"{tuple(augmentation.shape)}"
+        )
+        raise ArgumentError(
+            "condition", augmentation, problem, "Pass one vector per sample, zeros where nothing was done."
+        )
+    out: Tensor = layer(augmentation.to(layer.weight.dtype))
+    return out
+
+
+def check_labels(x: Tensor, label: Tensor, classes: int, last: int) -> None:
+    """Refuse labels that are not whole numbers from 0 to ``last``, one for each sample of ``x``."""
+    if label.dtype not in (torch.int64, torch.int32) or label.shape != x.shape[:1]:
+        problem = f"labels must be integers of shape ({x.shape[0]},), not {label.dtype} of shape {tuple(label.shape)}"
+        raise ArgumentError("condition", label, problem, "Pass one torch.long label per sample.")
+    # Values are read on a CPU only: reading them would break a compiled graph, and make an accelerator wait.
+    if torch.compiler.is_compiling() or label.device.type != "cpu" or label.numel() == 0:
+        return
+    if int(label.min()) < 0 or int(label.max()) > last:
+        remedy = f"Use 0..{classes - 1} for the classes{'' if last < classes else f' and {classes} for no class'}."
+        raise ArgumentError("condition", label, f"labels must lie in 0..{last}", remedy)
+
+
+def check_times(x: Tensor, time: Tensor) -> None:
+    """Refuse times that are not one number for each sample of ``x``."""
+    check_time(time)
+    if time.shape[0] != x.shape[0]:
+        raise ArgumentError(
+            "time",
+            tuple(time.shape),
+            f"x has {x.shape[0]} samples",
+            "Pass one time per sample, of shape (B,); expand a single time with time.expand(B).",
+        )
+
+
+def parts_of(condition: ConditionLike) -> Condition:
+    """A condition as label and augmentation, each a tensor or None."""
+    label, augmentation = condition if isinstance(condition, Condition) else Condition(condition)
+    _check_tensors(label, augmentation)
+    return Condition(label, augmentation)
 
 
 EMBEDDINGS: dict[str, Any] = {

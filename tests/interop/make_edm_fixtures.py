@@ -2,6 +2,8 @@
 
     git clone https://github.com/NVlabs/edm          (its licence, CC BY-NC-SA 4.0, does not allow a copy in this place)
     python tests/interop/make_edm_fixtures.py edm    [name of one fixture]
+    git clone https://github.com/NVlabs/edm2         (and the fixture of this one)
+    python tests/interop/make_edm_fixtures.py edm2
 
 A network of each kind is built small, filled with weights, saved as its training loop saves it, and evaluated. In the
 pickles a text stands in place of the source code. Weights are drawn with numpy's ``RandomState(0)``: each row of a
@@ -31,6 +33,10 @@ CASES = {  # class, options
     "ve_ncsnpp": ("VEPrecond", {**_NCSNPP, "encoder_type": "residual"}),
     "ve_pyramids": ("VEPrecond", {**_NCSNPP, "encoder_type": "skip", "decoder_type": "skip"}),
     "edm_adm": ("EDMPrecond", {**_ADM, "attn_resolutions": [4], "label_dim": CLASSES, "augment_dim": 9}),
+    "edm2": (
+        "Precond",
+        {**_SMALL, "model_channels": 16, "label_dim": CLASSES, "channels_per_head": 16},
+    ),
     "iddpm_adm": ("iDDPMPrecond", {**_ADM, "attn_resolutions": [4]}),
 }
 
@@ -53,6 +59,7 @@ def fill(network):
             values = rows[draw.randint(16, size=len(weight))]
         else:
             values = 0.2 * draw.standard_normal(weight.shape) + ("norm" in name and name.endswith("weight"))
+            values += 0.8 * name.endswith("gain")
         weight.data.copy_(torch.as_tensor(values, dtype=torch.float32))
 
 
@@ -60,7 +67,7 @@ def levels(network, kind):
     """Twenty of its noise levels, falling."""
     if kind == "iDDPMPrecond":
         return network.u[:-1].numpy()[np.linspace(0, network.M - 1, LEVELS).round().astype(int)].astype(np.float64)
-    low, high = max(network.sigma_min, 0.002), min(network.sigma_max, 80.0)
+    low, high = max(getattr(network, "sigma_min", 0), 0.002), min(getattr(network, "sigma_max", 80.0), 80.0)
     return np.geomspace(high, low, LEVELS).astype(np.float32).astype(np.float64)
 
 
@@ -79,7 +86,8 @@ def evaluate(network, kind, options, sampler):
     grid = []
 
     class Recorded(torch.nn.Module):
-        sigma_min, sigma_max, round_sigma = network.sigma_min, network.sigma_max, staticmethod(network.round_sigma)
+        sigma_min, sigma_max = getattr(network, "sigma_min", 0), getattr(network, "sigma_max", 80)
+        round_sigma = staticmethod(getattr(network, "round_sigma", torch.as_tensor))
 
         def forward(self, x, sigma, label):
             grid.append(float(sigma))
@@ -96,28 +104,42 @@ def main(edm, only=None):
     """Write all fixtures, or one."""
     sys.path.insert(0, edm)
     import torch
-    from generate import edm_sampler
-    from training import augment, loss, networks
 
-    def bare(module, found=()):  # the classes of NVIDIA's modules, without their source
+    try:
+        from generate import edm_sampler
+        from training import augment, loss, networks
+
+        modules, more = (augment, loss, networks), {"augment_pipe": augment.AugmentPipe(p=0.12, xflip=1e8)}
+        more["loss_fn"] = loss.EDMLoss()
+    except ImportError:
+        import dnnlib
+        from generate_images import edm_sampler as sampler
+        from training import encoders, networks_edm2
+
+        networks, more = networks_edm2, dnnlib.EasyDict(encoder=encoders.StandardRGBEncoder())
+        modules = (encoders, networks_edm2)
+
+        def edm_sampler(*arguments, **options):
+            return sampler(*arguments, **options, dtype=torch.float64)
+
+    for module in modules:
         for thing in vars(module).values():
             if isinstance(thing, type) and hasattr(thing, "_orig_module_src"):
                 thing._orig_module_src = "raise SystemExit('source code was run')"
-
-    for module in (augment, loss, networks):
-        bare(module)
     for name, (kind, options) in CASES.items():
-        if only not in (None, name):
+        if only not in (None, name) or not hasattr(networks, kind):
             continue
         torch.manual_seed(0)
         network = getattr(networks, kind)(img_resolution=8, img_channels=3, **options).eval().requires_grad_(False)
         fill(network)
-        data = {"ema": network, "loss_fn": loss.EDMLoss(), "augment_pipe": augment.AugmentPipe(p=0.12, xflip=1e8)}
+        data = more
+        data["ema"] = network.to(torch.float16 if kind == "Precond" else torch.float32)  # as their training loops do
         data["dataset_kwargs"] = {"class_name": "training.dataset.ImageFolderDataset", "path": "data.zip"}
         packed = lzma.compress(pickle.dumps(data), preset=9 | lzma.PRESET_EXTREME)
         (HERE / f"{name}.pkl.xz").write_bytes(packed)
-        found = evaluate(network, kind, options, edm_sampler)
-        count = np.asarray(sum(p.numel() for p in network.parameters()))
+        found = evaluate(network.to(torch.float32), kind, options, edm_sampler)
+        inside = network.unet if kind == "Precond" else network.model
+        count = np.asarray(sum(p.numel() for p in inside.parameters()))
         np.savez_compressed(HERE / f"{name}.npz", count=count, **found)
         print(name, len(packed), int(count), {k: float(np.std(v)) for k, v in found.items()})
 

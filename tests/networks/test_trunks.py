@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.networks import MLP, ADMUNet, Condition, PublishedUNet, UNet
+from sde_toolkit.networks import MLP, ADMUNet, Condition, EDM2UNet, PublishedUNet, UNet
 
 SMALL = {"widths": (6, 8), "attention_levels": (0, 1), "attention_head_width": 4, "groups": 4}
 
@@ -43,6 +43,7 @@ ADM = {
     "attention_levels": (1,),
     "attention_head_width": 4,
 }
+EDM2 = {"widths": (6, 8), "blocks_per_level": 1, "attention_levels": (1,), "attention_head_width": 4}
 TRUNKS = {
     "unet 1-d": Trunk(UNet, {**SMALL, "dims": 1, "in_channels": 2}, (2, 9)),
     "unet 2-d": Trunk(UNet, {**SMALL, "in_channels": 3}, (3, 7, 4)),
@@ -54,6 +55,8 @@ TRUNKS = {
     "adm 1-d": Trunk(ADMUNet, {**ADM, "dims": 1, "in_channels": 2, "resampling": "convolution"}, (2, 9)),
     "adm 2-d": Trunk(ADMUNet, {**ADM, "attention_heads": 2}, (3, 7, 4)),
     "adm that shifts": Trunk(ADMUNet, {**ADM, "modulation": "shift", "no_class": "zero"}, (3, 6, 6)),
+    "edm2 1-d": Trunk(EDM2UNet, {**EDM2, "dims": 1, "in_channels": 2}, (2, 9)),
+    "edm2 2-d": Trunk(EDM2UNet, EDM2, (3, 7, 4)),
     "mlp of scalars": Trunk(MLP, {"event_shape": (), "width": 16, "depth": 2}, ()),
     "mlp of points": Trunk(MLP, {"width": 16, "depth": 2}, (2,)),
     "mlp of matrices": Trunk(MLP, {"event_shape": (3, 2), "width": 16, "embedding": "fourier"}, (3, 2)),
