@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ _NAMES = {
       ("_reconstruct", "scalar")),
     *(f"torch.{dtype}" for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "uint8", "bool")),
 }  # fmt: skip
-_LAYERS = "torch.nn.modules."
+_LAYER = re.compile(r"torch\.nn\.modules\.[a-z_]+\.([A-Z]\w*)")
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -101,7 +102,7 @@ class _Reader(pickle._Unpickler):  # the one in Python: its memory follows the f
 
     def find_class(self, module: str, name: str) -> Any:
         text = f"{module}.{name}"
-        if text not in _NAMES and not text.startswith(_LAYERS):
+        if text not in _NAMES and not _LAYER.fullmatch(text):
             raise _RefusedError(f"it names {text[:100]!r}, which no network needs")
         return Name(text)
 
@@ -168,7 +169,8 @@ def class_of(module: Any) -> str:
         return ""
     if module.name == PERSISTENT:
         return str(_meta(module).get("class_name", ""))
-    return module.name.rpartition(".")[2] if module.name.startswith(_LAYERS) else ""
+    layer = _LAYER.fullmatch(module.name)
+    return layer[1] if layer else ""
 
 
 def state_of(module: Any) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_records_are_written_as_they_were_read(content, tmp_path):
         inert_pickle.Built("builtins.eval", ("1/0",)),
         inert_pickle.Name("training.networks.EDMPrecond"),
         inert_pickle.Built("torch.load", ("elsewhere.pt",)),
-        inert_pickle.Built("torch.nn.modules.os.system", ("touch ran",)),
+        inert_pickle.Built("torch.nn.modules.module.os.system", ("touch ran",)),
     ],
 )
 def test_a_name_that_no_network_needs_is_refused(evil, content, tmp_path, monkeypatch):
@@ -170,11 +170,8 @@ def test_a_name_that_no_network_needs_is_refused(evil, content, tmp_path, monkey
     for place in ({"first": evil}, {}):
         found = {**place, **pickle.loads(content), **({} if place else {"last": evil})}
         file = written(found, tmp_path / "evil.pkl")
-        if "torch.nn" in repr(evil):  # a layer that is not there, in a place that is not looked at
+        with pytest.raises(CheckpointError, match=r"evil\.pkl.*nothing of it was run"):
             interop.load(file)
-        else:
-            with pytest.raises(CheckpointError, match=r"evil\.pkl.*nothing of it was run"):
-                interop.load(file)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pkl"]
 
 
