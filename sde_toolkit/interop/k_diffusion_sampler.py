@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.interop.sigmas import is_straight, times_of_sigmas
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.time_inputs import NoiseRatio, ScaledTime
@@ -70,7 +70,7 @@ def to_k_diffusion(solver: Solver, sde: SDE | None = None, *, sigma_data: float 
     ) -> Tensor:
         if len(sigmas) < 2:
             return x
-        times, to_zero = times_of_sigmas(path, sigmas)
+        times, to_zero = _times(path, sigmas)
         told = _Denoiser(model, dict(extra_args or {}), x.dtype, sigmas, callback)
         score_model = ScoreModel(told, path, "x0", time_input=time_input, sigma_data=sigma_data)
         equation = ReverseEquation(score_model, solver.eta)
@@ -93,6 +93,17 @@ def to_k_diffusion(solver: Solver, sde: SDE | None = None, *, sigma_data: float 
 
     sampler.__name__ = f"sample_{solver.name}"
     return sampler
+
+
+def _times(path: SDE, sigmas: Tensor) -> tuple[Tensor, bool]:
+    """As :func:`times_of_sigmas`; sigmas beyond the path are refused with the way to another one."""
+    try:
+        return times_of_sigmas(path, sigmas)
+    except GridError as error:
+        if not error.argument.startswith("sigmas["):
+            raise
+        remedy = "Make a function for the levels of the model: to_k_diffusion(solver, EDMSDE(sigma_min, sigma_max))."
+        raise GridError(error.argument, error.value, f"{path} has no such noise level", remedy) from None
 
 
 class _Denoiser:

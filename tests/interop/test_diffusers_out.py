@@ -283,22 +283,29 @@ def test_what_both_have_on_their_grid(spacing, picture_network):
     assert torch.equal(theirs.timesteps, ours.timesteps)
 
 
-def test_a_pipeline_with_our_scheduler_is_a_score_model(picture_network, picture_model, tmp_path):
-    """What it says of its network is what the scheduler before said, also from its folder, and for the next solver."""
-    from diffusers import DDPMScheduler
+GIVEN = {
+    "DDPMScheduler": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    "EDMEulerScheduler": {"prediction_type": "v_prediction", "sigma_max": 60.0},
+    "FlowMatchEulerDiscreteScheduler": {"shift": 3.0},
+}
 
-    theirs = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", num_train_timesteps=500)
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_a_pipeline_with_our_scheduler_is_a_score_model(kind, picture_network, tmp_path):
+    """What it says of its network is what the scheduler before said, also from its folder, and for the next solver."""
+    import diffusers
+
+    theirs = getattr(diffusers, kind)(**GIVEN[kind])
     pipeline = picture_pipeline(picture_network, to_diffusers(solvers.unipc(), like=theirs))
+    first = from_diffusers(pipeline)
     pipeline.scheduler = to_diffusers(solvers.ddpm(), like=pipeline.scheduler)
     pipeline.save_pretrained(tmp_path)
     wanted = from_diffusers(picture_network, theirs)
-    for source in (pipeline, tmp_path):
-        model = from_diffusers(source)
-        assert (model.sde, model.prediction, model.time_input) == (wanted.sde, wanted.prediction, wanted.time_input)
-    kept = pipeline.scheduler.config
-    assert (kept.beta_schedule, kept.num_train_timesteps, kept.prediction_type) == (
-        "squaredcos_cap_v2", 500, "v_prediction",
-    )  # fmt: skip
+    for model in (first, from_diffusers(pipeline), from_diffusers(tmp_path)):
+        for name in ("sde", "prediction", "time_input", "sign", "sigma_data"):
+            assert getattr(model, name) == getattr(wanted, name)
+    for name, value in GIVEN[kind].items():
+        assert pipeline.scheduler.config[name] == value
 
 
 def test_the_config_says_enough_for_their_schedulers():
