@@ -63,7 +63,7 @@ def network_in_folder(folder: Path, root: Path, kind: str | None, variant: str |
     cls = class_of_diffusers(kind or config.get("_class_name"), "ModelMixin", "network")
     if "quantization_config" in config:
         raise CheckpointError(folder, "its weights are quantised", "Load it with diffusers, and pass the network.")
-    stem, specs = _weights(folder, root, variant)
+    stem, specs = _weights(folder, variant)
     _check_size(lambda: cls.from_config(config), specs, folder, stem)
     try:
         network, loaded = cls.from_pretrained(
@@ -84,7 +84,7 @@ def network_in_folder(folder: Path, root: Path, kind: str | None, variant: str |
     return network.eval()
 
 
-def _weights(folder: Path, root: Path, variant: str | None) -> tuple[str, Mapping[str, TensorSpec]]:
+def _weights(folder: Path, variant: str | None) -> tuple[str, Mapping[str, TensorSpec]]:
     """(file name, specs of all tensors) of the weights in a folder; of shards, the name of their list."""
     middle = "" if variant is None else f".{variant}"
     one, pickled = folder / f"{WEIGHTS}{middle}.safetensors", folder / f"{WEIGHTS}{middle}.bin"
@@ -92,13 +92,14 @@ def _weights(folder: Path, root: Path, variant: str | None) -> tuple[str, Mappin
     if one.is_file():
         return one.name, specs_in_file(one)
     if listing.is_file():
-        files = set(read_config(listing).get("weight_map", {}).values())
-        if not files or not all(isinstance(name, str) and PurePosixPath(name).name == name for name in files):
+        found = read_config(listing).get("weight_map")
+        names = list(found.values()) if isinstance(found, dict) else []
+        if not names or not all(isinstance(name, str) and PurePosixPath(name).name == name for name in names):
             raise CheckpointError(folder, f"{listing.name} names files elsewhere", "Copy the folder again.")
-        return listing.name, {k: v for name in sorted(files) for k, v in specs_in_file(folder / name).items()}
+        return listing.name, {k: v for name in sorted(set(names)) for k, v in specs_in_file(folder / name).items()}
     if pickled.is_file():
-        found = load_torch_file(pickled)  # tensors and plain data alone
-        return pickled.name, specs_of(found if isinstance(found, dict) else {})
+        state = load_torch_file(pickled)  # tensors and plain data alone
+        return pickled.name, specs_of(state if isinstance(state, dict) else {})
     variants = sorted(
         {m[1] for p in folder.iterdir() if (m := re.fullmatch(rf"{WEIGHTS}\.(\w+)\.safetensors", p.name))}
     )

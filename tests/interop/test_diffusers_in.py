@@ -532,6 +532,12 @@ def one_weight_lacks(folder):
     save_file({k: v for k, v in load_file(file).items() if k != "conv_out.bias"}, file)
 
 
+def shards_elsewhere(folder, weight_map):
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    listing = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    listing.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
 def configured(file, **changes):
     return lambda folder: edit(folder / file, **changes)
 
@@ -551,6 +557,10 @@ HOSTILE = {
     "another network": (configured(UNET, block_out_channels=[4, 8]), CheckpointError, "unet"),
     "quantised weights": (configured(UNET, quantization_config={"bits": 4}), CheckpointError, "quantised"),
     "a config that is none": (lambda f: (f / UNET).write_text("[" * 10**5), CheckpointError, "config"),
+    "parts elsewhere": (
+        lambda f: shards_elsewhere(f, {"conv_in.weight": "../../secret.safetensors"}), CheckpointError, "elsewhere",
+    ),
+    "parts without names": (lambda f: shards_elsewhere(f, {"conv_in.weight": [1]}), CheckpointError, "elsewhere"),
     "a weight that lacks": (one_weight_lacks, CheckpointError, r"conv_out\.bias.*missing"),
     "weights cut short": (
         lambda f: next((f / "unet").glob("*.safetensors")).write_bytes(b"\xff" * 64), CheckpointError, "unet",
