@@ -87,9 +87,11 @@ def read(path: Path, *, sigma_min: float | None = None, sigma_max: float | None 
         shape = (state["img_channels"], state["img_resolution"], state["img_resolution"])
         transform = Identity() if kind == "Precond" and shape[0] != 3 else eight_bit()
         return ScoreModel(network, **arguments, transform=transform, event_shape=shape).eval()
-    except (CheckpointError, ArgumentError):
+    except CheckpointError:
         raise
     except Exception as error:  # a forged option raises any kind
+        if isinstance(error, ArgumentError) and (sigma_min, sigma_max) != (None, None):
+            raise
         raise refused(path, error) from None
 
 

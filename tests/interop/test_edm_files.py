@@ -232,6 +232,10 @@ def forge_options(found):
     network_of(found)["_init_kwargs"] = 5
 
 
+def forge_schedule(found):
+    inert_pickle.state_of(found["ema"])["beta_d"] = float("nan")
+
+
 def add_layer(found):
     network_of(found)["_modules"]["fusion"] = network_of(found)["_modules"]["map_layer0"]
 
@@ -260,6 +264,7 @@ FORGERIES = [
     forge_resolution,
     forge_class,
     forge_options,
+    forge_schedule,
     add_layer,
     diverge,
     nest,
