@@ -4,6 +4,7 @@ from sde_toolkit.interop.adm_files import adm_grid
 from sde_toolkit.interop.diffusers_models import from_diffusers
 from sde_toolkit.interop.diffusers_out import to_diffusers
 from sde_toolkit.interop.diffusers_training import diffusers_grid
+from sde_toolkit.interop.export import export_onnx, export_program
 from sde_toolkit.interop.k_diffusion_sampler import to_k_diffusion
 from sde_toolkit.interop.loading import Reader, load
 from sde_toolkit.interop.sbi_estimators import from_sbi, sbi_density
@@ -12,6 +13,8 @@ __all__ = [
     "Reader",
     "adm_grid",
     "diffusers_grid",
+    "export_onnx",
+    "export_program",
     "from_diffusers",
     "from_sbi",
     "load",

@@ -107,11 +107,11 @@ class DiffusersNetwork(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **told: Any) -> Tensor:
         """The answer (B, C, ...) for x (B, C, ...) and time (B,)."""
-        rows = map_rows(self.condition, lambda row: row.to(x.device).expand(len(x), *row.shape[1:]))
+        rows = map_rows(self.condition, lambda row: row.to(x.device).expand(x.shape[0], *row.shape[1:]))
         shared = map_rows(self.arguments, lambda value: value.to(x.device))
         named = {**shared, **rows, **told}
         if self.kind == "DiTTransformer2DModel" and named.get("class_labels") is None:  # its label of no class
-            named["class_labels"] = torch.full((len(x),), self.num_classes or 0, device=x.device)
+            named["class_labels"] = torch.full((x.shape[0],), self.num_classes or 0, device=x.device)
         missing = sorted(name for name in self._required if named.get(name) is None)
         if missing:
             one = f'condition={{"{missing[0]}": ...}}'

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["check_condition", "map_rows", "repeat_rows", "tensors_of"]
+__all__ = ["check_condition", "map_rows", "named_rows", "repeat_rows", "tensors_of"]
 
 _SHARED = (type(None), Number, str, bytes, enum.Enum, torch.dtype, torch.device)
 _DEEPEST = 32
@@ -50,6 +50,16 @@ def tensors_of(condition: Any) -> Iterator[Tensor]:
         return
     for part in (_parts(condition) or {}).values():
         yield from tensors_of(part)
+
+
+def named_rows(condition: Any, path: str = "condition") -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of every tensor of rows, in the order of :func:`map_rows`: ``condition.text``, for example."""
+    if isinstance(condition, Tensor):
+        if condition.ndim > 0:
+            yield path, condition
+        return
+    for key, part in (_parts(condition) or {}).items():
+        yield from named_rows(part, f"{path}.{key}")
 
 
 def check_condition(condition: Any, n: int) -> None:

@@ -78,10 +78,10 @@ class _MixtureNetwork(nn.Module):
             ArgumentError: for another number of elements.
         """
         D = self.means.shape[1]
-        if x[:1].numel() != D and len(x) > 0:
+        if x[:1].numel() != D and x.shape[0] > 0:
             problem = f"an event of shape {tuple(x.shape[1:])} has another number of elements than the mixture's, {D}"
             raise ArgumentError("x", tuple(x.shape), problem, "Pass x of shape (n, *event).")
-        flat = x.reshape(len(x), D)
+        flat = x.reshape(x.shape[0], D)
         return flat if x.device.type == "mps" else flat.to(torch.float64)
 
     def _averaged(
@@ -95,7 +95,7 @@ class _MixtureNetwork(nn.Module):
         """
         spread = alpha**2 * self.variances.to(x) + sigma**2  # (B or 1, K, D)
         pull = alpha * self.means.to(x) / spread
-        B = len(x)
+        B = x.shape[0]
         pulled, squeezed = (M.mT.expand(B, -1, -1) for M in (pull, 1 / spread))
         quadratic = row_products(x, pulled) - 0.5 * row_products(x * x, squeezed)
         weights = torch.softmax(with_derivatives_of(log_density, quadratic), dim=1)
@@ -132,7 +132,7 @@ class ExactPrediction(Prediction):
         """As that of a network, and finite at σ = 0: the score is computed, the velocity is f x − ½ g² score there."""
         if kind not in ("score", "velocity"):
             return super().view(kind)
-        score = self.network.score(self.x_t, self.readout.t.expand(len(self.x_t)))
+        score = self.network.score(self.x_t, self.readout.t.expand(self.x_t.shape[0]))
         if kind == "score":
             return score
         read, sde, t = super().view("velocity"), self.readout.sde, self.readout.t

@@ -80,7 +80,7 @@ class DynamicThreshold:
 
     def __call__(self, x_0: Tensor) -> Tensor:
         x_0 = as_floating(x_0, "x_0")
-        sizes = x_0.abs().reshape(len(x_0), -1)
+        sizes = x_0.abs().reshape(x_0.shape[0], -1)
         position = self.p * (sizes.shape[1] - 1)  # linear between order statistics
         k, fraction = math.floor(position), position - math.floor(position)
         s = sizes.kthvalue(k + 1, dim=1).values

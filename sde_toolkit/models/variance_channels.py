@@ -31,7 +31,7 @@ def check_learned_variance(kind: Any) -> None:
 
 def twice_the_channels(x: Tensor) -> tuple[int, ...]:
     """The shape of the answer for x (B, *event). A scalar event counts as one channel."""
-    return (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else (len(x), 2)
+    return (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else (x.shape[0], 2)
 
 
 def split_channels(answer: Tensor, x: Tensor, kind: LearnedVarianceKind) -> tuple[Tensor, Tensor]:

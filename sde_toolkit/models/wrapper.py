@@ -53,9 +53,9 @@ class Inside:
         Raises:
             ArgumentError: for another number of rows: it is not known which of them have which time.
         """
-        times, rest = divmod(len(x_t), max(1, self.batch))
+        times, rest = x_t.shape[0] // max(1, self.batch), x_t.shape[0] % max(1, self.batch)
         if rest or (times == 0 and self.batch > 0):
-            problem = f"{len(x_t)} rows are no multiple of the {self.batch} of the batch"
+            problem = f"{x_t.shape[0]} rows are no multiple of the {self.batch} of the batch"
             remedy = "Pass the whole batch, or copies of it: torch.cat([x_t, x_t])."
             raise ArgumentError("x_t", tuple(x_t.shape), problem, remedy)
         inputs = self.inputs if times == 1 else tuple(_over(column, times) for column in self.inputs)
@@ -134,7 +134,7 @@ class Wrapper(ScoreModel):
         """The new x̂_0, and v as the model inside said it first."""
         *inner, t, alpha, sigma, m, n = inputs
         columns = (expand_to(column, x_t) for column in (m, n, t, alpha, sigma))
-        inside = Inside(self.network, len(x_t), tuple(inner), *columns)
+        inside = Inside(self.network, x_t.shape[0], tuple(inner), *columns)
         return self.denoise(x_t, inside, condition), inside.v
 
     def readout(self, t: Tensor) -> Readout:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-__all__ = ["CONVOLUTIONS", "Pointwise", "Rows", "convolution", "mapped"]
+__all__ = ["CONVOLUTIONS", "Pointwise", "Rows", "convolution", "is_exporting", "mapped"]
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -25,9 +25,14 @@ def convolution(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: i
 
 IMAGES, WIDE = 16, 128
 
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
+"""Whether ``torch.export`` traces: what is written then must not depend on the number of samples."""
+
 
 def suits_convolution(rows: Tensor, width: int) -> bool:
     """Whether :func:`mapped` computes by a convolution."""
+    if is_exporting():
+        return False
     count = rows.shape[:-1].numel()
     return rows.device.type == "cpu" and rows.dtype == torch.float32 and width >= WIDE and count > 0 == count % IMAGES
 

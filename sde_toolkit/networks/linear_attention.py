@@ -78,7 +78,7 @@ class FullAttention(nn.Module):
         heads = self.enter(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
         queries, keys, values = heads.unbind(2)  # each (B, heads, positions, head_width)
         if self.memory is not None:
-            known = self.memory.unsqueeze(1).expand(-1, len(x), -1, -1, -1)
+            known = self.memory.unsqueeze(1).expand(-1, x.shape[0], -1, -1, -1)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(known, (keys, values), strict=True))
         attended = self._attend(queries, keys, values).transpose(1, 2).flatten(2)
         return x + self._left(self.leave(attended).mT.reshape(x.shape))

@@ -156,8 +156,8 @@ class LinearAttentionUNet(nn.Module):
     def _embedded(self, x: Tensor, time: Tensor) -> Tensor:
         """The sines and cosines of the time, (B, embedding_width), in the dtype of the network."""
         embedded = self.embedding(time)  # refuses what is not (B,) floating point
-        if len(time) != len(x):
-            problem, remedy = f"x has {len(x)} samples", "Pass one time per sample; expand one with time.expand(B)."
+        if time.shape[0] != x.shape[0]:
+            problem, remedy = f"x has {x.shape[0]} samples", "Pass one time per sample; expand one with time.expand(B)."
             raise ArgumentError("time", tuple(time.shape), problem, remedy)
         return embedded.to(self.time_enter.weight.dtype)
 
@@ -230,7 +230,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Map ``x`` (B, inputs, *size) and ``vector`` (B, 4 embedding_width) to (B, outputs, *size)."""
-        scale, shift = self.film(vector).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+        scale, shift = self.film(vector).reshape(x.shape[0], -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
         h = self.dropout(silu(self.enter_norm(self.enter(x)) * (scale + 1) + shift))
         out: Tensor = silu(self.leave_norm(self.leave(h))) + self.skip(x)
         return out

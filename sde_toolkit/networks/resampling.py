@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sde_toolkit.networks.convolutions import CONVOLUTIONS
+from sde_toolkit.networks.convolutions import CONVOLUTIONS, is_exporting
 from sde_toolkit.networks.initialisation import initialised
 from sde_toolkit.networks.normalisation import slow_in_half
 
@@ -127,7 +127,8 @@ class UpConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, *size) to (B, outputs, *2 size)."""
         samples = x.shape[0] * x.shape[2:].numel()
-        if self.doubled.is_box and x.device.type == "cpu" and samples >= self.WORTH_FOLDING:
+        # A graph for any number of samples is written without the fold.
+        if self.doubled.is_box and x.device.type == "cpu" and not is_exporting() and samples >= self.WORTH_FOLDING:
             return self.folded(x)
         out: Tensor = self.conv(self.doubled(x))
         return out
