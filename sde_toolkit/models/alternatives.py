@@ -44,8 +44,7 @@ def few_questions(model: ScoreModel, x: Tensor, cautious: bool) -> Iterator[Mann
         yield replace(declared, sigma_data=0.5 if declared.sigma_data != 0.5 else 1.0)
     elif times:
         yield replace(declared, prediction="edm", time_input=_OF_NOISE[-1], sigma_data=_size(x))
-    mean, std = x.double().mean().item(), x.double().std().item()
-    for shift, scale in ((0.5, 2.0), (-1.0, 0.5), (127.5, 1 / 127.5), (mean, 1 / std)):
+    for shift, scale in ((0.5, 2.0), (-1.0, 0.5), (127.5, 1 / 127.5), *_standards(x)[:1]):
         yield replace(declared, shift=shift, scale=scale)
     if declared.prediction != "edm":  # that means the same on every path
         yield from (replace(declared, sde=sde) for sde, _ in _paths() if type(sde) in _FEW and sde != model.sde)
@@ -96,11 +95,15 @@ def _ranges(x: Tensor) -> Iterator[tuple[float, float]]:
     """(shift, scale) of the usual maps between [0, 1], [−1, 1], grey levels, and data of mean 0 and size 1."""
     yield from ((0.5, 2.0), (-1.0, 0.5), (127.5, 1 / 127.5), (0.0, 1 / 255), (-1.0, 127.5), (0.0, 255.0))
     yield from ((0.0, 127.5), (0.0, 1 / 127.5), (0.0, 2.0), (0.0, 0.5), (0.5, 1.0), (-0.5, 1.0))
+    yield from _standards(x)
+
+
+def _standards(x: Tensor) -> tuple[tuple[float, float], ...]:
+    """To mean 0 and size 1 or 1/2, if the data are far from that: a network that has learned little likes any size."""
     mean, std = x.double().mean().item(), x.double().std().item()
-    if std > 0:
-        yield mean, 1 / std
-        yield mean, 0.5 / std
-        yield mean, 1.0
+    if abs(mean) < std and 0.5 < std < 2:
+        return ()
+    return (mean, 1 / std), (mean, 0.5 / std), (mean, 1.0)
 
 
 @functools.cache
