@@ -89,8 +89,10 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
     except ArgumentError as error:
         if error.argument not in arguments or error.problem is None:
             raise
-        how = f"Write it so: 'model={{path: {name}, {error.argument}: ...}}'."
-        raise ArgumentError(error.argument, error.value, error.problem, f"{error.remedy} {how}") from None
+        remedy = f"{error.remedy} Write it so: 'model={{path: {name}, {error.argument}: ...}}'."
+        if error.argument == "network":
+            remedy = "Give a function that builds it and loads this file into it: model=my_file.py:my_function."
+        raise ArgumentError(error.argument, error.value, error.problem, remedy) from None
 
 
 def _of_user(name: str) -> ScoreModel:

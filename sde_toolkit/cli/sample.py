@@ -30,6 +30,7 @@ from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.page import as_png
 from sde_toolkit.evaluation.planning import PlannedRun, plan_run, run_of
 from sde_toolkit.files.whole import atomic_file, write_atomically
+from sde_toolkit.interop.loading import reader_of
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
@@ -142,12 +143,20 @@ def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: boo
     return drawn
 
 
+def _how_to_tell_shape(name: str) -> str:
+    """What to do about a model without ``event_shape``."""
+    for argument, example in (("event_shape", "[3, 32, 32]"), ("image_size", "32")):
+        if Path(name).is_file() and argument in reader_of(name).arguments:
+            return f"Write it so: 'model={{path: {name}, {argument}: {example}}}'."
+    return "Add event_shape: [1, 28, 28], for example, to its model.yaml."
+
+
 def plan(config: DictConfig, model: ScoreModel) -> PlannedRun:
     """The one solver on the one grid that draws samples, at ``nfe`` evaluations."""
     nfe = number_of_evaluations(config)
     if model.event_shape is None:
-        problem = "it does not say which shape its samples have (event_shape in model.yaml)"
-        raise ArgumentError("model", model_name(config), problem, "Add event_shape: [1, 28, 28], for example, there.")
+        name = model_name(config)
+        raise ArgumentError("model", name, "it does not say which shape its samples have", _how_to_tell_shape(name))
     solvers, grids = build_solvers(config), build_grids(config)
     for what, chosen in (("solver", solvers), ("grid", grids)):
         if len(chosen) != 1:

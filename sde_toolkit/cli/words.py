@@ -19,7 +19,7 @@ _SPECIAL = ("", "null", "???")
 _PLAIN = re.compile(r"\.|(/|\.{1,2}/)?[A-Za-z_][A-Za-z0-9_./-]*")
 _READ_OTHERWISE = ("true", "false", "inf", "nan", "null")
 _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|cast|str)\(.*\)", re.DOTALL)
-_SETTING = r"(?:,\s*[A-Za-z_]\w*\s*:\s*[^,{}]*)"  # that follows a path: {path: a.pth, centered: true}
+_SETTING = r"(?:,\s*[A-Za-z_]\w*\s*:\s*(?:\[[^\[\]{}]*\]\s*|[^,{}]*))"  # after a path: {path: a.pth, shape: [1, 2]}
 _LONGEST = 120  # characters of a sweep folder's name
 
 

@@ -74,6 +74,8 @@ def test_lists_and_sweeps_are_still_lists_and_sweeps(tmp_path, monkeypatch):
     assert read(*quote_paths(["model={path:a=1,b=2}"])) == {"path": "a=1,b=2"}
     told = read(*quote_paths(["model={path: my runs/a=1,b.pth, config: ve/church, centered: true}"]))
     assert told == {"path": "my runs/a=1,b.pth", "config": "ve/church", "centered": True}
+    told = read(*quote_paths(["model={path: a=1,b.pt, event_shape: [3, 8, 8], weights: raw}"]))
+    assert told == {"path": "a=1,b.pt", "event_shape": [3, 8, 8], "weights": "raw"}
     untouched = [
         "n=3",
         "budgets=[1,2]",

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sde_toolkit import ScoreModel, ddim, interop, probability_flow, sample
+from sde_toolkit.cli.main import main
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.integrators import RecordedStep
 from sde_toolkit.interop.flow_matching_files import TimeFirst
@@ -190,6 +191,12 @@ def test_what_is_missing_is_asked_for(tmp_path):
         interop.load(bare, network=Velocity())
     model = interop.load(bare, network=Velocity(), weights="raw")
     assert torch.equal(model.network.first.weight, wrapper.model.first.weight)
+
+
+def test_the_command_line_asks_for_a_function_that_builds_the_network(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", f"model={written(tmp_path, trained())}", "n=2", "nfe=2", "progress=false"])
+    assert "model=my_file.py:my_function" in capsys.readouterr().err
 
 
 def test_a_network_that_does_not_fit_is_left_as_it_was(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sde_toolkit import DiscreteVPSDE, ScoreModel, clip_x0, ddim, interop, sample
+from sde_toolkit.cli.main import main
 from sde_toolkit.errors import ArgumentError, CheckpointError
 from sde_toolkit.networks import LinearAttentionUNet
 from sde_toolkit.sde.beta_schedules import cosine_betas, linear_betas
@@ -193,6 +194,18 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (self.place,)
+
+
+def test_the_command_line_says_how_to_tell_the_shape(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "images")
+    common = ["n=2", "solver=ddim", "nfe=2", "output=out", "progress=false"]
+    with pytest.raises(SystemExit):
+        main(["sample", "model=model-1.pt", *common])
+    assert "'model={path: model-1.pt, event_shape: [3, 32, 32]}'" in capsys.readouterr().err
+    main(["sample", "model={path: model-1.pt, event_shape: [2, 8, 8]}", *common])
+    with np.load("out/samples.npz") as found:
+        assert found["x"].shape == (2, 2, 8, 8)
 
 
 def test_no_code_of_a_file_runs(tmp_path):
