@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from sde_toolkit.cli.classes import fill_in_classes
 from sde_toolkit.cli.folders import CONFIG, holding, output_folder, save_config
 from sde_toolkit.cli.setup import choose_device, instantiate, set_threads, switch
 from sde_toolkit.cli.signals import Stopped
@@ -55,6 +56,7 @@ def _train(config: DictConfig, directory: Path, device: torch.device, main: bool
     config.event_shape = list(dataset.event_shape)
     if config.model.sigma_data is None:
         config.model.sigma_data = round(_root_mean_square(dataset), 4)
+    fill_in_classes(config, dataset)
     model = _model(config, dataset)
     before, had_config = checkpoint_folders(directory), (directory / CONFIG).exists()
     if config.initial is not None and not before:
@@ -96,6 +98,8 @@ def _announce(dataset: Dataset, model: ScoreModel, options: TrainingOptions) -> 
     count = len(dataset.train) if dataset.stream is None else "a stream of"
     print(f"{dataset.name}: {count} training samples of shape {dataset.event_shape}")
     print(f"{type(model.network).__name__} with {parameters:,} parameters on {model.sde}")
+    if model.num_classes:
+        print(f"{model.num_classes} classes; {options.label_dropout:.0%} of the labels are hidden")
     print(f"the average of the weights (ema) is worth using from step {options.average_from} on")
 
 
