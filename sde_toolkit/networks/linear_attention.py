@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from sde_toolkit.networks.attention import attend
 from sde_toolkit.networks.convolutions import Rows
+from sde_toolkit.networks.normalisation import per_channel
 
 __all__ = ["ChannelLayerNorm", "ChannelRMSNorm", "FullAttention", "LinearAttention"]
 
@@ -28,7 +29,7 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (B, width, *size)."""
-        return normalize(x, dim=1) * _per_channel(self.weight * len(self.weight) ** 0.5, x)
+        return normalize(x, dim=1) * per_channel(self.weight * len(self.weight) ** 0.5, x)
 
 
 class ChannelLayerNorm(nn.Module):
@@ -41,11 +42,7 @@ class ChannelLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (B, width, *size)."""
         variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-        return (x - mean) * torch.rsqrt(variance + _eps(x)) * _per_channel(self.weight, x)
-
-
-def _per_channel(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.reshape(-1, *[1] * (x.ndim - 2))
+        return (x - mean) * torch.rsqrt(variance + _eps(x)) * per_channel(self.weight, x)
 
 
 def _eps(x: Tensor) -> float:

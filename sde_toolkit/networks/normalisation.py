@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.functional import group_norm, silu
 
-__all__ = ["GroupNorm", "activated", "group_count", "group_norm_for", "is_dual", "largest_divisor", "slow_in_half"]
+__all__ = [
+    "GroupNorm",
+    "activated",
+    "group_count",
+    "group_norm_for",
+    "is_dual",
+    "largest_divisor",
+    "per_channel",
+    "slow_in_half",
+]
 
 
 def largest_divisor(width: int, limit: int) -> int:
@@ -81,7 +90,7 @@ def activated(norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Te
     weight, bias = (norm.weight, norm.bias) if scale is None or shift is None else (scale, shift)
     if torch.compiler.is_compiling() or is_dual(x) or is_dual(weight):  # the compiler fuses the two itself
         y = norm(x)
-        return silu(y if scale is None else torch.addcmul(_per_channel(bias, x), y, _per_channel(weight, x)))
+        return silu(y if scale is None else torch.addcmul(per_channel(bias, x), y, per_channel(weight, x)))
     if norm.training and torch.is_grad_enabled() and not transforms_active():
         out: Tensor = NormedSiLU.apply(x, weight, bias, norm.num_groups, norm.eps)[0]
         return out
@@ -97,7 +106,7 @@ def normed_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     if weight.ndim == 1:
         y = group_norm(x.to(wide), groups, weight, bias, eps)
     else:
-        y = torch.addcmul(_per_channel(bias, x), group_norm(x.to(wide), groups, eps=eps), _per_channel(weight, x))
+        y = torch.addcmul(per_channel(bias, x), group_norm(x.to(wide), groups, eps=eps), per_channel(weight, x))
     return silu(y).to(x.dtype)
 
 
@@ -141,8 +150,8 @@ def _backward(given: Sequence[Tensor], groups: int, eps: float) -> tuple[Tensor,
         slope = torch.ops.aten.silu_backward(cotangent, y)
     else:
         hat = torch.native_group_norm(wide, None, None, *_sizes(x), groups, eps)[0]
-        w = _per_channel(weight, x).to(wide.dtype)
-        slope = torch.ops.aten.silu_backward(cotangent, torch.addcmul(_per_channel(bias, x).to(wide.dtype), hat, w))
+        w = per_channel(weight, x).to(wide.dtype)
+        slope = torch.ops.aten.silu_backward(cotangent, torch.addcmul(per_channel(bias, x).to(wide.dtype), hat, w))
         dw, db = _per_weight(hat.mul_(slope), weight), _per_weight(slope, weight)
         slope = slope.mul_(w)
     gamma, mask = (weight.to(wide.dtype), [True, True, True]) if own else (None, [True, False, False])
@@ -163,7 +172,7 @@ def _differentiable_backward(
     centred = z - z.mean(axes, keepdim=True)
     inverse = (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
     hat = centred * inverse
-    w, b = (_per_channel(p, x).unflatten(-x.ndim + 1 if p.ndim == 2 else 0, (groups, -1)) for p in (weight, bias))
+    w, b = (per_channel(p, x).unflatten(-x.ndim + 1 if p.ndim == 2 else 0, (groups, -1)) for p in (weight, bias))
     y = w * hat + b
     gate = y.sigmoid()
     slope = cotangent.unflatten(1, (groups, -1)) * gate * (1 + y * (1 - gate))
@@ -179,7 +188,7 @@ def _per_weight(values: Tensor, weight: Tensor) -> Tensor:
     return values.sum(axes) if axes else values.clone()
 
 
-def _per_channel(weight: Tensor, x: Tensor) -> Tensor:
+def per_channel(weight: Tensor, x: Tensor) -> Tensor:
     """A weight per channel, (C,) or (B, C), with one more axis for each spatial axis of ``x``."""
     return weight.reshape(weight.shape + (1,) * (x.ndim - 2))
 
@@ -215,7 +224,7 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) ->
     if weight.ndim == 1:
         return torch.native_group_norm(rows, weight, bias, *_sizes(x), groups, eps)
     y, mean, inverse = torch.native_group_norm(rows, None, None, *_sizes(x), groups, eps)
-    return torch.addcmul(_per_channel(bias, x), y, _per_channel(weight, x), out=y), mean, inverse
+    return torch.addcmul(per_channel(bias, x), y, per_channel(weight, x), out=y), mean, inverse
 
 
 def _precision(x: Tensor) -> torch.dtype:
