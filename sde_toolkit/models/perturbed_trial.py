@@ -196,10 +196,11 @@ class Trial:
         return n**2 * (a**2 * self.spread**2 + b**2 / manner.scale**2)
 
     def _variant(self, manner: Manner) -> ScoreModel | None:
-        """A model that asks the network so; None where there can be none."""
+        """A model that asks the network so, uncompiled, since the batches differ in size; None where there is none."""
+        network = self.model.network
         try:
             return ScoreModel(
-                self.model.network,
+                getattr(network, "_orig_mod", network),
                 manner.sde,
                 "edm" if manner.prediction == "edm" else "x0",
                 time_input=manner.time_input,
