@@ -28,6 +28,8 @@ from sde_toolkit.errors import ArgumentError, MissingDependencyError
 from sde_toolkit.interop import export_onnx, export_program
 from sde_toolkit.interop.onnx_doubles import _asinh, _atan, _atan2, _searchsorted, _softplus, _tan
 from sde_toolkit.models.time_inputs import DiscreteIndex
+from sde_toolkit.networks.convolutions import convolution
+from sde_toolkit.networks.resampling import UpConvolution
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -171,6 +173,23 @@ def test_a_program_gives_the_answers_of_the_model(name, tmp_path):
     torch.export.save(export_program(model, answer=answer, time=time), tmp_path / "model.pt2")
     run = torch.export.load(tmp_path / "model.pt2").module()
     check(model, run, answer, time=time, ends=(1e-3, 0.999))
+
+
+class Wide(nn.Module):
+    """Layers that compute in another way for some numbers of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.double = convolution(2, 128, 128, kernel=1), UpConvolution(2, 128, 128)
+
+    def forward(self, x, time):
+        return nn.functional.avg_pool2d(self.double(self.mix(x)), 2)
+
+
+def test_layers_whose_way_depends_on_the_batch_are_exported_for_all():
+    torch.manual_seed(0)
+    model = ScoreModel(Wide(), VPSDE(), "v", event_shape=(128, 12, 12)).eval()
+    check(model, export_program(model).module())
 
 
 class Guided(Wrapper):
