@@ -180,10 +180,10 @@ class Wide(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mix, self.double = convolution(2, 128, 128, kernel=1), UpConvolution(2, 128, 128)
+        self.mix, self.enlarge = convolution(2, 128, 128, kernel=1), UpConvolution(2, 128, 128)
 
     def forward(self, x, time):
-        return nn.functional.avg_pool2d(self.double(self.mix(x)), 2)
+        return nn.functional.avg_pool2d(self.enlarge(self.mix(x)), 2)
 
 
 def test_layers_whose_way_depends_on_the_batch_are_exported_for_all():
