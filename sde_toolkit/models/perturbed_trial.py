@@ -131,8 +131,11 @@ class Trial:
         spread = math.sqrt((known - mean).square().mean().item() * len(known) / (len(known) - 1))
         half_log_snr, step = _levels(model.sde, spread, levels)
         noise = torch.randn((levels, n, *data.shape[1:]), generator=generator)
-        baselines = _baselines(LinearDenoiser.of(known), spread, model.sde, half_log_snr, data, places, noise)
-        return cls(model, data, condition, half_log_snr, noise, places, mean, spread, step, *baselines)
+        trivial, linear = _baselines(LinearDenoiser.of(known), spread, model.sde, half_log_snr, data, places, noise)
+        return cls(
+            model=model, data=data, condition=condition, half_log_snr=half_log_snr, noise=noise, places=places,
+            mean=mean, spread=spread, step=step, trivial=trivial, linear=linear,
+        )  # fmt: skip
 
     def part(self, levels: slice, n: int) -> Trial:
         """Some of the levels, and the first n samples of each."""
