@@ -219,9 +219,9 @@ def _deep(value: Any, memo: dict[int, Any]) -> Any:
         return value
 
 
-def warn_caller(message: str) -> None:
-    """A ``UserWarning`` that names the line of the user's code from which this package was called."""
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that names the line of the user's code from which this package was called."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

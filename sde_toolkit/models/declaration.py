@@ -13,7 +13,6 @@ than a linear denoiser is a note, and by itself no sign of a wrong declaration.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checks import is_count
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, warn_caller
 from sde_toolkit.models.alternatives import few_questions, other_questions
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.declaration_report import DeclarationReport, report_on, without_trial
@@ -87,7 +86,7 @@ def check_declaration(
         return _judged(trial, outcomes, screen, x)
 
 
-def warn_if_wrong(model: ScoreModel, data: Tensor, *, condition: Any = None, stacklevel: int = 3) -> None:
+def warn_if_wrong(model: ScoreModel, data: Tensor, *, condition: Any = None) -> None:
     """A quick check; a :class:`DeclarationWarning` with its finding if the declaration looks wrong.
 
     Nothing is done with fewer than 16 samples, with samples that are all the same, and for exact scores.
@@ -99,7 +98,7 @@ def warn_if_wrong(model: ScoreModel, data: Tensor, *, condition: Any = None, sta
         instead = "" if report.better is None else f" Better: {report.better}."
         remedy = "model.check(data) says more; check_declaration=False leaves this check out."
         text = f"The model's declaration looks wrong: {report.finding}{instead} {remedy}"
-        warnings.warn(text, DeclarationWarning, stacklevel=stacklevel)
+        warn_caller(text, DeclarationWarning)
 
 
 def innermost(model: ScoreModel) -> ScoreModel:
