@@ -16,7 +16,7 @@ from sde_toolkit.checks import check_count, check_positive
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.adm_blocks import ADMStyle
 from sde_toolkit.networks.blocks import pass_through, with_skip, zeroed
-from sde_toolkit.networks.convolutions import convolution
+from sde_toolkit.networks.convolutions import channels_last, convolution
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 from sde_toolkit.networks.normalisation import activated
 from sde_toolkit.networks.published_unet import way_down, way_up
@@ -117,9 +117,7 @@ class ADMUNet(nn.Module):
         self.up, self.grow = way_up(style, built, kept)
         self.leave_norm = style.norm(widths[0])
         self.leave = zeroed(convolution(dims, widths[0], in_channels if out_channels is None else out_channels))
-        layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims)
-        if layout is not None:  # the faster layout on every device
-            self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, dims)
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
         """Return the output, (B, out_channels, *size).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-__all__ = ["CONVOLUTIONS", "Pointwise", "Rows", "convolution", "is_exporting", "mapped"]
+__all__ = ["CONVOLUTIONS", "Pointwise", "Rows", "channels_last", "convolution", "is_exporting", "mapped"]
 
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -82,3 +82,10 @@ class OneTap(nn.Module):
 
 
 ONE_TAP: dict[int, Any] = {dims: type(f"OneTap{dims}d", (OneTap, kind), {}) for dims, kind in CONVOLUTIONS.items()}
+
+
+def channels_last(network: nn.Module, dims: int) -> None:
+    """Keep the weights of 2-D and 3-D networks with the channels last: the faster layout on every device."""
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims)
+    if layout is not None:
+        network.to(memory_format=layout)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sde_toolkit.checks import check_count, check_positive, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import pass_through, with_skip
+from sde_toolkit.networks.convolutions import channels_last
 from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
 from sde_toolkit.networks.initialisation import SILENT, initialised
 from sde_toolkit.networks.normalisation import activated
@@ -155,9 +156,7 @@ class PublishedUNet(nn.Module):
         if output_pyramid is None:
             self.leave_norm = style.norm(widths[0])
             self.leave = style.conv(widths[0], outputs, SILENT)
-        layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims)
-        if layout is not None:  # the faster layout on every device
-            self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, dims)
 
     def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
         """Return the output, (B, out_channels, *size).
