@@ -27,6 +27,7 @@ ORDER = [
     {"solvers"},
     {"sampling"},
     {"likelihood"},
+    {"guidance"},
     {"losses"},
     {"calibration"},
     {"interop"},
