@@ -2,3 +2,7 @@
 
 One method is one file, and a public name is one line here, its import ``as`` itself.
 """
+
+from sde_toolkit.guidance.step_operator import Level as Level
+from sde_toolkit.guidance.step_operator import OneStep as OneStep
+from sde_toolkit.guidance.step_operator import StepOperator as StepOperator
