@@ -65,7 +65,7 @@ class Descent:
 
     def _counted(self, x: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
         rows = map_rows(condition, lambda row: row.expand(len(x), *row.shape[1:]))
-        found, evaluations = counted(call or self.model.output, x, inputs, rows)
+        found, (evaluations, _) = counted(call or self.model.output, x, inputs, rows)
         self.evaluations += len(x) * evaluations
         if self.listen is not None:
             self.listen(found if call is None else found[0])

@@ -51,7 +51,7 @@ class _Flow:
         if self.used >= self._max_nfe:
             raise MaxEvaluationsError(self._max_nfe, t.item())
         rate = -(sde.g(t) ** 2) / (2 * sde.sigma(t) ** 2)
-        drift, evaluations = counted(self._equation.drift, x, t)
+        drift, (evaluations, _) = counted(self._equation.drift, x, t)
         self.used += evaluations
         v = drift / rate.to(x.device, x.dtype)
         if not bool(v.isfinite().all()):

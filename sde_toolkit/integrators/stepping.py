@@ -174,7 +174,7 @@ class PerSampleField:
         spent = self.used[self.active] >= self._max_nfe
         if bool(spent.any()):
             raise MaxEvaluationsError(self._max_nfe, stage.t[int(spent.int().argmax())].item())
-        y, evaluations = counted(self._equation.output, x, stage.inputs)
+        y, (evaluations, _) = counted(self._equation.output, x, stage.inputs)
         self.used[self.active] += evaluations
         return torch.addcmul(expand_to(stage.of_x, x) * x, expand_to(stage.of_y, x), y)
 

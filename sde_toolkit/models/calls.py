@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,29 +26,45 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import tensors_of
 from sde_toolkit.models.inspection import dtype_of, name_of
 
-__all__ = ["Asking", "check_condition_name", "counted"]
+__all__ = ["Asking", "Counts", "check_condition_name", "count_products", "counted"]
 
 _PRECISE = (torch.float32, torch.float64)
 _IN_PLACE = "Take inplace=True out of its first layer, or begin its forward with x = x.clone()."
-_ROWS: ContextVar[list[int] | None] = ContextVar("rows", default=None)
+_ROWS: ContextVar[list[int] | None] = ContextVar("rows", default=None)  # of evaluations, of products
 
 
-def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any, int]:
-    """``call(x_t, *arguments)``, and how many evaluations of networks each sample of ``x_t`` went through in it.
+class Counts(NamedTuple):
+    """How often each sample went through networks: ``evaluations``, and ``products`` with their Jacobians."""
+
+    evaluations: int
+    products: int
+
+
+def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any, Counts]:
+    """``call(x_t, *arguments)``, and how often each sample of ``x_t`` went through networks in it.
 
     Evaluations are counted where a network is called, whatever stands around it: two calls with all samples are two, as
-    is one call with all of them twice. A model that answers without a network counts as one.
+    is one call with all of them twice. A model that answers without a network counts as one. Products are noted by
+    whoever takes them (:func:`count_products`).
     """
-    rows, around = [0], _ROWS.get()
+    rows, around = [0, 0], _ROWS.get()
     token = _ROWS.set(rows)
     try:
         answer = call(x_t, *arguments)
     finally:
         _ROWS.reset(token)
         if around is not None:
-            around[0] += rows[0]
-    n = x_t.shape[0]
-    return answer, 1 if rows[0] <= n else -(-rows[0] // n)
+            around[:] = (a + b for a, b in zip(around, rows, strict=True))
+    n = max(1, x_t.shape[0])
+    evaluations, products = (-(-found // n) for found in rows)
+    return answer, Counts(max(1, evaluations), products)
+
+
+def count_products(rows: int) -> None:
+    """Note that so many rows went backwards through a network."""
+    found = None if torch.compiler.is_compiling() else _ROWS.get()
+    if found is not None:
+        found[1] += rows
 
 
 def check_condition_name(name: Any) -> None:

@@ -7,20 +7,28 @@ inside is called. docs/add-a-wrapper.md has an example.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.calls import Counts, count_products, counted
+from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.descriptions import plain_data
+from sde_toolkit.models.inspection import name_of
 from sde_toolkit.models.prediction import Readout
+from sde_toolkit.models.pullback import of_inference, ordinary, pullback
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.sde import SDE
 
-__all__ = ["Inside", "Wrapper"]
+__all__ = ["Inside", "Products", "Wrapper"]
+
+Products: TypeAlias = Callable[[Tensor], Tensor]
+"""u to uᵀ ∂x̂_0/∂x_t, both of the shape of x_t."""
 
 
 @dataclass(eq=False)
@@ -29,6 +37,8 @@ class Inside:
 
     Attributes:
         model: the model inside.
+        batch: the number of samples.
+        inputs, m, n: what its output needs of the time, and x̂_0 = m x_t + n y with its output y.
         t, alpha, sigma: of this time, in the dtype and on the device of x_t; 0-dim, or (B, 1, ..., 1) beside x_t.
         v: what it said of the variance when it was first asked; None without a learned variance.
     """
@@ -53,16 +63,61 @@ class Inside:
         Raises:
             ArgumentError: for another number of rows: it is not known which of them have which time.
         """
+        times = self._times(x_t)
+        y = self._output(x_t, times, condition)
+        return torch.addcmul(_over(self.m, times) * x_t, _over(self.n, times), y)
+
+    def vjp(self, x_t: Tensor, condition: Any = None) -> tuple[Tensor, Products]:
+        """x̂_0 as by calling, and ``products(u)`` = uᵀ ∂x̂_0/∂x_t, of the shape of x_t; for any number of u.
+
+        So (σ²/α) ``products(u)`` is V u, with V = (σ²/α) ∂x̂_0/∂x_t = Cov[x_0 | x_t] where the model is exact. Each
+        product goes backwards through every evaluation once, and is counted as so many ``products`` of the result.
+
+        Raises:
+            ArgumentError: as by calling; if autograd finds no way through the model.
+        """
+        times = self._times(x_t)
+        if any(map(of_inference, (x_t, *self.inputs))):
+            outside = self._outside_inference()
+            found = outside.vjp(ordinary(x_t), map_rows(condition, ordinary))
+            self.v, self._asked = (self.v, True) if self._asked else (outside.v, True)
+            return found
+        m, n = _over(self.m, times), _over(self.n, times)
+
+        def output(x: Tensor) -> Tensor:
+            return self._output(x, times, condition)
+
+        name = name_of(self.model.network)
+        if torch.compiler.is_compiling():
+            (y, pull), counts = pullback(output, x_t, name), Counts(0, 0)  # counted in the first step
+        else:
+            (y, pull), counts = counted(lambda x: pullback(output, x, name), x_t)
+
+        def products(u: Tensor) -> Tensor:
+            count_products(x_t.shape[0] * sum(counts))
+            return m * u + pull(n * u)
+
+        return torch.addcmul(m * x_t, n, y), products
+
+    def _outside_inference(self) -> Inside:
+        columns = map(ordinary, (self.m, self.n, self.t, self.alpha, self.sigma))
+        return Inside(self.model, self.batch, tuple(map(ordinary, self.inputs)), *columns)
+
+    def _times(self, x_t: Tensor) -> int:
+        """How often the batch is in x_t."""
         times, rest = x_t.shape[0] // max(1, self.batch), x_t.shape[0] % max(1, self.batch)
         if rest or (times == 0 and self.batch > 0):
             problem = f"{x_t.shape[0]} rows are no multiple of the {self.batch} of the batch"
             remedy = "Pass the whole batch, or copies of it: torch.cat([x_t, x_t])."
             raise ArgumentError("x_t", tuple(x_t.shape), problem, remedy)
+        return times
+
+    def _output(self, x_t: Tensor, times: int, condition: Any) -> Tensor:
         inputs = self.inputs if times == 1 else tuple(_over(column, times) for column in self.inputs)
         y, v = self.model.outputs(x_t, inputs, condition)
         if not self._asked:
             self.v, self._asked = (v if v is None else v[: self.batch]), True
-        return torch.addcmul(_over(self.m, times) * x_t, _over(self.n, times), y)
+        return y
 
 
 def _over(column: Tensor, times: int) -> Tensor:

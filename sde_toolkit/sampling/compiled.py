@@ -40,6 +40,7 @@ class _Known(NamedTuple):
     """What the first step of a kind did; ``recurs``: whether the next step is of the same kind."""
 
     evaluations: int
+    products: int
     draws: int
     recurs: bool
 
@@ -65,6 +66,7 @@ class CompiledSteps:
             return self._as_it_is(counted, x, row, state, noise, kind)
         draws = tuple(noise() for _ in range(known.draws))
         self.meter.calls += known.evaluations
+        self.meter.products += known.products
         arguments = (self.integrator, self.layout, equation, x, row, state, draws)
         try:
             end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
@@ -83,7 +85,8 @@ class CompiledSteps:
     def _as_it_is(
         self, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise, kind: Hashable
     ) -> tuple[Tensor, Any]:
-        before, draws = self.meter.calls, 0
+        meter, draws = self.meter, 0
+        calls, products = meter.calls, meter.products
 
         def draw() -> Tensor:
             nonlocal draws
@@ -91,7 +94,9 @@ class CompiledSteps:
             return noise()
 
         x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
-        self._known[kind] = _Known(self.meter.calls - before, draws, recurs=_kind(x, state) == kind)
+        self._known[kind] = _Known(
+            meter.calls - calls, meter.products - products, draws, recurs=_kind(x, state) == kind
+        )
         return x, state
 
     def _graph(self, equation: ReverseEquation, x: Tensor, anew: bool = False) -> Callable[..., Any]:

@@ -50,6 +50,7 @@ class Encoding:
 
     x: Tensor
     nfe: int
+    products: int
     grid: Tensor
     solver: Solver
     seconds: float

@@ -46,11 +46,13 @@ Callback: TypeAlias = Callable[[Step], Tensor | None]
 class Solved:
     """The end states of all batches, and what was counted and measured.
 
-    ``nfe``: network evaluations per sample. Where samples differ it is the largest number.
+    ``nfe``: network evaluations per sample. ``products``: with its Jacobian, per sample. Where samples differ it is the
+    largest number.
     """
 
     x: Tensor
     nfe: int
+    products: int
     network_seconds: float
     trajectory: Tensor | None
     statistics: Statistics | None
@@ -95,6 +97,7 @@ def solve(
     return Solved(
         torch.cat([batch.x for batch in done]),
         run.meter.nfe,
+        run.meter.most_products,
         run.meter.seconds() if options.compile is False else math.nan,  # waits for the device
         torch.cat([batch.path for batch in done if batch.path is not None], dim=1) if options.trajectory else None,
         Statistics.of_all(statistics) if statistics else None,

@@ -25,7 +25,8 @@ StepAgain = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 
 
 class Meter:
-    """Counts the evaluations of a network and measures their time, without waiting for the device.
+    """Counts evaluations of a network and products with its Jacobian, and measures their time without waiting for the
+    device.
 
     ``around``: an equation's own ``evaluate``, which calls the model.
     """
@@ -34,21 +35,26 @@ class Meter:
         self.model = model
         self.around = around
         self.device = device
-        self.calls = 0
-        self._most_calls = 0
+        self.calls = self.products = 0
+        self._most_calls = self._most_products = 0
         self._watched = False
         self._elapsed = 0.0
         self._events: list[tuple[Any, Any]] = []
 
     def restart(self) -> None:
         """A new batch begins."""
-        self._most_calls = self.nfe
-        self.calls = 0
+        self._most_calls, self._most_products = self.nfe, self.most_products
+        self.calls = self.products = 0
 
     @property
     def nfe(self) -> int:
         """Evaluations per sample: the largest number over the batches."""
         return max(self._most_calls, self.calls)
+
+    @property
+    def most_products(self) -> int:
+        """Products with Jacobians per sample: the largest number over the batches."""
+        return max(self._most_products, self.products)
 
     def evaluate(self, x_t: Tensor, inputs: Inputs, condition: Any, call: Callable[..., Any] | None = None) -> Any:
         """``model.output``, or another way to ``call`` the model, with the network's evaluations in it counted."""
@@ -59,14 +65,15 @@ class Meter:
         if self.device.type == "cuda":
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
-            y, evaluations = counted(call, x_t, inputs, condition)
+            y, counts = counted(call, x_t, inputs, condition)
             after.record()
             self._events.append((before, after))
         else:
             start = time.perf_counter()
-            y, evaluations = counted(call, x_t, inputs, condition)
+            y, counts = counted(call, x_t, inputs, condition)
             self._elapsed += time.perf_counter() - start
-        self.calls += evaluations
+        self.calls += counts.evaluations
+        self.products += counts.products
         return y
 
     def _watching(self, call: Callable[..., Any]) -> Callable[..., Any]:

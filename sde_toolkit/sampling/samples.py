@@ -45,6 +45,7 @@ class Sample:
         x: the same in model space.
         nfe: network evaluations per sample, counted where the network is called. Where samples differ it is the largest
             number.
+        products: vector-Jacobian products with the network per sample, which some wrappers take; the largest number.
         budget: the ``nfe`` that was asked for, or None. Whole steps may not spend all of it.
         seconds, network_seconds: wall time of the whole call, and of the network in it (NaN if both were compiled
             into one graph).
@@ -56,6 +57,7 @@ class Sample:
 
     x: Tensor
     nfe: int
+    products: int
     grid: Tensor
     solver: Solver
     seed: int | None
