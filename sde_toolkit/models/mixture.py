@@ -12,8 +12,8 @@ keeps its accuracy at both ends of time: x̂_0 read from ε is lost where α →
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from sde_toolkit.batching import as_floating, expand_to
 from sde_toolkit.checks import all_hold, is_differentiated
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.models.components import Components, components_of
+from sde_toolkit.models.exact_posterior import Linear, Noise, seen_through
 from sde_toolkit.models.prediction import Kind, Prediction
 from sde_toolkit.models.row_products import row_products, with_derivatives_of
 from sde_toolkit.models.score_model import ScoreModel
@@ -28,6 +30,8 @@ from sde_toolkit.models.time_inputs import ScaledTime
 from sde_toolkit.sde import SDE, Time
 
 __all__ = ["GaussianMixture", "gaussian"]
+
+_Mixture = TypeVar("_Mixture", bound="GaussianMixture")
 
 
 class _MixtureNetwork(nn.Module):
@@ -38,20 +42,39 @@ class _MixtureNetwork(nn.Module):
     variances: Tensor
     axes: Tensor | None
 
-    def __init__(self, sde: SDE, log_weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
+    def __init__(self, sde: SDE, components: Components) -> None:
         super().__init__()
         self.sde = sde
-        self.register_buffer("log_weights", log_weights)  # (K,)
-        self.register_buffer("means", means)  # (K, D)
-        self.register_buffer("variances", variances)  # (K, D)
-        self.register_buffer("axes", axes)  # (K, D, D), columns are eigenvectors, or None: the coordinate axes
+        self.register_buffer("log_weights", components.log_weights)  # (K,)
+        self.register_buffer("means", components.means)  # (K, D)
+        self.register_buffer("variances", components.variances)  # (K, D)
+        self.register_buffer("axes", components.axes)  # (K, D, D), columns are eigenvectors, or None
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self._v(self._flat(x), time).reshape(x.shape).to(x.dtype)
+    def components(self) -> Components:
+        return Components(self.log_weights, self.means, self.variances, self.axes)
 
-    def _v(self, flat: Tensor, time: Tensor) -> Tensor:
+    def after(self, components: Components, log_likelihood: Tensor) -> _MixtureNetwork:
+        """The network of these components, whose weights have been multiplied by the likelihoods (K,)."""
+        log_weights = torch.log_softmax(components.log_weights + log_likelihood, dim=0)
+        return _MixtureNetwork(self.sde, replace(components, log_weights=log_weights))
+
+    def weights_given(self, x: Tensor, condition: Any) -> Tensor:
+        """The log-weights (K,), or (B, K) under a condition, for a batch ``x``. Without classes there is none.
+
+        Raises:
+            ArgumentError: for a condition.
+        """
+        if condition is not None:
+            remedy = "Leave it out, or build a ClassMixture, whose condition is a class."
+            raise ArgumentError("condition", condition, "this mixture has no classes", remedy)
+        return self.log_weights
+
+    def forward(self, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
+        return self._v(self._flat(x), time, self.weights_given(x, condition)).reshape(x.shape).to(x.dtype)
+
+    def _v(self, flat: Tensor, time: Tensor, log_weights: Tensor) -> Tensor:
         """v at x (B, D)."""
-        alpha, sigma, means, log_density, scaled = self._whiten(flat, time)
+        alpha, sigma, means, log_density, scaled = self._whiten(flat, time, log_weights)
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
         others = (alpha, sigma, self.means, self.variances, self.log_weights)
@@ -62,9 +85,9 @@ class _MixtureNetwork(nn.Module):
         v = v - sigma * means
         return (torch.softmax(log_density, dim=1).unsqueeze(-1) * v).sum(1)
 
-    def score(self, x: Tensor, time: Tensor) -> Tensor:
+    def score(self, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
         """∇ log p_t(x) = −Σ_k r_k S_k⁻¹ d_k, also where σ = 0 and it cannot be read from v."""
-        _, _, _, log_density, scaled = self._whiten(self._flat(x), time)
+        _, _, _, log_density, scaled = self._whiten(self._flat(x), time, self.weights_given(x, condition))
         if self.axes is not None:
             scaled = torch.einsum("kij,bkj->bki", self.axes.to(scaled), scaled)
         score = -(torch.softmax(log_density, dim=1).unsqueeze(-1) * scaled).sum(1)
@@ -103,10 +126,11 @@ class _MixtureNetwork(nn.Module):
         polynomial = row_products(weights, v.detach()) + slopes * (x - x.detach())
         return with_derivatives_of((weights.unsqueeze(-1) * v).sum(1), polynomial)
 
-    def log_prob(self, x: Tensor, time: Tensor) -> Tensor:
-        return torch.logsumexp(self._whiten(self._flat(x), time)[3], dim=1).to(x.dtype)
+    def log_prob(self, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
+        log_density = self._whiten(self._flat(x), time, self.weights_given(x, condition))[3]
+        return torch.logsumexp(log_density, dim=1).to(x.dtype)
 
-    def _whiten(self, flat: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _whiten(self, flat: Tensor, time: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """α, σ (B, 1, 1), the means (K, D), log(w_k N(x; k)) (B, K), and S_k⁻¹ d along the axes (B, K, D)."""
         t = time.to(torch.float64)
         if t.stride() == (0,):  # one time for the whole batch
@@ -119,7 +143,7 @@ class _MixtureNetwork(nn.Module):
             d = torch.einsum("kji,bkj->bki", self.axes.to(flat), d)
         scaled = d / spread
         log_density = -0.5 * (d * scaled + torch.log(2 * math.pi * spread)).sum(-1)
-        return alpha, sigma, means, self.log_weights.to(flat) + log_density, scaled
+        return alpha, sigma, means, log_weights.to(flat) + log_density, scaled
 
 
 @dataclass(frozen=True)
@@ -127,12 +151,13 @@ class ExactPrediction(Prediction):
     """The prediction of a mixture. Its score is computed without a division by σ."""
 
     network: _MixtureNetwork = field(kw_only=True, repr=False)
+    condition: Any = field(default=None, kw_only=True, repr=False)
 
     def view(self, kind: Kind) -> Tensor:
         """As that of a network, and finite at σ = 0: the score is computed, the velocity is f x − ½ g² score there."""
         if kind not in ("score", "velocity"):
             return super().view(kind)
-        score = self.network.score(self.x_t, self.readout.t.expand(self.x_t.shape[0]))
+        score = self.network.score(self.x_t, self.readout.t.expand(self.x_t.shape[0]), self.condition)
         if kind == "score":
             return score
         read, sde, t = super().view("velocity"), self.readout.sde, self.readout.t
@@ -169,27 +194,23 @@ class GaussianMixture(ScoreModel):
         weights: Any = None,
     ) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
-        if means.ndim == 0 or len(means) == 0 or not bool(means.isfinite().all()):
-            raise ArgumentError("means", means.tolist(), "not finite means (K, *event)", "Pass a tensor (K, *event).")
-        K, event_shape = len(means), tuple(means.shape[1:])
-        if (std is None) == (covariances is None):
-            given = "neither" if std is None else "both"
-            raise ArgumentError("std, covariances", given, "exactly one is needed", "Pass std=0.1, for example.")
-        if covariances is None:
-            variances, axes = _variances_from_std(std, means), None
-        else:
-            variances, axes = _principal_axes(covariances, K, math.prod(event_shape))
-        log_weights = _log_weights(weights, K)
-        exact = _MixtureNetwork(sde, log_weights, means.reshape(K, -1), variances, axes)
-        square = (log_weights.exp().unsqueeze(1) * (means.reshape(K, -1) ** 2 + variances)).sum(0).mean().item()
+        components = components_of(means, std, covariances, weights)
+        self._set_up(_MixtureNetwork(sde, components), tuple(means.shape[1:]))
+
+    def _set_up(self, network: _MixtureNetwork, event_shape: tuple[int, ...]) -> None:
+        """Make this the score model of an exact network."""
+        parts = network.components()
+        square = (parts.log_weights.exp().unsqueeze(1) * (parts.means**2 + parts.variances)).sum(0).mean().item()
         size = math.sqrt(square) if square > 0 else 1.0
-        super().__init__(exact, sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape, sigma_data=size)
-        self._has_points = bool((variances == 0).any())
+        super().__init__(
+            network, network.sde, "v", time_input=ScaledTime(1.0), event_shape=event_shape, sigma_data=size
+        )
+        self._has_points = bool((parts.variances == 0).any())
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> ExactPrediction:
         """As that of every score model; its score and velocity are finite at σ = 0, too."""
         said = super().forward(x_t, t, condition)
-        return ExactPrediction(said.x_t, said.output, said.readout, network=self.network)
+        return ExactPrediction(said.x_t, said.output, said.readout, network=self.network, condition=condition)
 
     def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
         """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,).
@@ -208,6 +229,36 @@ class GaussianMixture(ScoreModel):
             raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
         return self.network.log_prob(x, time.expand(len(x)))
 
+    def posterior(self: _Mixture, A: Linear, y: Any, noise: Noise) -> _Mixture:
+        """The law of x given y = A x + noise: a mixture too, in closed form, under the same SDE.
+
+        Args:
+            A: a matrix (m, D), or a linear function from (B, *event) to (B, *measured).
+            y: the measurement, (*measured).
+            noise: standard deviation of the Gaussian noise: a number, or (*measured); or its covariance (m, m). It may
+                be 0. What y fixes has then no variance left, and the posterior no density at σ = 0.
+
+        Raises:
+            ArgumentError: a map that is not linear, y or noise of another shape, and a noise of 0 where no x gives
+                this y, or where a component has no spread along a row of A.
+        """
+        components, log_likelihood = seen_through(self.network.components(), A, y, noise, self._events)
+        made = type(self).__new__(type(self))
+        made._set_up(self.network.after(components, log_likelihood).to(self.network.means.device), self._events)
+        return made
+
+    def log_evidence(self, A: Linear, y: Any, noise: Noise) -> float:
+        """log p(y) in nats for y = A x + noise: arguments and errors as in :meth:`posterior`.
+
+        Without noise, a density on the range of A.
+        """
+        components, log_likelihood = seen_through(self.network.components(), A, y, noise, self._events)
+        return torch.logsumexp(components.log_weights + log_likelihood, dim=0).item()
+
+    @property
+    def _events(self) -> tuple[int, ...]:
+        return self.event_shape or ()
+
     def draw(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """n exact samples of the data distribution, (n, *event)."""
         network = self.network
@@ -216,7 +267,7 @@ class GaussianMixture(ScoreModel):
         z = z * network.variances.cpu().sqrt()[k]
         if network.axes is not None:
             z = torch.einsum("bij,bj->bi", network.axes.cpu()[k], z)
-        return (network.means.cpu()[k] + z).reshape(n, *(self.event_shape or ())).to(dtype)
+        return (network.means.cpu()[k] + z).reshape(n, *self._events).to(dtype)
 
 
 def gaussian(mean: Any, sde: SDE, *, std: Any = None, covariance: Any = None) -> GaussianMixture:
@@ -225,35 +276,3 @@ def gaussian(mean: Any, sde: SDE, *, std: Any = None, covariance: Any = None) ->
     covariances = None if covariance is None else torch.as_tensor(covariance, dtype=torch.float64).unsqueeze(0)
     mean = torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0)
     return GaussianMixture(mean, sde, std=std, covariances=covariances)
-
-
-def _variances_from_std(std: Any, means: Tensor) -> Tensor:
-    std = torch.as_tensor(std, dtype=torch.float64)
-    if not bool(((std >= 0) & std.isfinite()).all()):
-        raise ArgumentError("std", std.tolist(), "must be finite and not negative", "Pass standard deviations.")
-    if std.ndim == 1 and len(std) in (1, len(means)) and means.ndim != 1:
-        std = std.reshape(-1, *(1,) * (means.ndim - 1))
-    try:
-        return (std.expand(means.shape) ** 2).reshape(len(means), -1)
-    except RuntimeError:
-        problem = f"shape {tuple(std.shape)} does not fit means of shape {tuple(means.shape)}"
-        raise ArgumentError("std", tuple(std.shape), problem, "Pass a number, (K,), or (K, *event).") from None
-
-
-def _principal_axes(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
-    matrices = torch.as_tensor(covariances, dtype=torch.float64)
-    if tuple(matrices.shape) != (K, D, D):
-        raise ArgumentError("covariances", tuple(matrices.shape), f"expected {(K, D, D)}", "Pass (K, D, D).")
-    symmetric = torch.allclose(matrices, matrices.mT)
-    variances, axes = torch.linalg.eigh(matrices)
-    if not symmetric or bool((variances < -1e-12 * variances.abs().amax()).any()):
-        problem = "not symmetric positive semi-definite"
-        raise ArgumentError("covariances", tuple(matrices.shape), problem, "Pass covariance matrices.")
-    return variances.clamp(min=0), axes
-
-
-def _log_weights(weights: Any, K: int) -> Tensor:
-    values = torch.ones(K, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-    if tuple(values.shape) != (K,) or not bool(((values > 0) & values.isfinite()).all()):
-        raise ArgumentError("weights", values.tolist(), f"expected {K} positive numbers", "Pass positive weights.")
-    return torch.log(values / values.sum())
