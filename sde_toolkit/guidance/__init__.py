@@ -3,6 +3,20 @@
 One method is one file, and a public name is one line here, its import ``as`` itself.
 """
 
+from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
+from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
+from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
+from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
+from sde_toolkit.guidance.matrix_operators import LinearFunction as LinearFunction
+from sde_toolkit.guidance.matrix_operators import Matrix as Matrix
+from sde_toolkit.guidance.measurement import Measurement as Measurement
+from sde_toolkit.guidance.operators import SVD as SVD
+from sde_toolkit.guidance.operators import Composition as Composition
+from sde_toolkit.guidance.operators import LinearOperator as LinearOperator
+from sde_toolkit.guidance.pixel_operators import Blur as Blur
+from sde_toolkit.guidance.pixel_operators import Downsample as Downsample
+from sde_toolkit.guidance.pixel_operators import Grey as Grey
+from sde_toolkit.guidance.pixel_operators import Mask as Mask
 from sde_toolkit.guidance.step_operator import Level as Level
 from sde_toolkit.guidance.step_operator import OneStep as OneStep
 from sde_toolkit.guidance.step_operator import StepOperator as StepOperator

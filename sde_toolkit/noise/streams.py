@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     DECODER = 4
     DEQUANTISATION = 5
     CALIBRATION = 6
+    MEASUREMENT = 7
 
 
 class Once(IntEnum):
@@ -54,6 +55,7 @@ class Once(IntEnum):
     GRADIENT_CHECK = 4
     KID_SUBSETS = 5
     PICTURES = 6
+    OPERATOR_CHECK = 7
 
 
 _OF_A_RUN = 0x52756E  # the keys of samples are (index,) and (index, purpose)

@@ -1,0 +1,115 @@
+"""Operators that are given: as a matrix, or as a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.batching import as_floating
+from sde_toolkit.checks import check_amount
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.guidance.constants import Constant
+from sde_toolkit.guidance.operators import LinearOperator, as_shape
+
+__all__ = ["LinearFunction", "Matrix"]
+
+
+class Matrix(LinearOperator):
+    """A matrix (m, D) times the elements of an event in their order in memory.
+
+    Args:
+        matrix: (m, D).
+        event_shape: with D elements; by default (D,).
+        measured_shape: with m elements; by default (m,).
+
+    Raises:
+        ArgumentError: if it is no matrix of finite real numbers, or a shape has another number of elements.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        event_shape: Sequence[int] | None = None,
+        measured_shape: Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.is_complex() or 0 in matrix.shape:
+            problem = "not a matrix of real numbers with at least one row and column"
+            raise ArgumentError("matrix", matrix, problem, "Pass a tensor (m, D).")
+        matrix = as_floating(matrix, "matrix")
+        if not bool(matrix.isfinite().all()):
+            raise ArgumentError("matrix", matrix, "not all of its numbers are finite", "Pass finite numbers.")
+        m, D = matrix.shape
+        measured_shape = (m,) if measured_shape is None else measured_shape
+        super().__init__((D,) if event_shape is None else event_shape, measured_shape)
+        for name, shape, count in (("event_shape", self.event_shape, D), ("measured_shape", self.measured_shape, m)):
+            if math.prod(shape) != count:
+                problem = f"it has {math.prod(shape)} elements, and the matrix {tuple(matrix.shape)} needs {count}"
+                raise ArgumentError(name, shape, problem, "The matrix is (elements of A(x), elements of x).")
+        self._matrix = Constant(matrix)
+
+    def apply(self, x: Tensor) -> Tensor:
+        M = self._matrix.beside(x)
+        return (x.reshape(x.shape[0], M.shape[1]) @ M.mT).reshape(x.shape[0], *self.measured_shape)
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        M = self._matrix.beside(y)
+        return (y.reshape(y.shape[0], M.shape[0]) @ M).reshape(y.shape[0], *self.event_shape)
+
+    def matrix(self) -> Tensor:
+        check_amount("A", self, math.prod(self._matrix.value.shape), bytes_each=8)
+        return self._matrix.value.to(torch.float64)
+
+
+class LinearFunction(LinearOperator):
+    """A function of a batch of events as an operator.
+
+    Args:
+        function: x (B, *event) to (B, *measured); linear, each row for itself.
+        event_shape: the shape of one x.
+        adjoint: y (B, *measured) to Aᵀ y (B, *event); by default autograd's.
+        device, dtype: of the tensor by which the measured shape is found; the CPU and torch's default dtype.
+
+    Raises:
+        ArgumentError: if the function fails, or returns no tensor with a row per event. ``as_operator`` also checks
+            that it is linear and that the adjoint is its adjoint.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        event_shape: Sequence[int],
+        *,
+        adjoint: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("function", function), ("adjoint", adjoint)):
+            if not (callable(value) or (name == "adjoint" and value is None)):
+                raise ArgumentError(name, value, "not a function of a tensor", "Pass a function of a batch (B, ...).")
+        self.device = torch.device("cpu" if device is None else device)
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        shape = as_shape("event_shape", event_shape)
+        self.function, self._adjoint = function, adjoint
+        with torch.no_grad():
+            measured = self._rows("A(x)", function, torch.zeros(1, *shape, device=self.device, dtype=self.dtype))
+        super().__init__(shape, tuple(measured.shape[1:]))
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self._rows("A(x)", self.function, x)
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        return super().apply_adjoint(y) if self._adjoint is None else self._rows("A.adjoint(y)", self._adjoint, y)
+
+    def _rows(self, what: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The function's answer, a tensor with as many rows as x."""
+        answer: Any = function(x)
+        if not isinstance(answer, Tensor) or answer.ndim < 2 or answer.shape[0] != x.shape[0] or answer.is_complex():
+            found = tuple(answer.shape) if isinstance(answer, Tensor) and not answer.is_complex() else answer
+            problem = f"it must be a real tensor with the {x.shape[0]} rows of its argument {tuple(x.shape)}"
+            remedy = "Return a tensor (B, ...); split complex numbers with torch.view_as_real."
+            raise ArgumentError(what, found, problem, remedy)
+        return answer
