@@ -2,6 +2,7 @@
 limit on x̂_0 or guidance of your own (``Wrapper``)."""
 
 from sde_toolkit.models import time_inputs
+from sde_toolkit.models.class_mixture import ClassMixture
 from sde_toolkit.models.mixture import GaussianMixture, gaussian
 from sde_toolkit.models.prediction import Prediction
 from sde_toolkit.models.rescheduled import Rescheduled, reschedule
@@ -10,6 +11,7 @@ from sde_toolkit.models.thresholding import Thresholded, clip_x0, dynamic_thresh
 from sde_toolkit.models.wrapper import Inside, Wrapper
 
 __all__ = [
+    "ClassMixture",
     "GaussianMixture",
     "Inside",
     "Prediction",

@@ -41,6 +41,12 @@ class Components:
         axes = None if self.axes is None else self.axes.to(device)
         return Components(self.log_weights.to(device), self.means.to(device), self.variances.to(device), axes)
 
+    def only(self, log_weights: Tensor) -> Components:
+        """Those with a weight above 0, which are these from now on: (K,), −∞ for the others."""
+        kept = log_weights > -torch.inf
+        axes = None if self.axes is None else self.axes[kept]
+        return Components(log_weights[kept], self.means[kept], self.variances[kept], axes)
+
 
 def components_of(means: Tensor, std: Any, covariances: Any, weights: Any) -> Components:
     """The components with these means (K, *event), and either ``std`` or ``covariances``: see ``GaussianMixture``.

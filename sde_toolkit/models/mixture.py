@@ -29,12 +29,12 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.time_inputs import ScaledTime
 from sde_toolkit.sde import SDE, Time
 
-__all__ = ["GaussianMixture", "gaussian"]
+__all__ = ["GaussianMixture", "MixtureNetwork", "gaussian"]
 
 _Mixture = TypeVar("_Mixture", bound="GaussianMixture")
 
 
-class _MixtureNetwork(nn.Module):
+class MixtureNetwork(nn.Module):
     """v of a Gaussian mixture at (x, t); covariances as axes (if any) and variances along them."""
 
     log_weights: Tensor
@@ -53,10 +53,10 @@ class _MixtureNetwork(nn.Module):
     def components(self) -> Components:
         return Components(self.log_weights, self.means, self.variances, self.axes)
 
-    def after(self, components: Components, log_likelihood: Tensor) -> _MixtureNetwork:
+    def after(self, components: Components, log_likelihood: Tensor) -> MixtureNetwork:
         """The network of these components, whose weights have been multiplied by the likelihoods (K,)."""
         log_weights = torch.log_softmax(components.log_weights + log_likelihood, dim=0)
-        return _MixtureNetwork(self.sde, replace(components, log_weights=log_weights))
+        return MixtureNetwork(self.sde, replace(components, log_weights=log_weights))
 
     def weights_given(self, x: Tensor, condition: Any) -> Tensor:
         """The log-weights (K,), or (B, K) under a condition, for a batch ``x``. Without classes there is none.
@@ -150,7 +150,7 @@ class _MixtureNetwork(nn.Module):
 class ExactPrediction(Prediction):
     """The prediction of a mixture. Its score is computed without a division by σ."""
 
-    network: _MixtureNetwork = field(kw_only=True, repr=False)
+    network: MixtureNetwork = field(kw_only=True, repr=False)
     condition: Any = field(default=None, kw_only=True, repr=False)
 
     def view(self, kind: Kind) -> Tensor:
@@ -180,7 +180,7 @@ class GaussianMixture(ScoreModel):
             for variances: a point mass), covariances that are not symmetric positive semi-definite.
     """
 
-    network: _MixtureNetwork
+    network: MixtureNetwork
 
     has_exact_score: ClassVar[bool] = True
 
@@ -195,9 +195,9 @@ class GaussianMixture(ScoreModel):
     ) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
         components = components_of(means, std, covariances, weights)
-        self._set_up(_MixtureNetwork(sde, components), tuple(means.shape[1:]))
+        self._set_up(MixtureNetwork(sde, components), tuple(means.shape[1:]))
 
-    def _set_up(self, network: _MixtureNetwork, event_shape: tuple[int, ...]) -> None:
+    def _set_up(self, network: MixtureNetwork, event_shape: tuple[int, ...]) -> None:
         """Make this the score model of an exact network."""
         parts = network.components()
         square = (parts.log_weights.exp().unsqueeze(1) * (parts.means**2 + parts.variances)).sum(0).mean().item()
@@ -212,11 +212,11 @@ class GaussianMixture(ScoreModel):
         said = super().forward(x_t, t, condition)
         return ExactPrediction(said.x_t, said.output, said.readout, network=self.network, condition=condition)
 
-    def log_prob(self, x: Tensor, t: Time = 0.0) -> Tensor:
+    def log_prob(self, x: Tensor, t: Time = 0.0, condition: Any = None) -> Tensor:
         """log p_t(x) in nats per sample, exact. Shapes: x (B, *event) to (B,); t scalar or (B,).
 
         Raises:
-            ArgumentError: for events of another shape, or a point mass at σ = 0, where it has no density.
+            ArgumentError: for events of another shape, a condition, or a point mass at σ = 0, where it has no density.
         """
         x = as_floating(x)
         if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
@@ -227,7 +227,7 @@ class GaussianMixture(ScoreModel):
         if self._has_points and all_hold(self.sde.sigma(time) > 0) is False:
             problem = "σ is 0 there, and a component without a spread has no density"
             raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
-        return self.network.log_prob(x, time.expand(len(x)))
+        return self.network.log_prob(x, time.expand(len(x)), condition)
 
     def posterior(self: _Mixture, A: Linear, y: Any, noise: Noise) -> _Mixture:
         """The law of x given y = A x + noise: a mixture too, in closed form, under the same SDE.
@@ -261,13 +261,17 @@ class GaussianMixture(ScoreModel):
 
     def draw(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """n exact samples of the data distribution, (n, *event)."""
-        network = self.network
-        k = torch.multinomial(network.log_weights.exp().cpu(), n, replacement=True, generator=generator)
-        z = torch.randn((n, network.means.shape[1]), generator=generator, dtype=torch.float64)
-        z = z * network.variances.cpu().sqrt()[k]
-        if network.axes is not None:
-            z = torch.einsum("bij,bj->bi", network.axes.cpu()[k], z)
-        return (network.means.cpu()[k] + z).reshape(n, *self._events).to(dtype)
+        weights = self.network.log_weights.exp().cpu()
+        return self._draw_from(torch.multinomial(weights, n, replacement=True, generator=generator), generator, dtype)
+
+    def _draw_from(self, k: Tensor, generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
+        """A sample of each of the components ``k`` (n,)."""
+        parts = self.network.components().to(torch.device("cpu"))
+        z = torch.randn((len(k), parts.means.shape[1]), generator=generator, dtype=torch.float64)
+        z = z * parts.variances.sqrt()[k]
+        if parts.axes is not None:
+            z = torch.einsum("bij,bj->bi", parts.axes[k], z)
+        return (parts.means[k] + z).reshape(len(k), *self._events).to(dtype)
 
 
 def gaussian(mean: Any, sde: SDE, *, std: Any = None, covariance: Any = None) -> GaussianMixture:
