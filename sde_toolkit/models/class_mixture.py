@@ -81,9 +81,9 @@ class ClassMixture(GaussianMixture):
         means = torch.as_tensor(means, dtype=torch.float64)
         components = components_of(means, std, covariances, weights)
         member = _members(labels, len(components.means))
-        table = torch.where(member, components.log_weights, -torch.inf)
-        network = _ClassNetwork(sde, components, torch.log_softmax(table, dim=1))
-        self._set_up(network, tuple(means.shape[1:]))
+        within = torch.log_softmax(torch.where(member, components.log_weights, -torch.inf), dim=1)
+        table = torch.cat([within, components.log_weights.unsqueeze(0)])
+        self._set_up(_ClassNetwork(sde, components, table), tuple(means.shape[1:]))
 
     @classmethod
     def of(
@@ -149,7 +149,7 @@ class ClassMixture(GaussianMixture):
 
 
 def _members(labels: Any, K: int) -> Tensor:
-    """Which components belong to which class, (C + 1, K); all to "no class"."""
+    """Which components belong to which class, (C, K)."""
     labels = torch.arange(K) if labels is None else torch.as_tensor(labels).cpu()
     remedy = f"Pass the class of each of the {K} components, counted from 0."
     if labels.dtype not in (torch.int64, torch.int32) or tuple(labels.shape) != (K,) or int(labels.min()) < 0:
@@ -158,7 +158,7 @@ def _members(labels: Any, K: int) -> Tensor:
     if not bool(member.any(1).all()):
         problem = f"class {int(member.any(1).int().argmin())} has no component"
         raise ArgumentError("labels", labels.tolist(), problem, remedy)
-    return torch.cat([member, torch.ones((1, K), dtype=torch.bool)])
+    return member
 
 
 def _checked_laws(laws: Sequence[Any], classes: int) -> GaussianMixture:
