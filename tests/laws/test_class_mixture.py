@@ -111,7 +111,7 @@ def test_posterior_and_classes_change_places():
 
 def test_classes_from_their_laws():
     sde, x, label = VPSDE(), points(), torch.tensor([0, 1, 2, 3, 3, 0])
-    laws = [alone(sde, 0), alone(sde, 1, full=True), alone(sde, 2)]
+    laws = [alone(sde, 0), alone(sde, 1, full=True), gaussian([1.0, 0.0], sde, std=doubles(0.2, 0.9))]
     model, total = ClassMixture.of(laws, weights=[1.0, 2.0, 1.0]), 0
     for c, share in enumerate((0.25, 0.5, 0.25)):
         rows, total = label == c, total + share * laws[c].log_prob(x, 0.2).exp()
