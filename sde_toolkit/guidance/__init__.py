@@ -3,10 +3,15 @@
 One method is one file, and a public name is one line here, its import ``as`` itself.
 """
 
+from sde_toolkit.guidance.class_conditions import UNCONDITIONAL as UNCONDITIONAL
+from sde_toolkit.guidance.class_conditions import Guided as Guided
+from sde_toolkit.guidance.class_guidance import ClassifierFree as ClassifierFree
+from sde_toolkit.guidance.class_guidance import classifier_free as classifier_free
 from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
+from sde_toolkit.guidance.interval import WithinInterval as WithinInterval
 from sde_toolkit.guidance.matrix_operators import LinearFunction as LinearFunction
 from sde_toolkit.guidance.matrix_operators import Matrix as Matrix
 from sde_toolkit.guidance.measurement import Measurement as Measurement

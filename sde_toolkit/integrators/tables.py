@@ -3,6 +3,9 @@
 ``prepare`` of an integrator writes the names once, as keywords of :meth:`Integrator.table`; ``step`` reads its row by
 them. What a name stands for may be one column, a tuple of columns (the network's inputs), tuples of such tuples (the
 stages of a step), or the table of another integrator, whose row is then a part of this one's.
+
+A bool column says what is done in some steps only. In ``values`` it is 0 or 1. In a row that is read by name it stays a
+bool on the host, which can be read without waiting for the device.
 """
 
 from __future__ import annotations
@@ -67,34 +70,51 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """``values`` (steps, k), float64 from ``prepare``, and the ``layout`` of its columns. Iteration gives the rows."""
+    """``values`` (steps, k), float64 from ``prepare``, and the ``layout`` of its columns. Iteration gives the rows.
+
+    ``switches``: (place, column (steps,) on the CPU) of every bool column.
+    """
 
     values: Tensor
     layout: Layout
+    switches: tuple[tuple[int, Tensor], ...] = ()
 
     @classmethod
     def of(cls, steps: int, columns: dict[str, Any]) -> Table:
         """The columns stacked: each a tensor that broadcasts with (steps,), a sequence of such, or another table."""
         flat = [column.expand(steps) for value in columns.values() for column in _flat(value)]
         layout = Layout.of(tuple((name, _shape(value)) for name, value in columns.items()))
-        return cls(torch.stack(flat, dim=1), layout)
+        switches = tuple((place, column.cpu()) for place, column in enumerate(flat) if column.dtype is torch.bool)
+        for place, column in switches:
+            flat[place] = column.to(flat[place].device, torch.float64)
+        return cls(torch.stack(flat, dim=1), layout, switches)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Table:
         """The same numbers on another device and in another dtype."""
-        return Table(self.values.to(device, dtype), self.layout)
+        return Table(self.values.to(device, dtype), self.layout, self.switches)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, i: int) -> StepRow:
-        return self.layout.read(self.values[i].unbind())
+        return self.layout.read(self._cells(self.values[i], i))
 
     def __iter__(self) -> Iterator[StepRow]:
         k, read = self.layout.width, self.layout.read_fast
-        for part in self.values.split(_ROWS_AT_ONCE):
-            cells = part.flatten().unbind()
+        for number, part in enumerate(self.values.split(_ROWS_AT_ONCE)):
+            cells = self._cells(part, number * _ROWS_AT_ONCE)
             for i in range(0, len(cells), k):
                 yield read(cells[i : i + k])
+
+    def _cells(self, values: Tensor, first: int) -> tuple[Tensor, ...]:
+        """The cells of some rows, one after another, with the bools of the rows from ``first`` on."""
+        cells = values.flatten().unbind()
+        if not self.switches:
+            return cells
+        mixed, width = list(cells), self.layout.width
+        for place, column in self.switches:
+            mixed[place::width] = column[first : first + len(cells) // width].unbind()
+        return tuple(mixed)
 
 
 def _width(shape: Shape) -> int:
@@ -135,7 +155,10 @@ def _flat(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Table):
-        return list(value.values.unbind(1))
+        columns = list(value.values.unbind(1))
+        for place, column in value.switches:
+            columns[place] = column
+        return columns
     return [column for part in value for column in _flat(part)]
 
 

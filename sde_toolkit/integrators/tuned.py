@@ -49,7 +49,7 @@ def multiplied(integrator: Integrator, table: Table, factors: Tensor, tilts: Ten
     found = values * torch.cat([values.new_ones(len(values), fixed), factors], dim=1)
     columns = list(found.unbind(1))
     columns[fixed + place] = columns[fixed + place] + (f_B - f_A) * B * tilts
-    return Table(torch.stack(columns, dim=1), table.layout)
+    return Table(torch.stack(columns, dim=1), table.layout, table.switches)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["check_condition", "map_rows", "named_rows", "repeat_rows", "tensors_of"]
+__all__ = ["check_condition", "map_rows", "named_rows", "pair_parts", "repeat_rows", "tensors_of"]
 
 _SHARED = (type(None), Number, str, bytes, enum.Enum, torch.dtype, torch.device)
 _DEEPEST = 32
@@ -41,6 +41,23 @@ def map_rows(condition: Any, choose: Callable[[Tensor], Tensor]) -> Any:
 def repeat_rows(condition: Any, times: int) -> Any:
     """A condition for the batch so many times over, one copy after another."""
     return condition if times == 1 else map_rows(condition, lambda rows: torch.cat([rows] * times))
+
+
+def pair_parts(one: Any, other: Any, combine: Callable[[str, Any, Any], Any], path: str = "condition") -> Any:
+    """A condition like ``one``, each tensor or shared value of it replaced by ``combine(path, value, other's value)``.
+
+    Raises:
+        ArgumentError: naming the part in which ``other`` is built otherwise.
+    """
+    parts, others = _parts(one), _parts(other)
+    if parts is None:
+        return combine(path, one, other)
+    if others is None or set(parts) != set(others):
+        found = type(other).__name__ if others is None else list(others)
+        problem = f"the condition of the samples has a {type(one).__name__} of {list(parts)} there"
+        raise ArgumentError(path, found, problem, "Give the two the same structure.")
+    paired = {key: pair_parts(part, others[key], combine, _path_to(path, key)) for key, part in parts.items()}
+    return _rebuilt(one, paired)
 
 
 def tensors_of(condition: Any) -> Iterator[Tensor]:
@@ -86,7 +103,11 @@ def _check_part(path: str, condition: Any, n: int, depth: int) -> None:
         problem = f"a {type(condition).__name__} of plain values cannot be told from rows"
         raise ArgumentError(path, condition, problem, "Pass torch.tensor(...), with one row per sample.")
     for key, part in parts.items():
-        _check_part(f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", part, n, depth + 1)
+        _check_part(_path_to(path, key), part, n, depth + 1)
+
+
+def _path_to(path: str, key: Any) -> str:
+    return f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]"
 
 
 def _check_rows(path: str, part: Tensor, n: int) -> None:

@@ -92,6 +92,10 @@ class Rescheduled(Wrapper):
         old = self._old_time(t)
         return *self.network.network_inputs(old), _scale_between(self.network.sde, old, self.sde, t)
 
+    def check_times(self, times: Tensor) -> None:
+        """As the old model does, at its own times."""
+        self.network.check_times(self._old_time(times))
+
     def output(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> Tensor:
         """The answer of the network itself: x̂_0 and ε̂ are read from it, each without loss, at both ends of time."""
         return self.outputs(x_t, inputs, condition)[0]

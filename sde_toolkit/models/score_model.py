@@ -41,12 +41,22 @@ from sde_toolkit.transforms import Identity, Transform
 if TYPE_CHECKING:
     from sde_toolkit.models.declaration import DeclarationReport
 
-__all__ = ["Inputs", "ScoreModel"]
+__all__ = ["Inputs", "ScoreModel", "inputs_like"]
 
 TimeInput = Callable[[SDE, Time], Tensor]
 
 Inputs: TypeAlias = tuple[Tensor, ...]
-"""What :meth:`ScoreModel.output` needs of the time: tensors of the shape of t."""
+"""What :meth:`ScoreModel.output` needs of the time: tensors of the shape of t.
+
+They are floating point, or bool for what is done at some times only. A bool at one time stays on the host, where it is
+read without waiting for a device (:mod:`sde_toolkit.integrators.tables`). Wherever many times are computed together it
+arrives as 0 or 1.
+"""
+
+
+def inputs_like(x: Tensor, inputs: Inputs) -> Inputs:
+    """The inputs at one time, or at one per sample, in the dtype and on the device of ``x``; bools as they are."""
+    return tuple(c if c.dtype is torch.bool else c.to(x.device, x.dtype) for c in inputs)
 
 
 class ScoreModel(Conventions):
@@ -134,7 +144,7 @@ class ScoreModel(Conventions):
         x_t = as_floating(x_t, "x_t")
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
-        inputs = tuple(c.to(x_t.dtype) for c in self.network_inputs(t64))
+        inputs = inputs_like(x_t, self.network_inputs(t64))
         y, v = self.outputs(x_t, inputs, condition)
         return Prediction(x_t, y, self.readout(t64), v)
 
@@ -171,6 +181,9 @@ class ScoreModel(Conventions):
         if not self.scales_input:
             return (time,)
         return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
+
+    def check_times(self, times: Tensor) -> None:
+        """Called before a run that evaluates the model at ``times``, (steps,) float64: a wrapper may warn of them."""
 
     @property
     def scales_input(self) -> bool:

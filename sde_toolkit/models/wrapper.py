@@ -40,6 +40,7 @@ class Inside:
         batch: the number of samples.
         inputs, m, n: what its output needs of the time, and x̂_0 = m x_t + n y with its output y.
         t, alpha, sigma: of this time, in the dtype and on the device of x_t; 0-dim, or (B, 1, ..., 1) beside x_t.
+        own: what the wrapper around it has added in :meth:`Wrapper.inside_at`; None otherwise.
         v: what it said of the variance when it was first asked; None without a learned variance.
     """
 
@@ -51,6 +52,7 @@ class Inside:
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    own: Any = None
     v: Tensor | None = field(default=None, init=False)
     _asked: bool = field(default=False, init=False)
 
@@ -187,10 +189,18 @@ class Wrapper(ScoreModel):
 
     def outputs(self, x_t: Tensor, inputs: Inputs, condition: Any = None) -> tuple[Tensor, Tensor | None]:
         """The new x̂_0, and v as the model inside said it first."""
+        inside = self.inside_at(x_t, inputs)
+        return self.denoise(x_t, inside, condition), inside.v
+
+    def inside_at(self, x_t: Tensor, inputs: Inputs) -> Inside:
+        """The model inside, at the time of ``inputs``: those of :meth:`network_inputs`."""
         *inner, t, alpha, sigma, m, n = inputs
         columns = (expand_to(column, x_t) for column in (m, n, t, alpha, sigma))
-        inside = Inside(self.network, x_t.shape[0], tuple(inner), *columns)
-        return self.denoise(x_t, inside, condition), inside.v
+        return Inside(self.network, x_t.shape[0], tuple(inner), *columns)
+
+    def check_times(self, times: Tensor) -> None:
+        """As the model inside does, which is asked at the same times."""
+        self.network.check_times(times)
 
     def readout(self, t: Tensor) -> Readout:
         return Readout(self.sde, "x0", t, self.sigma_data)

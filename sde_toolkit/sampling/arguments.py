@@ -65,6 +65,8 @@ def check_run(
     check_condition(condition, shape[0])
     check_gradients(differentiable, *start, condition)
     check_compile(options.compile, solver.integrator)
+    if solver.integrator.evals_per_step is not None:  # others choose their times themselves
+        model.check_times(grid if options.tweedie else grid[:-1])
     return options
 
 

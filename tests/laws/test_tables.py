@@ -36,3 +36,19 @@ def test_numbers_are_spread_over_the_steps_and_rows_of_plain_names_are_read_alik
 def test_equal_layouts_are_one_object():
     assert table(2)[0].layout is table(7)[0].layout
     assert table(2)[0].layout is not Table.of(2, {"single": doubles(1.0)}).layout
+
+
+@pytest.mark.parametrize("steps", [1, 64, 130])
+def test_what_is_done_in_some_steps_only_stays_a_bool_on_the_host_in_rows_and_is_a_number_in_values(steps):
+    on = torch.arange(steps) % 3 == 1
+    number = torch.arange(steps, dtype=torch.float64)
+    inner = Table.of(steps, {"A": number, "inputs": (number, on)})
+    found = Table.of(steps, {"stages": ((number, (on,)), (~on,)), "inner": inner}).to("meta", torch.float32)
+    for i, row in enumerate(found):
+        for read in (row, found[i]):
+            (of_device, (first,)), (second,) = read.stages
+            assert of_device.device.type == read.inner.A.device.type == "meta"
+            assert (bool(first), bool(second), bool(read.inner.inputs[1])) == (bool(on[i]), not on[i], bool(on[i]))
+    values = Table.of(steps, {"inner": inner, "on": on}).values
+    assert torch.equal(values[:, 2], on.double())
+    assert torch.equal(values[:, 3], on.double())
