@@ -86,6 +86,7 @@ _NAMES = {
         "variational_bound",
         "Levels",
     ),
+    "guidance": ("classifier_free",),
     "calibration": (
         "calibrate",
         "load_calibration",
@@ -97,7 +98,7 @@ _NAMES = {
     "evaluation": ("compare_solvers",),
 }
 _HOMES = {name: room for room, names in _NAMES.items() for name in names}
-_ROOMS = {*_NAMES, "batching", "checks", "data", "errors", "files", "grids", "guidance", "jobs", "metrics", "progress"}
+_ROOMS = {*_NAMES, "batching", "checks", "data", "errors", "files", "grids", "jobs", "metrics", "progress"}
 
 __all__ = [*sorted(_HOMES), "grids"]
 
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from sde_toolkit.calibration import load_calibration as load_calibration
     from sde_toolkit.equation import ReverseEquation as ReverseEquation
     from sde_toolkit.evaluation import compare_solvers as compare_solvers
+    from sde_toolkit.guidance import classifier_free as classifier_free
     from sde_toolkit.integrators import Integrator as Integrator
     from sde_toolkit.likelihood import Levels as Levels
     from sde_toolkit.likelihood import bits_per_dim as bits_per_dim
