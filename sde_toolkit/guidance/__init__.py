@@ -11,6 +11,7 @@ from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
+from sde_toolkit.guidance.fourier import Fourier as Fourier
 from sde_toolkit.guidance.interval import WithinInterval as WithinInterval
 from sde_toolkit.guidance.matrix_operators import LinearFunction as LinearFunction
 from sde_toolkit.guidance.matrix_operators import Matrix as Matrix

@@ -131,7 +131,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, there: Product, back: Product) -> Tensor:
-        y = there(x.detach().cpu().numpy())
+        y = there(x.detach().to("cpu", torch.promote_types(x.dtype, torch.float32)).numpy())
         return torch.from_numpy(np.ascontiguousarray(y)).to(x.device, x.dtype)
 
     @staticmethod

@@ -75,12 +75,12 @@ class LinearOperator(ABC):
     closed_svd: ClassVar[bool] = False
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float64
+    was_checked: bool = False
 
     def __init__(self, event_shape: Sequence[int], measured_shape: Sequence[int]) -> None:
         self.event_shape = as_shape("event_shape", event_shape)
         self.measured_shape = as_shape("measured_shape", measured_shape)
         self._svd: SVD | None = None
-        self.was_checked = False
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -88,10 +88,11 @@ class LinearOperator(ABC):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y for y (B, *measured): (B, *event). By default autograd's."""
-        with torch.inference_mode(False):
-            y = y.clone() if y.is_inference() else y
-            start = y.new_zeros(y.shape[0], *self.event_shape)
-            return torch.func.vjp(self.apply, start)[1](y)[0]
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # inside of it there is no autograd
+                return self.apply_adjoint(y.clone())
+        start = y.new_zeros(y.shape[0], *self.event_shape)
+        return torch.func.vjp(self.apply, start)[1](y)[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x.

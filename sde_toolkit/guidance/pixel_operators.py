@@ -12,8 +12,8 @@ from torch import Tensor
 from sde_toolkit.checks import check_positive, is_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.constants import Constant
-from sde_toolkit.guidance.fourier import HartleyBasis, fft_axes, filtered
 from sde_toolkit.guidance.operators import SVD, LinearOperator, as_shape
+from sde_toolkit.guidance.spectra import HartleyBasis, fft_axes, filtered
 
 __all__ = ["Blur", "Downsample", "Grey", "Mask", "kept_places"]
 

@@ -39,9 +39,14 @@ EXAMPLES = {
         G.Matrix(numbers(3, 8)) @ G.Mask(torch.arange(12).reshape(3, 4) % 3 > 0),
     ],
     "Downsample": [G.Downsample(3, (6,)), G.Downsample(2, (2, 4, 6)), G.Downsample((3, 1), (2, 6, 2))],
+    "Fourier": [
+        G.Fourier(torch.tensor([1, 0, 1, 1, 0, 0])),
+        G.Fourier(numbers(4, 5) > 0, (2, 4, 5)),
+        G.Fourier(torch.ones(3, 4)),
+    ],
     "Grey": [G.Grey((3, 2, 4)), G.Grey((2, 3)), G.Grey((4, 2, 2), (1, 0, -2, 0.5))],
     "LinearFunction": [
-        as_operator(differences, (2, 5)),
+        as_operator(differences, (2, 5), dtype=torch.float64),
         G.LinearFunction(lambda x: 3 * x.flip(1), (4,), adjoint=lambda y: 3 * y.flip(1), dtype=torch.float64),
     ],
     "Mask": [
