@@ -21,9 +21,9 @@ __all__ = ["Fourier"]
 class Fourier(LinearOperator):
     """The orthonormal Fourier transform of real events, at some frequencies.
 
-    A(x) is (\\*rest, 2, n): real and imaginary part at the n frequencies, for each of the other axes of x. The frequencies
-    k and −k of a real event tell the same, so A Aᵀ is the identity for no mask: singular values are 1 where k = −k or both
-    are measured, √½ where one of them is.
+    A(x) is (..., 2, n): real and imaginary part at n frequencies, for each of the other axes of x. The frequencies k
+    and −k of a real event tell the same. So A Aᵀ is never the identity: a singular value is 1 where k = −k or where
+    both are measured, and √½ where one of the two is.
 
     Args:
         mask: 1 or True at the frequencies that are measured, along the last axes of an event, frequency 0 first; for a
@@ -41,7 +41,7 @@ class Fourier(LinearOperator):
         shape = sizes if event_shape is None else as_shape("event_shape", event_shape)
         if shape[-len(sizes) :] != sizes:
             problem = f"it has one number per frequency of the last axes, and an event has shape {shape}"
-            raise ArgumentError("mask", sizes, problem, f"Pass a mask of shape {shape[-min(2, len(shape)):]}.")
+            raise ArgumentError("mask", sizes, problem, f"Pass a mask of shape {shape[-min(2, len(shape)) :]}.")
         self._rest = shape[: len(shape) - len(sizes)]
         super().__init__(shape, (*self._rest, 2, len(places)))
         self._sizes, self._axes, self._places = sizes, fft_axes(len(sizes)), Constant(places)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_toolkit.batching import as_floating
 from sde_toolkit.checks import check_amount
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.guidance.constants import Constant
 from sde_toolkit.guidance.operators import LinearOperator, as_shape
 
@@ -94,8 +94,7 @@ class LinearFunction(LinearOperator):
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         shape = as_shape("event_shape", event_shape)
         self.function, self._adjoint = function, adjoint
-        with torch.no_grad():
-            measured = self._rows("A(x)", function, torch.zeros(1, *shape, device=self.device, dtype=self.dtype))
+        measured = self._measured(torch.zeros(1, *shape, device=self.device, dtype=self.dtype))
         super().__init__(shape, tuple(measured.shape[1:]))
 
     def apply(self, x: Tensor) -> Tensor:
@@ -103,6 +102,22 @@ class LinearFunction(LinearOperator):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return super().apply_adjoint(y) if self._adjoint is None else self._rows("A.adjoint(y)", self._adjoint, y)
+
+    def _measured(self, x: Tensor) -> Tensor:
+        """A(x) of a first x.
+
+        Raises:
+            ArgumentError: if that fails.
+        """
+        try:
+            with torch.no_grad():
+                return self._rows("A(x)", self.function, x)
+        except SDEToolkitError:
+            raise
+        except Exception as error:
+            problem = f"it fails for x of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+            remedy = "It must take a batch of events: is event_shape right, and are device and dtype?"
+            raise ArgumentError("A", self.function, problem, remedy) from error
 
     def _rows(self, what: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The function's answer, a tensor with as many rows as x."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batching import as_floating
+from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.constants import Constant
 from sde_toolkit.guidance.foreign_operators import as_operator
@@ -18,6 +19,7 @@ from sde_toolkit.guidance.measurement_noise import MeasurementNoise, measurement
 from sde_toolkit.guidance.measurement_solves import ScaledSolve, scaled_solve
 from sde_toolkit.guidance.operators import LinearOperator, check_batch
 from sde_toolkit.noise.streams import Purpose, per_sample_noise
+from sde_toolkit.showing import shown
 
 __all__ = ["Measurement"]
 
@@ -154,6 +156,11 @@ class Measurement:
         )
         return clean + self.noise.colour(draw())
 
+    def __repr__(self) -> str:
+        given = {"y": self.y, "noise_std": self.noise_std, "noise_covariance": self.noise_covariance}
+        named = "".join(f", {name}={shown(value)}" for name, value in given.items() if value is not None)
+        return f"Measurement({self.A!r}{named})"
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_solve"}  # which is computed again
 
@@ -186,6 +193,9 @@ def _beside(scale: float | Tensor, e: Tensor) -> Tensor:
         ArgumentError: unless it is a number, or one number per sample.
     """
     if not isinstance(scale, Tensor):
+        if not (is_number(scale) and scale >= 0):
+            remedy = "Pass r², the variance of x_0 given x_t."
+            raise ArgumentError("scale", scale, "it must be finite and not negative", remedy)
         return torch.full((), scale, dtype=e.dtype, device=e.device)
     if scale.ndim == 0:
         return scale.to(e.device, e.dtype)

@@ -52,7 +52,7 @@ class MeasurementNoise(ABC):
 
     @abstractmethod
     def log_determinant(self, elements: int) -> float:
-        """log det Σ_y of so many elements."""
+        """log det Σ_y, for a measurement of so many elements. Not for a singular Σ_y."""
 
 
 class EqualNoise(MeasurementNoise):
@@ -85,6 +85,7 @@ class DiagonalNoise(MeasurementNoise):
 
     def __init__(self, std: Tensor) -> None:
         self._std, self.is_zero = Constant(std), bool((std.square() == 0).any())
+        self._log_determinant = 2 * float(std.detach().to("cpu", torch.float64).log().sum())
 
     def std_beside(self, e: Tensor) -> Tensor:
         """The standard deviations (*measured), on the device and in the dtype of e."""
@@ -106,7 +107,7 @@ class DiagonalNoise(MeasurementNoise):
         return z * self._std.beside(z)
 
     def log_determinant(self, elements: int) -> float:
-        return 2 * float(self._std.value.to(torch.float64).log().sum())
+        return self._log_determinant
 
 
 class CorrelatedNoise(MeasurementNoise):
@@ -115,6 +116,7 @@ class CorrelatedNoise(MeasurementNoise):
     def __init__(self, covariance: Tensor, factor: Tensor) -> None:
         inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
         self._covariance, self._factor, self._inverse = map(Constant, (covariance, factor, inverse))
+        self._log_determinant = 2 * float(factor.diagonal().log().sum())
 
     def covariance(self, e: Tensor) -> Tensor:
         return _rows_times(e, self._covariance.beside(e))
@@ -132,7 +134,7 @@ class CorrelatedNoise(MeasurementNoise):
         return _rows_times(z, self._factor.beside(z).mT)
 
     def log_determinant(self, elements: int) -> float:
-        return 2 * float(self._factor.value.diagonal().log().sum())
+        return self._log_determinant
 
 
 def _rows_times(e: Tensor, M: Tensor) -> Tensor:

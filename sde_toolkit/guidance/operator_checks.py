@@ -17,6 +17,8 @@ __all__ = ["check_operator"]
 
 _LARGE = 1000.0  # so that a function that is linear for small x alone, such as clamp, is found out
 _ROWS = 3
+_ZERO = 1e-6  # of A(x), what A(0) may be
+_LINEAR = "Guidance needs a linear A. If it adds a constant, take it out of A, and subtract it from y."
 
 
 def check_operator(A: LinearOperator) -> None:
@@ -91,10 +93,11 @@ class _Map:
         """Refuse what is not linear, or mixes the rows."""
         x, z = draw(self.event), draw(self.event)
         of_x, of_z = self(x), self(z)
-        nonlinear = "Guidance needs a linear A; a constant that it adds is subtracted from y."
+        if float(self(torch.zeros_like(x)).norm()) > _ZERO * float(of_x.norm()):
+            raise ArgumentError("A", self.A, f"{self.name} is not linear: it is not 0 at 0", _LINEAR)
         for found, expected, problem, remedy in (
-            (self(x - 0.5 * z), of_x - 0.5 * of_z, f"{self.name} is not linear", nonlinear),
-            (self(_LARGE * x), _LARGE * of_x, f"{self.name} is not linear", nonlinear),
+            (self(x - 0.5 * z), of_x - 0.5 * of_z, f"{self.name} is not linear", _LINEAR),
+            (self(_LARGE * x), _LARGE * of_x, f"{self.name} is not linear", _LINEAR),
             (self(x[:1]), of_x[:1], f"{self.name} of a row depends on the other rows", "Map each row for itself."),
         ):
             size = max(float(y.norm()) for y in (found, expected, math.sqrt(_ROWS) * of_z[:1]))

@@ -113,7 +113,12 @@ class Blur(LinearOperator):
             check_positive("std", std, "Pass the width in elements, 1.5."),
             as_shape("event_shape", event_shape),
         )
-        along = shape[-(min(len(shape), 2) if axes is None else axes) :]
+        count = min(len(shape), 2) if axes is None else axes
+        if count not in (1, 2) or count > len(shape):
+            raise ArgumentError(
+                "axes", axes, f"an event of shape {shape} is blurred along 1 or 2 axes", "Leave it out."
+            )
+        along = shape[-count:]
         kernel = torch.ones((), dtype=torch.float64)
         for n in along:
             weights = torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float64) - n // 2) / std) ** 2)
