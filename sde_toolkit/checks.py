@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = [
     "MOST",
     "all_hold",
     "as_python",
+    "branches_on_data",
     "check_amount",
     "check_count",
     "check_positive",
@@ -27,6 +30,7 @@ __all__ = [
     "is_number",
     "nested_tuples",
     "some_seen",
+    "without_branches_on_data",
 ]
 
 MOST = 1_000_000  # steps, evaluations, nodes: more cannot be planned, and were hardly meant
@@ -77,6 +81,27 @@ def some_seen(fault: Tensor) -> bool:
     if fault.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return all_hold(~fault) is False
+
+
+_BRANCHES: ContextVar[bool] = ContextVar("branches", default=True)
+
+
+def branches_on_data() -> bool:
+    """Whether work may be left out where the data show that it is not needed.
+
+    Not so in a graph, nor in the step that stands for all steps of one (:func:`without_branches_on_data`).
+    """
+    return not torch.compiler.is_compiling() and _BRANCHES.get()
+
+
+@contextmanager
+def without_branches_on_data() -> Iterator[None]:
+    """Where as much work is done as in a compiled graph."""
+    token = _BRANCHES.set(False)
+    try:
+        yield
+    finally:
+        _BRANCHES.reset(token)
 
 
 def check_count(argument: str, value: Any, remedy: str, *, least: int = 1, most: int | None = None) -> int:

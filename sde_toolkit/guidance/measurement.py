@@ -128,6 +128,11 @@ class Measurement:
         e = self._checked(e)
         return self._solve(e, _beside(scale, e))
 
+    @property
+    def solves_directly(self) -> bool:
+        """Whether :meth:`solve` has a closed form, and is cheap."""
+        return self._solve.direct
+
     @functools.cached_property
     def _solve(self) -> ScaledSolve:
         return scaled_solve(self.A, self.noise)

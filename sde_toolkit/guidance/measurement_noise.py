@@ -24,10 +24,12 @@ class MeasurementNoise(ABC):
 
     Attributes:
         is_zero: whether Σ_y is singular, so that nothing can be divided by it.
+        is_diagonal: whether the elements are uncorrelated.
         variance: σ_y² where it is the same for all elements and uncorrelated, else None.
     """
 
     is_zero: bool = False
+    is_diagonal: bool = True
     variance: float | None = None
 
     @abstractmethod
@@ -112,6 +114,8 @@ class DiagonalNoise(MeasurementNoise):
 
 class CorrelatedNoise(MeasurementNoise):
     """A full covariance (m, m) = L Lᵀ, m the number of elements of a measurement; W = L⁻¹."""
+
+    is_diagonal = False
 
     def __init__(self, covariance: Tensor, factor: Tensor) -> None:
         inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients
 from sde_toolkit.guidance.constants import Constant
-from sde_toolkit.guidance.measurement_noise import CorrelatedNoise, DiagonalNoise, MeasurementNoise
+from sde_toolkit.guidance.measurement_noise import MeasurementNoise
 from sde_toolkit.guidance.operators import LinearOperator
 
 __all__ = ["ScaledSolve", "scaled_solve"]
@@ -27,7 +28,9 @@ _MOST_ITERATIONS = 1000
 
 
 class ScaledSolve(ABC):
-    """How (s A Aᵀ + Σ_y)⁻¹ e is computed."""
+    """How (s A Aᵀ + Σ_y)⁻¹ e is computed; ``direct``: not by iterations."""
+
+    direct: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, e: Tensor, scale: Tensor) -> Tensor:
@@ -36,14 +39,13 @@ class ScaledSolve(ABC):
 
 def scaled_solve(A: LinearOperator, noise: MeasurementNoise) -> ScaledSolve:
     """The cheapest exact way; where Σ_y is singular, that of the pseudo-inverse on the range of A."""
-    diagonal = noise.variance is not None or isinstance(noise, DiagonalNoise)
     m, D = math.prod(A.measured_shape), math.prod(A.event_shape)
     small = m <= _DENSE and D <= _DENSE_EVENT
-    if A.row_gram is not None and diagonal:
+    if A.row_gram is not None and noise.is_diagonal:
         return _Elementwise(A.row_gram, noise)
     if noise.variance is not None and (A.closed_svd or (small and noise.is_zero)):
         return _InSingularVectors(A, noise.variance)
-    if not noise.is_zero and (small or (isinstance(noise, CorrelatedNoise) and D <= _DENSE_EVENT)):
+    if not noise.is_zero and (small or (not noise.is_diagonal and D <= _DENSE_EVENT)):
         return _InEigenvectors(A, noise)
     return _ByConjugateGradients(A, noise)
 
@@ -93,6 +95,8 @@ class _InEigenvectors(ScaledSolve):
 
 
 class _ByConjugateGradients(ScaledSolve):
+    direct = False
+
     def __init__(self, A: LinearOperator, noise: MeasurementNoise) -> None:
         self.A, self.noise = A, noise
         self.most = min(_MOST_ITERATIONS, 2 * math.prod(A.measured_shape))

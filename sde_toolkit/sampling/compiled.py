@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from sde_toolkit.checks import without_branches_on_data
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
@@ -93,7 +94,8 @@ class CompiledSteps:
             draws += 1
             return noise()
 
-        x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
+        with without_branches_on_data():  # the graph has none, and this step is counted for its steps
+            x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
         self._known[kind] = _Known(
             meter.calls - calls, meter.products - products, draws, recurs=_kind(x, state) == kind
         )
