@@ -17,6 +17,7 @@ from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.components import Components, components_of, joined
 from sde_toolkit.models.mixture import GaussianMixture, MixtureNetwork
+from sde_toolkit.models.tilted import check_scale, tilted_components
 from sde_toolkit.networks.embeddings import augmented, check_labels, parts_of
 from sde_toolkit.sde import SDE, Time
 
@@ -124,9 +125,29 @@ class ClassMixture(GaussianMixture):
         if check_count("label", label, f"Pass 0..{self.num_classes}.", least=0) > self.num_classes:
             raise ArgumentError("label", label, f"there are {self.num_classes} classes", "Pass 0 to num_classes.")
         chosen = self.network.class_log_weights[label]
-        made = GaussianMixture.__new__(GaussianMixture)
-        made._set_up(MixtureNetwork(self.sde, self.network.components().only(chosen)), self._events)
-        return made
+        return self._plain(self.network.components().only(chosen))
+
+    def tilted(self, label: int, scale: float) -> GaussianMixture:
+        """p(x | class)^γ p(x)^(1 − γ), normalised, under the same SDE: γ = ``scale``, the class ``label``.
+
+        It is a Gaussian where p(x | class) and p(x) ("no class") are. Classifier-free guidance does not sample it.
+
+        Raises:
+            ArgumentError: where one of the two is no Gaussian with a spread along every axis; a ``scale`` for which
+                the precision γ Λ_c + (1 − γ) Λ is not positive definite.
+        """
+        device, laws = self.network.means.device, [self.of_class(c) for c in (label, self.num_classes)]
+        class_law, no_class = (law.network.components().to(torch.device("cpu")) for law in laws)
+        made = tilted_components(class_law, no_class, check_scale(scale))
+        return self._plain(made.to(device))
+
+    def log_tilted(self, x: Tensor, condition: Tensor, scale: float, t: Time = 0.0) -> Tensor:
+        """γ log p_t(x | class) + (1 − γ) log p_t(x) in nats, (B,), for any classes: not normalised.
+
+        At t > 0 this is the product of the densities at t, which is not the law of the noised :meth:`tilted`.
+        """
+        scale = check_scale(scale)
+        return scale * self.log_prob(x, t, condition) + (1 - scale) * self.log_prob(x, t)
 
     def log_prob(self, x: Tensor, t: Time = 0.0, condition: Any = None) -> Tensor:
         """log p_t(x | class) in nats per sample, exact; ``condition``: labels (B,), or None for log p_t(x)."""
@@ -146,6 +167,12 @@ class ClassMixture(GaussianMixture):
         weights = self.network.weights_given(torch.empty(n), condition.cpu()).exp().cpu()
         k = torch.multinomial(weights, 1, generator=generator)[:, 0]
         return self._draw_from(k, generator, dtype)
+
+    def _plain(self, components: Components) -> GaussianMixture:
+        """A mixture without classes, under the same SDE."""
+        made = GaussianMixture.__new__(GaussianMixture)
+        made._set_up(MixtureNetwork(self.sde, components), self._events)
+        return made
 
 
 def _members(labels: Any, K: int) -> Tensor:
