@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.matrix_operators import LinearFunction, Matrix
+from sde_toolkit.guidance.matrix_operators import LinearFunction, Matrix, by_pair
 from sde_toolkit.guidance.operator_checks import check_operator
 from sde_toolkit.guidance.operators import LinearOperator, as_shape
 
@@ -107,46 +107,19 @@ class ScipyOperator(LinearOperator):
         self.operator = operator
 
     def apply(self, x: Tensor) -> Tensor:
-        return _product(x.reshape(x.shape[0], math.prod(self.event_shape)), self._there, self._back)
+        return by_pair(x.reshape(x.shape[0], math.prod(self.event_shape)), self._there, self._back)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        return _product(y, self._back, self._there).reshape(y.shape[0], *self.event_shape)
+        return by_pair(y, self._back, self._there).reshape(y.shape[0], *self.event_shape)
 
-    def _there(self, rows: np.ndarray) -> np.ndarray:
-        return self.operator.matmat(rows.T).T
+    def _there(self, x: Tensor) -> Tensor:
+        return _by_numpy(self.operator.matmat, x)
 
-    def _back(self, rows: np.ndarray) -> np.ndarray:
-        return self.operator.rmatmat(rows.T).T
-
-
-Product = Callable[[np.ndarray], np.ndarray]
+    def _back(self, y: Tensor) -> Tensor:
+        return _by_numpy(self.operator.rmatmat, y)
 
 
-def _product(x: Tensor, there: Product, back: Product) -> Tensor:
-    return _Product.apply(x, there, back)
-
-
-class _Product(torch.autograd.Function):
-    """Rows times a matrix that numpy knows; ``back`` is its transpose."""
-
-    @staticmethod
-    def forward(x: Tensor, there: Product, back: Product) -> Tensor:
-        y = there(x.detach().to("cpu", torch.promote_types(x.dtype, torch.float32)).numpy())
-        return torch.from_numpy(np.ascontiguousarray(y)).to(x.device, x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.there, ctx.back = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _product(gradient, ctx.back, ctx.there), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _product(tangent, ctx.there, ctx.back)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, there: Product, back: Product) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)
-        return _product(x.flatten(0, 1), there, back).unflatten(0, x.shape[:2]), 0
+def _by_numpy(products: Callable[[np.ndarray], np.ndarray], rows: Tensor) -> Tensor:
+    """Products with the columns of an array, for the rows of a tensor."""
+    columns = rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32)).numpy().T
+    return torch.from_numpy(np.ascontiguousarray(products(columns).T)).to(rows.device, rows.dtype)

@@ -15,7 +15,7 @@ from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.guidance.constants import Constant
 from sde_toolkit.guidance.operators import LinearOperator, as_shape
 
-__all__ = ["LinearFunction", "Matrix"]
+__all__ = ["LinearFunction", "Matrix", "by_pair"]
 
 
 class Matrix(LinearOperator):
@@ -70,7 +70,8 @@ class LinearFunction(LinearOperator):
     Args:
         function: x (B, *event) to (B, *measured); linear, each row for itself.
         event_shape: the shape of one x.
-        adjoint: y (B, *measured) to Aᵀ y (B, *event); by default autograd's.
+        adjoint: y (B, *measured) to Aᵀ y (B, *event); by default autograd's. With one, neither function has to be
+            differentiable, or known to torch.func.
         device, dtype: of the tensor by which the measured shape is found; the CPU and torch's default dtype.
 
     Raises:
@@ -98,10 +99,16 @@ class LinearFunction(LinearOperator):
         super().__init__(shape, tuple(measured.shape[1:]))
 
     def apply(self, x: Tensor) -> Tensor:
-        return self._rows("A(x)", self.function, x)
+        return self._there(x) if self._adjoint is None else by_pair(x, self._there, self._back)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        return super().apply_adjoint(y) if self._adjoint is None else self._rows("A.adjoint(y)", self._adjoint, y)
+        return super().apply_adjoint(y) if self._adjoint is None else by_pair(y, self._back, self._there)
+
+    def _there(self, x: Tensor) -> Tensor:
+        return self._rows("A(x)", self.function, x)
+
+    def _back(self, y: Tensor) -> Tensor:
+        return self._rows("A.adjoint(y)", self._adjoint, y)
 
     def _measured(self, x: Tensor) -> Tensor:
         """A(x) of a first x.
@@ -111,7 +118,7 @@ class LinearFunction(LinearOperator):
         """
         try:
             with torch.no_grad():
-                return self._rows("A(x)", self.function, x)
+                return self._there(x)
         except SDEToolkitError:
             raise
         except Exception as error:
@@ -119,7 +126,7 @@ class LinearFunction(LinearOperator):
             remedy = "It must take a batch of events: is event_shape right, and are device and dtype?"
             raise ArgumentError("A", self.function, problem, remedy) from error
 
-    def _rows(self, what: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _rows(self, what: str, function: Any, x: Tensor) -> Tensor:
         """The function's answer, a tensor with as many rows as x."""
         answer: Any = function(x)
         if not isinstance(answer, Tensor) or answer.ndim < 2 or answer.shape[0] != x.shape[0] or answer.is_complex():
@@ -128,3 +135,34 @@ class LinearFunction(LinearOperator):
             remedy = "Return a tensor (B, ...); split complex numbers with torch.view_as_real."
             raise ArgumentError(what, found, problem, remedy)
         return answer
+
+
+def by_pair(x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+    """``there(x)``, a linear function of the rows of x, with derivatives of every kind from its adjoint ``back``.
+
+    Both functions get plain tensors alone, under torch.func too.
+    """
+    return _Pair.apply(x, there, back)
+
+
+class _Pair(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, there: Any, back: Any) -> Tensor:
+        return there(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.there, ctx.back = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return by_pair(gradient, ctx.back, ctx.there), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return by_pair(tangent, ctx.there, ctx.back)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, there: Any, back: Any) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        return by_pair(x.flatten(0, 1), there, back).unflatten(0, x.shape[:2]), 0

@@ -189,7 +189,7 @@ def test_an_adjoint_that_is_none():
         (lambda x: x.sum(1), "(B, ...)"),
         (lambda x: torch.fft.fft(x), "real"),
         (lambda x: x @ torch.ones(3, 3), "RuntimeError"),
-        (lambda x: x["image"], "IndexError"),
+        (lambda x: x.image, "AttributeError"),
         (lambda x: x.round(), "not linear"),
     ],
 )

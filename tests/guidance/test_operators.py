@@ -10,7 +10,17 @@ from operator_examples import OPERATORS, numbers, operator
 from test_host_synchronisation import CountReads
 from torch.nn import functional
 
-from sde_toolkit.guidance import Blur, Downsample, Fourier, Grey, Mask, Matrix, as_operator, conjugate_gradients
+from sde_toolkit.guidance import (
+    Blur,
+    Downsample,
+    Fourier,
+    Grey,
+    LinearFunction,
+    Mask,
+    Matrix,
+    as_operator,
+    conjugate_gradients,
+)
 
 every_operator = pytest.mark.parametrize("case", OPERATORS, ids=lambda case: f"{case[0]}-{case[1]}")
 same = torch.testing.assert_close
@@ -255,6 +265,25 @@ def test_a_physics_object_of_deepinv():
     assert A.dtype == torch.float64
     near(A.adjoint(A(x)), ours.adjoint(ours(x)))
     near(A.pseudo_inverse(A(x)), ours.pseudo_inverse(ours(x)))
+
+
+def test_a_function_with_an_adjoint_needs_no_autograd():
+    """It gets plain tensors, so that it may leave torch, under every transform."""
+
+    def there(x):
+        return torch.from_numpy(x.numpy().cumsum(1))
+
+    def back(y):
+        return torch.from_numpy(y.flip(1).numpy().cumsum(1)).flip(1)
+
+    A = as_operator(LinearFunction(there, (5,), adjoint=back, dtype=torch.float64))
+    x, y = numbers(3, 5), numbers(3, 5, seed=1)
+    near(A(x), x.cumsum(1))
+    near(torch.func.vjp(A, x)[1](y)[0], A.adjoint(y))
+    near(torch.func.jvp(A.adjoint, (x,), (y,))[1], A.adjoint(y))
+    near(torch.func.vmap(A, in_dims=1)(torch.stack([x, y], 1))[1], A(y))
+    near(torch.func.jacrev(A)(x[:1])[0, :, 0], A.matrix())
+    near(torch.func.hessian(lambda v: 0.5 * A(v).square().sum())(x[:1]).reshape(5, 5), A.matrix().mT @ A.matrix())
 
 
 # Conjugate gradients
