@@ -49,7 +49,7 @@ class Measurement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "A", as_operator(self.A))
         if self.y is not None:
-            object.__setattr__(self, "_y", Constant(_checked_y(self.A, self.y)))
+            object.__setattr__(self, "_y", Constant(_own_y(self.A, self.y)))
         noise = measurement_noise(self.noise_std, self.noise_covariance, self.A.measured_shape)
         object.__setattr__(self, "noise", noise)
 
@@ -173,7 +173,7 @@ class Measurement:
         return check_batch("e", e, self.A.measured_shape, "Pass residuals y − A x_0.")
 
 
-def _checked_y(A: LinearOperator, y: Any) -> Tensor:
+def _own_y(A: LinearOperator, y: Any) -> Tensor:
     """y (*measured), floating-point numbers.
 
     Raises:

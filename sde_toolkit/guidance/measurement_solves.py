@@ -22,8 +22,8 @@ from sde_toolkit.guidance.operators import LinearOperator
 
 __all__ = ["ScaledSolve", "scaled_solve"]
 
-_DENSE = 1024  # elements of a measurement, up to which its eigenvectors cost less than a second
-_DENSE_EVENT = 4096
+_EIGENVECTORS_TO = 1024  # elements of a measurement, up to which its eigenvectors cost less than a second
+_MATRIX_TO = 4096
 _MOST_ITERATIONS = 1000
 
 
@@ -40,12 +40,12 @@ class ScaledSolve(ABC):
 def scaled_solve(A: LinearOperator, noise: MeasurementNoise) -> ScaledSolve:
     """The cheapest exact way; where Σ_y is singular, that of the pseudo-inverse on the range of A."""
     m, D = math.prod(A.measured_shape), math.prod(A.event_shape)
-    small = m <= _DENSE and D <= _DENSE_EVENT
+    small = m <= _EIGENVECTORS_TO and D <= _MATRIX_TO
     if A.row_gram is not None and noise.is_diagonal:
         return _Elementwise(A.row_gram, noise)
     if noise.variance is not None and (A.closed_svd or (small and noise.is_zero)):
         return _InSingularVectors(A, noise.variance)
-    if not noise.is_zero and (small or (not noise.is_diagonal and D <= _DENSE_EVENT)):
+    if not noise.is_zero and (small or (not noise.is_diagonal and D <= _MATRIX_TO)):
         return _InEigenvectors(A, noise)
     return _ByConjugateGradients(A, noise)
 

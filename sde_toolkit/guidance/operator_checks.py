@@ -15,10 +15,10 @@ from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["check_operator"]
 
-_LARGE = 1000.0  # so that a function that is linear for small x alone, such as clamp, is found out
+_LARGE_PROBE = 1000.0  # so that a function that is linear for small x alone, such as clamp, is found out
 _ROWS = 3
 _ZERO = 1e-6  # of A(x), what A(0) may be
-_LINEAR = "Guidance needs a linear A. If it adds a constant, take it out of A, and subtract it from y."
+_MAKE_LINEAR = "Guidance needs a linear A. If it adds a constant, take it out of A, and subtract it from y."
 
 
 def check_operator(A: LinearOperator) -> None:
@@ -30,7 +30,7 @@ def check_operator(A: LinearOperator) -> None:
     """
     if A.was_checked:
         return
-    draw = _Draws(A)
+    draw = _Probes(A)
     there = _Map(A, "A(x)", A.__call__, A.event_shape, A.measured_shape)
     back = _Map(A, "A.adjoint(y)", A.adjoint, A.measured_shape, A.event_shape)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def check_operator(A: LinearOperator) -> None:
     A.was_checked = True
 
 
-class _Draws:
+class _Probes:
     """Random events from a generator of their own, where the operator is asked; and how far round-off may go there."""
 
     def __init__(self, A: LinearOperator) -> None:
@@ -89,15 +89,15 @@ class _Map:
             raise ArgumentError("A", self.A, f"{self.name} is not finite", "Remove what divides by 0 or overflows.")
         return y
 
-    def check(self, draw: _Draws) -> None:
+    def check(self, draw: _Probes) -> None:
         """Refuse what is not linear, or mixes the rows."""
         x, z = draw(self.event), draw(self.event)
         of_x, of_z = self(x), self(z)
         if float(self(torch.zeros_like(x)).norm()) > _ZERO * float(of_x.norm()):
-            raise ArgumentError("A", self.A, f"{self.name} is not linear: it is not 0 at 0", _LINEAR)
+            raise ArgumentError("A", self.A, f"{self.name} is not linear: it is not 0 at 0", _MAKE_LINEAR)
         for found, expected, problem, remedy in (
-            (self(x - 0.5 * z), of_x - 0.5 * of_z, f"{self.name} is not linear", _LINEAR),
-            (self(_LARGE * x), _LARGE * of_x, f"{self.name} is not linear", _LINEAR),
+            (self(x - 0.5 * z), of_x - 0.5 * of_z, f"{self.name} is not linear", _MAKE_LINEAR),
+            (self(_LARGE_PROBE * x), _LARGE_PROBE * of_x, f"{self.name} is not linear", _MAKE_LINEAR),
             (self(x[:1]), of_x[:1], f"{self.name} of a row depends on the other rows", "Map each row for itself."),
         ):
             size = max(float(y.norm()) for y in (found, expected, math.sqrt(_ROWS) * of_z[:1]))

@@ -23,7 +23,7 @@ from sde_toolkit.guidance.constants import Constant
 
 __all__ = ["SVD", "Composition", "LinearOperator", "as_shape", "check_batch"]
 
-_DENSE = 4096  # elements of an event or a measurement, up to which an operator is written as a matrix
+_MATRIX_UP_TO = 4096  # elements of an event or a measurement, up to which an operator is written as a matrix
 _AT_ONCE = 2**22  # numbers of unit events that are measured at once
 
 
@@ -162,8 +162,8 @@ class LinearOperator(ABC):
             ArgumentError: if an event or a measurement has more than 4096 elements.
         """
         D, m = math.prod(self.event_shape), math.prod(self.measured_shape)
-        if max(D, m) > _DENSE:
-            problem = f"it has {D} columns and {m} rows; up to {_DENSE} it is written as a matrix"
+        if max(D, m) > _MATRIX_UP_TO:
+            problem = f"it has {D} columns and {m} rows; up to {_MATRIX_UP_TO} it is written as a matrix"
             raise ArgumentError("A", self, problem, "Choose a method that does not need the matrix or SVD of A.")
         rows = max(1, _AT_ONCE // D)
         parts = []
