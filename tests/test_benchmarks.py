@@ -17,6 +17,7 @@ CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
     ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
+    ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
     ("per_sample.py", ["--n", "8", "--tolerances", "1e-3", "--draws", "1"], "| 8 "),
     ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "| × the best"),
