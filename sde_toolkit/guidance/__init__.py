@@ -3,10 +3,15 @@
 One method is one file, and a public name is one line here, its import ``as`` itself.
 """
 
+from sde_toolkit.guidance.autoguidance import Autoguided as Autoguided
+from sde_toolkit.guidance.autoguidance import autoguidance as autoguidance
+from sde_toolkit.guidance.cfg_plus_plus import CFGPlusPlus as CFGPlusPlus
+from sde_toolkit.guidance.cfg_plus_plus import cfg_plus_plus as cfg_plus_plus
 from sde_toolkit.guidance.class_conditions import UNCONDITIONAL as UNCONDITIONAL
-from sde_toolkit.guidance.class_conditions import Guided as Guided
 from sde_toolkit.guidance.class_guidance import ClassifierFree as ClassifierFree
 from sde_toolkit.guidance.class_guidance import classifier_free as classifier_free
+from sde_toolkit.guidance.classifier_guidance import ClassifierGuided as ClassifierGuided
+from sde_toolkit.guidance.classifier_guidance import classifier as classifier
 from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
 from sde_toolkit.guidance.ddnm import DDNM as DDNM
@@ -14,6 +19,7 @@ from sde_toolkit.guidance.diffpir import DiffPIR as DiffPIR
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
 from sde_toolkit.guidance.fourier import Fourier as Fourier
+from sde_toolkit.guidance.guided import Guided as Guided
 from sde_toolkit.guidance.interval import WithinInterval as WithinInterval
 from sde_toolkit.guidance.jfps import JFPS as JFPS
 from sde_toolkit.guidance.matrix_operators import LinearFunction as LinearFunction

@@ -11,19 +11,19 @@ What stands for "no class" is one of
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.guidance.guided import Guided
 from sde_toolkit.models.conditions import pair_parts
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside
 from sde_toolkit.networks.embeddings import Condition
 
-__all__ = ["UNCONDITIONAL", "Guided", "check_no_class", "condition_without_class", "with_and_without"]
+__all__ = ["UNCONDITIONAL", "check_no_class", "condition_without_class", "with_and_without"]
 
 
 class _Unconditional(enum.Enum):
@@ -32,22 +32,6 @@ class _Unconditional(enum.Enum):
 
 UNCONDITIONAL = _Unconditional.UNCONDITIONAL
 """As ``no_class``: the network is called without a condition."""
-
-
-@dataclass(frozen=True, eq=False)
-class Guided:
-    """A condition and how it is guided, sample by sample: pass it as ``condition=``.
-
-    Attributes:
-        condition: the network's, as without guidance.
-        scale: γ of each sample, (n,), or a number; None for that of the guidance.
-        no_class: what stands for "no class" for each sample, in the structure and with the rows of ``condition``: a
-            negative prompt, for example. None for that of the guidance.
-    """
-
-    condition: Any
-    scale: Tensor | float | None = None
-    no_class: Any = None
 
 
 def check_no_class(model: ScoreModel, no_class: Any) -> None:
@@ -76,17 +60,20 @@ def own_row(model: ScoreModel) -> int | None:
     return model.num_classes
 
 
-def condition_without_class(model: ScoreModel, condition: Any, no_class: Any) -> Any:
+def condition_without_class(model: ScoreModel, told: Guided, no_class: Any) -> Any:
     """The condition of a batch with "no class" in place of its classes, as many rows.
 
     Args:
-        model: of which the own row is taken, where ``no_class`` is None.
-        condition: the rows of the batch.
+        model: of which the own row is taken, where nothing is given.
+        told: the condition of the batch, and its own "no class", if it brings one.
         no_class: None, ``UNCONDITIONAL``, or the given condition with one row, or without the axis of rows.
 
     Raises:
         ArgumentError: naming the part of ``no_class`` that does not fit; if the own row cannot stand for a condition.
     """
+    condition = told.condition
+    if told.no_class is not None:
+        return told.no_class
     if no_class is UNCONDITIONAL:
         return None
     if no_class is not None:

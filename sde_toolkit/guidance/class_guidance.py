@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.batching import expand_to
-from sde_toolkit.checks import is_number
-from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.class_conditions import Guided, check_no_class, condition_without_class, with_and_without
-from sde_toolkit.guidance.interval import Interval, WithinInterval, acts, chosen
+from sde_toolkit.guidance.class_conditions import check_no_class, condition_without_class, with_and_without
+from sde_toolkit.guidance.guided import check_scale, guided_by, in_words, scale_of
+from sde_toolkit.guidance.interval import Interval, WithinInterval, chosen
 from sde_toolkit.models.conditions import map_rows, named_rows
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside
 
-__all__ = ["ClassifierFree", "check_scale", "classifier_free"]
+__all__ = ["ClassifierFree", "classifier_free"]
 
 
 def classifier_free(
@@ -73,49 +71,20 @@ class ClassifierFree(WithinInterval):
 
     def denoise(self, x_t: Tensor, inside: Inside, condition: Any) -> Tensor:
         """x̂_u + γ (x̂_c − x̂_u), and x̂_c outside of the interval."""
-        told = condition if isinstance(condition, Guided) else Guided(condition)
-        scale, acting = _scale_of(told, self.scale, x_t), acts(inside)
+        told, acting = guided_by(condition), inside.own
+        scale = scale_of(told, self.scale, x_t)
         if acting is False or (not isinstance(scale, Tensor) and scale == 1):
             return inside(x_t, told.condition)
-        without = self._without(told)
+        without = condition_without_class(self.network, told, self.no_class)
         if acting is True and not isinstance(scale, Tensor) and scale == 0:
             return inside(x_t, without)
         given, free = with_and_without(inside, x_t, told.condition, without, self.stacked)
         return chosen(acting, free + scale * (given - free), given)
 
-    def _without(self, told: Guided) -> Any:
-        if told.no_class is not None:
-            return told.no_class
-        return condition_without_class(self.network, told.condition, self.no_class)
+    def guidance_in_words(self) -> str:
+        return f"a class at scale {in_words(self.scale)}"
 
     def settings(self) -> dict[str, Any]:
         """What was given; of tensors in ``no_class`` only the shapes."""
         shapes = {name: tuple(rows.shape) for name, rows in named_rows(self.no_class, "no_class")}
         return {**super().settings(), **({"no_class": shapes} if shapes else {})}
-
-
-def check_scale(scale: Any) -> float | Tensor:
-    """A scale of guidance: a number, or a 0-dim tensor.
-
-    Raises:
-        ArgumentError: for anything else.
-    """
-    if isinstance(scale, Tensor) and scale.ndim == 0:
-        return scale
-    if isinstance(scale, Tensor):
-        remedy = "Pass one number; a scale for each sample goes with the condition: condition=Guided(labels, scale)."
-        raise ArgumentError("scale", tuple(scale.shape), "its rows would not go with the samples", remedy)
-    if not is_number(scale):
-        raise ArgumentError("scale", scale, "not a finite number", "Pass 1 for the conditional model, 3.0 for more.")
-    return float(scale)
-
-
-def _scale_of(told: Guided, usual: float | Tensor, x_t: Tensor) -> float | Tensor:
-    """γ as a number, or as a tensor that multiplies x_t."""
-    scale = usual if told.scale is None else told.scale
-    if not isinstance(scale, Tensor):
-        return scale if told.scale is None else check_scale(scale)
-    if scale.ndim > 1 or (scale.ndim == 1 and scale.shape != x_t.shape[:1]):
-        problem = f"not one number for each of {x_t.shape[0]} samples"
-        raise ArgumentError("condition.scale", tuple(scale.shape), problem, "Pass a tensor (n,), or a number.")
-    return expand_to(scale.to(x_t.device, x_t.dtype), x_t)

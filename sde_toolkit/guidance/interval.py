@@ -11,6 +11,7 @@ chosen on the device.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,7 @@ from sde_toolkit.errors import ArgumentError, warn_caller
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.models.wrapper import Inside, Wrapper
 
-__all__ = ["Interval", "WithinInterval", "acts", "chosen"]
+__all__ = ["Interval", "WithinInterval", "chosen"]
 
 _SLACK = 1e-9  # of the noise level, relative: an end that was read off a grid belongs to the interval
 
@@ -33,7 +34,7 @@ Interval: TypeAlias = tuple[float, float]
 class WithinInterval(Wrapper):
     """A wrapper that acts at the noise levels of ``interval`` only; None: at all of them.
 
-    ``denoise`` asks :func:`acts` whether it acts at this time.
+    ``denoise`` reads from ``inside.own`` whether it acts at this time, and ends with :func:`chosen`.
 
     Raises:
         ArgumentError: unless 0 <= lo < hi; if ``model`` is not a score model.
@@ -56,14 +57,26 @@ class WithinInterval(Wrapper):
         return inputs if self.interval is None else (*inputs, self.acts_at(t))
 
     def inside_at(self, x_t: Tensor, inputs: Inputs) -> Inside:
-        """The model inside; ``own`` is whether the wrapper acts."""
+        """The model inside; ``own`` is whether the wrapper acts: True or False where the host knows, else a tensor."""
         if self.interval is None:
-            return super().inside_at(x_t, inputs)
+            inside = super().inside_at(x_t, inputs)
+            inside.own = True
+            return inside
         *inputs_of_any, switch = inputs
         inside = super().inside_at(x_t, tuple(inputs_of_any))
         on_host = switch.dtype is torch.bool and switch.ndim == 0 and switch.device.type == "cpu"
         inside.own = bool(switch) if on_host and not torch.compiler.is_compiling() else expand_to(switch, x_t) > 0
         return inside
+
+    @property
+    def in_words(self) -> str:
+        """The model inside, how it is guided, and where."""
+        where = "" if self.interval is None else f", for σ/α from {self.interval[0]:g} to {self.interval[1]:g}"
+        return f"{self.network.in_words}, guided by {self.guidance_in_words()}{where}"
+
+    @abstractmethod
+    def guidance_in_words(self) -> str:
+        """The guidance and its scale: "a class at scale 3"."""
 
     def check_times(self, times: Tensor) -> None:
         """Warn of a run none of whose steps begins in the interval."""
@@ -74,11 +87,6 @@ class WithinInterval(Wrapper):
                 f"interval={self.interval}: no step begins at such a noise level, and nothing is guided. The "
                 f"{len(times)} steps begin at σ/α from {levels.max().item():.4g} to {levels.min().item():.4g}"
             )
-
-
-def acts(inside: Inside) -> bool | Tensor:
-    """Whether a :class:`WithinInterval` acts at this time: True or False where the host knows; else a tensor."""
-    return True if inside.own is None else inside.own
 
 
 def chosen(acts: bool | Tensor, guided: Tensor, plain: Tensor) -> Tensor:

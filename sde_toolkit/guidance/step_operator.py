@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -89,7 +89,7 @@ class StepOperator(Integrator):
     The declared orders are those of a method that equals the exponential step at its neutral setting.
     """
 
-    noise: NoiseRule = eta_family
+    noise: NoiseRule = field(default=eta_family, kw_only=True)
 
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0

@@ -179,6 +179,7 @@ def _result(density: FlowDensity, whole: BatchDensity, log_abs_det: float, began
         mode_seconds=density.mode_seconds,
         space=request.space,
         seconds=time.perf_counter() - began,
+        density_of=f"the probability flow of {request.model.in_words}",
     )
 
 

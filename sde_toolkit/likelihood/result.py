@@ -22,6 +22,9 @@ class LogLikelihood:
 
     Attributes:
         nats: log p(x), in the space named by ``space``: ``prior + integral + log_abs_det``.
+        density_of: in words, whose density p is: that of the probability flow of the model as it was passed, with what
+            wraps it. A guided model's flow does not draw from the law that guidance aims at, such as
+            p(x | c)^γ p(x)^(1 − γ): docs/guidance.md.
         standard_error: of ``nats``, from the spread of the probes; 0 for an exact trace, NaN for a single probe. It
             covers the probes and nothing else: 0 does not mean that the answer is exact.
         prior: log density of the latent.
@@ -74,6 +77,7 @@ class LogLikelihood:
     mode_seconds: dict[str, float]
     space: str
     seconds: float
+    density_of: str
 
     @property
     def end(self) -> float:

@@ -20,13 +20,15 @@ from sde_toolkit.networks.normalisation import transforms_active
 __all__ = ["of_inference", "ordinary", "pullback"]
 
 
-def pullback(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def pullback(
+    function: Callable[[Tensor], Tensor], x: Tensor, name: str, argument: str = "network"
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """``function(x)`` and the map u ↦ uᵀ ∂function/∂x, of the shape of x. The map can be used as often as needed.
 
     The results can be differentiated again where gradients are recorded: with ``torch.enable_grad`` around the call.
     Attention then runs on its plain implementation, the only one with second derivatives.
     In ``torch.inference_mode`` the function must not use inference tensors other than its argument (:func:`ordinary`).
-    ``name``: of the function, for errors.
+    ``name``, ``argument``: the function's name and the argument that it was passed as, for errors.
 
     Raises:
         ArgumentError: from the function or the first product, if autograd finds no way from the value back to x.
@@ -43,7 +45,7 @@ def pullback(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> tupl
         with sdpa_kernel(SDPBackend.MATH) if keep else nullcontext():
             value = function(leaf)
     if not value.requires_grad:
-        raise _not_differentiable(name)
+        raise _not_differentiable(name, argument)
 
     def product(u: Tensor) -> Tensor:
         with torch.inference_mode(False):
@@ -51,7 +53,7 @@ def pullback(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> tupl
                 value, leaf, ordinary(u), retain_graph=True, create_graph=keep, allow_unused=True
             )
         if found is None:
-            raise _not_differentiable(name)
+            raise _not_differentiable(name, argument)
         return found
 
     return (value if keep else value.detach()), product
@@ -76,7 +78,7 @@ def ordinary(x: Tensor) -> Tensor:
         return x.clone()
 
 
-def _not_differentiable(name: str) -> ArgumentError:
+def _not_differentiable(name: str, argument: str) -> ArgumentError:
     problem = "products with its Jacobian are needed, and autograd finds no way from its output back to its input"
     remedy = "Remove detach(), no_grad() and numpy from it, or take a method without derivatives."
-    return ArgumentError("network", name, problem, remedy)
+    return ArgumentError(argument, name, problem, remedy)

@@ -92,6 +92,11 @@ class Rescheduled(Wrapper):
         old = self._old_time(t)
         return *self.network.network_inputs(old), _scale_between(self.network.sde, old, self.sde, t)
 
+    @property
+    def in_words(self) -> str:
+        """That of the model inside: a change of path changes no density."""
+        return self.network.in_words
+
     def check_times(self, times: Tensor) -> None:
         """As the old model does, at its own times."""
         self.network.check_times(self._old_time(times))

@@ -182,6 +182,11 @@ class ScoreModel(Conventions):
             return (time,)
         return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
+    @property
+    def in_words(self) -> str:
+        """What the model is, for the sentence "the probability flow of ..."; wrappers say what they change."""
+        return "the model"
+
     def check_times(self, times: Tensor) -> None:
         """Called before a run that evaluates the model at ``times``, (steps,) float64: a wrapper may warn of them."""
 

@@ -198,6 +198,11 @@ class Wrapper(ScoreModel):
         columns = (expand_to(column, x_t) for column in (m, n, t, alpha, sigma))
         return Inside(self.network, x_t.shape[0], tuple(inner), *columns)
 
+    @property
+    def in_words(self) -> str:
+        """The model inside, and the wrapper by its name."""
+        return f"{self.network.in_words}, changed by {type(self).__qualname__}"
+
     def check_times(self, times: Tensor) -> None:
         """As the model inside does, which is asked at the same times."""
         self.network.check_times(times)

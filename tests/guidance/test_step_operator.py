@@ -52,7 +52,7 @@ def test_an_operator_that_changes_nothing_is_the_exponential_step(sde, eta, rule
     noises = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
     kind = kinds_of(sde)[0]
     expected = run_on(Solver("", eta, Exponential(noise=rule)), model_of(RandomNetwork(), sde, kind), grid, x, noises)
-    for operator in (Unchanged(rule), ByHand(rule)):
+    for operator in (Unchanged(noise=rule), ByHand(noise=rule)):
         found = run_on(Solver("", eta, operator), model_of(RandomNetwork(), sde, kind), grid, x, noises)
         assert relative_error(found, expected) < 1e-10
 
