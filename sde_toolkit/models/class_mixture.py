@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.models.components import Components, components_of, joined
+from sde_toolkit.models.components import Components, components_of, union
 from sde_toolkit.models.mixture import GaussianMixture, MixtureNetwork
-from sde_toolkit.models.tilted import check_scale, tilted_components
+from sde_toolkit.models.tilted import finite_scale, tilted_components
 from sde_toolkit.networks.embeddings import augmented, check_labels, parts_of
 from sde_toolkit.sde import SDE, Time
 
@@ -81,7 +81,7 @@ class ClassMixture(GaussianMixture):
     ) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
         components = components_of(means, std, covariances, weights)
-        member = _members(labels, len(components.means))
+        member = _memberships(labels, len(components.means))
         within = torch.log_softmax(torch.where(member, components.log_weights, -torch.inf), dim=1)
         table = torch.cat([within, components.log_weights.unsqueeze(0)])
         self._set_up(_ClassNetwork(sde, components, table), tuple(means.shape[1:]))
@@ -112,7 +112,7 @@ class ClassMixture(GaussianMixture):
             shares = components_of(torch.zeros(len(classes)), 1.0, None, weights).log_weights
             table = torch.cat([table, (shares[owner] + log_weights).unsqueeze(0)])
         made = cls.__new__(cls)
-        made._set_up(_ClassNetwork(first.sde, joined(parts, table[-1]), table), first._events)
+        made._set_up(_ClassNetwork(first.sde, union(parts, table[-1]), table), first._events)
         return made
 
     @property
@@ -138,7 +138,7 @@ class ClassMixture(GaussianMixture):
         """
         device, laws = self.network.means.device, [self.of_class(c) for c in (label, self.num_classes)]
         class_law, no_class = (law.network.components().to(torch.device("cpu")) for law in laws)
-        made = tilted_components(class_law, no_class, check_scale(scale))
+        made = tilted_components(class_law, no_class, finite_scale(scale))
         return self._plain(made.to(device))
 
     def log_tilted(self, x: Tensor, condition: Tensor, scale: float, t: Time = 0.0) -> Tensor:
@@ -146,7 +146,7 @@ class ClassMixture(GaussianMixture):
 
         At t > 0 this is the product of the densities at t, which is not the law of the noised :meth:`tilted`.
         """
-        scale = check_scale(scale)
+        scale = finite_scale(scale)
         return scale * self.log_prob(x, t, condition) + (1 - scale) * self.log_prob(x, t)
 
     def log_prob(self, x: Tensor, t: Time = 0.0, condition: Any = None) -> Tensor:
@@ -175,7 +175,7 @@ class ClassMixture(GaussianMixture):
         return made
 
 
-def _members(labels: Any, K: int) -> Tensor:
+def _memberships(labels: Any, K: int) -> Tensor:
     """Which components belong to which class, (C, K)."""
     labels = torch.arange(K) if labels is None else torch.as_tensor(labels).cpu()
     remedy = f"Pass the class of each of the {K} components, counted from 0."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Components", "components_of", "joined"]
+__all__ = ["Components", "components_of", "union"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,11 @@ def components_of(means: Tensor, std: Any, covariances: Any, weights: Any) -> Co
     if covariances is None:
         variances, axes = _variances_from_std(std, means), None
     else:
-        variances, axes = _principal_axes(covariances, len(means), math.prod(means.shape[1:]))
+        variances, axes = _axes_of_covariances(covariances, len(means), math.prod(means.shape[1:]))
     return Components(_log_weights(weights, len(means)), means.reshape(len(means), -1), variances, axes)
 
 
-def joined(parts: Sequence[Components], log_weights: Tensor) -> Components:
+def union(parts: Sequence[Components], log_weights: Tensor) -> Components:
     """The components of all parts, in their order, with these log-weights (K,)."""
     means, variances = (torch.cat([getattr(part, name) for part in parts]) for name in ("means", "variances"))
     axes = None
@@ -91,7 +91,7 @@ def _variances_from_std(std: Any, means: Tensor) -> Tensor:
         raise ArgumentError("std", tuple(std.shape), problem, "Pass a number, (K,), or (K, *event).") from None
 
 
-def _principal_axes(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
+def _axes_of_covariances(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
     matrices = torch.as_tensor(covariances, dtype=torch.float64)
     if tuple(matrices.shape) != (K, D, D):
         raise ArgumentError("covariances", tuple(matrices.shape), f"expected {(K, D, D)}", "Pass (K, D, D).")

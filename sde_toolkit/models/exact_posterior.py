@@ -26,12 +26,12 @@ from sde_toolkit.checks import check_amount
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.components import Components
 
-__all__ = ["Linear", "Noise", "dense_matrix", "seen_through"]
+__all__ = ["Linear", "StdOrCovariance", "dense_matrix", "seen_through"]
 
 Linear: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 """A matrix (m, D), or a linear map from (B, *event) to (B, *measured)."""
 
-Noise: TypeAlias = float | Tensor
+StdOrCovariance: TypeAlias = float | Tensor
 """A standard deviation, one for each measured number (*measured), or a covariance (m, m)."""
 
 _LINEAR = 1e-4  # relative departure from A(x) = matrix x that rounding in float32 explains
@@ -87,7 +87,7 @@ def dense_matrix(
     """
     D = math.prod(event_shape)
     if not callable(A):
-        matrix = _numbers("A", A, "Pass a matrix (m, D), or a function of (B, *event).")
+        matrix = _float64("A", A, "Pass a matrix (m, D), or a function of (B, *event).")
         if matrix.ndim != 2 or matrix.shape[1] != D or not bool(matrix.isfinite().all()):
             problem = f"not a finite matrix (m, {D}) for events of shape {event_shape}"
             raise ArgumentError("A", tuple(matrix.shape), problem, "Pass (m, D), or a function of (B, *event).")
@@ -116,7 +116,7 @@ def _applied(
             failure = error
             continue
         if not isinstance(answer, Tensor) or answer.ndim == 0 or len(answer) != len(x):
-            problem = f"for x of shape {(len(x), *event_shape)} it answers with {_shape_of(answer)}"
+            problem = f"for x of shape {(len(x), *event_shape)} it answers with {_answer_shape(answer)}"
             raise ArgumentError("A", A, problem, "It must map (B, *event) to (B, *measured).")
         precision = dtype if answer.dtype == torch.float64 else torch.float32
         return answer.detach().to("cpu", torch.float64), torch.finfo(precision).eps
@@ -124,19 +124,19 @@ def _applied(
     raise ArgumentError("A", A, problem, "It must map (B, *event) to (B, *measured).") from failure
 
 
-def _numbers(name: str, value: Any, remedy: str) -> Tensor:
+def _float64(name: str, value: Any, remedy: str) -> Tensor:
     try:
         return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(name, value, "not a tensor of numbers", remedy) from None
 
 
-def _shape_of(answer: Any) -> str:
+def _answer_shape(answer: Any) -> str:
     return f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
 
 
 def _checked_y(y: Any, measured: tuple[int, ...]) -> Tensor:
-    y = _numbers("y", y, "Pass the measurement as a tensor.")
+    y = _float64("y", y, "Pass the measurement as a tensor.")
     if tuple(y.shape) != measured:
         raise ArgumentError("y", tuple(y.shape), f"A(x) has shape {measured} for one x", "Pass y of that shape.")
     if not bool(y.isfinite().all()):
@@ -163,7 +163,7 @@ def _principal_noise(noise: Any, measured: tuple[int, ...]) -> tuple[Tensor, Ten
     """Standard deviations (m,) along the axes (m, m), or along the coordinates (None)."""
     m = math.prod(measured)
     remedy = f"Pass a standard deviation, {measured} of them, or a covariance {(m, m)}."
-    noise = _numbers("noise", noise, remedy)
+    noise = _float64("noise", noise, remedy)
     if not bool(noise.isfinite().all()):
         raise ArgumentError("noise", noise.tolist(), "not finite", remedy)
     if noise.ndim == 0 or tuple(noise.shape) == measured:

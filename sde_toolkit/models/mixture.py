@@ -22,7 +22,7 @@ from sde_toolkit.batching import as_floating, expand_to
 from sde_toolkit.checks import all_hold, is_differentiated
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.components import Components, components_of
-from sde_toolkit.models.exact_posterior import Linear, Noise, seen_through
+from sde_toolkit.models.exact_posterior import Linear, StdOrCovariance, seen_through
 from sde_toolkit.models.prediction import Kind, Prediction
 from sde_toolkit.models.row_products import row_products, with_derivatives_of
 from sde_toolkit.models.score_model import ScoreModel
@@ -229,7 +229,7 @@ class GaussianMixture(ScoreModel):
             raise ArgumentError("t", time.flatten()[:4].tolist(), problem, "Pass a later time, or std > 0.")
         return self.network.log_prob(x, time.expand(len(x)), condition)
 
-    def posterior(self: _Mixture, A: Linear, y: Any, noise: Noise) -> _Mixture:
+    def posterior(self: _Mixture, A: Linear, y: Any, noise: StdOrCovariance) -> _Mixture:
         """The law of x given y = A x + noise: a mixture too, in closed form, under the same SDE.
 
         Args:
@@ -247,7 +247,7 @@ class GaussianMixture(ScoreModel):
         made._set_up(self.network.after(components, log_likelihood).to(self.network.means.device), self._events)
         return made
 
-    def log_evidence(self, A: Linear, y: Any, noise: Noise) -> float:
+    def log_evidence(self, A: Linear, y: Any, noise: StdOrCovariance) -> float:
         """log p(y) in nats for y = A x + noise: arguments and errors as in :meth:`posterior`.
 
         Without noise, a density on the range of A.

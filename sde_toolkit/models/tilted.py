@@ -20,10 +20,10 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.components import Components
 
-__all__ = ["check_scale", "tilted_components"]
+__all__ = ["finite_scale", "tilted_components"]
 
 
-def check_scale(scale: Any) -> float:
+def finite_scale(scale: Any) -> float:
     """``scale`` as a float.
 
     Raises:
