@@ -34,6 +34,7 @@ Linear: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 StdOrCovariance: TypeAlias = float | Tensor
 """A standard deviation, one for each measured number (*measured), or a covariance (m, m)."""
 
+_MAPS = "It must map (B, *event) to (B, *measured); guidance.as_operator makes such a map of scipy's and deepinv's."
 _LINEAR = 1e-4  # relative departure from A(x) = matrix x that rounding in float32 explains
 _CONSISTENT = 1e-5  # part of an exact y outside the range of A that rounding in float32 explains
 
@@ -117,11 +118,11 @@ def _applied(
             continue
         if not isinstance(answer, Tensor) or answer.ndim == 0 or len(answer) != len(x):
             problem = f"for x of shape {(len(x), *event_shape)} it answers with {_answer_shape(answer)}"
-            raise ArgumentError("A", A, problem, "It must map (B, *event) to (B, *measured).")
+            raise ArgumentError("A", A, problem, _MAPS)
         precision = dtype if answer.dtype == torch.float64 else torch.float32
         return answer.detach().to("cpu", torch.float64), torch.finfo(precision).eps
     problem = f"it fails for a batch of shape {(len(x), *event_shape)}: {failure}"
-    raise ArgumentError("A", A, problem, "It must map (B, *event) to (B, *measured).") from failure
+    raise ArgumentError("A", A, problem, _MAPS) from failure
 
 
 def _float64(name: str, value: Any, remedy: str) -> Tensor:
