@@ -44,6 +44,8 @@ class Purpose(IntEnum):
     DEQUANTISATION = 5
     CALIBRATION = 6
     MEASUREMENT = 7
+    RESAMPLING = 8
+    SELECTION = 9
 
 
 class Once(IntEnum):

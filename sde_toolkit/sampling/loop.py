@@ -81,17 +81,23 @@ def solve(
     start: Start,
     options: Options,
     table: Table | None = None,
+    keep_state: Callable[[Any], None] | None = None,
 ) -> Solved:
     """Step ``n`` samples, batch by batch, along ``times``, strictly decreasing or strictly increasing float64.
 
     ``prepare`` refuses what it cannot run before any evaluation. ``table`` replaces what ``prepare`` would compute:
     calibration differentiates through it. Whether torch records a graph is up to the caller. An equation's own
-    ``evaluate`` is used, and the network's evaluations in it are counted.
+    ``evaluate`` is used, and the network's evaluations in it are counted. ``keep_state`` is called with the state that
+    the integrator kept after the last step of each batch.
     """
     run = _Run(equation, solver, times, start, options, table)
     batches = list(_batches(n, options.batch_size))
     bar = progress_bar(len(run.table) * len(batches), solver.name, enabled=options.progress)
-    done = [run.batch(first, last, bar) for first, last in batches]
+    done = []
+    for first, last in batches:
+        done.append(run.batch(first, last, bar))
+        if keep_state is not None:
+            keep_state(done[-1].state)
     bar.close()
     statistics = [batch.statistics for batch in done if batch.statistics is not None]
     return Solved(
@@ -105,11 +111,12 @@ def solve(
 
 
 class _Batch(NamedTuple):
-    """The end state of a batch; all its states, if they were kept; what an adaptive integrator did."""
+    """The end of a batch: x; all x, if they were kept; what an adaptive integrator did; what the integrator kept."""
 
     x: Tensor
     path: Tensor | None
     statistics: Statistics | None
+    state: Any
 
 
 class _Run:
@@ -176,7 +183,7 @@ class _Run:
         statistics = Statistics.in_turn(done) if done else None
         if statistics is not None:  # samples differ: the largest number is reported
             meter.calls = int(statistics.evaluations.max()) + meter.calls - before
-        return _Batch(x, torch.stack(path) if options.trajectory else None, statistics)
+        return _Batch(x, torch.stack(path) if options.trajectory else None, statistics, state)
 
 
 def _statistics(state: Any) -> list[Statistics]:

@@ -1,0 +1,239 @@
+"""``sample_particles``: ensembles of weighted particles, for laws that no change of x̂_0 draws from exactly.
+
+As the number of particles grows, weighted averages tend to those of the law aimed at, whatever the prior. The price is
+that the samples of an ensemble depend on one another. An ensemble depends on no other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.checks import check_amount, check_count, is_number
+from sde_toolkit.equation import ReverseEquation
+from sde_toolkit.errors import ArgumentError, NonFiniteError, warn_caller
+from sde_toolkit.grids import check_grid, uniform_lambda
+from sde_toolkit.guidance.ensembles import Ensemble
+from sde_toolkit.guidance.measurement import Measurement
+from sde_toolkit.guidance.systematic_resampling import shares
+from sde_toolkit.guidance.tds import TDS
+from sde_toolkit.guidance.weight_rules import WeightRule
+from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, Weights, doubled, log_mean
+from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
+from sde_toolkit.sampling.arguments import check_model, check_run, check_shape
+from sde_toolkit.sampling.automatic import usual_plan
+from sde_toolkit.sampling.loop import Options, solve
+from sde_toolkit.solvers import Solver
+
+__all__ = ["sample_particles"]
+
+
+def sample_particles(
+    model: ScoreModel,
+    target: Measurement | WeightRule,
+    grid: Tensor | None = None,
+    *,
+    particles: int,
+    shape: tuple[int, ...],
+    steps: int | None = None,
+    eta: float = 1.0,
+    order: int = 2,
+    resample_below: float = 0.5,
+    condition: Any = None,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    check_finite: bool = True,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Ensemble:
+    """Draw n ensembles of K weighted particles from the law that ``target`` aims at.
+
+    Args:
+        model: any score model without the guidance, in evaluation mode.
+        target: a measurement, whose posterior is drawn from by twisted SMC (:class:`TDS`); or a weight rule:
+            :class:`TDS` with its settings, for example.
+        grid: decreasing times. None: ``steps`` of equal length in λ.
+        particles: K, of each ensemble.
+        shape: (n, *event): n ensembles.
+        steps: of the usual grid.
+        eta: η of the exponential steps, above 0.
+        order: 1 or 2, the weak order of the reference path, which is what the sampler draws without a target: ancestral
+            sampling, or DPM-Solver++ 2M. In both the error of weights and evidence tends to 0 with the number of steps.
+        resample_below: an ensemble is resampled where its effective size is at most this part of K. 0: never; 1: always.
+        condition: handed to the network, with one row per ensemble; of a measurement without y of its own, its y.
+        seed, first_index: ensemble i draws from its own streams (seed, first_index + i), whatever the batch.
+        batch_size: ensembles that go through the network together, with all their particles; all by default.
+        check_finite, progress, dtype, device: as in :func:`~sde_toolkit.sample`.
+
+    Warns where an ensemble has collapsed (:attr:`Ensemble.collapsed`).
+
+    Raises:
+        ArgumentError, GridError: before any evaluation, for whatever does not fit together.
+        NonFiniteError: where the state is no longer finite, or all weights of an ensemble vanish.
+    """
+    began = time.perf_counter()
+    check_model(model)
+    check_evaluation_mode(model)
+    rule = _rule_of(target)
+    check_count("particles", particles, "Pass particles=256, for example.")
+    if not (is_number(resample_below) and 0 <= resample_below <= 1):
+        raise ArgumentError("resample_below", resample_below, "a part of K lies between 0 and 1", "0.5 is usual.")
+    if not isinstance(shape, (tuple, list)):
+        raise ArgumentError("shape", shape, "not a shape", "Pass (n, *event).")
+    shape = tuple(shape)
+    check_shape(model, "shape", shape, None)
+    check_amount("particles", particles, particles * math.prod(shape))
+    rule.check(model, shape, condition)
+    solver = Solver("particles", eta, WeightedStep(rule, float(resample_below), order), uniform_lambda)
+    solver.integrator.check(ReverseEquation(model, eta))
+    if grid is not None and steps is not None:
+        problem = "a grid was given, which says how many steps there are"
+        raise ArgumentError("steps", steps, problem, "Pass one of the two.")
+    grid = usual_plan(model, solver, steps=steps).grid if grid is None else check_grid(grid)
+    options = check_run(
+        model, solver, grid, shape, ("x_start", None), condition=condition, differentiable=False,
+        dtype=dtype, device=device, batch_size=batch_size, check_finite=check_finite, progress=progress,
+    )  # fmt: skip
+    states: list[Weights] = []
+    starts = _Starts(model, grid, (shape[0], particles, *shape[1:]), seed, first_index, options)
+    with torch.no_grad():
+        equation = ReverseEquation(model, eta, condition)
+        solved = solve(equation, solver, grid, shape[0], starts, options, keep_state=states.append)
+        weights = _at_the_data(rule, states, solved.x, condition)
+    if not bool(weights.log_evidence.isfinite().all()):
+        i = int((~weights.log_evidence.isfinite()).int().argmax())
+        remedy = "Use more particles, a larger noise_std, or a log-weight that is finite."
+        raise NonFiniteError(f"the weights of ensemble {i} all vanish, or are not finite,", step=len(grid), remedy=remedy)
+    ensemble = Ensemble(
+        solved.x,
+        torch.log_softmax(weights.log_weights, dim=1),
+        weights.log_evidence,
+        evidence_error(weights),
+        torch.stack(weights.sizes, dim=1),
+        weights.resamplings,
+        _different(weights.starts),
+        nfe=solved.nfe,
+        products=solved.products,
+        grid=grid,
+        eta=float(eta),
+        rule=rule,
+        seed=seed,
+        first_index=first_index,
+        seconds=time.perf_counter() - began,
+        transform=model.transform,
+    )
+    _report_collapse(ensemble)
+    return ensemble
+
+
+def evidence_error(weights: Weights) -> Tensor:
+    """The standard error of the log-evidence of each ensemble, (n,), from one run.
+
+    Two particles of different starts are independent but for the resampling. So their pairs estimate the square of the
+    evidence without its variance (Lee & Whiteley 2018, eq. 2), with G_k the weight of the descendants of start k:
+
+        variance/evidence² = 1 − (1 − Σ_k G_k²) K/(K−1) / ∏ c        c of each resampling: :func:`pair_factor`
+
+    Their c is 1 − 1/K, that of multinomial resampling. If all particles descend from one start the error is 1: nothing
+    is known of it. For K = 1 it is infinite.
+    """
+    w = weights.normalised
+    K = w.shape[1]
+    if K == 1:
+        return torch.full_like(w[:, 0], torch.inf)
+    apart = 1 - shares(w, weights.starts).square().sum(1)
+    variance = 1 - apart * (K / (K - 1)) * torch.exp(-weights.log_pairs)
+    return variance.clamp(min=0.0).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class _Starts:
+    """The particles at ``grid[0]`` of a batch of ensembles, and their noise. ``shape``: (n, K, *event)."""
+
+    model: ScoreModel
+    grid: Tensor
+    shape: tuple[int, ...]
+    seed: int
+    first_index: int
+    options: Options
+
+    def __call__(self, first: int, last: int) -> tuple[Tensor, Callable[[int], EnsembleNoise]]:
+        dtype, device = self.options.dtype, self.options.device
+        index, shape = self.first_index + first, (last - first, *self.shape[1:])
+        normal = per_sample_noise(self.seed, index, shape, dtype=dtype, device=device)
+        noise = _Noise(normal, sample_streams(self.seed, index, last - first, Purpose.RESAMPLING), device)
+        return self.model.sde.sigma(self.grid[0]).to(device, dtype) * normal(), lambda step: noise
+
+
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    """See :class:`EnsembleNoise`."""
+
+    normal: Callable[[], Tensor]
+    streams: list[np.random.Generator]
+    device: torch.device
+
+    def __call__(self) -> Tensor:
+        return self.normal()
+
+    def offsets(self) -> Tensor:
+        uniform = torch.tensor([stream.random() for stream in self.streams], dtype=torch.float64)
+        return doubled(uniform.to(self.device, torch.float32 if self.device.type == "mps" else None, non_blocking=True))
+
+
+def _rule_of(target: Any) -> WeightRule:
+    if isinstance(target, Measurement):
+        return TDS(target)
+    if not isinstance(target, WeightRule):
+        remedy = "Pass Measurement(A, y, noise_std), or TDS(measurement, prior_std=...)."
+        raise ArgumentError("target", target, "neither a measurement nor a weight rule", remedy)
+    return target
+
+
+def _at_the_data(rule: WeightRule, states: list[Weights], x: Tensor, condition: Any) -> Weights:
+    """The weights of all batches, with the potential itself in place of its last estimate."""
+    parts, first = [], 0
+    for state in states:
+        n, K = state.log_weights.shape
+        rows = map_rows(condition, lambda rows, a=first, b=first + n, k=K: rows[a:b].repeat_interleave(k, 0))
+        told = state.told(rule.log_potential(x[first : first + n].flatten(0, 1), rows))
+        parts.append(told)
+        first += n
+    joined = [torch.cat([getattr(part, name) for part in parts]) for name in _NAMES]
+    sizes = tuple(torch.cat(rows) for rows in zip(*(part.sizes for part in parts), strict=True))
+    whole = Weights(*joined, sizes)
+    return Weights(*joined[:2], whole.log_evidence + log_mean(whole.log_weights), *joined[3:], sizes)
+
+
+_NAMES = ("log_weights", "log_potential", "log_evidence", "starts", "log_pairs", "resamplings")
+
+
+def _different(starts: Tensor) -> Tensor:
+    """How many different numbers are in each row of (n, K) integers from 0 to K − 1."""
+    seen = torch.zeros_like(starts).scatter_(1, starts, 1)
+    return seen.sum(1)
+
+
+def _report_collapse(ensemble: Ensemble) -> None:
+    collapsed = ensemble.collapsed
+    if ensemble.particles == 1 or not bool(collapsed.any()):
+        return
+    i = int(collapsed.int().argmax())
+    size, starts = ensemble.effective_size[i].item(), int(ensemble.starts[i])
+    warn_caller(
+        f"{int(collapsed.sum())} of {len(collapsed)} ensembles have collapsed. Number {i} has an effective size of "
+        f"{size:.3g} of {ensemble.particles} particles, which descend from {starts} of as many starts. Its spread and its "
+        "standard error mean little. Use more particles, more steps, or a rule whose estimates are better."
+    )
