@@ -16,6 +16,7 @@ from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
 from sde_toolkit.guidance.ddnm import DDNM as DDNM
 from sde_toolkit.guidance.diffpir import DiffPIR as DiffPIR
+from sde_toolkit.guidance.ensembles import Ensemble as Ensemble
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
 from sde_toolkit.guidance.fourier import Fourier as Fourier
@@ -29,6 +30,7 @@ from sde_toolkit.guidance.mmps import MMPS as MMPS
 from sde_toolkit.guidance.operators import SVD as SVD
 from sde_toolkit.guidance.operators import Composition as Composition
 from sde_toolkit.guidance.operators import LinearOperator as LinearOperator
+from sde_toolkit.guidance.particles import sample_particles as sample_particles
 from sde_toolkit.guidance.pigdm import PiGDM as PiGDM
 from sde_toolkit.guidance.pixel_operators import Blur as Blur
 from sde_toolkit.guidance.pixel_operators import Downsample as Downsample
@@ -42,4 +44,8 @@ from sde_toolkit.guidance.sigma_dps import SigmaDPS as SigmaDPS
 from sde_toolkit.guidance.step_operator import Level as Level
 from sde_toolkit.guidance.step_operator import OneStep as OneStep
 from sde_toolkit.guidance.step_operator import StepOperator as StepOperator
+from sde_toolkit.guidance.tds import TDS as TDS
+from sde_toolkit.guidance.tilt import Tilt as Tilt
 from sde_toolkit.guidance.tmpd import TMPD as TMPD
+from sde_toolkit.guidance.weight_rules import Proposal as Proposal
+from sde_toolkit.guidance.weight_rules import WeightRule as WeightRule

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checks import check_count
-from sde_toolkit.guidance.systematic_resampling import effective_size, rows_at
+from sde_toolkit.guidance.systematic_resampling import effective_size
 from sde_toolkit.guidance.weight_rules import WeightRule
 from sde_toolkit.noise.streams import Purpose, sample_streams
 from sde_toolkit.transforms import Transform

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,21 @@ from sde_toolkit.checks import check_amount, check_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, NonFiniteError, warn_caller
 from sde_toolkit.grids import check_grid, uniform_lambda
+from sde_toolkit.guidance.ensemble_weights import Weights, doubled, evidence_error, log_mean
 from sde_toolkit.guidance.ensembles import Ensemble
 from sde_toolkit.guidance.measurement import Measurement
-from sde_toolkit.guidance.systematic_resampling import shares
+from sde_toolkit.guidance.pigdm import PiGDM
+from sde_toolkit.guidance.posterior_model import Posterior
 from sde_toolkit.guidance.tds import TDS
+from sde_toolkit.guidance.tilt import Tilt
 from sde_toolkit.guidance.weight_rules import WeightRule
-from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, Weights, doubled, log_mean
-from sde_toolkit.models.conditions import map_rows
+from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, repeated
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
 from sde_toolkit.sampling.arguments import check_model, check_run, check_shape
 from sde_toolkit.sampling.automatic import usual_plan
-from sde_toolkit.sampling.loop import Options, solve
+from sde_toolkit.sampling.loop import Options, rows_of, solve
 from sde_toolkit.solvers import Solver
 
 __all__ = ["sample_particles"]
@@ -40,7 +42,7 @@ __all__ = ["sample_particles"]
 
 def sample_particles(
     model: ScoreModel,
-    target: Measurement | WeightRule,
+    target: WeightRule | Measurement | Callable[[Tensor], Tensor] | None = None,
     grid: Tensor | None = None,
     *,
     particles: int,
@@ -61,9 +63,11 @@ def sample_particles(
     """Draw n ensembles of K weighted particles from the law that ``target`` aims at.
 
     Args:
-        model: any score model without the guidance, in evaluation mode.
-        target: a measurement, whose posterior is drawn from by twisted SMC (:class:`TDS`); or a weight rule:
-            :class:`TDS` with its settings, for example.
+        model: in evaluation mode. ``posterior(model, A, y, noise_std)``: its law is the posterior (:class:`TDS`). Any
+            other score model, with a ``target``.
+        target: a weight rule, such as :class:`TDS` with its settings; a measurement in model space: the posterior, by
+            :class:`PiGDM`; a function of data (B, *event) to log-weights (B,): the law is p(x) exp(log-weight)
+            (:class:`Tilt`).
         grid: decreasing times. None: ``steps`` of equal length in λ.
         particles: K, of each ensemble.
         shape: (n, *event): n ensembles.
@@ -71,8 +75,8 @@ def sample_particles(
         eta: η of the exponential steps, above 0.
         order: 1 or 2, the weak order of the reference path, which is what the sampler draws without a target: ancestral
             sampling, or DPM-Solver++ 2M. In both the error of weights and evidence tends to 0 with the number of steps.
-        resample_below: an ensemble is resampled where its effective size is at most this part of K. 0: never; 1: always.
-        condition: handed to the network, with one row per ensemble; of a measurement without y of its own, its y.
+        resample_below: an ensemble is resampled where its effective size is at most this part of K. 0: never.
+        condition: as of the model, with one row per ensemble.
         seed, first_index: ensemble i draws from its own streams (seed, first_index + i), whatever the batch.
         batch_size: ensembles that go through the network together, with all their particles; all by default.
         check_finite, progress, dtype, device: as in :func:`~sde_toolkit.sample`.
@@ -86,7 +90,7 @@ def sample_particles(
     began = time.perf_counter()
     check_model(model)
     check_evaluation_mode(model)
-    rule = _rule_of(target)
+    model, rule = _model_and_rule(model, target)
     check_count("particles", particles, "Pass particles=256, for example.")
     if not (is_number(resample_below) and 0 <= resample_below <= 1):
         raise ArgumentError("resample_below", resample_below, "a part of K lies between 0 and 1", "0.5 is usual.")
@@ -111,11 +115,13 @@ def sample_particles(
     with torch.no_grad():
         equation = ReverseEquation(model, eta, condition)
         solved = solve(equation, solver, grid, shape[0], starts, options, keep_state=states.append)
-        weights = _at_the_data(rule, states, solved.x, condition)
+        weights = _at_the_data(rule, model, states, solved.x, condition)
     if not bool(weights.log_evidence.isfinite().all()):
         i = int((~weights.log_evidence.isfinite()).int().argmax())
         remedy = "Use more particles, a larger noise_std, or a log-weight that is finite."
-        raise NonFiniteError(f"the weights of ensemble {i} all vanish, or are not finite,", step=len(grid), remedy=remedy)
+        raise NonFiniteError(
+            f"the weights of ensemble {i} all vanish, or are not finite,", step=len(grid), remedy=remedy
+        )
     ensemble = Ensemble(
         solved.x,
         torch.log_softmax(weights.log_weights, dim=1),
@@ -136,26 +142,6 @@ def sample_particles(
     )
     _report_collapse(ensemble)
     return ensemble
-
-
-def evidence_error(weights: Weights) -> Tensor:
-    """The standard error of the log-evidence of each ensemble, (n,), from one run.
-
-    Two particles of different starts are independent but for the resampling. So their pairs estimate the square of the
-    evidence without its variance (Lee & Whiteley 2018, eq. 2), with G_k the weight of the descendants of start k:
-
-        variance/evidence² = 1 − (1 − Σ_k G_k²) K/(K−1) / ∏ c        c of each resampling: :func:`pair_factor`
-
-    Their c is 1 − 1/K, that of multinomial resampling. If all particles descend from one start the error is 1: nothing
-    is known of it. For K = 1 it is infinite.
-    """
-    w = weights.normalised
-    K = w.shape[1]
-    if K == 1:
-        return torch.full_like(w[:, 0], torch.inf)
-    apart = 1 - shares(w, weights.starts).square().sum(1)
-    variance = 1 - apart * (K / (K - 1)) * torch.exp(-weights.log_pairs)
-    return variance.clamp(min=0.0).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,31 +179,33 @@ class _Noise:
         return doubled(uniform.to(self.device, torch.float32 if self.device.type == "mps" else None, non_blocking=True))
 
 
-def _rule_of(target: Any) -> WeightRule:
+def _model_and_rule(model: ScoreModel, target: Any) -> tuple[ScoreModel, WeightRule]:
+    """The model of the reference path, and what its particles are weighted with."""
+    if target is None:
+        if isinstance(model, Posterior):
+            return model.network, TDS(model)
+        remedy = "Pass a target, or posterior(model, A, y, noise_std) as the model."
+        raise ArgumentError("target", None, f"a {type(model).__name__} does not say what it is guided to", remedy)
     if isinstance(target, Measurement):
-        return TDS(target)
-    if not isinstance(target, WeightRule):
-        remedy = "Pass Measurement(A, y, noise_std), or TDS(measurement, prior_std=...)."
-        raise ArgumentError("target", target, "neither a measurement nor a weight rule", remedy)
-    return target
+        return model, TDS(Posterior(model, target, PiGDM()))
+    if isinstance(target, WeightRule):
+        return model, target
+    if callable(target):
+        return model, Tilt(target)
+    remedy = "Pass a Measurement, a function of data to log-weights, or a rule such as TDS(posterior(...))."
+    raise ArgumentError("target", target, "neither a measurement nor a function nor a weight rule", remedy)
 
 
-def _at_the_data(rule: WeightRule, states: list[Weights], x: Tensor, condition: Any) -> Weights:
+def _at_the_data(rule: WeightRule, model: ScoreModel, states: list[Weights], x: Tensor, condition: Any) -> Weights:
     """The weights of all batches, with the potential itself in place of its last estimate."""
     parts, first = [], 0
     for state in states:
         n, K = state.log_weights.shape
-        rows = map_rows(condition, lambda rows, a=first, b=first + n, k=K: rows[a:b].repeat_interleave(k, 0))
-        told = state.told(rule.log_potential(x[first : first + n].flatten(0, 1), rows))
-        parts.append(told)
+        rows = repeated(rows_of(condition, first, first + n), K)
+        parts.append(state.told(rule.log_potential(x[first : first + n].flatten(0, 1), model, rows)))
         first += n
-    joined = [torch.cat([getattr(part, name) for part in parts]) for name in _NAMES]
-    sizes = tuple(torch.cat(rows) for rows in zip(*(part.sizes for part in parts), strict=True))
-    whole = Weights(*joined, sizes)
-    return Weights(*joined[:2], whole.log_evidence + log_mean(whole.log_weights), *joined[3:], sizes)
-
-
-_NAMES = ("log_weights", "log_potential", "log_evidence", "starts", "log_pairs", "resamplings")
+    weights = Weights.joined(parts)
+    return replace(weights, log_evidence=weights.log_evidence + log_mean(weights.log_weights))
 
 
 def _different(starts: Tensor) -> Tensor:
@@ -234,6 +222,6 @@ def _report_collapse(ensemble: Ensemble) -> None:
     size, starts = ensemble.effective_size[i].item(), int(ensemble.starts[i])
     warn_caller(
         f"{int(collapsed.sum())} of {len(collapsed)} ensembles have collapsed. Number {i} has an effective size of "
-        f"{size:.3g} of {ensemble.particles} particles, which descend from {starts} of as many starts. Its spread and its "
-        "standard error mean little. Use more particles, more steps, or a rule whose estimates are better."
+        f"{size:.3g} of {ensemble.particles} particles, which descend from {starts} of as many starts. Its spread "
+        "and its standard error mean little. Use more particles, more steps, or a rule whose estimates are better."
     )

@@ -1,70 +1,96 @@
-"""Twisted diffusion sampler: a measurement as potential, particles drawn towards it by its gradient.
+"""Twisted diffusion sampler: weighted particles of the posterior given a measurement.
 
-    ψ_t(x_t) = N(y; A x̂_0, r_t² A Aᵀ + Σ_y)        x̂_0 ↦ x̂_0 + (σ²/α) ∇ log ψ_t        r_t² = σ² s²/(α² s² + σ²)
+    ψ_t(x_t) = exp(−½ eᵀ (r² A Aᵀ + Σ_y)⁻¹ e)        e = y − A x̂_0        r² = s² σ²/(s² α² + σ²)
 
-Wu et al. 2023 (TDS), eq. 5 to 9, with r_t = 0; s = 1 is ΠGDM's r_t (Song et al. 2023), and their choice for inpainting.
+ψ_t is p(y | x_t) for data N(m, s² I), up to a factor that all particles share. Particles move by the estimate of any
+posterior method. Wu et al. 2023 (TDS), eq. 5 to 9, has r = 0 and the gradient of log ψ_t, which is :class:`SigmaDPS`;
+for inpainting it has s = 1 and :class:`PiGDM`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.measurement import Measurement
+from sde_toolkit.guidance.posterior_method import conditional_variance
+from sde_toolkit.guidance.posterior_model import Posterior
 from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.models.wrapper import Inside
+from sde_toolkit.models.wrapper import Inside, Products
 
 __all__ = ["TDS"]
 
 
 @dataclass(frozen=True, eq=False)
 class TDS(WeightRule):
-    """Particles of p(x_0 | y) ∝ p(x_0) p(y | x_0). One evaluation and one product per step.
+    """Particles of p(x_0 | y) ∝ p(x_0) p(y | x_0), for any prior. Evaluations and products are those of the method.
 
     Args:
-        measurement: with noise. If it has no y of its own, the condition is each ensemble's y.
-        prior_std: s, the standard deviation of the data that r_t assumes. None: the model's ``sigma_data``; 0: x̂_0 is
-            taken for x_0, as published.
+        posterior: the measurement, with noise, and the method by which particles move: ``posterior(model, A, y, ...)``.
+        prior_std: s ≥ 0, in model space. Default: the model's ``sigma_data``. It changes how even the weights are, and
+            not what they tend to.
 
     Raises:
-        ArgumentError: for a measurement without noise; for a ``prior_std`` that is negative.
+        ArgumentError: for a measurement without noise, and a negative ``prior_std``.
     """
 
-    measurement: Measurement
+    posterior: Posterior
     prior_std: float | None = None
 
     def __post_init__(self) -> None:
-        self.measurement.check_noise("TDS")
+        if not isinstance(self.posterior, Posterior):
+            problem, remedy = "not made by posterior()", "Pass posterior(model, A, y, noise_std)."
+            raise ArgumentError("posterior", self.posterior, problem, remedy)
+        self.posterior.measurement.check_noise("TDS")
         if self.prior_std is not None and not (is_number(self.prior_std) and self.prior_std >= 0):
-            raise ArgumentError("prior_std", self.prior_std, "must be at least 0", "Leave it out: then it is sigma_data.")
+            remedy = "Leave it out for the model's sigma_data."
+            raise ArgumentError("prior_std", self.prior_std, "a standard deviation is at least 0", remedy)
 
     def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
-        y, condition = self._y_of(condition)
-        x_0, products = inside.vjp(x_t, condition)
-        s = inside.model.sigma_data if self.prior_std is None else self.prior_std
-        s_squared, sigma_squared = s**2, inside.sigma**2
-        r_squared = sigma_squared * s_squared / (inside.alpha**2 * s_squared + sigma_squared)
-        e = self.measurement.residual(x_0, y)
-        solved = self.measurement.solve(e, r_squared)
-        score = products(self.measurement.A.adjoint(solved))
-        log_potential = -0.5 * (e * solved).flatten(1).sum(1)
-        return Proposal(x_0 + sigma_squared / inside.alpha * score, x_0, log_potential)
+        y, condition = self.posterior.own_measurement(x_t, condition)
+        measurement = self.posterior.measurement
+        remembering = _Remembering(**{name: getattr(inside, name) for name in _FIELDS})
+        x_0 = self.posterior.method.estimate(x_t, remembering, measurement, y, condition)
+        reference = remembering.estimate
+        if reference is None:
+            reference = inside(x_t, condition)
+        e = measurement.residual(reference, y)
+        solved = measurement.solve(e, conditional_variance(inside, self.prior_std))
+        return Proposal(x_0, reference, -0.5 * (e * solved).flatten(1).sum(1))
 
-    def log_potential(self, x_0: Tensor, condition: Any) -> Tensor:
-        """log p(y | x_0), in nats."""
-        return self.measurement.log_likelihood(x_0, self._y_of(condition)[0])
+    def log_potential(self, x_0: Tensor, model: ScoreModel, condition: Any) -> Tensor:
+        """log p(y | x_0), in nats, of the measurement in model space."""
+        return self.posterior.measurement.log_likelihood(x_0, self.posterior.own_measurement(x_0, condition)[0])
 
     def check(self, model: ScoreModel, shape: tuple[int, ...], condition: Any) -> None:
-        """Refuse an operator for other events, and y of another shape."""
-        if tuple(shape[1:]) != self.measurement.A.event_shape:
-            problem = f"the operator of the measurement takes events of shape {self.measurement.A.event_shape}"
-            raise ArgumentError("shape", shape, problem, "Pass (n, *event) with this event.")
+        """Refuse events that the operator does not take."""
+        event = self.posterior.measurement.A.event_shape
+        if tuple(shape[1:]) != event:
+            problem = f"the operator of the measurement takes events of shape {event}"
+            raise ArgumentError("shape", shape, problem, f"Pass {(shape[0], *event)}.")
 
-    def _y_of(self, condition: Any) -> tuple[Tensor | None, Any]:
-        """y, and the condition that the model gets."""
-        return (None, condition) if self.measurement.y is not None else (condition, None)
+
+_FIELDS = ("model", "batch", "inputs", "m", "n", "t", "alpha", "sigma")
+
+
+@dataclass(eq=False)
+class _Remembering(Inside):
+    """Remembers the x̂_0 of the first question at x_t itself."""
+
+    estimate: Tensor | None = field(default=None, init=False)
+
+    def __call__(self, x_t: Tensor, condition: Any = None) -> Tensor:
+        return self._noted(super().__call__(x_t, condition))
+
+    def vjp(self, x_t: Tensor, condition: Any = None) -> tuple[Tensor, Products]:
+        x_0, products = super().vjp(x_t, condition)
+        return self._noted(x_0), products
+
+    def _noted(self, x_0: Tensor) -> Tensor:
+        if self.estimate is None and x_0.shape[0] == self.batch:
+            self.estimate = x_0
+        return x_0

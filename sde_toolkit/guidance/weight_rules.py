@@ -28,8 +28,8 @@ class Proposal:
         reference: (B, *event), the x̂_0 of the reference path.
         log_potential: (B,), log ψ_t(x_t): an estimate of the log-potential at x_0. Any estimate gives right weights; a
             good one gives even weights. None: 0.
-        apart, apart_weight: (B, *event), and a number or (B,): a particle gains the log-weight apart_weight ‖apart‖² for
-            each unit of (α/σ)² on its way. For a reference path that no model draws exactly. None: 0.
+        apart, apart_weight: (B, *event), and a number or (B,): a particle gains the log-weight apart_weight ‖apart‖²
+            for each unit of (α/σ)² on its way. For a reference path that no model draws exactly. None: 0.
     """
 
     x_0: Tensor
@@ -46,7 +46,7 @@ class WeightRule(ABC):
     def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
         """The proposal at x_t (B, *event). ``inside`` is the model at t; ``condition`` has B rows."""
 
-    def log_potential(self, x_0: Tensor, condition: Any) -> Tensor | None:
+    def log_potential(self, x_0: Tensor, model: ScoreModel, condition: Any) -> Tensor | None:
         """The log-potential itself, at data x_0 (B, *event) in model space: (B,). None: 0."""
         return None
 
@@ -56,3 +56,4 @@ class WeightRule(ABC):
         Raises:
             ArgumentError: naming the argument.
         """
+        return

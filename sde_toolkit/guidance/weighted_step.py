@@ -24,8 +24,9 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.guidance.ensemble_weights import Weights, doubled
 from sde_toolkit.guidance.step_operator import inside_of
-from sde_toolkit.guidance.systematic_resampling import effective_size, pair_factor, rows_at, shares, systematic_indices
+from sde_toolkit.guidance.systematic_resampling import rows_at
 from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.integrators.frozen import FrozenX0
@@ -35,7 +36,7 @@ from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.score_model import Inputs
 
-__all__ = ["EnsembleNoise", "WeightedStep", "Weights", "doubled"]
+__all__ = ["EnsembleNoise", "WeightedStep", "repeated"]
 
 
 class EnsembleNoise(Protocol):
@@ -46,87 +47,6 @@ class EnsembleNoise(Protocol):
 
     def offsets(self) -> Tensor:
         """The next uniform numbers of the resampling, (n,) float64."""
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """What n ensembles of K particles know of themselves.
-
-    Attributes:
-        log_weights: (n, K), since the last resampling, not normalised.
-        log_potential: (n, K), log ψ as it is contained in the log-weights.
-        log_evidence: (n,), the part of earlier resamplings.
-        starts: (n, K), which of the K starts a particle descends from.
-        log_pairs: (n,), of :func:`pair_factor` over all resamplings.
-        resamplings: (n,).
-        sizes: the effective size before each step, (n,) each.
-        reference, apart: of the last proposals, (n K, *event); None before the first step.
-    """
-
-    log_weights: Tensor
-    log_potential: Tensor
-    log_evidence: Tensor
-    starts: Tensor
-    log_pairs: Tensor
-    resamplings: Tensor
-    sizes: tuple[Tensor, ...] = ()
-    reference: Tensor | None = None
-    apart: Tensor | None = None
-
-    @classmethod
-    def even(cls, x: Tensor) -> Weights:
-        """Those of starts x (n, K, *event)."""
-        n, K = x.shape[:2]
-        zeros = doubled(x.new_zeros(n, K))
-        starts = torch.arange(K, device=x.device).expand(n, K)
-        each = zeros[:, 0]
-        return cls(zeros, zeros, each, starts, each, torch.zeros_like(each, dtype=torch.int64))
-
-    @property
-    def normalised(self) -> Tensor:
-        """The weights (n, K), of sum 1."""
-        return torch.softmax(self.log_weights, dim=1)
-
-    def told(self, log_potential: Tensor | None) -> Weights:
-        """With another estimate of the log-potential."""
-        if log_potential is None:
-            return self
-        new = doubled(log_potential).reshape(self.log_weights.shape)
-        return replace(self, log_weights=self.log_weights + new - self.log_potential, log_potential=new)
-
-    def resampled(self, below: float, offsets: Tensor) -> tuple[Weights, Tensor]:
-        """Resampled where the effective size is at most ``below``, and which particles were kept (n, K)."""
-        K = self.log_weights.shape[1]
-        weights = self.normalised
-        size = effective_size(weights)
-        due = size <= below
-        every = torch.arange(K, device=size.device).expand_as(weights)
-        kept = torch.where(due.unsqueeze(1), systematic_indices(weights, offsets), every)
-        even = due.unsqueeze(1)
-        new = replace(
-            self,
-            log_weights=torch.where(even, torch.zeros_like(weights), self.log_weights),
-            log_potential=self.log_potential.gather(1, kept),
-            log_evidence=self.log_evidence + torch.where(due, log_mean(self.log_weights), 0.0),
-            starts=self.starts.gather(1, kept),
-            log_pairs=self.log_pairs + torch.where(due, pair_factor(shares(weights, self.starts)).log(), 0.0),
-            resamplings=self.resamplings + due,
-            sizes=(*self.sizes, size),
-            reference=None if self.reference is None else rows_at(self.reference, kept),
-            apart=None if self.apart is None else rows_at(self.apart, kept),
-        )
-        return new, kept
-
-
-def log_mean(log_weights: Tensor) -> Tensor:
-    """log of the mean weight of each ensemble: (n, K) to (n,)."""
-    mean = torch.logsumexp(log_weights, dim=1) - torch.log(log_weights.new_tensor(float(log_weights.shape[1])))
-    return torch.as_tensor(mean)
-
-
-def doubled(x: Tensor) -> Tensor:
-    """In float64 where there is any."""
-    return x if x.device.type == "mps" else x.to(torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +148,7 @@ class WeightedStep(Integrator):
         return x_s.reshape(x.shape), weights
 
     def _proposal(self, equation: ReverseEquation, x_t: Tensor, row: StepRow, particles: int) -> Proposal:
-        condition = map_rows(equation.condition, lambda rows: rows.repeat_interleave(particles, 0))
+        condition = repeated(equation.condition, particles)
 
         def propose(x_t: Tensor, inputs: Inputs, condition: Any) -> Proposal:
             inside = inside_of(equation, x_t, inputs, row.view, row.time, row.now)
@@ -249,3 +169,8 @@ def continued(now: Tensor, before: Tensor | None, ahead: Tensor) -> Tensor:
 def _ended(steps: Tensor, last: float) -> Tensor:
     """A column with the coefficient of Tweedie's step behind those of all others."""
     return torch.cat([steps, steps.new_full((1,), last)])
+
+
+def repeated(condition: Any, particles: int) -> Any:
+    """A condition with a row for each particle, (n K), in place of one for each ensemble."""
+    return map_rows(condition, lambda rows: rows.repeat_interleave(particles, 0))
