@@ -1,16 +1,13 @@
 """Weighted ensembles tend to the law aimed at, with evidence whose error is known."""
 
-import math
 from dataclasses import dataclass
 
 import pytest
 import torch
 from catalogue import SDES, RandomNetwork, kinds_of, model_of, name, relative_error
 
-from sde_toolkit import GaussianMixture, Solver, VPSDE, gaussian, grids, sample
-from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance import TDS, Matrix, Measurement, PiGDM, Proposal, SigmaDPS, WeightRule, posterior, sample_particles
-from sde_toolkit.guidance.systematic_resampling import systematic_indices
+from sde_toolkit import VPSDE, GaussianMixture, Solver, grids, sample
+from sde_toolkit.guidance import PiGDM, Proposal, WeightRule, posterior, sample_particles
 from sde_toolkit.integrators import Exponential, FrozenX0, Multistep
 
 MEANS, WEIGHTS, STD = [[-2.0], [0.0], [2.0]], [0.2, 0.5, 0.3], 0.3
