@@ -25,7 +25,7 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks(tmp_path_factory):
     """Starts processes that begin at once (forks.py)."""
     forks = Forks(tmp_path_factory.mktemp("forks"))

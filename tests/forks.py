@@ -3,6 +3,7 @@
 An interpreter of its own for each would spend seconds on imports before it trains for one.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -62,6 +63,13 @@ class Forks:
 
 def _serve(log):
 
+    import accelerate  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import ot  # noqa: F401
+    import torch._dynamo  # of which every optimizer asks
+
+    import sde_toolkit.cli.parts
     import sde_toolkit.cli.train
     import sde_toolkit.training  # noqa: F401
 
@@ -75,15 +83,25 @@ def _serve(log):
         Path(log).write_text("")
         pids = [_fork(rank, processes, port, folder, words, log) for rank in range(processes)]
         print(json.dumps(pids), flush=True)
-        found = {}
-        while len(found) < processes:
-            pid, status = os.wait()
+        print(json.dumps(_ends(pids)), flush=True)
+
+
+def _ends(pids, patience=20):
+    """What each process ended with. Where one has failed, those that wait for it are ended after some seconds."""
+    found, until = {}, None
+    while len(found) < len(pids):
+        pid, status = os.waitpid(-1, 0 if until is None else os.WNOHANG)
+        if pid:
             found[pid] = os.waitstatus_to_exitcode(status)
-            if status:  # the others would wait for it
-                time.sleep(2)
-                for other in {*pids} - {*found}:
-                    os.kill(other, signal.SIGKILL)
-        print(json.dumps([found[pid] for pid in pids]), flush=True)
+            if status and until is None:
+                until = time.monotonic() + patience
+        elif time.monotonic() < until:
+            time.sleep(0.01)
+        else:
+            for other in {*pids} - {*found}:
+                os.kill(other, signal.SIGKILL)
+            until = None
+    return [found[pid] for pid in pids]
 
 
 def _fork(rank, processes, port, folder, words, log):
@@ -91,7 +109,9 @@ def _fork(rank, processes, port, folder, words, log):
     if pid:
         return pid
     status = 1
+    atexit._clear()  # what the parent does at its own end
     try:
+        os.setpgid(0, 0)
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()
@@ -109,6 +129,7 @@ def _fork(rank, processes, port, folder, words, log):
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)

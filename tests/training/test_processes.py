@@ -1,9 +1,6 @@
 """Two processes train what one trains: the same draws, the same shares of the data, the mean of the gradients."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,6 @@ from sde_toolkit.training.processes import split_batch
 from sde_toolkit.training.saving import load_state
 
 RUN = Path(__file__).with_name("runs.py")
-
-
-def torchrun(processes, *what):
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *what]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def distance(one, two):
@@ -120,11 +106,10 @@ def test_the_command_is_the_same_on_two_processes(command, tmp_path, forks):
     assert "${" not in (tmp_path / "two/config.yaml").read_text()
 
 
-def test_processes_part_before_they_end(tmp_path):
+def test_processes_part_before_they_end(tmp_path, forks):
     """A group still there when the interpreter goes aborts its process now and then, after the work was done."""
     (tmp_path / "script.py").write_text(LAST_WORDS.format(tests=str(Path(__file__).parent)))
-    done = torchrun(2, str(tmp_path / "script.py"), str(tmp_path / "run"))
-    assert done.stdout.count("a group: True, at the end: False") == 2
+    assert forks.run(2, tmp_path / "script.py", tmp_path / "run").count("a group: True, at the end: False") == 2
 
 
 LAST_WORDS = """

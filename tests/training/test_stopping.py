@@ -144,28 +144,6 @@ def test_processes_that_were_forked_meanwhile_end_as_they_would(tmp_path, monkey
     assert codes == [-signal.SIGTERM]
 
 
-def started(words, folder, **environment):
-    """A process in a group of its own, once it has logged a step."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    log = Path(folder) / "training.csv"
-    until = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(OSError):
-            if len(log.read_text().splitlines()) > 1:
-                break
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[1]
-    return process
-
-
 SCRIPT = """
 import dataclasses, sys
 sys.path.insert(0, {tests!r})
@@ -182,39 +160,57 @@ def script(folder):
     return str(folder / "script.py")
 
 
-def test_processes_that_read_are_sent_the_signal_too_and_do_not_mind(tmp_path):
+def has_logged(folder):
+    """Wait until a run has logged a step."""
+    log, until = Path(folder) / "training.csv", time.monotonic() + 200
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if len(log.read_text().splitlines()) > 1:
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def test_processes_that_read_are_sent_the_signal_too_and_do_not_mind(tmp_path, forks):
     """A scheduler sends it to the whole group. (Of Ctrl-C, see below.)"""
-    process = started([script(tmp_path), str(tmp_path / "run"), "2"], tmp_path / "run")
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
+    (process,) = forks.start(1, script(tmp_path), tmp_path / "run", 2)
+    assert has_logged(tmp_path / "run")
+    os.killpg(process, signal.SIGTERM)
+    _, said = forks.wait()
     step = checkpoint_folders(tmp_path / "run")[-1][0]
-    assert (
-        err.strip().splitlines()[-1].startswith(f"sde_toolkit.training.stopping.Interrupted: stopped at step {step} of")
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"sde_toolkit.training.stopping.Interrupted: stopped at step {step} of")
+    assert "DataLoader" not in said
+
+
+def same_step(folder, said):
+    """Two processes have saved the step that both say they stopped at."""
+    ((step, checkpoint),) = checkpoint_folders(folder)
+    assert set(re.findall(r"Interrupted: stopped at step (\d+)", said)) == {str(step)}
+    assert load_state(checkpoint)["processes"] == 2
+
+
+def test_several_processes_stop_together_when_one_of_them_is_told(tmp_path, forks):
+    """After one and the same step, and without waiting for one another for ever."""
+    _, second = forks.start(2, script(tmp_path), tmp_path / "run", 0)
+    assert has_logged(tmp_path / "run")
+    os.kill(second, signal.SIGTERM)
+    _, said = forks.wait()
+    same_step(tmp_path / "run", said)
+
+
+def test_several_processes_stop_together_when_a_terminal_tells_them(tmp_path):
+    """It tells all of them, those that read for them, and their launcher, which tells them once more."""
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    words += ["--rdzv_endpoint", "localhost:0", script(tmp_path), str(tmp_path / "run"), "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
-    assert "DataLoader" not in err
-
-
-@pytest.mark.parametrize("whom", ["one of them", "all of them"])
-def test_several_processes_stop_together(tmp_path, whom):
-    """After one and the same step, whoever of them was told, and without waiting for one another for ever; a terminal
-    tells all of them, and those that read for them."""
-    readers = "1" if whom == "all of them" else "0"
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launch += ["--rdzv_endpoint", "localhost:0", script(tmp_path), str(tmp_path / "run"), readers]
-    process = started(launch, tmp_path / "run")
-    if whom == "one of them":
-        os.kill(_children(process.pid)[-1], signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGINT)  # which the launcher passes on once more
-    _, err = process.communicate(timeout=100)
-    ((step, folder),) = checkpoint_folders(tmp_path / "run")
-    assert set(re.findall(r"Interrupted: stopped at step (\d+)", err)) == {str(step)}
-    assert load_state(folder)["processes"] == 2
-
-
-def _children(parent):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=True)
-    return sorted(map(int, found.stdout.split()))
+    assert has_logged(tmp_path / "run"), process.communicate(timeout=1)[1]
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    same_step(tmp_path / "run", said)
 
 
 WORDS = ["train", "experiment=checkerboard", "options.evaluate_every=20", "options.steps=20", "options.batch_size=16"]
