@@ -17,7 +17,7 @@ def test_a_network_and_a_solver_of_ones_own(command, tmp_path):
     network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1)
     model = ScoreModel(network, VPSDE(), "v", event_shape=(1, 8, 8))
     model.save_pretrained(tmp_path / "tiny")
-    few = ["n=4", "nfe=3", "method=search", "time_limit=2", "progress=false", "output=run"]
+    few = ["n=4", "nfe=3", "method=search", "time_limit=0.5", "progress=false", "output=run"]
     status, out, err = command("model={path:tiny}", "solver=ddim", *few)
     assert status == 0, err
     found = load_calibration(tmp_path / "run/calibration.json")

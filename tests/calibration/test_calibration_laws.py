@@ -58,7 +58,7 @@ def start_noise(n, seed=5, size=2):
 
 def endpoints(model, x):
     """Where the flow takes x: an independent method, in t alone, fine."""
-    grid = grids.check_grid(torch.linspace(1.0, 0.0, 2001, dtype=FLOAT).square()[:-1])
+    grid = grids.check_grid(torch.linspace(1.0, 0.0, 501, dtype=FLOAT).square()[:-1])
     return sample(model, ddim_of_order(4), grid, x_start=x, tweedie=True, dtype=FLOAT).x
 
 

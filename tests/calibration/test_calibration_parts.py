@@ -51,11 +51,11 @@ def test_fitted_factors_are_the_bottom_of_the_ridge_problem(inside, sde):
     free = count if isinstance(inside, Multistep) else count - inside.predictor.order - 1
     plans = list(fitted_weights(problem, chosen, plan))
     assert len(plans) == len(RIDGES)
+    truths = {k: state_at(problem, chosen, grid[k + 1]) for k in (0, 3)}
     for ridge, found in zip(RIDGES, plans, strict=True):
         factors = torch.tensor(found.solver.integrator.factors, dtype=FLOAT)
         assert factors.shape == (4, count)
-        for k in (0, 3):
-            truth = state_at(problem, chosen, grid[k + 1])
+        for k, truth in truths.items():
 
             def reached(row, k=k, factors=factors):
                 rows = factors.clone()
