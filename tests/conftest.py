@@ -9,9 +9,15 @@ from forks import Forks
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs ``sde-toolkit`` in this process, in an empty folder: (exit status, what it printed, what it complained)."""
+    from hydra._internal.hydra import Hydra
+
     from sde_toolkit.cli.main import main
 
+    # Hydra composes every configuration twice, at first only to see whether it sets hydra.mode. None of ours does.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+
     def run(*words):
+        assert not any("hydra.mode" in word for word in words)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["sde-toolkit"])
         try:
