@@ -64,10 +64,7 @@ class Forks:
 def _serve(log):
 
     import accelerate  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
     import ot  # noqa: F401
-    import torch._dynamo  # of which every optimizer asks
 
     import sde_toolkit.cli.parts
     import sde_toolkit.cli.train
