@@ -39,6 +39,9 @@ from sde_toolkit.guidance.pixel_operators import Mask as Mask
 from sde_toolkit.guidance.posterior_method import PosteriorMethod as PosteriorMethod
 from sde_toolkit.guidance.posterior_model import Posterior as Posterior
 from sde_toolkit.guidance.posterior_model import posterior as posterior
+from sde_toolkit.guidance.restoration import deblur as deblur
+from sde_toolkit.guidance.restoration import inpaint as inpaint
+from sde_toolkit.guidance.restoration import super_resolve as super_resolve
 from sde_toolkit.guidance.sda import SDA as SDA
 from sde_toolkit.guidance.sigma_dps import SigmaDPS as SigmaDPS
 from sde_toolkit.guidance.step_operator import Level as Level

@@ -83,17 +83,16 @@ class JFPS(PosteriorMethod):
         A, x_0 = measurement.A, inside(x_t, condition)
         V = self._conditional(inside)
 
-        def covariance(p: Tensor) -> tuple[Tensor, Tensor]:
-            moved = V(A.adjoint(p))
-            return A(moved) + measurement.apply_covariance(p), moved
+        def covariance(p: Tensor) -> Tensor:
+            return A(V(A.adjoint(p))) + measurement.apply_covariance(p)
 
-        found = conjugate_gradients(
+        solved = conjugate_gradients(
             covariance,
             measurement.residual(x_0, y),
             tolerance=10 * torch.finfo(x_0.dtype).eps,
             max_iterations=2 * math.prod(A.measured_shape),
         )
-        return x_0 if found.image is None else x_0 + found.image
+        return x_0 + V(A.adjoint(solved.x))
 
     def settings(self) -> dict[str, Any]:
         C = self.covariance
