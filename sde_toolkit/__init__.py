@@ -86,7 +86,11 @@ _NAMES = {
         "variational_bound",
         "Levels",
     ),
-    "guidance": ("classifier_free",),
+    "guidance": (
+        "classifier_free",
+        "inpaint",
+        "posterior",
+    ),
     "calibration": (
         "calibrate",
         "load_calibration",
@@ -109,6 +113,8 @@ if TYPE_CHECKING:
     from sde_toolkit.equation import ReverseEquation as ReverseEquation
     from sde_toolkit.evaluation import compare_solvers as compare_solvers
     from sde_toolkit.guidance import classifier_free as classifier_free
+    from sde_toolkit.guidance import inpaint as inpaint
+    from sde_toolkit.guidance import posterior as posterior
     from sde_toolkit.integrators import Integrator as Integrator
     from sde_toolkit.likelihood import Levels as Levels
     from sde_toolkit.likelihood import bits_per_dim as bits_per_dim

@@ -90,20 +90,20 @@ def solve_covariance(
         u, z = _divided(v, h, going), _divided(z, h, going)
     if not images:
         return CovarianceSolution(None, iterations, unsolved)
-    total = sum(expand_to(c[:, i], image) * image for i, image in enumerate(images))
-    assert isinstance(total, Tensor)
+    total = torch.zeros_like(images[0])
+    for i, image in enumerate(images):
+        total = total + expand_to(c[:, i], image) * image
     return CovarianceSolution(total, iterations, unsolved)
 
 
 def _orthogonalised(v: Tensor, basis: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """h (B, k) = z_iᵀ v, and v − Σ h_i u_i, by Gram and Schmidt, twice."""
     us, zs = (torch.stack(part, dim=1) for part in zip(*basis, strict=True))
-    total = None
+    total = v.new_zeros(v.shape[0], len(basis))
     for _ in range(2):
         h = (zs * v.unsqueeze(1)).flatten(2).sum(2)
         v = v - (h.reshape(*h.shape, *(1,) * (v.ndim - 1)) * us).sum(1)
-        total = h if total is None else total + h
-    assert total is not None
+        total = total + h
     return total, v
 
 
