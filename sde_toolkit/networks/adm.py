@@ -6,26 +6,31 @@ frequencies of its embedding. Improved DDPM (Nichol & Dhariwal 2021) is the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from sde_toolkit.checks import check_count, check_positive
-from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.adm_blocks import ADMStyle
 from sde_toolkit.networks.blocks import pass_through, with_skip, zeroed
 from sde_toolkit.networks.convolutions import channels_last, convolution
-from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
+from sde_toolkit.networks.embeddings import Conditioning
 from sde_toolkit.networks.normalisation import activated
 from sde_toolkit.networks.published_unet import way_down, way_up
-from sde_toolkit.networks.unet import check_hyperparameters, check_input, crop_to_size, pad_to_multiple
+from sde_toolkit.networks.trunk import Trunk, check_choices, check_even
 
 __all__ = ["ADMUNet"]
 
 
-class ADMUNet(nn.Module):
+_CHOICES = {
+    "modulation": ("scale", "shift"),
+    "resampling": ("convolution", "block"),
+    "no_class": ("learned", "zero", "refused"),
+}
+
+
+class ADMUNet(Trunk):
     """The U-Net of Dhariwal & Nichol 2021, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     Way down: ``blocks_per_level`` residual blocks per level, and a layer between levels that halves the size; the
@@ -87,14 +92,7 @@ class ADMUNet(nn.Module):
         eps: float = 1e-5,
         checkpointing: bool = False,
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        super().__init__()
-        sequences = ("widths", "attention_levels")
-        self.hyperparameters: dict[str, Any] = {k: list(v) if k in sequences else v for k, v in given.items()}
-        check_hyperparameters(self.hyperparameters)
-        check_adm(self.hyperparameters)
-        self.in_channels, self.dims, self.checkpointing = in_channels, dims, checkpointing
-        self.multiple = 2 ** (len(widths) - 1)
+        super().__init__(locals())
         features = widths[0] if embedding_width is None else embedding_width
         vector = 4 * features if time_width is None else time_width
         built = {**self.hyperparameters, "time_width": vector, "enter_width": None, "attention_up": "every"}
@@ -119,18 +117,22 @@ class ADMUNet(nn.Module):
         self.leave = zeroed(convolution(dims, widths[0], in_channels if out_channels is None else out_channels))
         channels_last(self, dims)
 
-    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return the output, (B, out_channels, *size).
+    @classmethod
+    def check_arguments(cls, given: Mapping[str, Any]) -> None:
+        """Refuse arguments that no ADM network has."""
+        super().check_arguments(given)
+        check_choices(given, _CHOICES)
+        check_positive("eps", given["eps"], "Pass a finite value above 0.")
+        check_count("group_width", given["group_width"], "Pass 2 or 4, for example.")
+        if given["attention_heads"] is not None:
+            check_count("attention_heads", given["attention_heads"], "Pass None to give attention_head_width instead.")
+        wide = given["embedding_width"]
+        check_even("embedding_width", given["widths"][0] if wide is None else wide)
 
-        Args:
-            x: data, (B, in_channels, *size).
-            time: the prepared time input, (B,).
-            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
-        """
-        check_input(x, self.in_channels, self.dims)
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        vector = self.conditioning(x, time, condition)
-        h = self.enter(pad_to_multiple(x, self.multiple))
+    def levels(self, x: Tensor, vector: Tensor) -> Tensor:
+        """The way down, the middle, and the way up."""
+        recompute = self.recomputing
+        h = self.enter(x)
         kept = [h]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
@@ -146,23 +148,5 @@ class ADMUNet(nn.Module):
                 h = pass_through(stage, h, vector, *skip, checkpointing=recompute)
             if level > 0:
                 h = pass_through([self.grow[level - 1]], h, vector, checkpointing=recompute)
-        return crop_to_size(self.leave(activated(self.leave_norm, h)), x.shape[2:]).contiguous()
-
-
-def check_adm(given: dict[str, Any]) -> None:
-    """Refuse arguments, beyond those of :func:`check_hyperparameters`, that no ADM network has."""
-    choices = {
-        "modulation": ("scale", "shift"),
-        "resampling": ("convolution", "block"),
-        "no_class": ("learned", "zero", "refused"),
-    }
-    for name, known in choices.items():
-        if given[name] not in known:
-            raise ArgumentError(name, given[name], "there is no such choice", f"Use one of {list(known)}.")
-    check_positive("eps", given["eps"], "Pass a finite value above 0.")
-    check_count("group_width", given["group_width"], "Pass 2 or 4, for example.")
-    if given["attention_heads"] is not None:
-        check_count("attention_heads", given["attention_heads"], "Pass None to give attention_head_width instead.")
-    wide = given["widths"][0] if given["embedding_width"] is None else given["embedding_width"]
-    if wide < 2 or wide % 2:
-        raise ArgumentError("embedding_width", wide, "it must be even", "Pass an even width of at least 2.")
+        out: Tensor = self.leave(activated(self.leave_norm, h))
+        return out

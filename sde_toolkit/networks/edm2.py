@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,12 @@ from sde_toolkit.networks.edm2_blocks import (
     unit_silu,
 )
 from sde_toolkit.networks.embeddings import ConditionLike, augmented, check_labels, check_times, parts_of
-from sde_toolkit.networks.unet import check_hyperparameters, check_input, crop_to_size, pad_to_multiple
+from sde_toolkit.networks.trunk import Trunk
 
 __all__ = ["EDM2UNet"]
 
 
-class EDM2UNet(nn.Module):
+class EDM2UNet(Trunk):
     """The U-Net of Karras et al. 2024, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     It has no biases and no norms with weights: all layers keep sizes (:mod:`.edm2_blocks`), and a channel of ones is
@@ -76,14 +76,8 @@ class EDM2UNet(nn.Module):
         dims: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        super().__init__()
-        sequences = ("widths", "attention_levels")
-        self.hyperparameters: dict[str, Any] = {k: list(v) if k in sequences else v for k, v in given.items()}
-        check_hyperparameters({**self.hyperparameters, "groups": None})
-        check_shares(self.hyperparameters)
-        self.in_channels, self.dims, self.skip_share = in_channels, dims, skip_share
-        self.multiple = 2 ** (len(widths) - 1)
+        super().__init__(locals())
+        self.skip_share = skip_share
         features = widths[0] if embedding_width is None else embedding_width
         vector = max(widths) if time_width is None else time_width
         style = EDM2Style.of({**self.hyperparameters, "time_width": vector})
@@ -116,18 +110,18 @@ class EDM2UNet(nn.Module):
         self.leave = UnitConvolution(width, in_channels if out_channels is None else out_channels, 3, dims)
         self.leave_gain = nn.Parameter(torch.zeros([]))
 
-    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return the output, (B, out_channels, *size).
+    @classmethod
+    def check_arguments(cls, given: Mapping[str, Any]) -> None:
+        """Refuse shares that are not between 0 and 1, and a limit that is none."""
+        super().check_arguments(given)
+        for name in ("label_share", "skip_share", "residual_share", "attention_share"):
+            if not 0 <= given[name] <= 1:
+                raise ArgumentError(name, given[name], "a share lies in [0, 1]", "Karras et al. use 0.5 and 0.3.")
+        check_positive("limit", 1.0 if given["limit"] is None else given["limit"], "Pass None for no limit.")
 
-        Args:
-            x: data, (B, in_channels, *size).
-            time: the prepared time input, (B,).
-            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
-        """
-        check_input(x, self.in_channels, self.dims)
-        vector = self.conditioning(x, time, condition)
-        h = pad_to_multiple(x, self.multiple)
-        h = self.enter(torch.cat([h, torch.ones_like(h[:, :1])], dim=1))
+    def levels(self, x: Tensor, vector: Tensor) -> Tensor:
+        """The way down, the middle, and the way up."""
+        h = self.enter(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
         kept = [h]
         for level, stages in enumerate(self.down):
             if level:
@@ -143,7 +137,8 @@ class EDM2UNet(nn.Module):
                 h = self.grow[level](h, vector)
             for stage in self.up[level]:  # type: ignore[attr-defined]
                 h = stage(joined(h, kept.pop(), self.skip_share), vector)
-        return crop_to_size(self.leave(h, self.leave_gain), x.shape[2:]).contiguous()
+        out: Tensor = self.leave(h, self.leave_gain)
+        return out
 
 
 class UnitConditioning(nn.Module):
@@ -180,11 +175,3 @@ class UnitConditioning(nn.Module):
         check_labels(x, label, self.num_classes, self.num_classes)
         one_hot = (label[:, None] == torch.arange(self.num_classes, device=x.device)).to(vector.dtype)
         return unit_silu(mixed(vector, self.labels(one_hot * self.num_classes**0.5), self.share))
-
-
-def check_shares(given: dict[str, Any]) -> None:
-    """Refuse weights that are not between 0 and 1, and a limit that is none."""
-    for name in ("label_share", "skip_share", "residual_share", "attention_share"):
-        if not 0 <= given[name] <= 1:
-            raise ArgumentError(name, given[name], "a share lies in [0, 1]", "Karras et al. use 0.5 and 0.3.")
-    check_positive("limit", 1.0 if given["limit"] is None else given["limit"], "Pass None for no limit.")

@@ -8,7 +8,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,17 +19,17 @@ from sde_toolkit.checks import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import Upsample
 from sde_toolkit.networks.convolutions import CONVOLUTIONS, convolution
-from sde_toolkit.networks.embeddings import SinusoidalEmbedding
+from sde_toolkit.networks.embeddings import ConditionLike, SinusoidalEmbedding
 from sde_toolkit.networks.linear_attention import ChannelLayerNorm, ChannelRMSNorm, FullAttention, LinearAttention
 from sde_toolkit.networks.normalisation import GroupNorm
-from sde_toolkit.networks.unet import check_input, crop_to_size, pad_to_multiple
+from sde_toolkit.networks.trunk import Trunk, check_choices, check_dropout
 
 __all__ = ["LinearAttentionUNet"]
 
 _NORMS = ("rms", "group", "standardised")
 
 
-class LinearAttentionUNet(nn.Module):
+class LinearAttentionUNet(Trunk):
     """The U-Net of denoising-diffusion-pytorch, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     Level k on the way down: two blocks and an attention on w_k channels, where w_0 is ``enter_width`` and w_1, w_2, ...
@@ -64,6 +64,8 @@ class LinearAttentionUNet(nn.Module):
         ArgumentError: if an argument is out of its range; in use, if data, time or condition have a wrong shape.
     """
 
+    sequences = ("widths", "full_attention_levels", "heads", "head_width")
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -82,12 +84,8 @@ class LinearAttentionUNet(nn.Module):
         self_conditioning: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        super().__init__()
-        self.hyperparameters: dict[str, Any] = {k: _plain(v) for k, v in given.items()}
-        _check(self.hyperparameters)
-        self.in_channels, self.dims, self.self_conditioning = in_channels, dims, self_conditioning
-        self.multiple = 2 ** (len(widths) - 1)
+        super().__init__(locals())
+        self.self_conditioning = self_conditioning
         style = _Style(self.hyperparameters)
         levels = list(zip((enter_width, *widths[:-1]), widths, strict=True))  # (channels, channels of the next level)
         last = len(levels) - 1
@@ -122,18 +120,36 @@ class LinearAttentionUNet(nn.Module):
         self.last = style.block(2 * enter_width, enter_width)
         self.leave = convolution(dims, enter_width, in_channels if out_channels is None else out_channels, kernel=1)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the output, (B, out_channels, *size).
+    @classmethod
+    def check_arguments(cls, given: Mapping[str, Any]) -> None:
+        """Refuse arguments that no such network can be built from."""
+        levels = len(given["widths"])
+        for name in ("enter_width", "in_channels", "out_channels", "groups"):
+            if not (given[name] is None and name == "out_channels") and not is_count(given[name]):
+                raise ArgumentError(name, given[name], "it must be at least 1", "Pass a whole number of at least 1.")
+        if not levels or not all(is_count(width) for width in given["widths"]):
+            raise ArgumentError(
+                "widths", given["widths"], "not one width per level", "Pass (64, 128, 256), for example."
+            )
+        for name in _PER_LEVEL:
+            values = given[name] if isinstance(given[name], list) else [given[name]] * levels
+            if len(values) != levels or not all(is_count(value) for value in values):
+                raise ArgumentError(
+                    name, given[name], "it is a number, or one per level", f"Pass {levels} whole numbers."
+                )
+        if any(level not in range(levels) for level in given["full_attention_levels"] or ()):
+            problem, remedy = f"the network has levels 0..{levels - 1}", "Name levels of it, 0 being full resolution."
+            raise ArgumentError("full_attention_levels", given["full_attention_levels"], problem, remedy)
+        check_choices(given, {"norms": _NORMS})
+        if given["dims"] not in (1, 2):
+            raise ArgumentError("dims", given["dims"], "it was made for signals and images", "Use 1 or 2.")
+        if not is_count(given["memory"], 0):
+            raise ArgumentError("memory", given["memory"], "not a number of keys", "Pass 0 for none, 4 for the usual.")
+        check_dropout(given["dropout"])
 
-        Args:
-            x: data, (B, in_channels, *size).
-            time: the prepared time input, (B,).
-            condition: with ``self_conditioning``, an earlier estimate of x_0, of the shape of x; None for zeros.
-        """
-        check_input(x, self.in_channels, self.dims)
-        vector = silu(self.time_leave(gelu(self.time_enter(self._embedded(x, time)))))
-        size = x.shape[2:]
-        h = entered = self.enter(pad_to_multiple(self._with_estimate(x, condition), self.multiple))
+    def levels(self, x: Tensor, vector: Tensor) -> Tensor:
+        """The way down, the middle, and the way up."""
+        h = entered = self.enter(x)
         kept = []
         part: Any
         for part in self.down:
@@ -151,18 +167,20 @@ class LinearAttentionUNet(nn.Module):
             h = second(torch.cat((h, kept.pop()), dim=1), vector)
             h = grow(attention(h, vector))
         h = self.last(torch.cat((h, entered), dim=1), vector)
-        return crop_to_size(self.leave(h), size).contiguous()
+        out: Tensor = self.leave(h)
+        return out
 
-    def _embedded(self, x: Tensor, time: Tensor) -> Tensor:
-        """The sines and cosines of the time, (B, embedding_width), in the dtype of the network."""
+    def vector(self, x: Tensor, time: Tensor, condition: ConditionLike) -> Tensor:
+        """The conditioning vector, (B, 4 embedding_width), of the time alone, in the dtype of the network."""
         embedded = self.embedding(time)  # refuses what is not (B,) floating point
         if time.shape[0] != x.shape[0]:
             problem, remedy = f"x has {x.shape[0]} samples", "Pass one time per sample; expand one with time.expand(B)."
             raise ArgumentError("time", tuple(time.shape), problem, remedy)
-        return embedded.to(self.time_enter.weight.dtype)
+        return silu(self.time_leave(gelu(self.time_enter(embedded.to(self.time_enter.weight.dtype)))))
 
-    def _with_estimate(self, x: Tensor, estimate: Tensor | None) -> Tensor:
-        """x, with ``self_conditioning`` after the estimate of x_0."""
+    def entering(self, x: Tensor, condition: ConditionLike) -> Tensor:
+        """x, with ``self_conditioning`` after the estimate of x_0 that the condition is; zeros without one."""
+        estimate = condition
         if not self.self_conditioning:
             if estimate is not None:
                 problem = "this network was built without self-conditioning, and it has no classes"
@@ -174,11 +192,6 @@ class LinearAttentionUNet(nn.Module):
             problem, remedy = "it is an earlier estimate of x_0", f"Pass a tensor of shape {tuple(x.shape)}, or None."
             raise ArgumentError("condition", getattr(estimate, "shape", estimate), problem, remedy)
         return torch.cat((estimate.to(x.dtype), x), dim=1)
-
-
-def _plain(value: Any) -> Any:
-    """A sequence as a list, which JSON and YAML have."""
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 class _Style:
@@ -267,28 +280,3 @@ class _Standardised(nn.Module):
 _STANDARDISED: dict[int, Any] = {
     dims: type(f"Standardised{dims}d", (_Standardised, kind), {}) for dims, kind in CONVOLUTIONS.items()
 }
-
-
-def _check(given: dict[str, Any]) -> None:
-    """Refuse arguments that no such network can be built from."""
-    levels = len(given["widths"])
-    for name in ("enter_width", "in_channels", "out_channels", "groups"):
-        if not (given[name] is None and name == "out_channels") and not is_count(given[name]):
-            raise ArgumentError(name, given[name], "it must be at least 1", "Pass a whole number of at least 1.")
-    if not levels or not all(is_count(width) for width in given["widths"]):
-        raise ArgumentError("widths", given["widths"], "not one width per level", "Pass (64, 128, 256), for example.")
-    for name in _PER_LEVEL:
-        values = given[name] if isinstance(given[name], list) else [given[name]] * levels
-        if len(values) != levels or not all(is_count(value) for value in values):
-            raise ArgumentError(name, given[name], "it is a number, or one per level", f"Pass {levels} whole numbers.")
-    if any(level not in range(levels) for level in given["full_attention_levels"] or ()):
-        problem, remedy = f"the network has levels 0..{levels - 1}", "Name levels of it, 0 being full resolution."
-        raise ArgumentError("full_attention_levels", given["full_attention_levels"], problem, remedy)
-    if given["norms"] not in _NORMS:
-        raise ArgumentError("norms", given["norms"], "there is no such choice", f"Use one of {list(_NORMS)}.")
-    if given["dims"] not in (1, 2):
-        raise ArgumentError("dims", given["dims"], "it was made for signals and images", "Use 1 or 2.")
-    if not is_count(given["memory"], 0):
-        raise ArgumentError("memory", given["memory"], "not a number of keys", "Pass 0 for none, 4 for the usual.")
-    if not 0.0 <= given["dropout"] < 1.0:
-        raise ArgumentError("dropout", given["dropout"], "it is not a rate below 1", "Pass a number in [0, 1).")

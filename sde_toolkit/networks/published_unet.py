@@ -8,10 +8,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from sde_toolkit.checks import check_count, check_positive, is_number
@@ -28,7 +27,7 @@ from sde_toolkit.networks.published_blocks import (
     SkipOutput,
     Style,
 )
-from sde_toolkit.networks.unet import check_hyperparameters, check_input, crop_to_size, pad_to_multiple
+from sde_toolkit.networks.trunk import Trunk, check_choices, check_even
 
 __all__ = ["PublishedUNet", "way_down", "way_up"]
 
@@ -46,7 +45,15 @@ class AnyStyle(Protocol):
 INPUT_PYRAMIDS = {"residual": ResidualInput, "skip": SkipInput}
 
 
-class PublishedUNet(nn.Module):
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "attention_up": ("every", "last"),
+    "resampling": ("convolution", "block"),
+    "input_pyramid": (None, "residual", "skip"),
+    "output_pyramid": (None, "skip"),
+}
+
+
+class PublishedUNet(Trunk):
     """The U-Net of Ho et al. 2020 and Song et al. 2021, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     Way down: ``blocks_per_level`` residual blocks per level, and a layer between levels that halves the size; the
@@ -94,6 +101,8 @@ class PublishedUNet(nn.Module):
         ArgumentError: if an argument is out of its range; in use, if data, time or condition have a wrong shape.
     """
 
+    sequences = (*Trunk.sequences, "taps")
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -125,17 +134,8 @@ class PublishedUNet(nn.Module):
         enter_width: int | None = None,
         label_place: Literal["vector", "features"] = "vector",
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        super().__init__()
-        sequences = ("widths", "attention_levels", "taps")
-        self.hyperparameters: dict[str, Any] = {k: list(v) if k in sequences else v for k, v in given.items()}
-        check_hyperparameters(self.hyperparameters)
-        check_published(self.hyperparameters)
-        self.in_channels = in_channels
-        self.dims = dims
+        super().__init__(locals())
         self.centred = centred
-        self.checkpointing = checkpointing
-        self.multiple = 2 ** (len(widths) - 1)
         outputs = in_channels if out_channels is None else out_channels
         widths, style = tuple(widths), Style.of(self.hyperparameters)
         self.conditioning = _conditioning(self.hyperparameters, style.time_width)
@@ -158,20 +158,32 @@ class PublishedUNet(nn.Module):
             self.leave = style.conv(widths[0], outputs, SILENT)
         channels_last(self, dims)
 
-    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return the output, (B, out_channels, *size).
+    @classmethod
+    def check_arguments(cls, given: Mapping[str, Any]) -> None:
+        """Refuse arguments that no published network has."""
+        super().check_arguments(given)
+        check_choices(given, _CHOICES)
+        taps = given["taps"]
+        if len(taps) < 2 or len(taps) % 2 or not all(map(is_number, taps)) or sum(taps) == 0:
+            problem = "the filter needs an even number of taps, whose sum is not 0"
+            raise ArgumentError("taps", taps, problem, "Use (1, 1) or (1, 3, 3, 1).")
+        for name in ("skip_scale", "attention_gain", "eps"):
+            check_positive(name, given[name], "Pass a finite value above 0.")
+        if given["group_width"] < 1:
+            problem = "a group has at least one channel"
+            raise ArgumentError("group_width", given["group_width"], problem, "Pass 1, 2 or 4, for example.")
+        enter = given["enter_width"]
+        check_count("enter_width", 1 if enter is None else enter, "Pass None for widths[0].")
+        check_even("embedding_width", given["embedding_width"])
 
-        Args:
-            x: data, (B, in_channels, *size).
-            time: the prepared time input, (B,).
-            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
-        """
-        check_input(x, self.in_channels, self.dims)
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        vector = self.conditioning(x, time, condition)
-        size = x.shape[2:]
-        pyramid = pad_to_multiple(x if self.centred else 2 * x - 1, self.multiple)
-        h = self.enter(pyramid)
+    def entering(self, x: Tensor, condition: ConditionLike) -> Tensor:
+        """Data in [−1, 1]."""
+        return x if self.centred else 2 * x - 1
+
+    def levels(self, x: Tensor, vector: Tensor) -> Tensor:
+        """The way down, the middle, and the way up."""
+        recompute = self.recomputing
+        pyramid, h = x, self.enter(x)
         kept = [h]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
@@ -194,7 +206,7 @@ class PublishedUNet(nn.Module):
                 h = pass_through([self.grow[level - 1]], h, vector, checkpointing=recompute)
         if out is None:
             out = self.leave(activated(self.leave_norm, h))
-        return crop_to_size(out, size).contiguous()
+        return out
 
 
 def _conditioning(given: dict[str, Any], time_width: int) -> Conditioning:
@@ -248,29 +260,3 @@ def way_up(style: AnyStyle, given: dict[str, Any], kept: list[int]) -> tuple[nn.
                 stages[-1].append(style.attention(width))  # type: ignore[operator]
         up.append(stages)
     return nn.ModuleList(reversed(up)), nn.ModuleList(style.resampler(wide, "double") for wide in widths[1:])
-
-
-def check_published(given: dict[str, Any]) -> None:
-    """Refuse arguments, beyond those of :func:`check_hyperparameters`, that no published network has."""
-    choices: dict[str, tuple[str | None, ...]] = {
-        "attention_up": ("every", "last"),
-        "resampling": ("convolution", "block"),
-        "input_pyramid": (None, "residual", "skip"),
-        "output_pyramid": (None, "skip"),
-    }
-    for name, known in choices.items():
-        if given[name] not in known:
-            raise ArgumentError(name, given[name], "there is no such choice", f"Use one of {list(known)}.")
-    taps = given["taps"]
-    if len(taps) < 2 or len(taps) % 2 or not all(map(is_number, taps)) or sum(taps) == 0:
-        problem = "the filter needs an even number of taps, whose sum is not 0"
-        raise ArgumentError("taps", taps, problem, "Use (1, 1) or (1, 3, 3, 1).")
-    for name in ("skip_scale", "attention_gain", "eps"):
-        check_positive(name, given[name], "Pass a finite value above 0.")
-    if given["group_width"] < 1:
-        problem = "a group has at least one channel"
-        raise ArgumentError("group_width", given["group_width"], problem, "Pass 1, 2 or 4, for example.")
-    check_count("enter_width", 1 if given["enter_width"] is None else given["enter_width"], "Pass None for widths[0].")
-    wide = given["embedding_width"]
-    if wide is not None and (wide < 2 or wide % 2):
-        raise ArgumentError("embedding_width", wide, "it must be even", "Pass an even width of at least 2.")

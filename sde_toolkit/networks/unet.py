@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks.blocks import (
     Attention,
     Downsample,
@@ -26,14 +23,15 @@ from sde_toolkit.networks.blocks import (
     with_skip,
     zeroed,
 )
-from sde_toolkit.networks.convolutions import CONVOLUTIONS, Rows, convolution
-from sde_toolkit.networks.embeddings import Conditioning, ConditionLike
+from sde_toolkit.networks.convolutions import Rows, convolution
+from sde_toolkit.networks.embeddings import Conditioning
 from sde_toolkit.networks.normalisation import activated, group_norm_for
+from sde_toolkit.networks.trunk import Trunk
 
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(Trunk):
     """A DDPM-style U-Net, ``(B, in_channels, *size) -> (B, out_channels, *size)``.
 
     Every level has ``blocks_per_level`` residual blocks on the way down and as many on the way up. The output of a
@@ -85,15 +83,7 @@ class UNet(nn.Module):
         augmentation_width: int | None = None,
         checkpointing: bool = False,
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        super().__init__()
-        sequences = ("widths", "attention_levels")
-        self.hyperparameters: dict[str, Any] = {k: list(v) if k in sequences else v for k, v in given.items()}
-        check_hyperparameters(self.hyperparameters)
-        self.in_channels = in_channels
-        self.dims = dims
-        self.checkpointing = checkpointing
-        self.multiple = 2 ** (len(widths) - 1)
+        super().__init__(locals())
         vector_width = 4 * widths[0] if time_width is None else time_width
 
         def stage(level: int, blocks: int, attention: bool, widening: int = 0) -> nn.ModuleList:
@@ -126,19 +116,10 @@ class UNet(nn.Module):
         if dims == 2:  # the faster layout in float32, and what tensor cores want
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, time: Tensor, condition: ConditionLike = None) -> Tensor:
-        """Return the output, (B, out_channels, *size).
-
-        Args:
-            x: data, (B, in_channels, *size).
-            time: the prepared time input, (B,).
-            condition: class labels, (B,) long, a :class:`~sde_toolkit.networks.Condition`, or None.
-        """
-        check_input(x, self.in_channels, self.dims)
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        vector = self.conditioning(x, time, condition)
-        size = x.shape[2:]
-        h = self.enter(pad_to_multiple(x, self.multiple))
+    def levels(self, x: Tensor, vector: Tensor) -> Tensor:
+        """The way down, the middle, and the way up."""
+        recompute = self.recomputing
+        h = self.enter(x)
         skips: list[Tensor] = []
         for level, stage in enumerate(self.down):
             if level > 0:
@@ -150,61 +131,5 @@ class UNet(nn.Module):
         for level in reversed(range(len(skips))):
             h, *skip = with_skip(self.grow[level](h), skips.pop(), checkpointing=recompute)
             h = pass_through(self.up[level], h, vector, *skip, checkpointing=recompute)
-        h = self.leave(activated(self.leave_norm, h))
-        return crop_to_size(h, size).contiguous()
-
-
-def check_input(x: Tensor, channels: int, dims: int) -> None:
-    """Refuse data that are not (B, channels, *size) with ``dims`` spatial axes, none of them empty."""
-    if x.ndim != dims + 2 or x.shape[1] != channels or min(x.shape[2:]) < 1:
-        raise ArgumentError(
-            "x",
-            tuple(x.shape),
-            f"this network takes (B, {channels}, ...) with {dims} spatial axes, none empty",
-            "Reshape the data, or build the network with its in_channels and dims.",
-        )
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad each spatial axis of (B, C, *size) with zeros, evenly on both sides, to the next multiple."""
-    if all(length % multiple == 0 for length in x.shape[2:]):
-        return x
-    margins: list[int] = []
-    for length in reversed(x.shape[2:]):
-        extra = -length % multiple
-        margins += [extra // 2, extra - extra // 2]
-    return pad(x, margins)
-
-
-def crop_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The centre of ``x`` with the given spatial size: undoes :func:`pad_to_multiple`."""
-    for axis, length in enumerate(size, 2):
-        if x.shape[axis] != length:
-            x = x.narrow(axis, (x.shape[axis] - length) // 2, length)
-    return x
-
-
-def check_hyperparameters(given: dict[str, Any]) -> None:
-    """Refuse arguments that no U-Net can be built from."""
-    widths, levels = given["widths"], range(len(given["widths"]))
-    if not widths or any(width < 2 for width in widths):
-        raise ArgumentError("widths", widths, "every level needs a width of at least 2", "Pass one width per level.")
-    if any(level not in levels for level in given["attention_levels"]):
-        raise ArgumentError(
-            "attention_levels",
-            given["attention_levels"],
-            f"the network has levels 0..{levels[-1]}",
-            "Name levels of the network, 0 being full resolution.",
-        )
-    if given["dims"] not in CONVOLUTIONS:
-        raise ArgumentError(
-            "dims", given["dims"], "there are no convolutions of so many axes", f"Use one of {sorted(CONVOLUTIONS)}."
-        )
-    if not 0.0 <= given["dropout"] < 1.0:
-        raise ArgumentError("dropout", given["dropout"], "it is not a rate below 1", "Pass a number in [0, 1).")
-    for name in ("in_channels", "blocks_per_level", "attention_head_width", "groups", "out_channels"):
-        if given[name] is not None and given[name] < 1:
-            raise ArgumentError(name, given[name], "it must be at least 1", "Pass a whole number of at least 1.")
-    if given["time_width"] is not None and (given["time_width"] < 2 or given["time_width"] % 2):
-        problem = "it must be even and at least 2"
-        raise ArgumentError("time_width", given["time_width"], problem, "Pass an even width, such as 128.")
+        out: Tensor = self.leave(activated(self.leave_norm, h))
+        return out

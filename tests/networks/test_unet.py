@@ -11,7 +11,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.networks import MLP, UNet
 from sde_toolkit.networks.blocks import Attention, ResidualBlock
 from sde_toolkit.networks.normalisation import group_count
-from sde_toolkit.networks.unet import crop_to_size, pad_to_multiple
+from sde_toolkit.networks.trunk import crop_to_size, pad_to_multiple
 
 
 def small(**more):
