@@ -88,9 +88,6 @@ class LinearOperator(ABC):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y for y (B, *measured): (B, *event). By default autograd's."""
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):  # inside of it there is no autograd
-                return self.apply_adjoint(y.clone())
         start = y.new_zeros(y.shape[0], *self.event_shape)
         return torch.func.vjp(self.apply, start)[1](y)[0]
 
