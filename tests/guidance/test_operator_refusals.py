@@ -12,6 +12,7 @@ from operator_examples import numbers
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance import (
     Blur,
+    ComplexFourier,
     Composition,
     Downsample,
     Fourier,
@@ -45,7 +46,7 @@ def refused(call, *words):
 def test_a_mask_of_other_numbers(bad, at):
     mask = torch.ones(6, dtype=torch.float64)
     mask[at] = bad
-    for kind in (Mask, Fourier):
+    for kind in (Mask, Fourier, ComplexFourier):
         refused(lambda kind=kind: kind(mask), "mask=", "0 or 1", "mask > 0.5")
 
 
