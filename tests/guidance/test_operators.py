@@ -139,6 +139,15 @@ def test_precision_and_rows(case, dtype):
         near(A.adjoint(y.clone()), A.adjoint(y))
 
 
+@pytest.mark.parametrize("make", [lambda: Matrix(numbers(3, 4)), lambda: Blur(numbers(3), (4,)), lambda: Grey((4,))])
+def test_a_first_use_in_inference_mode_leaves_later_derivatives(make):
+    """What is kept from a call is no inference tensor, which autograd would refuse."""
+    A, x = make(), numbers(2, 4).float().requires_grad_()
+    with torch.inference_mode():
+        A(x.detach().clone())
+    assert torch.autograd.grad(A(x).sum(), x)[0].shape == x.shape
+
+
 @every_operator
 def test_no_host_synchronisation(case):
     if case[0] == "ScipyOperator":
