@@ -17,7 +17,7 @@ from sde_toolkit.guidance.constants import Constant
 from sde_toolkit.guidance.foreign_operators import as_operator
 from sde_toolkit.guidance.measurement_noise import MeasurementNoise, measurement_noise
 from sde_toolkit.guidance.measurement_solves import ScaledSolve, scaled_solve
-from sde_toolkit.guidance.operators import LinearOperator, check_batch
+from sde_toolkit.guidance.operators import LinearOperator, check_rows
 from sde_toolkit.noise.streams import Purpose, per_sample_noise
 from sde_toolkit.showing import shown
 
@@ -170,7 +170,7 @@ class Measurement:
         return {name: value for name, value in vars(self).items() if name != "_solve"}  # which is computed again
 
     def _checked(self, e: Tensor) -> Tensor:
-        return check_batch("e", e, self.A.measured_shape, "Pass residuals y − A x_0.")
+        return check_rows("e", e, self.A.measured_shape, "Pass residuals y − A x_0.")
 
 
 def _own_y(A: LinearOperator, y: Any) -> Tensor:

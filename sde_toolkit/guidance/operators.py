@@ -21,7 +21,7 @@ from sde_toolkit.checks import is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.constants import Constant
 
-__all__ = ["SVD", "Composition", "LinearOperator", "as_shape", "check_batch"]
+__all__ = ["SVD", "Composition", "LinearOperator", "as_shape", "check_rows"]
 
 _MATRIX_UP_TO = 4096  # elements of an event or a measurement, up to which an operator is written as a matrix
 _AT_ONCE = 2**22  # numbers of unit events that are measured at once
@@ -98,7 +98,7 @@ class LinearOperator(ABC):
         Raises:
             ArgumentError: unless x is (B, *event).
         """
-        x = check_batch("x", x, self.event_shape, "Pass events of the shape that the operator was made for.")
+        x = check_rows("x", x, self.event_shape, "Pass events of the shape that the operator was made for.")
         return self.apply(x) if x.shape[0] else _no_rows(x, self.measured_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class LinearOperator(ABC):
         Raises:
             ArgumentError: unless y is (B, *measured).
         """
-        y = check_batch("y", y, self.measured_shape, "Pass measurements of the shape of A(x).")
+        y = check_rows("y", y, self.measured_shape, "Pass measurements of the shape of A(x).")
         return self.apply_adjoint(y) if y.shape[0] else _no_rows(y, self.event_shape)
 
     def gram(self, y: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(map(int, value))
 
 
-def check_batch(name: str, value: Any, shape: tuple[int, ...], remedy: str) -> Tensor:
+def check_rows(name: str, value: Any, shape: tuple[int, ...], remedy: str) -> Tensor:
     """A real tensor (B, *shape), of floating-point numbers.
 
     Raises:

@@ -47,9 +47,9 @@ def _single(x: Tensor) -> Tensor:
 
 
 class HartleyBasis:
-    """Some elements of Hartley's orthonormal basis cos + sin: real, its own inverse, and of the kind of Fourier's.
+    """Some vectors of Hartley's orthonormal basis, cos + sin. The transform is real, and its own inverse.
 
-    A convolution with a symmetric kernel is diagonal in it. The coefficient at a frequency is Re X̂ − Im X̂.
+    The coefficient at a frequency is Re X̂ − Im X̂. A convolution with a symmetric kernel is diagonal in this basis.
 
     Args:
         event_shape: the shape of an event.
