@@ -12,6 +12,7 @@ from torch import Tensor
 from sde_toolkit.calibration import load_calibration
 from sde_toolkit.checks import MOST, is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.guidances import guided_models
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -65,8 +66,12 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
     budgets = _budgets(config.budgets)
     solvers, grids = build_solvers(config), build_grids(config)
     model, weights = load_model(config)
+    labels = choose_labels(config, model, n)
+    guided = guided_models(config, model, labels)
+    model = guided.get("guidance=1", next(iter(guided.values()), model))  # its flow is that of the exact endpoints
     request = ComparisonRequest(
         model=model,
+        models=guided or None,
         solvers=solvers | _calibrated(config, model),
         budgets=budgets,
         grids=grids,
@@ -80,7 +85,6 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
         progress=progress,
     )
     check_room("n", n, request.event_shape, len(request.runs))
-    labels = choose_labels(config, model, n)
     real, source = real_data(config, model, n_real, n, labels)
     features = None if real is None else _features(config.features, model, real)
     judge = None

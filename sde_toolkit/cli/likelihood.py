@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.guidances import guided_model
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -54,6 +55,7 @@ def run(config: DictConfig) -> None:
     model, weights = load_model(config)
     x, levels, background, reference = _samples(config, model)
     labels = _labels(model, background)
+    model = guided_model(config, model, labels)
     request, background = _request(config, model, levels, background, reference, x, labels)
     name = model_name(config)
     with place.holding("likelihood", _FILES):
@@ -208,8 +210,9 @@ def _request(
         chunk=whole_number(config, "chunk", 1),
     )
     return request, Background(
-        known.source, known.index, known.labels, known.truth, moments=moments, moments_name=moments_name
-    )
+        known.source, known.index, known.labels, known.truth, moments=moments, moments_name=moments_name,
+        model="" if config.guidance is None else model.in_words,
+    )  # fmt: skip
 
 
 def _flow(config: DictConfig) -> tuple[Solver | None, GridBuilder | None]:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.guidances import guided_model
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -85,11 +86,12 @@ def prepare(config: DictConfig) -> SampleRequest:
     progress = switch(config, "progress")
     require_progress(progress)
     model, weights = load_model(config)
+    labels = choose_labels(config, model, n, first_index)
+    model = guided_model(config, model, labels)
     planned = plan(config, model)
     shape = model.event_shape or ()
     check_room("n", n, shape)
     require_pictures(None if model.decoder is not None else shape)
-    labels = choose_labels(config, model, n, first_index)
     return SampleRequest(
         model=model,
         weights=weights,

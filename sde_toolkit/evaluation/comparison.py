@@ -165,12 +165,14 @@ class _Batches:
             "steps": request.endpoint_steps,
         }
         runs = [[run.name, run.grid_name, run.grid, run.solver, run.tweedie] for run in request.runs]
+        models = {name: model.description() for name, model in (request.models or {}).items()}
         return {
             "work": "comparison/1",
             "model": model_fingerprint(request.model),
             "behaviour": behaviour(request.model, request.event_shape),
             "settings": fingerprint_data(settings),
             "rows": fingerprint_data(runs),
+            **({"models": fingerprint_data(models)} if models else {}),
         }
 
     def parts(self) -> list[Part]:
@@ -232,7 +234,7 @@ class _Batches:
         request = self.request
         self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
         done = sample(
-            request.model,
+            request.model if run.model is None else run.model,
             run.solver,
             run.grid,
             shape=(part.last - part.first, *request.event_shape),
@@ -243,7 +245,7 @@ class _Batches:
             device=request.device,
             callback=lambda step: self.bar.update(run.evals_per_step),
         )
-        self.bar.update(run.tweedie)
+        self.bar.update(run.evaluations_inside * run.tweedie)
         numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
         return {"x": done.x.cpu().numpy(), **numbers}
 
@@ -274,7 +276,7 @@ def _row(request: ComparisonRequest, parts: Parts, k: int, endpoint: Endpoint | 
     row = Row(
         **known,
         nfe=max(int(arrays["nfe"]) for arrays in own),
-        measured=_measure(request, x, data, endpoint if run.solver.eta == 0 else None),
+        measured=_measure(request, x, data, endpoint if request.has_endpoint(run) else None),
         seconds=sum(float(arrays["seconds"]) for arrays in own),
         network_seconds=sum(float(arrays["network_seconds"]) for arrays in own),
     )

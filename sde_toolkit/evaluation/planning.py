@@ -46,7 +46,8 @@ class PlannedRun:
     """One solver on one grid: ``nfe`` evaluations if its steps are fixed, one of them for ``tweedie``.
 
     ``name``, ``grid_name``: of solver and grid in the report. ``budget``: evaluations allowed; None for an adaptive
-    solver, which takes what it needs.
+    solver, which takes what it needs. ``model``: the row's own; None for that of the comparison.
+    ``evaluations_inside``: of that model.
     """
 
     name: str
@@ -55,16 +56,18 @@ class PlannedRun:
     grid: Tensor
     budget: int | None
     tweedie: bool
+    evaluations_inside: int = 1
+    model: ScoreModel | None = None
 
     @property
     def evals_per_step(self) -> int:
-        """1 for adaptive solvers, whose number of steps is not known beforehand."""
-        return self.solver.integrator.evals_per_step or 1
+        """Of networks; those of one evaluation for adaptive solvers, whose number of steps is not known beforehand."""
+        return self.evaluations_inside * (self.solver.integrator.evals_per_step or 1)
 
     @property
     def nfe(self) -> int:
         """Evaluations per sample that a solver of fixed steps will make."""
-        return self.evals_per_step * (len(self.grid) - 1) + self.tweedie
+        return self.evals_per_step * (len(self.grid) - 1) + self.evaluations_inside * self.tweedie
 
 
 def plan_run(
@@ -86,8 +89,8 @@ def plan_run(
             raise ArgumentError("budget", budget, problem, remedy) from None
         raise _cannot_run(name, grid_name, error) from None
     if not fixed:
-        return PlannedRun(name, solver, "adaptive", plan.grid, None, plan.tweedie)
-    return PlannedRun(name, solver, grid_name, plan.grid, budget, plan.tweedie)
+        return PlannedRun(name, solver, "adaptive", plan.grid, None, plan.tweedie, model.evaluations_inside)
+    return PlannedRun(name, solver, grid_name, plan.grid, budget, plan.tweedie, model.evaluations_inside)
 
 
 def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> PlannedRun:
@@ -102,7 +105,8 @@ def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> PlannedR
         plan.solver.integrator.prepare(equation, plan.grid)
     except SDEToolkitError as error:
         raise _cannot_run(name, grid_name, error) from None
-    return PlannedRun(name, plan.solver, grid_name, plan.grid, plan.nfe, plan.tweedie)
+    inside = model.evaluations_inside
+    return PlannedRun(name, plan.solver, grid_name, plan.grid, inside * plan.nfe, plan.tweedie, inside)
 
 
 def _cannot_run(name: str, grid_name: str, error: SDEToolkitError) -> ArgumentError:
@@ -176,7 +180,9 @@ def check_comparison(
 class ComparisonRequest:
     """The request for a comparison, see :func:`~sde_toolkit.compare_solvers`. It is checked when it is built.
 
-    ``runs``: the planned runs, in order; ``event_shape``: of a sample.
+    ``models``: other models of the same events and path, such as the model under several guidances. Then every row is
+    one of them instead, and has its name: "ddim, guidance=3". The exact flow is that of ``model``, and only rows of
+    ``model`` itself are held against it. ``runs``: the planned runs, in order; ``event_shape``: of a sample.
 
     Raises:
         SDEToolkitError: for settings that do not fit together.
@@ -198,6 +204,7 @@ class ComparisonRequest:
     condition: Any = None
     check_declaration: bool = True
     progress: bool = False
+    models: Mapping[str, ScoreModel] | None = None
     runs: tuple[PlannedRun, ...] = field(init=False)
     event_shape: tuple[int, ...] = field(init=False)
     measured: tuple[Metric, ...] = field(init=False)
@@ -211,6 +218,12 @@ class ComparisonRequest:
         if self.judge is not None:
             _check_judge(self.model, self.judge, self.n)
         runs = tuple(plan_all(self.model, solvers, self.budgets, grids))
+        if self.models is not None:
+            runs = tuple(
+                replace(run, name=f"{run.name}, {name}", model=model)
+                for name, model in self.models.items()
+                for run in plan_all(model, solvers, self.budgets, grids)
+            )
         for name, value in (("runs", runs), ("event_shape", event_shape), ("measured", self._metrics())):
             object.__setattr__(self, name, value)
 
@@ -230,7 +243,11 @@ class ComparisonRequest:
     @property
     def endpoints(self) -> int:
         """How many exact endpoints of the flow are computed: none without a deterministic solver."""
-        return min(self.n, self.endpoint_n) if any(run.solver.eta == 0 for run in self.runs) else 0
+        return min(self.n, self.endpoint_n) if any(map(self.has_endpoint, self.runs)) else 0
+
+    def has_endpoint(self, run: PlannedRun) -> bool:
+        """Whether a run is held against the exact flow: it is deterministic, and a run of ``model``."""
+        return run.solver.eta == 0 and (run.model is None or run.model is self.model)
 
 
 def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:

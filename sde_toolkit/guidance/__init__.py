@@ -3,10 +3,8 @@
 One method is one file, and a public name is one line here, its import ``as`` itself.
 """
 
-from sde_toolkit.guidance.autoguidance import Autoguided as Autoguided
-from sde_toolkit.guidance.autoguidance import autoguidance as autoguidance
-from sde_toolkit.guidance.cfg_plus_plus import CFGPlusPlus as CFGPlusPlus
-from sde_toolkit.guidance.cfg_plus_plus import cfg_plus_plus as cfg_plus_plus
+from sde_toolkit.guidance.cfg_plus_plus_step import CFGPlusPlus as CFGPlusPlus
+from sde_toolkit.guidance.cfg_plus_plus_step import cfg_plus_plus as cfg_plus_plus
 from sde_toolkit.guidance.class_conditions import UNCONDITIONAL as UNCONDITIONAL
 from sde_toolkit.guidance.class_guidance import ClassifierFree as ClassifierFree
 from sde_toolkit.guidance.class_guidance import classifier_free as classifier_free
@@ -51,5 +49,7 @@ from sde_toolkit.guidance.step_operator import StepOperator as StepOperator
 from sde_toolkit.guidance.tds import TDS as TDS
 from sde_toolkit.guidance.tilt import Tilt as Tilt
 from sde_toolkit.guidance.tmpd import TMPD as TMPD
+from sde_toolkit.guidance.weak_model_guidance import Autoguided as Autoguided
+from sde_toolkit.guidance.weak_model_guidance import autoguidance as autoguidance
 from sde_toolkit.guidance.weight_rules import Proposal as Proposal
 from sde_toolkit.guidance.weight_rules import WeightRule as WeightRule

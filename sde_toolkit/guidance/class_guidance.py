@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.class_conditions import check_no_class, condition_without_class, with_and_without
-from sde_toolkit.guidance.guided import check_scale, guided_by, in_words, scale_of
+from sde_toolkit.guidance.guided import checked_scale, guided_by, in_words, scale_of
 from sde_toolkit.guidance.interval import Interval, WithinInterval, chosen
 from sde_toolkit.models.conditions import map_rows, named_rows
 from sde_toolkit.models.score_model import ScoreModel
@@ -59,7 +59,7 @@ class ClassifierFree(WithinInterval):
     ) -> None:
         super().__init__(model, interval)
         check_no_class(model, no_class)
-        self.scale, self.stacked = check_scale(scale), bool(stacked)
+        self.scale, self.stacked = checked_scale(scale), bool(stacked)
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         self.no_class = map_rows(no_class, lambda rows: rows.to(device))
 
@@ -80,6 +80,12 @@ class ClassifierFree(WithinInterval):
             return inside(x_t, without)
         given, free = with_and_without(inside, x_t, told.condition, without, self.stacked)
         return chosen(acting, free + scale * (given - free), given)
+
+    @property
+    def evaluations_inside(self) -> int:
+        """One under the class, and one without. A :class:`Guided` condition may need two where ``scale`` needs one."""
+        once = not isinstance(self.scale, Tensor) and (self.scale == 1 or (self.scale == 0 and self.interval is None))
+        return self.network.evaluations_inside * (1 if once else 2)
 
     def guidance_in_words(self) -> str:
         return f"a class at scale {in_words(self.scale)}"

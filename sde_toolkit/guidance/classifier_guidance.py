@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.guided import check_scale, guided_by, in_words, scale_of
+from sde_toolkit.guidance.guided import checked_scale, guided_by, in_words, scale_of
 from sde_toolkit.guidance.interval import Interval, WithinInterval, chosen
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.inspection import name_of
@@ -66,7 +66,7 @@ class ClassifierGuided(WithinInterval):
         super().__init__(model, interval)
         if not callable(log_prob):
             raise ArgumentError("log_prob", log_prob, "not callable", "Pass a function (x_t, t, condition) -> (B,).")
-        self.log_prob, self.scale, self.conditional = log_prob, check_scale(scale), bool(conditional)
+        self.log_prob, self.scale, self.conditional = log_prob, checked_scale(scale), bool(conditional)
 
     def denoise(self, x_t: Tensor, inside: Inside, condition: Any) -> Tensor:
         """x̂_0 + (σ²/α) s ∇ log p(c | x_t), and x̂_0 outside of the interval."""

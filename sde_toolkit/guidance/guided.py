@@ -11,7 +11,7 @@ from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["Guided", "check_scale", "guided_by", "in_words", "scale_of"]
+__all__ = ["Guided", "checked_scale", "guided_by", "in_words", "scale_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ def guided_by(condition: Any) -> Guided:
     return condition if isinstance(condition, Guided) else Guided(condition)
 
 
-def check_scale(scale: Any) -> float | Tensor:
+def checked_scale(scale: Any) -> float | Tensor:
     """A scale of guidance: a number, or a 0-dim tensor.
 
     Raises:
@@ -55,7 +55,7 @@ def scale_of(told: Guided, usual: float | Tensor, x_t: Tensor) -> float | Tensor
     """γ as a number, or as a tensor that multiplies x_t."""
     scale = usual if told.scale is None else told.scale
     if not isinstance(scale, Tensor):
-        return scale if told.scale is None else check_scale(scale)
+        return scale if told.scale is None else checked_scale(scale)
     if scale.ndim > 1 or (scale.ndim == 1 and scale.shape != x_t.shape[:1]):
         problem = f"not one number for each of {x_t.shape[0]} samples"
         raise ArgumentError("condition.scale", tuple(scale.shape), problem, "Pass a tensor (n,), or a number.")

@@ -183,6 +183,11 @@ class ScoreModel(Conventions):
         return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
 
     @property
+    def evaluations_inside(self) -> int:
+        """Evaluations of networks in one evaluation of the model, at most: 2 under classifier-free guidance."""
+        return 1
+
+    @property
     def in_words(self) -> str:
         """What the model is, for the sentence "the probability flow of ..."; wrappers say what they change."""
         return "the model"

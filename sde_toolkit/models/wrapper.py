@@ -199,6 +199,11 @@ class Wrapper(ScoreModel):
         return Inside(self.network, x_t.shape[0], tuple(inner), *columns)
 
     @property
+    def evaluations_inside(self) -> int:
+        """Those of the model inside; a wrapper that asks it several times says so."""
+        return self.network.evaluations_inside
+
+    @property
     def in_words(self) -> str:
         """The model inside, and the wrapper by its name."""
         return f"{self.network.in_words}, changed by {type(self).__qualname__}"

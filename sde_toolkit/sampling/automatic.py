@@ -81,6 +81,7 @@ class Plan:
 def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
 
+    A guided model needs several evaluations of networks for one of its own (``model.evaluations_inside``).
     The grid is where the data take shape, which depends on their size: ``model.sigma_data`` should be √E[x_0²].
 
     η = 0 is the flow; any other η gets the table that was made for η = 1.
@@ -91,7 +92,11 @@ def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
     check_count("nfe", nfe, "A step and the denoising at the end take two evaluations.", least=2, most=MOST)
     check_eta(eta)
     name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
-    sde = model.sde
+    sde, inside = model.sde, model.evaluations_inside
+    if nfe < 2 * inside:
+        problem = f"every evaluation of this model is {inside} of networks, and two of them are needed"
+        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={2 * inside} or more.")
+    nfe //= inside
     rows = _FLOW if eta == 0 else _SDE
     _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
     size = model.sigma_data
@@ -135,7 +140,7 @@ def usual_plan(
         raise ArgumentError("steps, nfe", (steps, nfe), "one of them says how long the grid is", remedy)
     if steps is None:
         ended = _ended_as_usual(model, solver, _built(model, solver, build, 1))
-        steps = _whole_steps(solver, nfe, denoise=ended.tweedie)
+        steps = _whole_steps(solver, nfe, model.evaluations_inside, denoise=ended.tweedie)
     return _ended_as_usual(model, solver, _built(model, solver, build, steps))
 
 
@@ -144,14 +149,18 @@ def _ended_as_usual(model: ScoreModel, solver: Solver, grid: Tensor) -> Plan:
     return Plan(solver, grid, model.sde.sigma(grid[-1]).item() > 0)
 
 
-def _whole_steps(solver: Solver, nfe: Any, *, denoise: bool) -> int:
-    """The largest number of steps that ``nfe`` evaluations allow a solver of fixed steps."""
+def _whole_steps(solver: Solver, nfe: Any, inside: int, *, denoise: bool) -> int:
+    """The largest number of steps that ``nfe`` evaluations of networks allow a solver of fixed steps.
+
+    ``inside``: how many of them are in one evaluation of the model.
+    """
     check_count("nfe", nfe, "Pass nfe=20, for example.")
     per_step = solver.integrator.evals_per_step or 1
-    steps = (int(nfe) - denoise) // per_step
+    steps = (int(nfe) // inside - denoise) // per_step
     if steps < 1:
-        problem = f"{solver.name} needs at least {per_step + denoise}" + ", the last one to denoise" * denoise
-        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={per_step + denoise} or more.")
+        least = inside * (per_step + denoise)
+        problem = f"{solver.name} needs at least {least}" + ", the last one to denoise" * denoise
+        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={least} or more.")
     return steps
 
 

@@ -55,7 +55,8 @@ class Background:
     """What is known of the samples besides their values.
 
     ``source``: where they are from; ``index``: their places there; ``labels``; ``truth``: exact log p_0(x), nats, if it
-    is known; ``moments``: the Gaussian of the data at t=1; ``moments_name``: how it was computed.
+    is known; ``moments``: the Gaussian of the data at t=1; ``moments_name``: how it was computed. ``model``: what a
+    guided model is, in words; empty for a model as it was trained.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Background:
     truth: Tensor | None = None
     moments: GaussianPrior | None = None
     moments_name: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def likelihood_table(result: DatasetLikelihood, background: Background) -> Table
 
 def likelihood_findings(result: DatasetLikelihood, background: Background) -> list[str]:
     """One sentence for each thing that the numbers say; the first is the headline."""
-    found = [_headline(result, background), _truth(result, background), _errors(result, background)]
+    found = [_headline(result, background), _guidance(background), _truth(result, background)]
+    found += [_errors(result, background)]
     found += [_quadrature(result), _finer(result), *_ends(result), *_prior(result, background), ORDER]
     return [sentence for sentence in found if sentence]
 
@@ -162,6 +165,15 @@ def _headline(result: DatasetLikelihood, background: Background) -> str:
     text = f"{first.value:.3f} ± {first.data:.2g} {of} through the flow on {result.n} samples"
     bounds = [f"{row.name.split(',')[0]} {row.value:.3f}" for row in others if row.name.startswith(("ELBO", "DDPM"))]
     return f"{text}; {', '.join(bounds)}." if bounds else f"{text}."
+
+
+def _guidance(background: Background) -> str:
+    if not background.model:
+        return ""
+    return (
+        f"The density is that of the probability flow of {background.model}; the bounds hold for its reverse SDE. "
+        "Neither of the two samples the law p(x | c)^γ p(x)^(1 − γ) at the scale γ."
+    )
 
 
 def _truth(result: DatasetLikelihood, background: Background) -> str:

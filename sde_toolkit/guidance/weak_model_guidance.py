@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_toolkit.batching import expand_to
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.guided import check_scale, guided_by, in_words, scale_of
+from sde_toolkit.guidance.guided import checked_scale, guided_by, in_words, scale_of
 from sde_toolkit.guidance.interval import Interval, WithinInterval, chosen
 from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.models.wrapper import Inside
@@ -46,7 +46,7 @@ class Autoguided(WithinInterval):
     def __init__(self, model: ScoreModel, weak: ScoreModel, scale: float, interval: Interval | None = None) -> None:
         super().__init__(model, interval)
         _check_weak(model, weak)
-        self.scale, self.weak = check_scale(scale), weak
+        self.scale, self.weak = checked_scale(scale), weak
         self._of_weak = 0  # how many inputs the weak model has
 
     def network_inputs(self, t: Tensor) -> Inputs:
@@ -79,6 +79,15 @@ class Autoguided(WithinInterval):
         """As both models do."""
         super().check_times(times)
         self.weak.check_times(times)
+
+    @property
+    def evaluations_inside(self) -> int:
+        """Those of both models. A :class:`Guided` condition may need both where ``scale`` needs one."""
+        if not isinstance(self.scale, Tensor) and self.scale == 1:
+            return self.network.evaluations_inside
+        if not isinstance(self.scale, Tensor) and self.scale == 0 and self.interval is None:
+            return self.weak.evaluations_inside
+        return self.network.evaluations_inside + self.weak.evaluations_inside
 
     def guidance_in_words(self) -> str:
         return f"a weaker model at scale {in_words(self.scale)}"

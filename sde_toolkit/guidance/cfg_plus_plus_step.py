@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.guidance.class_conditions import check_no_class, condition_without_class, with_and_without
-from sde_toolkit.guidance.guided import check_scale, guided_by, scale_of
+from sde_toolkit.guidance.guided import checked_scale, guided_by, scale_of
 from sde_toolkit.guidance.step_operator import OneStep, StepOperator
 from sde_toolkit.solvers import Solver
 
@@ -48,7 +48,7 @@ class CFGPlusPlus(StepOperator):
     evals_per_step: ClassVar[int | None] = 2
 
     def __post_init__(self) -> None:
-        check_scale(self.scale)
+        checked_scale(self.scale)
 
     def check(self, equation: ReverseEquation) -> None:
         """Refuse a model without a row for "no class", where none is given."""
