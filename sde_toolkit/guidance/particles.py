@@ -20,6 +20,7 @@ from sde_toolkit.checks import check_amount, check_count, is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, NonFiniteError, warn_caller
 from sde_toolkit.grids import check_grid, uniform_lambda
+from sde_toolkit.guidance.class_guidance import ClassifierFree
 from sde_toolkit.guidance.ensemble_weights import Weights, doubled, evidence_error, log_mean
 from sde_toolkit.guidance.ensembles import Ensemble
 from sde_toolkit.guidance.measurement import Measurement
@@ -27,6 +28,7 @@ from sde_toolkit.guidance.pigdm import PiGDM
 from sde_toolkit.guidance.posterior_model import Posterior
 from sde_toolkit.guidance.tds import TDS
 from sde_toolkit.guidance.tilt import Tilt
+from sde_toolkit.guidance.tilted_class import TiltedClass
 from sde_toolkit.guidance.weight_rules import WeightRule
 from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, repeated
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
@@ -63,8 +65,9 @@ def sample_particles(
     """Draw n ensembles of K weighted particles from the law that ``target`` aims at.
 
     Args:
-        model: in evaluation mode. ``posterior(model, A, y, noise_std)``: its law is the posterior (:class:`TDS`). Any
-            other score model, with a ``target``.
+        model: in evaluation mode. ``posterior(model, A, y, noise_std)``: the law is the posterior (:class:`TDS`).
+            ``classifier_free(model, scale)``: the law is p(x | class)^γ p(x)^(1 − γ) (:class:`TiltedClass`).
+            Any other score model, with a ``target``.
         target: a weight rule, such as :class:`TDS` with its settings; a measurement in model space: the posterior, by
             :class:`PiGDM`; a function of data (B, *event) to log-weights (B,): the law is p(x) exp(log-weight)
             (:class:`Tilt`).
@@ -184,7 +187,9 @@ def _model_and_rule(model: ScoreModel, target: Any) -> tuple[ScoreModel, WeightR
     if target is None:
         if isinstance(model, Posterior):
             return model.network, TDS(model)
-        remedy = "Pass a target, or posterior(model, A, y, noise_std) as the model."
+        if isinstance(model, ClassifierFree):
+            return model.network, TiltedClass(model)
+        remedy = "Pass a target, or posterior(model, A, y, noise_std) or classifier_free(model, scale) as the model."
         raise ArgumentError("target", None, f"a {type(model).__name__} does not say what it is guided to", remedy)
     if isinstance(target, Measurement):
         return model, TDS(Posterior(model, target, PiGDM()))

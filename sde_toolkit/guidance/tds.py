@@ -9,7 +9,7 @@ for inpainting it has s = 1 and :class:`PiGDM`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -53,7 +53,7 @@ class TDS(WeightRule):
     def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
         y, condition = self.posterior.own_measurement(x_t, condition)
         measurement = self.posterior.measurement
-        remembering = _Remembering(**{name: getattr(inside, name) for name in _FIELDS})
+        remembering = _Remembering(**{f.name: getattr(inside, f.name) for f in fields(inside) if f.init})
         x_0 = self.posterior.method.estimate(x_t, remembering, measurement, y, condition)
         reference = remembering.estimate
         if reference is None:
@@ -72,9 +72,6 @@ class TDS(WeightRule):
         if tuple(shape[1:]) != event:
             problem = f"the operator of the measurement takes events of shape {event}"
             raise ArgumentError("shape", shape, problem, f"Pass {(shape[0], *event)}.")
-
-
-_FIELDS = ("model", "batch", "inputs", "m", "n", "t", "alpha", "sigma")
 
 
 @dataclass(eq=False)

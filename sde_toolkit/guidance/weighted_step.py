@@ -65,6 +65,10 @@ class WeightedStep(Integrator):
     evals_per_step: ClassVar[int | None] = 1
     sees_alpha_sigma_only: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.reference_order not in (1, 2):
+            raise ArgumentError("order", self.reference_order, "the reference path has order 1 or 2", "Pass order=2.")
+
     @property
     def order(self) -> int | None:  # type: ignore[override]
         """That of the reference path."""
@@ -87,16 +91,16 @@ class WeightedStep(Integrator):
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """One row per step, and Tweedie's as the last: in place of a step to σ = 0, or after the last step."""
-        sde, least = equation.sde, 1 if equation.sde.sigma(grid[-1]) > 0 else 0
-        steps = len(grid) - 2 + least  # without Tweedie's
-        t, s = grid[: steps + 1], grid[1 : steps + 1]
+        sde = equation.sde
+        noisy = grid if sde.sigma(grid[-1]) > 0 else grid[:-1]  # the times with an evaluation, Tweedie's the last
+        t, s = noisy, noisy[1:]
         alpha_t, sigma_t, lambda_t = sde.alpha(t), sde.sigma(t), sde.half_log_snr(t)
         snr_t = torch.exp(2 * lambda_t)
         rho, kappa = (sde.sigma(s) * part for part in eta_family(equation.eta, -lambda_t.diff()))
         of_x_0 = sde.alpha(s) - rho * (alpha_t / sigma_t)[:-1]
         return self.table(
             equation,
-            grid if least == 0 else torch.cat([grid, grid[-1:]]),
+            torch.cat([noisy, noisy[-1:]]),
             inputs=equation.inputs(t),
             view=equation.view("x0", t),
             time=t,
@@ -106,7 +110,7 @@ class WeightedStep(Integrator):
             kappa=_ended(kappa, 0.0),
             guided=_ended(torch.ones_like(rho), 0.0),
             delta=_ended(of_x_0 / kappa, 0.0),
-            ahead=_ended(self._ahead(equation, grid[: steps + 1], of_x_0), 0.0),
+            ahead=_ended(self._ahead(equation, noisy, of_x_0), 0.0),
             gain=torch.cat([snr_t.diff(), snr_t[-1:]]),  # the last: what is left of ∫ g² ‖score_c − score‖² dt
             of_score=sigma_t**2 / alpha_t,
         )
