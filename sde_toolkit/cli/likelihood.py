@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.guidances import guided_model
+from sde_toolkit.cli.held_out import HeldOut
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -129,19 +130,13 @@ def _samples(config: DictConfig, model: ScoreModel) -> tuple[Tensor, Levels | No
     if dataset is None:
         problem = f"no data of shape {model.event_shape} ship with the package"
         raise DataError("data", None, problem, "Choose some, such as data=array data.path=test.npy.")
-    part, values, labels = ("test", dataset.test, dataset.test_labels)
-    if len(values) == 0:
-        part, values, labels = ("train", dataset.train, dataset.train_labels)
-    if n > len(values):
-        raise ArgumentError("n", n, f"the {part} part of {dataset.name} has {len(values)} samples", "Ask for fewer.")
-    index = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:n]
-    background = Background(
-        f"{part} part of {dataset.name} ({dataset.source})", index, None if labels is None else labels[index]
-    )
-    x = values[index]
+    chosen = HeldOut(dataset, n)
+    index, labels = chosen.index, chosen.labels
+    background = Background(chosen.source, index, None if labels is None else labels[index])
+    x = chosen.x
     remedy = "Choose the data that the model was trained on."
     check_range(model.transform, x, dataset.transform, name=f"data={dataset.name}", remedy=remedy)
-    reference = dataset.train if len(dataset.train) > 1 else values
+    reference = dataset.train if len(dataset.train) > 1 else chosen.values
     if not isinstance(reference, Tensor):  # read from files as needed: a part is enough for the moments
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
         reference = reference[order[:_MOMENTS_OF]]

@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "compare solvers at equal budgets and write a report",
     "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
     "likelihood": "evaluate a data set: exact likelihood, bits per dimension, variational bounds",
+    "restore": "inpaint, deblur or super-resolve test samples or your own, with the truth beside them",
     "evaluate": "measure samples against real data: FID, KID, precision and recall, feature distances",
 }
 

@@ -17,7 +17,6 @@ from sde_toolkit.guidance.diffpir import DiffPIR as DiffPIR
 from sde_toolkit.guidance.ensembles import Ensemble as Ensemble
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
-from sde_toolkit.guidance.fourier import ComplexFourier as ComplexFourier
 from sde_toolkit.guidance.fourier import Fourier as Fourier
 from sde_toolkit.guidance.guided import Guided as Guided
 from sde_toolkit.guidance.interval import WithinInterval as WithinInterval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.constants import Constant
 from sde_toolkit.guidance.operators import SVD, LinearOperator, as_shape
 from sde_toolkit.guidance.pixel_operators import kept_places
-from sde_toolkit.guidance.spectra import HartleyBasis, as_complex, fft, fft_axes, inverse_fft
+from sde_toolkit.guidance.spectra import HartleyBasis, fft, fft_axes, inverse_fft
 
-__all__ = ["ComplexFourier", "Fourier"]
+__all__ = ["Fourier"]
 
 
 class Fourier(LinearOperator):
@@ -33,6 +34,8 @@ class Fourier(LinearOperator):
         ArgumentError: for a mask that is not of zeros and ones, measures nothing, or does not fit the event.
     """
 
+    closed_svd: ClassVar[bool] = True
+
     def __init__(self, mask: Tensor, event_shape: Sequence[int] | None = None) -> None:
         places, sizes = kept_places(mask, None)
         shape = sizes if event_shape is None else as_shape("event_shape", event_shape)
@@ -49,12 +52,13 @@ class Fourier(LinearOperator):
         return torch.stack([kept.real, kept.imag], -2).to(x.dtype)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        kept = as_complex(y, -2)
+        y_full = y if y.dtype in (torch.float32, torch.float64) else y.float()
+        kept = torch.complex(*y_full.unbind(-2))
         spectrum = kept.new_zeros(y.shape[0], *self._rest, math.prod(self._sizes))
         spectrum = spectrum.index_copy(-1, self._places.beside(y), kept)
         return inverse_fft(spectrum.reshape(y.shape[0], *self.event_shape), self._axes).real.to(y.dtype)
 
-    def closed_svd(self) -> SVD:
+    def _decomposed(self) -> SVD:
         """Aᵀ A is a convolution whose spectrum is the mean of the masks at k and −k: diagonal in Hartley's basis V."""
         mask = torch.zeros(math.prod(self._sizes), dtype=torch.float64)
         mask[self._places.value] = 1
@@ -71,35 +75,3 @@ class Fourier(LinearOperator):
             to_domain=basis.coefficients,
             from_domain=basis.event,
         )
-
-
-class ComplexFourier(LinearOperator):
-    """The orthonormal Fourier transform of complex events, at some frequencies.
-
-    An event (2, *sizes) has real and imaginary part as channels, as images of MRI do. A(x) is (2, n): the same parts
-    at n frequencies. A Aᵀ = I.
-
-    Args:
-        mask: (*sizes), 1 or True at the frequencies that are measured, frequency 0 first.
-
-    Raises:
-        ArgumentError: for a mask that is not of zeros and ones, or measures nothing.
-    """
-
-    row_gram = 1.0
-
-    def __init__(self, mask: Tensor) -> None:
-        places, self._sizes = kept_places(mask, None)
-        super().__init__((2, *self._sizes), (2, len(places)))
-        self._axes, self._places = fft_axes(len(self._sizes)), Constant(places)
-
-    def apply(self, x: Tensor) -> Tensor:
-        spectrum = fft(as_complex(x, 1), self._axes).reshape(x.shape[0], math.prod(self._sizes))
-        kept = spectrum.index_select(-1, self._places.beside(x))
-        return torch.stack([kept.real, kept.imag], 1).to(x.dtype)
-
-    def apply_adjoint(self, y: Tensor) -> Tensor:
-        kept = as_complex(y, 1)
-        spectrum = kept.new_zeros(y.shape[0], math.prod(self._sizes)).index_copy(-1, self._places.beside(y), kept)
-        image = inverse_fft(spectrum.reshape(y.shape[0], *self._sizes), self._axes)
-        return torch.stack([image.real, image.imag], 1).to(y.dtype)

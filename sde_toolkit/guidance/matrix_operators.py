@@ -61,7 +61,7 @@ class Matrix(LinearOperator):
 
     def matrix(self) -> Tensor:
         check_amount("A", self, math.prod(self._matrix.value.shape), bytes_each=8)
-        return self._matrix.value.cpu().to(torch.float64)
+        return self._matrix.value.to(torch.float64)
 
 
 class LinearFunction(LinearOperator):

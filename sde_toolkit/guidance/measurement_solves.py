@@ -43,7 +43,7 @@ def scaled_solve(A: LinearOperator, noise: MeasurementNoise) -> ScaledSolve:
     small = m <= _EIGENVECTORS_TO and D <= _MATRIX_TO
     if A.row_gram is not None and noise.is_diagonal:
         return _Elementwise(A.row_gram, noise)
-    if noise.variance is not None and (A.closed_svd() is not None or (small and noise.is_zero)):
+    if noise.variance is not None and (A.closed_svd or (small and noise.is_zero)):
         return _InSingularVectors(A, noise.variance)
     if not noise.is_zero and (small or (not noise.is_diagonal and D <= _MATRIX_TO)):
         return _InEigenvectors(A, noise)
@@ -81,7 +81,7 @@ class _InEigenvectors(ScaledSolve):
     def __init__(self, A: LinearOperator, noise: MeasurementNoise) -> None:
         m = math.prod(A.measured_shape)
         with torch.inference_mode(False), torch.no_grad():
-            M = A.matrix()
+            M = A.matrix().cpu()
             whitened = noise.whiten(M.mT.reshape(-1, *A.measured_shape)).reshape(-1, m)
             eigenvalues, Q = torch.linalg.eigh(whitened.mT @ whitened)
             rows = noise.whiten_adjoint(Q.mT.reshape(-1, *A.measured_shape)).reshape(-1, m)

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ class SVD:
 
     Attributes:
         s: (r,), float64, on the CPU.
-        largest: the largest of them.
         to_range: y (B, *measured) to Uᵀ y.
         from_range: c (B, r) to U c.
         to_domain: x (B, *event) to Vᵀ x.
@@ -45,12 +44,10 @@ class SVD:
     from_range: Callable[[Tensor], Tensor]
     to_domain: Callable[[Tensor], Tensor]
     from_domain: Callable[[Tensor], Tensor]
-    largest: float = field(init=False)
     _s: Constant = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_s", Constant(self.s))
-        object.__setattr__(self, "largest", float(self.s.max()) if len(self.s) else 0.0)
 
     def s_beside(self, x: Tensor) -> Tensor:
         """s on the device and in the dtype of x."""
@@ -66,6 +63,7 @@ class LinearOperator(ABC):
 
     Attributes:
         row_gram: the number g where A Aᵀ = g I; None where it is no multiple of the identity, or not known.
+        closed_svd: whether :meth:`svd` costs no more than a few applications.
         device, dtype: where :meth:`matrix` and checks ask the operator.
         was_checked: whether ``as_operator`` has checked it.
 
@@ -74,6 +72,7 @@ class LinearOperator(ABC):
     """
 
     row_gram: float | None = None
+    closed_svd: ClassVar[bool] = False
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float64
     was_checked: bool = False
@@ -89,6 +88,9 @@ class LinearOperator(ABC):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y for y (B, *measured): (B, *event). By default autograd's."""
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # inside of it there is no autograd
+                return self.apply_adjoint(y.clone())
         start = y.new_zeros(y.shape[0], *self.event_shape)
         return torch.func.vjp(self.apply, start)[1](y)[0]
 
@@ -125,36 +127,22 @@ class LinearOperator(ABC):
 
     def least_singular_value(self, dtype: torch.dtype) -> float:
         """What is below counts as 0 in this precision."""
-        size = max(math.prod(self.event_shape), math.prod(self.measured_shape))
-        return self.svd().largest * size * torch.finfo(dtype).eps
+        s, size = self.svd().s, max(*map(math.prod, (self.event_shape, self.measured_shape)))
+        return float(s.max()) * size * torch.finfo(dtype).eps if len(s) else 0.0
 
     def svd(self) -> SVD:
-        """The singular value decomposition, computed once: in closed form, or from the matrix in float64.
+        """The singular value decomposition, computed once: here from the matrix, in float64.
 
         Raises:
-            ArgumentError: without a closed form, if an event or a measurement has more than 4096 elements.
+            ArgumentError: if an event or a measurement has more than 4096 elements.
         """
         if self._svd is None:
-            closed = self.closed_svd()
-            self._svd = self._svd_of_matrix() if closed is None else closed
+            self._svd = self._decomposed()
         return self._svd
 
-    def closed_svd(self) -> SVD | None:
-        """The SVD where it costs no more than a few applications, as for A Aᵀ = g I: s = √g, U = I, V = Aᵀ/√g."""
-        if self.row_gram is None:
-            return None
-        s, m, measured = math.sqrt(self.row_gram), math.prod(self.measured_shape), self.measured_shape
-        return SVD(
-            torch.full((m,), s, dtype=torch.float64),
-            to_range=lambda y: y.reshape(y.shape[0], m),
-            from_range=lambda c: c.reshape(c.shape[0], *measured),
-            to_domain=lambda x: self(x).reshape(x.shape[0], m) / s,
-            from_domain=lambda c: self.adjoint(c.reshape(c.shape[0], *measured)) / s,
-        )
-
-    def _svd_of_matrix(self) -> SVD:
-        """Without the singular values that are 0 to round-off."""
-        M = self.matrix()
+    def _decomposed(self) -> SVD:
+        """The SVD of the matrix. Singular values that are 0 to round-off are left out."""
+        M = self.matrix().cpu()
         U, s, Vt = torch.linalg.svd(M, full_matrices=False)
         r = int((s > s[0] * max(M.shape) * torch.finfo(M.dtype).eps).sum())
         range_, domain = Constant(U[:, :r]), Constant(Vt[:r].mT)
@@ -168,7 +156,7 @@ class LinearOperator(ABC):
         )
 
     def matrix(self) -> Tensor:
-        """A as a matrix (m, D), float64, on the CPU, from A(unit events).
+        """A as a matrix (m, D), float64, from A(unit events).
 
         Raises:
             ArgumentError: if an event or a measurement has more than 4096 elements.
@@ -183,7 +171,7 @@ class LinearOperator(ABC):
             count = min(rows, D - first)
             units = torch.zeros(count, D, dtype=self.dtype, device=self.device)
             units[torch.arange(count), torch.arange(first, first + count)] = 1
-            parts.append(self(units.reshape(count, *self.event_shape)).reshape(count, m).cpu().to(torch.float64))
+            parts.append(self(units.reshape(count, *self.event_shape)).reshape(count, m).to(torch.float64))
         return torch.cat(parts).mT.contiguous()
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Mask(LinearOperator):
     """
 
     row_gram = 1.0
+    closed_svd: ClassVar[bool] = True
 
     def __init__(self, mask: Tensor, event_shape: Sequence[int] | None = None) -> None:
         places, shape = kept_places(mask, event_shape)
@@ -43,6 +44,9 @@ class Mask(LinearOperator):
     def apply_adjoint(self, y: Tensor) -> Tensor:
         empty = y.new_zeros(y.shape[0], math.prod(self.event_shape))
         return empty.index_copy(1, self._places.beside(y), y).reshape(y.shape[0], *self.event_shape)
+
+    def _decomposed(self) -> SVD:
+        return _svd_of_orthogonal_rows(self)
 
 
 def kept_places(mask: Any, event_shape: Any) -> tuple[Tensor, tuple[int, ...]]:
@@ -81,6 +85,8 @@ class Blur(LinearOperator):
     Raises:
         ArgumentError: for a kernel that is not finite, has no or more axes than the event, or is larger.
     """
+
+    closed_svd: ClassVar[bool] = True
 
     def __init__(self, kernel: Tensor, event_shape: Sequence[int]) -> None:
         shape = as_shape("event_shape", event_shape)
@@ -125,7 +131,7 @@ class Blur(LinearOperator):
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return filtered(y, self._half.beside(y).conj(), self._axes)
 
-    def closed_svd(self) -> SVD:
+    def _decomposed(self) -> SVD:
         """In Hartley's real basis H: A = (F* e^(iφ) F H) |k̂| H."""
         size = self._size.broadcast_to(self.event_shape).reshape(-1)
         places = (size > size.max() * len(size) * torch.finfo(size.dtype).eps).nonzero().squeeze(1)
@@ -169,6 +175,8 @@ class Downsample(LinearOperator):
         ArgumentError: for a factor that does not divide its axis.
     """
 
+    closed_svd: ClassVar[bool] = True
+
     def __init__(self, factor: int | Sequence[int], event_shape: Sequence[int]) -> None:
         shape = as_shape("event_shape", event_shape)
         factors: Any = (factor,) * min(len(shape), 2) if is_count(factor) else factor
@@ -196,6 +204,9 @@ class Downsample(LinearOperator):
         blocks = (y / math.prod(self.factors)).reshape(y.shape[0], *self._rest, *singles)
         return blocks.expand(y.shape[0], *self._rest, *self._blocks).reshape(y.shape[0], *self.event_shape)
 
+    def _decomposed(self) -> SVD:
+        return _svd_of_orthogonal_rows(self)
+
 
 class Grey(LinearOperator):
     """A weighted sum of the channels of an image (C, H, W): (1, H, W).
@@ -207,6 +218,8 @@ class Grey(LinearOperator):
     Raises:
         ArgumentError: unless there is a finite weight for each channel, and one that is not 0.
     """
+
+    closed_svd: ClassVar[bool] = True
 
     def __init__(self, event_shape: Sequence[int], weights: Sequence[float] | None = None) -> None:
         shape = as_shape("event_shape", event_shape)
@@ -227,3 +240,18 @@ class Grey(LinearOperator):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return y * self._weights.beside(y)
+
+    def _decomposed(self) -> SVD:
+        return _svd_of_orthogonal_rows(self)
+
+
+def _svd_of_orthogonal_rows(A: LinearOperator) -> SVD:
+    """Of A with A Aᵀ = g I: s = √g, U = I, V = Aᵀ/√g."""
+    s, m = math.sqrt(A.row_gram or 0.0), A.measured_shape
+    return SVD(
+        torch.full((math.prod(m),), s, dtype=torch.float64),
+        to_range=lambda y: y.reshape(y.shape[0], math.prod(m)),
+        from_range=lambda c: c.reshape(c.shape[0], *m),
+        to_domain=lambda x: A(x).reshape(x.shape[0], math.prod(m)) / s,
+        from_domain=lambda c: A.adjoint(c.reshape(c.shape[0], *m)) / s,
+    )

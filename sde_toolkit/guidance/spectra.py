@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_toolkit.guidance.constants import Constant
 
-__all__ = ["HartleyBasis", "as_complex", "fft", "fft_axes", "filtered", "inverse_fft"]
+__all__ = ["HartleyBasis", "fft", "fft_axes", "filtered", "inverse_fft"]
 
 
 def fft_axes(count: int) -> tuple[int, ...]:
@@ -18,20 +18,15 @@ def fft_axes(count: int) -> tuple[int, ...]:
 
 
 def fft(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The orthonormal Fourier transform. FFTs need rows, and no half precision: that is done in float32."""
+    """The orthonormal Fourier transform of real x. FFTs need rows, and no half precision: that is done in float32."""
     if x.shape[0] == 0:
-        return x if x.is_complex() else torch.complex(_single(x), _single(x))
-    return torch.fft.fftn(x if x.is_complex() else _single(x), dim=axes, norm="ortho")
+        return torch.complex(_single(x), _single(x))
+    return torch.fft.fftn(_single(x), dim=axes, norm="ortho")
 
 
 def inverse_fft(spectrum: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Its inverse."""
     return torch.fft.ifftn(spectrum, dim=axes, norm="ortho") if spectrum.shape[0] else spectrum
-
-
-def as_complex(x: Tensor, axis: int) -> Tensor:
-    """Complex numbers from their real and imaginary parts, which lie along an axis."""
-    return torch.complex(*_single(x).unbind(axis))
 
 
 def filtered(x: Tensor, response: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -57,6 +57,7 @@ class Once(IntEnum):
     GRADIENT_CHECK = 4
     KID_SUBSETS = 5
     PICTURES = 6
+    EXACT_SAMPLES = 7
     OPERATOR_CHECK = 7
 
 

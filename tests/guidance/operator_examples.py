@@ -32,9 +32,7 @@ EXAMPLES = {
         G.Blur(numbers(2, 3), (3, 4)),
         G.Blur(torch.tensor([1.0, -1.0]), (2, 6)),
         G.Blur.gaussian(0.7, (1, 4, 6)),
-        G.Blur(torch.ones(5) / 5, (10,)),  # whose spectrum is 0 at four frequencies, but for round-off
     ],
-    "ComplexFourier": [G.ComplexFourier(torch.tensor([1, 0, 1, 1, 0])), G.ComplexFourier(numbers(3, 4) > 0)],
     "Composition": [
         G.Mask(torch.arange(8) % 2 == 0) @ G.Blur.gaussian(1.5, (8,)),
         G.Downsample(2, (1, 4, 4)) @ G.Grey((3, 4, 4)),

@@ -12,7 +12,6 @@ from operator_examples import numbers
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance import (
     Blur,
-    ComplexFourier,
     Composition,
     Downsample,
     Fourier,
@@ -46,7 +45,7 @@ def refused(call, *words):
 def test_a_mask_of_other_numbers(bad, at):
     mask = torch.ones(6, dtype=torch.float64)
     mask[at] = bad
-    for kind in (Mask, Fourier, ComplexFourier):
+    for kind in (Mask, Fourier):
         refused(lambda kind=kind: kind(mask), "mask=", "0 or 1", "mask > 0.5")
 
 
