@@ -51,6 +51,8 @@ def _operator(A: Any, event_shape: Any, device: Any, dtype: Any) -> LinearOperat
     if isinstance(A, LinearOperator):
         return A
     if isinstance(A, np.ndarray):
+        if A.dtype.kind not in "biuf":
+            raise ArgumentError("A", A, "not an array of real numbers", "Pass an array (m, D).")
         A = torch.from_numpy(np.array(A))
     if isinstance(A, Tensor):
         return Matrix(A, event_shape)

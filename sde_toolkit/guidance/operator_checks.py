@@ -78,7 +78,8 @@ class _Map:
             raise
         except Exception as error:
             problem = f"{self.name} fails for shape {tuple(x.shape)}: {type(error).__name__}: {error}"
-            remedy = f"It must take batches (B, {', '.join(map(str, self.event))}): is event_shape right?"
+            batch = f"(B, {', '.join(map(str, self.event))})"
+            remedy = f"It must take batches {batch}: are event_shape, device and dtype right?"
             raise ArgumentError("A", self.A, problem, remedy) from error
         wanted = (x.shape[0], *self.answer)
         if not isinstance(y, Tensor) or tuple(y.shape) != wanted or not y.is_floating_point():

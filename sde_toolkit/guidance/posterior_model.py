@@ -17,6 +17,7 @@ from sde_toolkit.guidance.mmps import MMPS
 from sde_toolkit.guidance.posterior_method import PosteriorMethod
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside, Wrapper
+from sde_toolkit.sampling.arguments import device_of
 
 __all__ = ["Posterior", "posterior"]
 
@@ -55,7 +56,7 @@ def posterior(
     if space not in ("data", "model"):
         problem = "there is the caller's data space and the model's"
         raise ArgumentError("space", space, problem, 'Pass space="data" or space="model".')
-    A = as_operator(A, model.event_shape)
+    A = as_operator(A, model.event_shape, device=device_of(model, None))
     if space == "model":
         return Posterior(model, Measurement(A, y, noise_std, noise_covariance), method or MMPS())
     measurement, into = measurement_of_data(model.transform, A, y, noise_std, noise_covariance)

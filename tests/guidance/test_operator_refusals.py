@@ -207,6 +207,8 @@ def test_what_stands_for_no_operator():
     for wrong in (None, 3, "mask", [[1.0, 2.0]], {"A": 1}):
         refused(lambda wrong=wrong: as_operator(wrong, (2,)), "A=", "not a linear operator", "scipy")
         refused(lambda wrong=wrong: Measurement(wrong, noise_std=1.0), "A=")
+    for kind in (object, complex, "U3"):
+        refused(lambda kind=kind: as_operator(np.ones((2, 2)).astype(kind)), "A=", "real numbers")
     refused(lambda: as_operator(lambda x: x), "event_shape=None", "event_shape=(1, 28, 28)")
     refused(lambda: as_operator(Mask(torch.ones(4)), (2, 2)), "A=", "(4,)", "(2, 2)")
 
