@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.measurement import Measurement
@@ -54,9 +55,13 @@ class PosteriorMethod(ABC):
 
 
 def estimate_and_covariance(x_t: Tensor, inside: Inside, condition: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """x̂_0 by one evaluation, and u ↦ V u by one product each; both of the shape of x_t."""
+    """x̂_0 by one evaluation, and u ↦ V u by one product each; both of the shape of x_t.
+
+    Where α = 0, x̂_0 does not depend on x_t, and V cannot be read from it: it counts as 0.
+    """
     x_0, products = inside.vjp(x_t, condition)
-    scale = inside.sigma**2 / inside.alpha
+    seen = inside.alpha > 0
+    scale = torch.where(seen, inside.sigma**2 / torch.where(seen, inside.alpha, 1), 0)
     return x_0, lambda u: scale * products(u)
 
 
