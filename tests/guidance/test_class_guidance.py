@@ -108,6 +108,17 @@ def test_batch_mates_do_not_matter_bit_for_bit(eta, stacked):
             assert torch.equal(drawn(guided, solver, condition, batch_size=batch_size).x, whole)
 
 
+def test_the_scale_is_guidance_scale_of_diffusers_and_one_more_than_that_of_the_paper():
+    guiders = pytest.importorskip("diffusers.guiders")
+    model, t = conditional(), 0.6
+    given, free = (model(X, t, labels).epsilon for labels in (LABELS, NOTHING))
+    for scale in (1.0, 3.0):
+        found = classifier_free(model, scale)(X, t, LABELS).epsilon
+        for theirs, original in ((scale, False), (scale - 1, True)):
+            guider = guiders.ClassifierFreeGuidance(guidance_scale=theirs, use_original_formulation=original)
+            torch.testing.assert_close(found, guider.forward(given, free).pred, rtol=1e-9, atol=1e-9)
+
+
 # What a class is told as, and what "no class".
 
 
