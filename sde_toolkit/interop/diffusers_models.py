@@ -166,37 +166,8 @@ def _with_time(training: Training, network: DiffusersNetwork, time_scale: float 
     return training
 
 
-def _read(
-    path: Path,
-    *,
-    scheduler: Any = None,
-    condition: Mapping[str, Any] | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    condition_name: str | None = None,
-    time_scale: float | None = None,
-    config: str | Path | None = None,
-    variant: str | None = None,
-    transform: Transform | None = None,
-    sigma_data: float | None = None,
-    event_shape: tuple[int, ...] | None = None,
-) -> ScoreModel:
-    return from_diffusers(
-        path,
-        scheduler,
-        condition=condition,
-        arguments=arguments,
-        condition_name=condition_name,
-        time_scale=time_scale,
-        config=config,
-        variant=variant,
-        transform=transform,
-        sigma_data=sigma_data,
-        event_shape=None if event_shape is None else tuple(event_shape),
-    )
-
-
 def _recognises(path: Path) -> bool:
     return is_folder_of_diffusers(path) or is_file_of_diffusers(path)
 
 
-READER = Reader("folders and files of diffusers", _recognises, _read)
+READER = Reader("folders and files of diffusers", _recognises, from_diffusers)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from torch import nn
+from torch import Tensor, nn
 
 from sde_toolkit.errors import ArgumentError, CheckpointError
-from sde_toolkit.files.tensors import TensorSpec, load_torch_file, specs_in_file, specs_of
+from sde_toolkit.files.tensors import TensorSpec, check_dense, load_torch_file, specs_in_file, specs_of
 from sde_toolkit.interop.diffusers_configs import class_of_diffusers, in_short, read_config
 from sde_toolkit.models.rebuilding import TooLargeError, check_fit, sketch_of
 
@@ -99,7 +99,9 @@ def _weights(folder: Path, variant: str | None) -> tuple[str, Mapping[str, Tenso
         return listing.name, {k: v for name in sorted(set(names)) for k, v in specs_in_file(folder / name).items()}
     if pickled.is_file():
         state = load_torch_file(pickled)  # tensors and plain data alone
-        return pickled.name, specs_of(state if isinstance(state, dict) else {})
+        tensors = state if isinstance(state, dict) else {}
+        check_dense(pickled, (t for t in tensors.values() if isinstance(t, Tensor)))
+        return pickled.name, specs_of(tensors)
     variants = sorted(
         {m[1] for p in folder.iterdir() if (m := re.fullmatch(rf"{WEIGHTS}\.(\w+)\.safetensors", p.name))}
     )

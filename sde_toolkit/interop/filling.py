@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.errors import CheckpointError, SDEToolkitError
-from sde_toolkit.files.tensors import match_names, specs_of
+from sde_toolkit.files.tensors import check_dense, match_names, specs_of
 from sde_toolkit.models.rebuilding import TooLargeError, sketch_of
 
 __all__ = ["filled"]
@@ -52,8 +52,9 @@ def filled(
 
     Raises:
         CheckpointError: if it cannot be built, a tensor is missing, superfluous, of another shape or kind of number, or
-            not finite.
+            not finite; if the tensors are larger than the file.
     """
+    check_dense(file, tensors.values())
     remedy = "Is it a file of the code that this reader is for? Other code may use the same names for other networks."
     try:
         sketch = sketch_of(construct, 2 * len(tensors))

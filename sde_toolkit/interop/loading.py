@@ -54,8 +54,8 @@ class Reader:
     @property
     def arguments(self) -> frozenset[str]:
         """The names of what ``read`` can be told."""
-        parameters = inspect.signature(self.read).parameters.values()
-        return frozenset(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
+        _, *parameters = inspect.signature(self.read).parameters.values()
+        return frozenset(p.name for p in parameters)
 
 
 def readers() -> Sequence[Reader]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["with_known_functions"]
 
-_HUGE = 1e300  # in place of ∞, of which no difference can be taken
+_HUGE = 1e38  # in place of ∞, of which no difference can be taken; float32 has it, too
 
 
 def with_known_functions(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -36,17 +36,23 @@ def _tan(x: Tensor) -> Tensor:
 
 def _atan2(y: Tensor, x: Tensor) -> Tensor:
     """The angle in float32, and what is left of it: δ = sin δ up to δ³/6, which is 1e-22 for δ = 1e-7."""
-    y, x = y.clamp(-_HUGE, _HUGE), x.clamp(-_HUGE, _HUGE)
+    y, x = _finite(y), _finite(x)
     near = torch.atan2(y.to(torch.float32), x.to(torch.float32)).to(y.dtype)
     sine, cosine = torch.sin(near), torch.cos(near)
     return near + (y * cosine - x * sine) / (x * cosine + y * sine).clamp(min=1 / _HUGE)
 
 
 def _atan(x: Tensor) -> Tensor:
-    x = x.clamp(-_HUGE, _HUGE)
+    x = _finite(x)
     near = torch.atan(x.to(torch.float32)).to(x.dtype)
     sine, cosine = torch.sin(near), torch.cos(near)
     return near + (x * cosine - sine) / (cosine + x * sine)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x within ±1e38. torch writes two clamps of one input under the same name, so that nobody can read the file."""
+    most = torch.full_like(x, _HUGE)
+    return torch.minimum(torch.maximum(x, -most), most)
 
 
 def _in_float64(written: Callable[..., Tensor]) -> Callable[..., Any]:

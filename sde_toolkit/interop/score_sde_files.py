@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import CheckpointError
-from sde_toolkit.files.tensors import check_dense
 from sde_toolkit.interop.filling import filled
 from sde_toolkit.interop.loading import Reader
 from sde_toolkit.interop.score_sde_networks import OTHER_NETWORKS, Structure, layers_of, structure_of
@@ -113,7 +112,6 @@ def _state(path: Path, weights: str) -> dict[str, Tensor]:
     averages = ema.get("shadow_params") if isinstance(ema, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(averages, Sequence):
         raise CheckpointError(path, "it has no 'model', or no 'ema' with 'shadow_params'", OTHER_NETWORKS)
-    check_dense(path, (t for t in (*model.values(), *averages) if isinstance(t, Tensor)))
     state = dict(model)
     if check_weights_name(weights) == "ema":
         state |= _averages_by_name(path, state, averages)

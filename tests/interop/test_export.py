@@ -26,7 +26,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.errors import ArgumentError, MissingDependencyError
 from sde_toolkit.interop import export_onnx, export_program
-from sde_toolkit.interop.onnx_doubles import _asinh, _atan, _atan2, _searchsorted, _softplus, _tan
+from sde_toolkit.interop.onnx_doubles import _asinh, _atan, _atan2, _searchsorted, _softplus, _tan, with_known_functions
 from sde_toolkit.models.time_inputs import DiscreteIndex
 from sde_toolkit.networks.convolutions import convolution
 from sde_toolkit.networks.resampling import UpConvolution
@@ -304,3 +304,27 @@ def test_functions_that_onnxruntime_lacks_are_equal_to_torchs_in_float64():
     row, values = torch.arange(5.0), torch.tensor([-1.0, 0.0, 1.5, 4.0, 9.0])
     for right in (False, True):
         assert torch.equal(_searchsorted(row, values, right=right), torch.searchsorted(row, values, right=right))
+
+
+class InFloat64(nn.Module):
+    """Every function that onnxruntime lacks in float64, of angles below π/2: (B,) to (6, B)."""
+
+    def forward(self, x):
+        knots = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
+        place = torch.searchsorted(knots, x).to(torch.float64)
+        softplus = nn.functional.softplus(x, threshold=500)
+        return torch.stack([softplus, torch.asinh(x), torch.tan(x), torch.atan(x), torch.atan2(x, 1 - x), place])
+
+
+def test_float64_stays_float64_in_the_graph(tmp_path):
+    """A float32 anywhere on the way would leave 1e-7. Infinite ratios σ/α have an angle, too."""
+    program = torch.export.export(InFloat64(), (torch.rand(2, dtype=torch.float64),))
+    written = torch.onnx.export(with_known_functions(program), dynamo=True, verbose=False)
+    written.save(str(tmp_path / "functions.onnx"))
+    run = InRuntime(tmp_path / "functions.onnx")
+    for x in torch.linspace(-1.5, 1.5, 32, dtype=torch.float64).reshape(-1, 2):
+        found = run(x)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, InFloat64()(x), rtol=1e-13, atol=1e-15)
+    ends = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
+    torch.testing.assert_close(run(ends)[3], torch.atan(ends), rtol=1e-13, atol=0)

@@ -7,6 +7,8 @@ import torch
 
 from sde_toolkit import MLP, VPSDE, ScoreModel, interop
 from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.interop.filling import filled
+from sde_toolkit.interop.state_dicts import content_of, tensors_under
 
 
 @pytest.fixture
@@ -59,3 +61,15 @@ def test_from_pretrained_names_the_door(tmp_path):
     (tmp_path / "theirs.pth").write_bytes(b"123")
     with pytest.raises(CheckpointError, match=r"interop\.load"):
         ScoreModel.from_pretrained(tmp_path / "theirs.pth")
+
+
+def test_a_network_larger_than_its_file_is_not_built(tmp_path):
+    """Every tensor has the numbers that its shape says; all of them are views of the same."""
+    numbers = torch.zeros(2**16)
+    shapes = {name: t.shape for name, t in MLP((2,), 64, 8).state_dict().items()}
+    torch.save({name: numbers[: shape.numel()].reshape(shape) for name, shape in shapes.items()}, tmp_path / "model.pt")
+    tensors = tensors_under(content_of(tmp_path / "model.pt"), "", tmp_path / "model.pt")
+    built = []
+    with pytest.raises(CheckpointError, match=r"declares tensors of [\d,]+ bytes"):
+        filled(tmp_path / "model.pt", lambda: built.append(1) or MLP((2,), 64, 8), tensors)
+    assert not built
