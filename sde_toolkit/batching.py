@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 
-__all__ = ["as_floating", "check_same_shape", "expand_to"]
+__all__ = ["as_floating", "check_same_shape", "columns_like", "expand_to"]
 
 
 def as_floating(x: Tensor, name: str = "x") -> Tensor:
@@ -52,3 +52,8 @@ def expand_to(coefficient: Tensor, x: Tensor) -> Tensor:
             "Pass a scalar t, or t of shape (B,) where B is the first axis of x.",
         )
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))
+
+
+def columns_like(x: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Numbers of one time, or of one per sample, in the dtype and on the device of ``x``; bools as they are."""
+    return tuple(c if c.dtype is torch.bool else c.to(x.device, x.dtype) for c in columns)

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.batching import as_floating, expand_to
+from sde_toolkit.batching import as_floating, columns_like, expand_to
 from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.prediction import Combination, Kind
-from sde_toolkit.models.score_model import Inputs, ScoreModel, inputs_like
+from sde_toolkit.models.score_model import Inputs, ScoreModel
 from sde_toolkit.sde import SDE, Time
 
 __all__ = ["ReverseEquation", "check_eta"]
@@ -87,7 +87,7 @@ class ReverseEquation:
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Tweedie's formula: x̂_0 at (x_t, t), one evaluation. Shapes: x_t (B, *event), t 0-dim float64."""
         m, n = (c.to(x_t.device, x_t.dtype) for c in self.view("x0", t))
-        inputs = inputs_like(x_t, self.inputs(t))
+        inputs = columns_like(x_t, self.inputs(t))
         return m * x_t + n * self.output(x_t, inputs)
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
@@ -106,7 +106,7 @@ class ReverseEquation:
         """The drift at (x_t, t), one network evaluation. Shapes: x_t (B, *event), t scalar or (B,)."""
         x_t = as_floating(x_t, "x_t")
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
-        inputs = inputs_like(x_t, self.inputs(t64))
+        inputs = columns_like(x_t, self.inputs(t64))
         p, q = (expand_to(c.to(x_t.dtype), x_t) for c in self.drift_coefficients(t64))
         return p * x_t + q * self.output(x_t, inputs)
 

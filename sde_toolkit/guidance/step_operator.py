@@ -134,9 +134,19 @@ class StepOperator(Integrator):
 
         def move(x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
             inside = inside_of(equation, x_t, inputs, row.view, row.time, row.now)
-            now, following = Level(*row.now), Level(*row.next)
             return self.move(
-                OneStep(x_t, condition, inside, now, following, row.rho, row.kappa, equation.eta, noise, row)
+                OneStep(
+                    x_t=x_t,
+                    condition=condition,
+                    inside=inside,
+                    now=Level(*row.now),
+                    next=Level(*row.next),
+                    rho=row.rho,
+                    kappa=row.kappa,
+                    eta=equation.eta,
+                    noise=noise,
+                    row=row,
+                )
             )
 
         call: Callable[..., Any] = move

@@ -89,6 +89,8 @@ class FlowRequest:
         check_batches(self.batch_size, self.dtype)
         check_noise_level(self.model, self.grid[0])
         check_condition(self.condition, len(self.x))
+        if self.solver.integrator.evals_per_step is not None:  # others choose their times themselves
+            self.model.check_times(self.grid)
         dense, mode = isinstance(self.solver.integrator, DenseIntegrator), self.divergence.mode
         if self.richardson and (dense or len(self.grid) % 2 == 0):
             problem = "the estimate compares a grid of an even number of steps with every second time of it"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.batching import as_floating, expand_to
+from sde_toolkit.batching import as_floating, columns_like, expand_to
 from sde_toolkit.checks import check_positive, is_count, some_seen
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models import checkpoint
@@ -41,7 +41,7 @@ from sde_toolkit.transforms import Identity, Transform
 if TYPE_CHECKING:
     from sde_toolkit.models.declaration import DeclarationReport
 
-__all__ = ["Inputs", "ScoreModel", "inputs_like"]
+__all__ = ["Inputs", "ScoreModel"]
 
 TimeInput = Callable[[SDE, Time], Tensor]
 
@@ -52,11 +52,6 @@ They are floating point, or bool for what is done at some times only. A bool at 
 read without waiting for a device (:mod:`sde_toolkit.integrators.tables`). Wherever many times are computed together it
 arrives as 0 or 1.
 """
-
-
-def inputs_like(x: Tensor, inputs: Inputs) -> Inputs:
-    """The inputs at one time, or at one per sample, in the dtype and on the device of ``x``; bools as they are."""
-    return tuple(c if c.dtype is torch.bool else c.to(x.device, x.dtype) for c in inputs)
 
 
 class ScoreModel(Conventions):
@@ -144,7 +139,7 @@ class ScoreModel(Conventions):
         x_t = as_floating(x_t, "x_t")
         t64 = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         expand_to(t64, x_t)  # refuses a t that does not fit x_t
-        inputs = inputs_like(x_t, self.network_inputs(t64))
+        inputs = columns_like(x_t, self.network_inputs(t64))
         y, v = self.outputs(x_t, inputs, condition)
         return Prediction(x_t, y, self.readout(t64), v)
 

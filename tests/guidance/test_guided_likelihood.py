@@ -57,6 +57,12 @@ def test_an_interval_counts_in_the_likelihood():
     torch.testing.assert_close(found.nats, expected, rtol=0.01, atol=0.01)
 
 
+def test_a_path_that_misses_the_interval_is_named_in_a_warning():
+    guided = classifier_free(class_model(VPSDE()), 2.0, (1000.0, 2000.0))
+    with pytest.warns(UserWarning, match=r"interval=\(1000\.0, 2000\.0\)"):
+        log_likelihood(guided, X, condition=LABELS, nfe=6)
+
+
 def test_the_result_says_whose_density_it_is():
     model = class_model(VPSDE())
     weak = autoguidance(gaussian([0.0, 0.0], VPSDE(), std=1.0), gaussian([0.0, 0.0], VPSDE(), std=2.0), 2.0)
