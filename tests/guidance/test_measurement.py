@@ -12,6 +12,7 @@ from test_host_synchronisation import CountReads
 from sde_toolkit import guidance
 from sde_toolkit.guidance import Blur, Mask, Measurement
 from sde_toolkit.guidance import measurement_solves as solves
+from sde_toolkit.noise.streams import per_sample_noise
 
 every_operator = pytest.mark.parametrize("case", OPERATORS, ids=lambda case: f"{case[0]}-{case[1]}")
 NOISES = ["number", "diagonal", "covariance"]
@@ -112,6 +113,13 @@ def test_without_noise_a_solve_is_the_pseudo_inverse(case):
     near(exact.solve(A(A.adjoint(e)), 2.0).flatten(1), A(A.adjoint(e)).flatten(1) @ torch.linalg.pinv(2 * M @ M.mT))
 
 
+def test_without_noise_a_solve_does_not_amplify_round_off():
+    """In float32, for a blur with singular values far below its precision: Aᵀ (A Aᵀ)⁺ A is a projection."""
+    A, x = Blur.gaussian(2.0, (32,)), numbers(3, 32).float()
+    projected = A.adjoint(Measurement(A, noise_std=0.0).solve(A(x), 1.0))
+    assert (projected.norm(dim=1) <= 1.001 * x.norm(dim=1)).all()
+
+
 def test_large_measurements_are_solved_without_a_matrix():
     """4096 elements: by conjugate gradients, and the answer solves the system."""
     A = Mask(torch.arange(64 * 64).reshape(64, 64) % 3 > 0) @ Blur.gaussian(1.0, (64, 64))
@@ -171,6 +179,9 @@ def test_simulated_measurements_have_the_noise(noise):
     white = e @ inverse.mT
     assert white.mean(0).abs().max() < 5 / math.sqrt(len(x))
     assert (white.mT @ white / len(x) - torch.eye(e.shape[1])).abs().max() < 5 * math.sqrt(2 / len(x))
+    first = measurement.simulate(x[:1], seed=3) - A(x[:1])
+    of_sampling = per_sample_noise(3, 0, tuple(first.shape), dtype=first.dtype)()
+    assert (first - measurement.noise.colour(of_sampling)).abs().max() > 1e-3  # one seed serves both
     tail = measurement.simulate(x[5:9], seed=3, first_index=5)
     assert torch.equal(tail, measurement.simulate(x[:12], seed=3)[5:9])
 
@@ -189,7 +200,7 @@ def test_no_host_synchronisation(noise):
 
 @every_noise
 def test_copies_are_the_same_measurement(noise):
-    measurement, _, x, _ = problem(("Downsample", 1), noise)
+    measurement, _, x, _ = problem(("Blur", 1), noise)
     expected = measurement.solve(measurement.residual(x), 1.0)
     for copied in (copy.deepcopy(measurement), pickle.loads(pickle.dumps(measurement))):
         assert torch.equal(copied.solve(copied.residual(x), 1.0), expected)
