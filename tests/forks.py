@@ -14,8 +14,11 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
+IMPORTED = ["sde_toolkit.training", "sde_toolkit.calibration", "sde_toolkit.cli.train", "sde_toolkit.cli.parts"]
+IMPORTED += ["accelerate", "matplotlib.backends.backend_agg", "matplotlib.figure", "ot", "jinja2", "torch._dynamo"]
 COMMAND = Path(__file__).parents[1] / "sde_toolkit/__main__.py"
 
 
@@ -62,14 +65,8 @@ class Forks:
 
 
 def _serve(log):
-
-    import accelerate  # noqa: F401
-    import ot  # noqa: F401
-
-    import sde_toolkit.cli.parts
-    import sde_toolkit.cli.train
-    import sde_toolkit.training  # noqa: F401
-
+    for name in IMPORTED:
+        import_module(name)
     os.fsync = os.fstat  # as in the tests: see conftest.py
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
