@@ -47,9 +47,9 @@ from sde_toolkit.models.time_inputs import ScaledTime
 def test_the_integral_of_an_exact_score_is_a_difference_of_divergences(sde):
     """Point by point: what the path forgets of x between the end and the start."""
     model = mixture(sde)
-    x, back = copies(POINTS, 16)
+    x, back = copies(POINTS, 64)
     end = 0.01
-    found = variational_bound(model, x, draws=2000, end=end, **F64)
+    found = variational_bound(model, x, draws=500, end=end, **F64)
     points = doubles(*POINTS)
     first, last = torch.ones((), dtype=torch.float64), torch.as_tensor(end, dtype=torch.float64)
     at_start = divergence_at(model, points, first) if sde.alpha(1.0) > 0 else torch.zeros(5)

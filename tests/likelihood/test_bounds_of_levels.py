@@ -57,17 +57,17 @@ TRANSFORMS = [Affine(1.0, 0.5), Affine(0.5, -0.2), Affine(-1.0, 3.0)]
 def test_the_bound_on_integers_is_their_log_probability_whatever_the_transform(sde, transform):
     """For an exact score nothing is lost but what N(0, σ_1²) costs; no dequantisation, no constant for the range."""
     model = integers(sde, transform)
-    x, back = copies(LEVELS.values.tolist(), 30)
+    x, back = copies(LEVELS.values.tolist(), 150)
     width = abs(transform.scale)
     end = sde.inverse_half_log_snr(doubles(math.log(8 / width))).item()  # 4 standard deviations to the bin's edge
     options = {"levels": LEVELS, "end": end, **F64}
     for decoder in (None, IntegratedBins(), IntegratedBins(denoise=False)):
-        bound = variational_bound(model, x, draws=300, decoder=decoder, **options)
+        bound = variational_bound(model, x, draws=60, decoder=decoder, **options)
         value, error = pooled(bound, back)
         assert bool((error < 0.07).all()), error
         assert bool(((value - LOG_P).abs() < 4.5 * error + 6e-3).all()), (value - LOG_P, error)
     assert torch.allclose(bound.bits_per_dim, -bound.nats / math.log(2))
-    stored = variational_bound(model, x.to(torch.int64), draws=300, decoder=decoder, **options)
+    stored = variational_bound(model, x.to(torch.int64), draws=60, decoder=decoder, **options)
     assert torch.equal(stored.nats, bound.nats)
 
 

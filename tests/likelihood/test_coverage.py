@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,20 +203,20 @@ BOUNDS = [{"draws": 8}, {"draws": 33}, {"grid": 12, "draws": 16}, {"grid": 12, "
 
 @pytest.mark.parametrize(("how", "sde"), [(how, SMOOTH[i % len(SMOOTH)]) for i, how in enumerate(BOUNDS)], ids=str)
 def test_errors_of_a_bound_are_those_of_its_draws(sde, how):
-    """Over seeds, the squares have the mean of the variance, and two errors of a mean over samples cover 95 in 100."""
+    """Over draws, the squares have the mean of the variance, and two errors of a mean over samples cover 95 in 100.
+
+    A set of samples is there 120 times: every copy has draws of its own.
+    """
     model = GaussianMixture([[-1.0, 3.0], [1.0, 0.5], [0.3, -1.0]], sde, std=0.5, weights=[0.4, 0.4, 0.2])
     x = points(model, 40)
     options = dict(how)
     steps = options.pop("grid", None)
-    grid = None if steps is None else grids.uniform(sde, steps, end=sde.likelihood_end)
-
-    def bound(seed):
-        if grid is None:
-            return variational_bound(model, x, seed=seed, **options, **F64)
-        return discrete_bound(model, x, grid, seed=seed, **options, **F64)
-
-    found = [bound(seed) for seed in range(120)]
-    nats, squares = torch.stack([b.nats for b in found]), torch.stack([b.standard_error**2 for b in found])
+    if steps is None:
+        found = variational_bound(model, x.repeat(120, 1), **options, **F64)
+    else:
+        grid = grids.uniform(sde, steps, end=sde.likelihood_end)
+        found = discrete_bound(model, x.repeat(120, 1), grid, **options, **F64)
+    nats, squares = found.nats.reshape(120, 40), found.standard_error.square().reshape(120, 40)
     assert (squares.mean() / nats.var(0).mean()).item() == pytest.approx(1.0, abs=0.15)
     off = (nats.mean(1) - nats.mean()).abs()
     assert share(off, 2 * squares.sum(1).sqrt() / len(x)) >= 0.9
@@ -223,16 +224,18 @@ def test_errors_of_a_bound_are_those_of_its_draws(sde, how):
 
 
 def test_errors_of_bits_are_those_of_their_draws_and_probes():
-    """The spread over seeds is the stated one: with an exact trace that of u alone, with probes that of both."""
+    """The spread over draws is the stated one: with an exact trace that of u alone, with probes that of both.
+
+    A set of samples is there 40 times: every copy has draws of its own.
+    """
     model = GaussianMixture([[-1.0, 3.0, 0.0], [1.0, 0.5, 0.2]], VPSDE(), std=0.3, weights=[0.4, 0.6])
     levels = Levels(33, -4.0, 4.0)
     x = levels.at(levels.index(model.draw(25, generator=torch.Generator().manual_seed(0))))
     without = math.nan
     for divergence in (ExactTrace(), Hutchinson(2)):
-        found = [
-            bits_per_dim(model, x, levels, draws=4, seed=seed, nfe=20, divergence=divergence, **F64)
-            for seed in range(40)
-        ]
+        whole = bits_per_dim(model, x.repeat(40, 1), levels, draws=4, nfe=20, divergence=divergence, **F64)
+        parts = {name: getattr(whole, name).chunk(40) for name in ("bits", "dequantisation_error", "probe_error")}
+        found = [replace(whole, **dict(zip(parts, part, strict=True))) for part in zip(*parts.values(), strict=True)]
         spread = torch.stack([b.bits for b in found]).var(0).mean().item()
         stated = torch.stack([b.dequantisation_error**2 for b in found]).mean().item()
         probes = torch.stack([b.probe_error**2 for b in found]).mean().item()
