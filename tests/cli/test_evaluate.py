@@ -1,13 +1,11 @@
 """``sde-toolkit evaluate`` and ``--multirun`` as a user types them."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from test_fan_out import environment
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
 from sde_toolkit.data import digits
@@ -249,15 +247,11 @@ def test_help_shows_examples_and_choices(command):
 # Sweeps
 
 
-def test_a_sweep_on_this_machine_is_its_jobs(command, tmp_path):
+def test_a_sweep_on_this_machine_is_its_jobs(command, forks, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["sample", "model={path:mixture}", "n=6", "nfe=4", QUIET]
-    line = [sys.executable, "-m", "sde_toolkit", *words, "seed=0,1", "--multirun", "hydra/launcher=local",
-            "hydra.sweep.dir=swept", "hydra.sweep.subdir=${seed}"]  # fmt: skip
-    done = subprocess.run(
-        line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
+    sweep = ["seed=0,1", "--multirun", "hydra/launcher=local", "hydra.sweep.dir=swept", "hydra.sweep.subdir=${seed}"]
+    forks.command(1, tmp_path, *words, *sweep)
     for seed in (0, 1):
         assert command(*words[:-1], f"seed={seed}", f"output=alone{seed}")[0] == 0
         alone, swept = (tmp_path / name / "samples.npz" for name in (f"alone{seed}", f"swept/{seed}"))

@@ -86,7 +86,7 @@ def test_twice_the_budget_is_better(sde):
         return sample(model, plan.solver, plan.grid, x_start=x, tweedie=True, dtype=torch.float64).x
 
     expected = end(400)
-    errors = {nfe: relative_error(end(nfe), expected) for nfe in range(4, 81)}
+    errors = {nfe: relative_error(end(nfe), expected) for nfe in {*range(4, 41), *range(8, 82, 2)}}
     assert all(errors[2 * nfe] < errors[nfe] for nfe in range(4, 41))
 
 
