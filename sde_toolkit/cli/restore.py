@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import is_number
 from sde_toolkit.cli.folders import CONFIG, save_config
+from sde_toolkit.cli.guidances import guided_model
 from sde_toolkit.cli.held_out import HeldOut, read_file
 from sde_toolkit.cli.parts import (
     build_grids,
@@ -36,7 +37,7 @@ from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 
-__all__ = ["run"]
+__all__ = ["methods_of", "run"]
 
 _SAMPLES, _SAMPLES_OF_MIXTURES = 16, 500
 
@@ -68,14 +69,14 @@ def prepare(config: DictConfig, place: Workplace) -> tuple[RestorationRequest, s
         problem = "a standard deviation is finite and not negative"
         raise ArgumentError("noise", config.noise, problem, "Give noise=0.05, for example.")
     cost = None if config.cost is None else number_of_evaluations(config, "cost", 2)
-    methods, task = _methods(config), instantiate(config.task)
+    methods, task = methods_of(config), instantiate(config.task)
     model, weights = load_model(config)
     if n is None:
         n = _SAMPLES_OF_MIXTURES if model.has_exact_score else _SAMPLES
     labels = choose_labels(config, model, n)
     truth, source = _truth(config, model, k)
     request = RestorationRequest(
-        model=model.to(place.device),
+        model=guided_model(config, model, labels).to(place.device),
         truth=truth,
         task=task,
         noise_std=float(config.noise),
@@ -91,7 +92,7 @@ def prepare(config: DictConfig, place: Workplace) -> tuple[RestorationRequest, s
     return request, weights
 
 
-def _methods(config: DictConfig) -> dict[str, Any]:
+def methods_of(config: DictConfig) -> dict[str, Any]:
     """The chosen methods by the names of their files."""
     chosen = config.get("methods")
     if not isinstance(chosen, DictConfig) or not chosen:

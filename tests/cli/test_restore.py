@@ -158,6 +158,31 @@ def test_without_noise_the_residual_itself_is_shown(command, tmp_path, checkpoin
     assert all(row["misfit"] < 1e-3 for row in results(tmp_path / "run")["rows"])
 
 
+def test_the_prior_may_be_guided_to_a_class(command, tmp_path):
+    words = [*FEW, "model={path:digits_classes}", "method=pigdm", "n=2", "measurements=1", "nfe=6"]
+    for name, more in (("plain", []), ("guided", ["guidance=4"])):
+        status, _, err = command(*words, "class=3", *more, f"output={name}")
+        assert status == 0, err
+    plain, guided = (results(tmp_path / name)["rows"][0] for name in ("plain", "guided"))
+    assert plain["nfe"] == guided["nfe"] == 6  # two evaluations in each of three steps
+    assert guided["rmse_of_mean"] != plain["rmse_of_mean"]
+
+
+def test_the_default_restoration_takes_less_than_three_minutes_at_700_images_a_second():
+    """Even if MMPS takes all the products that it may; a product counts as two evaluations."""
+    from hydra import compose, initialize_config_dir
+
+    from sde_toolkit.cli.parts import load_model
+    from sde_toolkit.cli.restore import methods_of
+
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = compose("restore")
+    assert load_model(config)[0].event_shape == (1, 28, 28)
+    products = [getattr(method, "max_iterations", 1) for method in methods_of(config).values()]
+    evaluations = 16 * config.measurements * config.nfe * sum(1 + 2 * count for count in products)
+    assert evaluations <= 170 * 700
+
+
 @pytest.mark.parametrize("group", ["method", "task"])
 def test_every_choice_can_be_built(group):
     from sde_toolkit.cli.setup import instantiate

@@ -111,7 +111,16 @@ def restoration_table(result: Restoration) -> Table:
         *(Column(heading, meaning) for heading, meaning in _accuracy(result)),
         Column("spread", "root mean square of the samples' standard deviation, per element"),
         Column("errors/spread", "of the mean; 1 where the spread is honest, above 1 where it is too small"),
-        *([Column(DISTANCE.heading, "distance to exact posterior samples")] if result.exact is not None else []),
+        *(
+            [
+                Column(
+                    DISTANCE.heading,
+                    "distance to exact posterior samples, in exact standard deviations of every direction",
+                )
+            ]
+            if result.exact is not None
+            else []
+        ),
         Column("seconds", "wall time of all measurements"),
     ]
     lines = [_line(result, done) for done in result.restored]

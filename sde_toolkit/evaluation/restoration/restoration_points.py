@@ -22,7 +22,7 @@ def picture_of_points(result: Restoration, i: int) -> Any:
     """A panel for each method."""
     rows = rows_of_case(result, i)
     exact = dict(rows).get(EXACT)
-    known = [row for row in rows if row[0] != EXACT] or rows
+    known = sorted(rows, key=lambda row: row[0] != EXACT)  # the exact posterior first
     truth = result.request.truth[i].double().cpu()
     everything = torch.cat([truth[None], *(x for _, x in rows)])
     low, high = everything.amin(0), everything.amax(0)
@@ -34,10 +34,12 @@ def picture_of_points(result: Restoration, i: int) -> Any:
     across = torch.linspace(-half, half, _ACROSS, dtype=torch.float64)
     lattice = torch.stack(torch.meshgrid(middle[0] + across, middle[1] + across, indexing="xy"), -1)
     residual = _residual_size(result, i, lattice.reshape(-1, 2)).reshape(_ACROSS, _ACROSS)
-    for j, (panel, (name, x)) in enumerate(zip(panels, known, strict=False)):
+    colours = iter(COLOURS * len(known))
+    for panel, (name, x) in zip(panels, known, strict=False):
         if exact is not None:
             panel.scatter(*exact[:_POINTS].T.numpy(), s=6, color="#9ca3af", alpha=0.6, linewidths=0)
-        panel.scatter(*x[:_POINTS].T.numpy(), s=4, color=COLOURS[j % len(COLOURS)], alpha=0.6, linewidths=0)
+        if name != EXACT:
+            panel.scatter(*x[:_POINTS].T.numpy(), s=4, color=next(colours), alpha=0.6, linewidths=0)
         if result.request.noise_std > 0:
             panel.contour(*lattice.permute(2, 0, 1).numpy(), residual.numpy(), [2.0], colors=FAINT, linewidths=0.8,
                           linestyles="--")  # fmt: skip

@@ -136,7 +136,7 @@ def _explanations(result: Restoration) -> list[tuple[str, str]]:
         (
             "Cost",
             "Network evaluations (NFE) and vector-Jacobian products are counted where the network is called. A product "
-            "goes backwards through the network once and takes about twice the time of an evaluation."
+            "goes backwards through the network once, and takes one to two times as long as an evaluation."
             + ("" if request.cost is None else f" Each method takes as many steps as {request.cost} of both allow."),
         ),
         (
@@ -160,8 +160,9 @@ def _explanations(result: Restoration) -> list[tuple[str, str]]:
         found.append(
             (
                 "Exact posterior",
-                "The prior is a Gaussian mixture, and so is its posterior, in closed form. "
-                f"{DISTANCE.label().capitalize()}: {DISTANCE.explanation} Each method's samples are compared with "
+                "The prior is a Gaussian mixture, and so is its posterior, in closed form. All samples are whitened by "
+                f"its covariance, so that distances are in exact standard deviations. {DISTANCE.heading}: "
+                f"{DISTANCE.explanation} Each method's samples are compared with "
                 f"{len(exact.reference[0].white)} exact ones after each measurement, and the floor is what {request.n} "
                 "other exact samples score.",
             )
