@@ -6,7 +6,7 @@ positive this is the k-th iterate of conjugate gradients (Saad 2003, sections 6.
 
 The products of a network's Jacobian are not symmetric. The antisymmetric part of H says by how much they are wrong. An
 eigenvalue of S that is no larger than that may as well be 0 or negative, and a solution that divides by it is
-arbitrary and large. So w_k is accepted only while S is larger, and the last accepted one is the answer.
+arbitrary and large. So the iterations end where S has such an eigenvalue, and the answer is the last w_k before it.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def solve_covariance(
     goal = max(tolerance, 4 * torch.finfo(e.dtype).eps)
     z = precondition(e)
     size = _root(_inner(e, z))
-    going = size > 0
+    begun = going = size > 0
     u, z = _divided(e, size, going), _divided(z, size, going)
     iterations = torch.zeros(e.shape[0], dtype=torch.int64, device=e.device)
-    unsolved = torch.zeros_like(going)
+    error = torch.zeros_like(size)  # the antisymmetric part, at the last iteration of each system
     basis: list[tuple[Tensor, Tensor]] = []  # u = M z, and z
-    images: list[Tensor] = []
     columns: list[Tensor] = []  # of H
-    c = e.new_zeros(e.shape[0], 0)
+    images: list[Tensor] = []
+    iterates: list[tuple[Tensor, Tensor]] = []  # c of 1, 2, ... elements, and which systems went on to it
     for _ in range(max_iterations):
         if branches_on_data() and all_hold(~going) is True:
             break
@@ -79,21 +79,39 @@ def solve_covariance(
         z = precondition(v)
         h = _root(_inner(v, z))
         columns.append(torch.cat([column, h.unsqueeze(1)], dim=1))
-        found, sound = _galerkin(columns, size, going)
-        accepted = going & sound
-        c = torch.nn.functional.pad(c, (0, 1))
-        c = torch.where(accepted.unsqueeze(1), found, c)
+        S, antisymmetric = _parts(columns)
+        error = torch.where(going, antisymmetric, error)
+        accepted = going & _exceeds(S, error)
+        c = _solved(S, size, accepted)
+        iterates.append((c, accepted))
         left = _residual(columns, size, c)
-        unsolved = going & ~sound if len(columns) == 1 else unsolved
         whole = h > 4 * torch.finfo(e.dtype).eps * _root(column.square().sum(1))  # else v is round-off
         going = accepted & (left > goal * size) & whole
         u, z = _divided(v, h, going), _divided(z, h, going)
     if not images:
-        return CovarianceSolution(None, iterations, unsolved)
+        return CovarianceSolution(None, iterations, ~begun & begun)
+    c, solved = _last_sound(columns, iterates, error)
     total = torch.zeros_like(images[0])
     for i, image in enumerate(images):
         total = total + expand_to(c[:, i], image) * image
-    return CovarianceSolution(total, iterations, unsolved)
+    return CovarianceSolution(total, iterations, begun & ~solved)
+
+
+def _last_sound(columns: list[Tensor], iterates: list[tuple[Tensor, Tensor]], error: Tensor) -> tuple[Tensor, Tensor]:
+    """Each system's last iterate that was accepted, and would be with all that is known of K at the end.
+
+    The first iterations see little of the antisymmetric part, and may have accepted what the later ones would not.
+    Where even the first one would not be accepted, its step is shortened: it divides by the antisymmetric part.
+    """
+    S, k = _parts(columns)[0], len(columns)
+    first, solved = iterates[0]
+    shorter = torch.where(solved, S[:, 0, 0], 1) / torch.maximum(torch.where(solved, S[:, 0, 0], 1), error)
+    c = torch.nn.functional.pad(torch.where(solved, first[:, 0] * shorter, 0).unsqueeze(1), (0, k - 1))
+    sound = solved & _exceeds(S[:, :1, :1], error)
+    for j, (found, accepted) in enumerate(iterates[1:], 2):
+        sound = sound & accepted & _exceeds(S[:, :j, :j], error)
+        c = torch.where(sound.unsqueeze(1), torch.nn.functional.pad(found, (0, k - j)), c)
+    return c, solved
 
 
 def _orthogonalised(v: Tensor, basis: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -113,18 +131,28 @@ def _matrix(columns: list[Tensor]) -> Tensor:
     return torch.stack([torch.nn.functional.pad(c, (0, k + 1 - c.shape[1])) for c in columns], dim=2)
 
 
-def _galerkin(columns: list[Tensor], size: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
-    """c (B, k) with S c = (|e|, 0, ...), and whether S is larger than what makes H unsymmetric (B,)."""
+def _parts(columns: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The symmetric part S (B, k, k) of H, and the norm (B,) of the antisymmetric one."""
     H = _matrix(columns)[:, :-1]
-    S, N = (H + H.mT) / 2, (H - H.mT) / 2
-    k = H.shape[1]
-    unit = torch.eye(k, dtype=H.dtype, device=H.device)
-    error = _root(N.square().sum((1, 2)) / 2)  # an upper bound of the norm of N, sharp for k = 2 and 3
     with torch.no_grad():
-        sound = going & (torch.linalg.cholesky_ex(S - error.reshape(-1, 1, 1) * unit).info == 0)
-    root = torch.linalg.cholesky_ex(torch.where(sound.reshape(-1, 1, 1), S, unit)).L
-    right = size.reshape(-1, 1, 1) * unit[:, :1]
-    return torch.cholesky_solve(right, root).squeeze(2), sound
+        N = ((H - H.mT) / 2).nan_to_num()  # a network's NaN is found elsewhere
+        size = torch.linalg.eigvalsh(N.mT @ N)[:, -1].clamp_min(0).sqrt()
+    return (H + H.mT) / 2, size
+
+
+def _exceeds(S: Tensor, error: Tensor) -> Tensor:
+    """Whether all eigenvalues of S are larger than a number per system."""
+    with torch.no_grad():
+        unit = torch.eye(S.shape[1], dtype=S.dtype, device=S.device)
+        info: Tensor = torch.linalg.cholesky_ex(S - error.reshape(-1, 1, 1) * unit).info
+        return info == 0
+
+
+def _solved(S: Tensor, size: Tensor, accepted: Tensor) -> Tensor:
+    """c (B, k) with S c = (|e|, 0, ...), for systems whose S is positive; without a meaning for others."""
+    unit = torch.eye(S.shape[1], dtype=S.dtype, device=S.device)
+    root = torch.linalg.cholesky_ex(torch.where(accepted.reshape(-1, 1, 1), S, unit)).L
+    return torch.cholesky_solve(size.reshape(-1, 1, 1) * unit[:, :1], root).squeeze(2)
 
 
 def _residual(columns: list[Tensor], size: Tensor, c: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from sde_toolkit.guidance.mmps import MMPS
 from sde_toolkit.guidance.posterior_method import PosteriorMethod
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside, Wrapper
-from sde_toolkit.sampling.arguments import device_of
+from sde_toolkit.sampling.arguments import check_model, check_space, device_of
 
 __all__ = ["Posterior", "posterior"]
 
@@ -51,11 +51,8 @@ def posterior(
         ArgumentError: for an A that is not linear, a y of another shape than A(x), a noise that the method cannot
             divide by, a method that is none.
     """
-    if not isinstance(model, ScoreModel):
-        raise ArgumentError("model", model, "not a ScoreModel", "Wrap the network: ScoreModel(network, sde, ...).")
-    if space not in ("data", "model"):
-        problem = "there is the caller's data space and the model's"
-        raise ArgumentError("space", space, problem, 'Pass space="data" or space="model".')
+    check_model(model)
+    check_space(space)
     A = as_operator(A, model.event_shape, device=device_of(model, None))
     if space == "model":
         return Posterior(model, Measurement(A, y, noise_std, noise_covariance), method or MMPS())

@@ -18,6 +18,7 @@ from sde_toolkit.guidance.pixel_operators import Blur, Downsample, Mask
 from sde_toolkit.guidance.posterior_method import PosteriorMethod
 from sde_toolkit.guidance.posterior_model import Posterior, posterior
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_model
 
 __all__ = ["deblur", "inpaint", "super_resolve"]
 
@@ -65,6 +66,7 @@ def super_resolve(
     Raises:
         ArgumentError: for a small picture of another shape, and as :func:`posterior`.
     """
+    check_model(model)
     if not is_count(factor):
         raise ArgumentError("factor", factor, "not a whole number, at least 1", "Pass 4, for example.")
     low = as_floating(low, "low")
@@ -99,6 +101,7 @@ def deblur(
 
 
 def _event_of(model: ScoreModel, picture: Any) -> tuple[int, ...] | None:
+    check_model(model)
     return model.event_shape or (tuple(picture.shape) if isinstance(picture, Tensor) else None)
 
 

@@ -66,6 +66,7 @@ def test_exact_methods_are_the_posterior_of_a_gaussian(sde, case):
     torch.testing.assert_close(said, exact(x_t, t).x_0, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:MMPS left")
 @pytest.mark.parametrize("way", OF_NOISE)
 def test_a_measurement_that_says_nothing_changes_nothing(way):
     model = ScoreModel(RandomNetwork(D), VPSDE(), "v")
@@ -189,6 +190,7 @@ class Told(torch.nn.Module):
         return self.inside(x, t) + 0.1 * condition[:, None]
 
 
+@pytest.mark.filterwarnings("ignore:MMPS left")
 def test_each_sample_may_have_its_own_y_beside_a_condition():
     model, labels, ys = ScoreModel(Told(), VPSDE(), "v"), doubles(0.0, 1.0, -3.0), numbers(3, M, seed=11)
     how = {"steps": 3, "dtype": torch.float64}
