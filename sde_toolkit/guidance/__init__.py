@@ -12,8 +12,14 @@ from sde_toolkit.guidance.classifier_guidance import ClassifierGuided as Classif
 from sde_toolkit.guidance.classifier_guidance import classifier as classifier
 from sde_toolkit.guidance.conjugate_gradients import Solution as Solution
 from sde_toolkit.guidance.conjugate_gradients import conjugate_gradients as conjugate_gradients
+from sde_toolkit.guidance.daps_step import DAPS as DAPS
+from sde_toolkit.guidance.daps_step import daps as daps
 from sde_toolkit.guidance.ddnm import DDNM as DDNM
+from sde_toolkit.guidance.ddrm_step import DDRM as DDRM
+from sde_toolkit.guidance.ddrm_step import ddrm as ddrm
 from sde_toolkit.guidance.diffpir import DiffPIR as DiffPIR
+from sde_toolkit.guidance.dps_step import DPS as DPS
+from sde_toolkit.guidance.dps_step import dps as dps
 from sde_toolkit.guidance.ensembles import Ensemble as Ensemble
 from sde_toolkit.guidance.foreign_operators import ScipyOperator as ScipyOperator
 from sde_toolkit.guidance.foreign_operators import as_operator as as_operator
@@ -37,6 +43,8 @@ from sde_toolkit.guidance.pixel_operators import Mask as Mask
 from sde_toolkit.guidance.posterior_method import PosteriorMethod as PosteriorMethod
 from sde_toolkit.guidance.posterior_model import Posterior as Posterior
 from sde_toolkit.guidance.posterior_model import posterior as posterior
+from sde_toolkit.guidance.repaint_step import RePaint as RePaint
+from sde_toolkit.guidance.repaint_step import repaint as repaint
 from sde_toolkit.guidance.restoration import deblur as deblur
 from sde_toolkit.guidance.restoration import inpaint as inpaint
 from sde_toolkit.guidance.restoration import super_resolve as super_resolve

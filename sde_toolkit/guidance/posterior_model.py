@@ -19,7 +19,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside, Wrapper
 from sde_toolkit.sampling.arguments import check_model, check_space, device_of
 
-__all__ = ["Posterior", "posterior"]
+__all__ = ["Posterior", "posterior", "y_and_condition"]
 
 
 def posterior(
@@ -104,7 +104,7 @@ class Posterior(Wrapper):
         """
         if self.measurement.y is not None:
             return None, condition
-        y, condition = _split(condition)
+        y, condition = y_and_condition(condition)
         if y is None:
             problem = "the posterior was made without a y, so each sample needs its own"
             raise ArgumentError("condition", condition, problem, 'Pass condition=y, or {"y": y, "condition": labels}.')
@@ -124,7 +124,7 @@ class Posterior(Wrapper):
         return f"{super().extra_repr()}, method={self.method}, A={self.measurement.A}"
 
 
-def _split(condition: Any) -> tuple[Tensor | None, Any]:
+def y_and_condition(condition: Any) -> tuple[Tensor | None, Any]:
     """(y, what the model inside is told)."""
     if isinstance(condition, Mapping) and "y" in condition and set(condition) <= {"y", "condition"}:
         return condition["y"], condition.get("condition")
