@@ -120,10 +120,9 @@ class RePaint(StepOperator):
 
     def _known_of(self, step: OneStep) -> tuple[Tensor, Any]:
         """The known part in model space, and the condition of the model."""
+        known, condition = (None, step.condition) if self._known else y_and_condition(step.condition)
         if self._known is not None:
-            known, condition = self._known.beside(step.x_t), step.condition
-        else:
-            known, condition = y_and_condition(step.condition)
+            known = self._known.beside(step.x_t)
         if known is None:
             problem, remedy = "RePaint was made without a known part", 'Pass condition=known, or {"y": known, ...}.'
             raise ArgumentError("condition", condition, problem, remedy)
