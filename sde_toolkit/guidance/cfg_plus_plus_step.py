@@ -42,7 +42,7 @@ class CFGPlusPlus(StepOperator):
     """
 
     scale: float = 1.0
-    no_class: Any = field(default=None, compare=False)
+    no_class: Any = field(default=None, compare=False, repr=False)
     stacked: bool = True
 
     evals_per_step: ClassVar[int | None] = 2

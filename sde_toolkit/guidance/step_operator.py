@@ -89,7 +89,7 @@ class StepOperator(Integrator):
     The declared orders are those of a method that equals the exponential step at its neutral setting.
     """
 
-    noise: NoiseRule = field(default=eta_family, kw_only=True)
+    noise: NoiseRule = field(default=eta_family, kw_only=True, repr=False)
 
     order: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0

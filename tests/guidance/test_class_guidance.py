@@ -17,6 +17,7 @@ from sde_toolkit import (
     FlowMatching,
     ScoreModel,
     Solver,
+    clip_x0,
     ddim,
     ddpm,
     dpmpp_2m,
@@ -260,6 +261,16 @@ def test_no_evaluation_is_made_in_vain_outside_of_it():
     guided = classifier_free(conditional(network), 3.0, tuple(levels(SDE, grid[[3, 1]]).tolist()), stacked=False)
     found = drawn(guided, grid=grid, tweedie=True)
     assert len(network.rows) == found.nfe == 3 * 2 + 4 * 1  # three steps begin in it; three do not, nor the last
+
+
+@pytest.mark.parametrize("solver", [ddim(), heun(), pc()], ids=name)
+def test_wrappers_around_it_evaluate_no_more(solver):
+    guided, grid = classifier_free(conditional(), 3.0, (0.3, 3.0)), grids.uniform_lambda(SDE, 6, end=0.01)
+    plain = drawn(guided, solver, grid=grid, tweedie=True)
+    assert plain.nfe < 2 * drawn(conditional(), solver, grid=grid, tweedie=True).nfe
+    wrapped = drawn(clip_x0(reschedule(guided, SDE), -90, 90), solver, grid=grid, tweedie=True)
+    assert wrapped.nfe == plain.nfe
+    assert relative_error(wrapped.x, plain.x) < 1e-10
 
 
 def test_the_interval_is_one_of_noise_levels_whatever_the_path():

@@ -78,6 +78,7 @@ def test_evaluations_and_noise_are_those_of_any_integrator(eta):
 
 def test_operators_are_equal_where_their_fields_are_and_those_that_hold_tensors_to_themselves_alone():
     assert ByHand() == ByHand()
+    assert repr(ByHand(power=2.0)) == "ByHand(power=2.0)"  # the same in every process: records have it
     assert ByHand(power=2.0) != ByHand()
     held = Holding(held=torch.zeros(2))
     assert held == held
