@@ -54,7 +54,7 @@ def check_no_class(model: ScoreModel, no_class: Any) -> None:
 
 
 def own_row(model: ScoreModel) -> int | None:
-    """The label of the network's own row for "no class", None if it has none."""
+    """The label of the network's own row for "no class", None if it has none: a module says ``no_class="refused"``."""
     if any(getattr(module, "no_class", None) == "refused" for module in model.modules()):
         return None
     return model.num_classes
@@ -83,7 +83,7 @@ def condition_without_class(model: ScoreModel, told: Guided, no_class: Any) -> A
         shown = type(condition).__name__ if not isinstance(label, Tensor) else f"{label.dtype} {tuple(label.shape)}"
         problem = "the network's own row stands for class labels, (n,) integers"
         raise ArgumentError("condition", shown, problem, "Pass labels, or no_class= in the structure of the condition.")
-    free = torch.full_like(label, own_row(model) or 0)
+    free = torch.full_like(label, model.num_classes or 0)  # a model without such a row was refused before
     return condition._replace(label=free) if isinstance(condition, Condition) else free
 
 

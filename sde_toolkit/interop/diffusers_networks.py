@@ -86,6 +86,11 @@ class DiffusersNetwork(nn.Module):
         return self.config.get("num_class_embeds") if self.config.get("class_embed_type") is None else None
 
     @property
+    def no_class(self) -> str:
+        """Whether the label K = ``num_classes`` has a row of its own: DiT's has, the tables of others end before."""
+        return "learned" if self.kind == "DiTTransformer2DModel" else "refused"
+
+    @property
     def condition_name(self) -> str:
         """What a condition is called: ``class_labels`` where it can be nothing else, otherwise any names ("**")."""
         return "class_labels" if self.kind in _LABELLED else "**"

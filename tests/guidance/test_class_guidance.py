@@ -30,6 +30,7 @@ from sde_toolkit import (
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance import UNCONDITIONAL, Guided, classifier_free
 from sde_toolkit.integrators import Exponential, PerSample
+from sde_toolkit.interop import from_diffusers
 
 N, K = 7, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 1])
@@ -118,6 +119,21 @@ def test_the_scale_is_guidance_scale_of_diffusers_and_one_more_than_that_of_the_
         for theirs, original in ((scale, False), (scale - 1, True)):
             guider = guiders.ClassifierFreeGuidance(guidance_scale=theirs, use_original_formulation=original)
             torch.testing.assert_close(found, guider.forward(given, free).pred, rtol=1e-9, atol=1e-9)
+
+
+def test_of_diffusers_networks_dit_has_a_row_for_no_class_and_a_table_of_labels_ends_before():
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    sizes = {"sample_size": 8, "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+    unet = diffusers.UNet2DModel(**sizes, **blocks, layers_per_block=1, num_class_embeds=4)
+    heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "patch_size": 4}
+    dit = diffusers.DiTTransformer2DModel(**sizes, **heads, num_embeds_ada_norm=3)
+    unet, dit = (from_diffusers(network, diffusers.DDPMScheduler()).eval() for network in (unet, dit))
+    with pytest.raises(ArgumentError, match="knows its 4 classes, and no row for samples without one"):
+        classifier_free(unet, 2.0)
+    for guided in (classifier_free(unet, 2.0, no_class=3), classifier_free(dit, 2.0)):
+        found = sample(guided, ddim(), nfe=4, shape=(2, 1, 8, 8), condition=torch.tensor([0, 2]))
+        assert found.nfe == 4
 
 
 # What a class is told as, and what "no class".
