@@ -13,6 +13,7 @@ from sde_toolkit.calibration import load_calibration
 from sde_toolkit.checks import MOST, is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.guidances import guided_models
+from sde_toolkit.cli.measured import measured_models
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
@@ -34,6 +35,7 @@ from sde_toolkit.evaluation.planning import ComparisonRequest
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
@@ -69,15 +71,18 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
     labels = choose_labels(config, model, n)
     guided = guided_models(config, model, labels)
     model = guided.get("guidance=1", next(iter(guided.values()), model))  # its flow is that of the exact endpoints
+    measured = measured_models(config, model, labels, n)
+    if measured.models and len(guided) > 1:
+        raise ArgumentError("guidance", list(guided), "one is wanted beside task=...", "Give one guidance.")
     request = ComparisonRequest(
-        model=model,
-        models=guided or None,
+        model=next(iter(measured.models.values()), model),
+        models=measured.models or guided or None,
         solvers=solvers | _calibrated(config, model),
         budgets=budgets,
         grids=grids,
         n=n,
         seed=seed,
-        endpoint_n=n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
+        endpoint_n=0 if measured.models else n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
         endpoint_steps=endpoint_steps,
         batch_size=batch_size,
         device=place.device,
@@ -85,13 +90,13 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
         progress=progress,
     )
     check_room("n", n, request.event_shape, len(request.runs))
-    real, source = real_data(config, model, n_real, n, labels)
+    real, source = real_data(config, model, n_real, n, labels, measured.index)
     features = None if real is None else _features(config.features, model, real)
     judge = None
     if place.main and real is not None and features is not None:
         judge = Judge(real, n, features, source=source, seed=seed)
     model.to(place.device)
-    condition = None if labels is None else labels.to(place.device)
+    condition = map_rows(measured.condition, lambda part: part.to(place.device))
     return replace(request, judge=judge, without_judge=source, condition=condition), weights
 
 

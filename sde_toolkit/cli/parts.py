@@ -164,13 +164,18 @@ def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -
 
 
 def real_data(
-    config: DictConfig, model: ScoreModel, n_real: int, n: int, labels: Tensor | None = None
+    config: DictConfig,
+    model: ScoreModel,
+    n_real: int,
+    n: int,
+    labels: Tensor | None = None,
+    without: Tensor | None = None,
 ) -> tuple[Tensor | None, str]:
     """Real samples (N, *event) in data space and their source, or None and the reason why there are none.
 
     The exact mixture draws its own. Otherwise ``data=...`` is taken, or the images of the package that have
     the model's event shape. The test part is used, or the training part if the test part has fewer than 4 samples.
-    With ``labels``, only samples of these classes are used.
+    With ``labels``, only samples of these classes are used; those at the places ``without`` are left out.
     """
     if isinstance(model, GaussianMixture):
         generator = torch.Generator().manual_seed(config.seed + 1)
@@ -187,6 +192,9 @@ def real_data(
         asked = labels.unique()
         index = index[torch.isin(known, asked)]
         which = f", classes {', '.join(map(str, asked.tolist()))}" if len(index) < len(values) else ""
+    if without is not None:
+        index = index[~torch.isin(index, without)]
+        which += f", without the {len(without)} that were measured"
     if len(index) < 4:
         raise DataError("data", dataset.name, f"fewer than 4 samples{which}", "Give more of them.")
     problem = _unlike(dataset, model, values[index[:1000]])

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.guidances import guided_model
-from sde_toolkit.cli.held_out import HeldOut, read_file
+from sde_toolkit.cli.held_out import read_file
+from sde_toolkit.cli.measured import check_noise, methods_of, truth_of
 from sde_toolkit.cli.parts import (
     build_grids,
     build_solvers,
     choose_labels,
-    find_dataset,
     load_model,
     model_name,
     number_of_evaluations,
     whole_number,
 )
 from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, switch
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.restoration import Restoration, RestorationRequest, Steps, restore_in_team
 from sde_toolkit.evaluation.restoration.restoration_figures import figure_names
 from sde_toolkit.evaluation.restoration.restoration_findings import restoration_findings, restoration_table
@@ -33,11 +30,10 @@ from sde_toolkit.evaluation.restoration.restoration_report import (
     write_restoration_report,
 )
 from sde_toolkit.jobs.provenance import provenance_of
-from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 
-__all__ = ["methods_of", "run"]
+__all__ = ["run"]
 
 _SAMPLES, _SAMPLES_OF_MIXTURES = 16, 500
 
@@ -65,9 +61,7 @@ def prepare(config: DictConfig, place: Workplace) -> tuple[RestorationRequest, s
     """
     k, seed = whole_number(config, "measurements", 1), whole_number(config, "seed", 0)
     n = None if config.n is None else whole_number(config, "n", 2)
-    if not (is_number(config.noise) and config.noise >= 0):
-        problem = "a standard deviation is finite and not negative"
-        raise ArgumentError("noise", config.noise, problem, "Give noise=0.05, for example.")
+    noise = check_noise(config)
     cost = None if config.cost is None else number_of_evaluations(config, "cost", 2)
     methods, task = methods_of(config), instantiate(config.task)
     model, weights = load_model(config)
@@ -79,7 +73,7 @@ def prepare(config: DictConfig, place: Workplace) -> tuple[RestorationRequest, s
         model=guided_model(config, model, labels).to(place.device),
         truth=truth,
         task=task,
-        noise_std=float(config.noise),
+        noise_std=noise,
         methods=methods,
         steps=_steps(config),
         cost=cost,
@@ -90,14 +84,6 @@ def prepare(config: DictConfig, place: Workplace) -> tuple[RestorationRequest, s
         device=place.device,
     )
     return request, weights
-
-
-def methods_of(config: DictConfig) -> dict[str, Any]:
-    """The chosen methods by the names of their files."""
-    chosen = config.get("methods")
-    if not isinstance(chosen, DictConfig) or not chosen:
-        raise ArgumentError("method", chosen, "no method was chosen", "Choose some with method=[name,name].")
-    return {str(name): instantiate(part) for name, part in chosen.items()}
 
 
 def _steps(config: DictConfig) -> Steps:
@@ -123,14 +109,8 @@ def _truth(config: DictConfig, model: ScoreModel, k: int) -> tuple[Tensor, str]:
     if config.file is not None:
         x = read_file(str(config.file), model.event_shape)
         return x, f"the file {Path(str(config.file)).name}"
-    if isinstance(model, GaussianMixture) and config.get("data") is None:
-        return model.draw(k, generator=torch.Generator().manual_seed(1)), "exact draws of the mixture"
-    dataset = find_dataset(config, model)
-    if dataset is None:
-        problem = f"no data of shape {model.event_shape} ship with the package"
-        raise DataError("data", None, problem, "Choose some (data=array data.path=test.npy), or give file=...")
-    chosen = HeldOut(dataset, k, "measurements")
-    return chosen.x, chosen.source
+    x, source, _ = truth_of(config, model, k, "measurements")
+    return x, source
 
 
 def _restore(

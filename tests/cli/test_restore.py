@@ -18,7 +18,7 @@ FEW = ["n=4", "nfe=4", "measurements=2", "progress=false", "output=run"]
 
 
 @pytest.fixture
-def command(command):
+def restore(command):
     return lambda *words: command("restore", *words)
 
 
@@ -36,8 +36,8 @@ def results(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def test_the_mixture_beside_its_exact_posterior(command, tmp_path):
-    status, out, err = command(MIXTURE, "method=[mmps,sigma_dps]", *FEW, "n=30", "nfe=12", "measurements=1")
+def test_the_mixture_beside_its_exact_posterior(restore, tmp_path):
+    status, out, err = restore(MIXTURE, "method=[mmps,sigma_dps]", *FEW, "n=30", "nfe=12", "measurements=1")
     assert status == 0, err
     assert "exact posterior" in out
     content = results(tmp_path / "run")
@@ -50,9 +50,9 @@ def test_the_mixture_beside_its_exact_posterior(command, tmp_path):
     assert not (tmp_path / "run/parts").exists()
 
 
-def test_the_report_says_what_the_arrays_say(command, tmp_path, checkpoint):
+def test_the_report_says_what_the_arrays_say(restore, tmp_path, checkpoint):
     """Each number of the report, from the arrays that lie beside it."""
-    status, _, err = command(TINY, *FEW, "method=[pigdm,diffpir]", "task.fraction=0.4", "noise=0.2")
+    status, _, err = restore(TINY, *FEW, "method=[pigdm,diffpir]", "task.fraction=0.4", "noise=0.2")
     assert status == 0, err
     content, known = results(tmp_path / "run"), Inpaint(0.4).operator((1, 8, 8))
     with np.load(tmp_path / "run/samples.npz") as arrays:
@@ -82,12 +82,12 @@ def test_the_report_says_what_the_arrays_say(command, tmp_path, checkpoint):
     assert content["rows"][0]["rmse_of_mean"] == pytest.approx(np.sqrt(mean_square), rel=1e-6)
 
 
-def test_the_truth_is_held_out_and_the_same_for_every_seed(command, tmp_path, checkpoint):
+def test_the_truth_is_held_out_and_the_same_for_every_seed(restore, tmp_path, checkpoint):
     from sde_toolkit.data import digits
 
     found = []
     for name, words in (("a", []), ("b", ["seed=1", "measurements=1"])):
-        status, _, err = command(TINY, *FEW, "method=ddnm", *words, f"output={name}")
+        status, _, err = restore(TINY, *FEW, "method=ddnm", *words, f"output={name}")
         assert status == 0, err
         with np.load(tmp_path / name / "samples.npz") as arrays:
             found.append((arrays["truth"], arrays["y"]))
@@ -98,7 +98,7 @@ def test_the_truth_is_held_out_and_the_same_for_every_seed(command, tmp_path, ch
     assert all(image.tobytes() in there for image in truth)
 
 
-def test_a_file_of_ones_own(command, tmp_path, checkpoint):
+def test_a_file_of_ones_own(restore, tmp_path, checkpoint):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 17, (8, 8), dtype=np.uint8)
@@ -106,7 +106,7 @@ def test_a_file_of_ones_own(command, tmp_path, checkpoint):
     np.save(tmp_path / "own.npy", pixels[None])
     np.save(tmp_path / "several.npy", np.stack([pixels[None]] * 3).astype(np.float32))
     for file, count in (("own digit, 1.png", 1), ("own.npy", 1), ("several.npy", 3)):
-        status, _, err = command(TINY, *FEW, "method=ddnm", f"file={file}", f"output=of_{count}_{file[-3:]}")
+        status, _, err = restore(TINY, *FEW, "method=ddnm", f"file={file}", f"output=of_{count}_{file[-3:]}")
         assert status == 0, err
         with np.load(tmp_path / f"of_{count}_{file[-3:]}" / "samples.npz") as arrays:
             assert np.array_equal(arrays["truth"], np.stack([pixels[None]] * count))
@@ -139,29 +139,29 @@ def test_a_file_of_ones_own(command, tmp_path, checkpoint):
         ("budgit=3", "budgit"),
     ],
 )
-def test_mistakes_are_named_and_nothing_is_written(command, tmp_path, checkpoint, override, said):
+def test_mistakes_are_named_and_nothing_is_written(restore, tmp_path, checkpoint, override, said):
     from PIL import Image
 
     np.save(tmp_path / "wrong.npy", np.zeros((5, 5)))
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "wrong.png")
-    status, _, err = command(TINY, *FEW, *override.split())
+    status, _, err = restore(TINY, *FEW, *override.split())
     assert status not in (0, None)
     assert said in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("results.json"))
 
 
-def test_without_noise_the_residual_itself_is_shown(command, tmp_path, checkpoint):
-    status, out, err = command(TINY, *FEW, "method=[ddnm,diffpir]", "noise=0", "task=superres")
+def test_without_noise_the_residual_itself_is_shown(restore, tmp_path, checkpoint):
+    status, out, err = restore(TINY, *FEW, "method=[ddnm,diffpir]", "noise=0", "task=superres")
     assert status == 0, err
     assert "residual" in out
     assert all(row["misfit"] < 1e-3 for row in results(tmp_path / "run")["rows"])
 
 
-def test_the_prior_may_be_guided_to_a_class(command, tmp_path):
+def test_the_prior_may_be_guided_to_a_class(restore, tmp_path):
     words = [*FEW, "model={path:digits_classes}", "method=pigdm", "n=2", "measurements=1", "nfe=6"]
     for name, more in (("plain", []), ("guided", ["guidance=4"])):
-        status, _, err = command(*words, "class=3", *more, f"output={name}")
+        status, _, err = restore(*words, "class=3", *more, f"output={name}")
         assert status == 0, err
     plain, guided = (results(tmp_path / name)["rows"][0] for name in ("plain", "guided"))
     assert plain["nfe"] == guided["nfe"] == 6  # two evaluations in each of three steps
@@ -172,8 +172,8 @@ def test_the_default_restoration_takes_less_than_three_minutes_at_700_images_a_s
     """Even if MMPS takes all the products that it may; a product counts as two evaluations."""
     from hydra import compose, initialize_config_dir
 
+    from sde_toolkit.cli.measured import methods_of
     from sde_toolkit.cli.parts import load_model
-    from sde_toolkit.cli.restore import methods_of
 
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose("restore")
@@ -196,8 +196,43 @@ def test_every_choice_can_be_built(group):
         assert callable(getattr(made, {"method": "estimate", "task": "operator"}[group], made))
 
 
-def test_help_shows_examples_and_choices(command):
-    status, out, _ = command("--help")
+def test_help_shows_examples_and_choices(restore):
+    status, out, _ = restore("--help")
     assert status in (0, None)
     for word in ("superres", "sigma_dps", "uniform_lambda", "outputs/restore", "torchrun"):
         assert word in out
+
+
+def test_compare_has_a_row_for_each_method_and_every_sample_a_measurement_of_its_own(command, tmp_path):
+    """On fresh truths, exact posterior samples have the law of the data; those of a method that ignores y do not."""
+    words = ["task=inpaint", "method=[mmps,ddnm]", "solver=dpmpp_2m_sde", "grid=karras", "budgets=[20]", "n=300"]
+    words += ["noise=1", "n_real=1000", "progress=false", "output=run"]
+    status, _, err = command("compare", MIXTURE, *words)
+    assert status == 0, err
+    rows = {row["solver"]: row for row in results(tmp_path / "run")["rows"]}
+    assert set(rows) == {"dpmpp_2m_sde, mmps", "dpmpp_2m_sde, ddnm"}
+    assert rows["dpmpp_2m_sde, mmps"]["sliced_wasserstein"] < 0.6 * rows["dpmpp_2m_sde, ddnm"]["sliced_wasserstein"]
+    assert {row["nfe"] for row in rows.values()} == {20}
+
+
+def test_what_was_measured_is_not_among_the_real_data(tmp_path, checkpoint, command):
+    words = ["task=blur", "method=ddnm", "solver=ddim", "budgets=[3]", "n=50", "progress=false", "output=run"]
+    status, _, err = command("compare", TINY, *words)
+    assert status == 0, err
+    real = results(tmp_path / "run")["real_data"]
+    assert real["count"] == 297 - 50
+    assert "without the 50 that were measured" in real["source"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("method=mmps", "task=inpaint"),
+        ("task=blur", "method=[name,name]"),
+        ("task=blur method=mmps noise=x", "noise='x'"),
+    ],
+)
+def test_mistakes_of_compare_with_a_task_are_named(command, words, said):
+    status, _, err = command("compare", MIXTURE, "output=run", *words.split())
+    assert status not in (0, None)
+    assert said in err

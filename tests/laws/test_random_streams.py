@@ -137,7 +137,7 @@ KNOWN = {
     "cli/parts.py": "real data for a command",
     "cli/likelihood.py": "real data for a command",
     "cli/held_out.py": "real data for a command",
-    "cli/restore.py": "real data for a command",
+    "cli/measured.py": "real data for a command",
     "evaluation/restoration/restoration_tasks.py": "hidden places, by the task's seed",
     "cli/evaluate.py": "real data for a command",
     "cli/train.py": "first weights",
