@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import all_hold
 
-__all__ = ["Solution", "conjugate_gradients"]
+__all__ = ["Solution", "conjugate_gradients", "inner_products"]
 
 _LOOK_EVERY = 16  # iterations on an accelerator, between two looks at whether all systems are solved
 
@@ -47,7 +47,7 @@ def conjugate_gradients(
         b: (B, ...).
     """
     x, r, p = torch.zeros_like(b), b, b
-    rr = _inner(r, r)
+    rr = inner_products(r, r)
     goal = tolerance**2 * rr
     iterations = torch.zeros(b.shape[0], dtype=torch.int64, device=b.device)
     for i in range(max_iterations):
@@ -55,19 +55,19 @@ def conjugate_gradients(
         if _all_done(going, i):
             break
         Kp = apply(p)
-        pKp = _inner(p, Kp)
+        pKp = inner_products(p, Kp)
         going = going & (pKp > 0)  # not so where round-off is all that is left
         a = torch.where(going, rr / torch.where(going, pKp, 1), 0)
         x, r = x + expand_to(a, b) * p, r - expand_to(a, b) * Kp
-        new = _inner(r, r)
+        new = inner_products(r, r)
         p = r + expand_to(torch.where(going, new / torch.where(going, rr, 1), 0), b) * p
         rr, iterations = new, iterations + going
-    size = _inner(b, b)
+    size = inner_products(b, b)
     return Solution(x, iterations, torch.where(size > 0, rr / torch.where(size > 0, size, 1), 0).sqrt())
 
 
-def _inner(u: Tensor, v: Tensor) -> Tensor:
-    """(B,)."""
+def inner_products(u: Tensor, v: Tensor) -> Tensor:
+    """uᵀv of each row, (B,)."""
     return (u * v).reshape(u.shape[0], -1).sum(1) if u.shape[0] else u.new_zeros(0)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sde_toolkit.batching import expand_to
 from sde_toolkit.checks import all_hold, branches_on_data
+from sde_toolkit.guidance.conjugate_gradients import inner_products
 
 __all__ = ["CovarianceSolution", "solve_covariance"]
 
@@ -59,7 +60,7 @@ def solve_covariance(
     """
     goal = max(tolerance, 4 * torch.finfo(e.dtype).eps)
     z = precondition(e)
-    size = _root(_inner(e, z))
+    size = _root(inner_products(e, z))
     begun = going = size > 0
     u, z = _divided(e, size, going), _divided(z, size, going)
     iterations = torch.zeros(e.shape[0], dtype=torch.int64, device=e.device)
@@ -77,14 +78,14 @@ def solve_covariance(
         iterations = iterations + going
         column, v = _orthogonalised(v, basis)
         z = precondition(v)
-        h = _root(_inner(v, z))
+        h = _root(inner_products(v, z))
         columns.append(torch.cat([column, h.unsqueeze(1)], dim=1))
-        S, antisymmetric = _parts(columns)
+        S, antisymmetric = _symmetric_part(columns)
         error = torch.where(going, antisymmetric, error)
         accepted = going & _exceeds(S, error)
         c = _solved(S, size, accepted)
         iterates.append((c, accepted))
-        left = _residual(columns, size, c)
+        left = _residual_norm(columns, size, c)
         whole = h > 4 * torch.finfo(e.dtype).eps * _root(column.square().sum(1))  # else v is round-off
         going = accepted & (left > goal * size) & whole
         u, z = _divided(v, h, going), _divided(z, h, going)
@@ -103,7 +104,7 @@ def _last_sound(columns: list[Tensor], iterates: list[tuple[Tensor, Tensor]], er
     The first iterations see little of the antisymmetric part, and may have accepted what the later ones would not.
     Where even the first one would not be accepted, its step is shortened: it divides by the antisymmetric part.
     """
-    S, k = _parts(columns)[0], len(columns)
+    S, k = _symmetric_part(columns)[0], len(columns)
     first, solved = iterates[0]
     shorter = torch.where(solved, S[:, 0, 0], 1) / torch.maximum(torch.where(solved, S[:, 0, 0], 1), error)
     c = torch.nn.functional.pad(torch.where(solved, first[:, 0] * shorter, 0).unsqueeze(1), (0, k - 1))
@@ -131,7 +132,7 @@ def _matrix(columns: list[Tensor]) -> Tensor:
     return torch.stack([torch.nn.functional.pad(c, (0, k + 1 - c.shape[1])) for c in columns], dim=2)
 
 
-def _parts(columns: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _symmetric_part(columns: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The symmetric part S (B, k, k) of H, and the norm (B,) of the antisymmetric one."""
     H = _matrix(columns)[:, :-1]
     with torch.no_grad():
@@ -155,7 +156,7 @@ def _solved(S: Tensor, size: Tensor, accepted: Tensor) -> Tensor:
     return torch.cholesky_solve(size.reshape(-1, 1, 1) * unit[:, :1], root).squeeze(2)
 
 
-def _residual(columns: list[Tensor], size: Tensor, c: Tensor) -> Tensor:
+def _residual_norm(columns: list[Tensor], size: Tensor, c: Tensor) -> Tensor:
     """√(rᵀM⁻¹r), (B,): the norm of (|e|, 0, ...) − H̄ c."""
     r = -(_matrix(columns) * c.unsqueeze(1)).sum(2)
     first = torch.zeros_like(r)
@@ -172,8 +173,3 @@ def _root(square: Tensor) -> Tensor:
 def _divided(v: Tensor, by: Tensor, going: Tensor) -> Tensor:
     """v over a number per system; 0 for a system that has stopped, so that nothing grows in it."""
     return torch.where(expand_to(going, v), v / expand_to(torch.where(going, by, 1), v), 0)
-
-
-def _inner(u: Tensor, v: Tensor) -> Tensor:
-    """(B,)."""
-    return (u * v).reshape(u.shape[0], -1).sum(1) if u.shape[0] else u.new_zeros(0)

@@ -124,7 +124,7 @@ class JFPS(PosteriorMethod):
     def _axes_of(self, D: int) -> _PrincipalAxes:
         """Those of C for events of D elements, found once."""
         if D not in self._found:
-            self._found[D] = _principal_axes(self.covariance, D)
+            self._found[D] = _axes_of_covariance(self.covariance, D)
         return self._found[D]
 
 
@@ -137,7 +137,7 @@ class _PrincipalAxes:
     rest: Constant
 
 
-def _principal_axes(C: float | Tensor | LinearDenoiser, D: int) -> _PrincipalAxes:
+def _axes_of_covariance(C: float | Tensor | LinearDenoiser, D: int) -> _PrincipalAxes:
     """The axes of a covariance of D elements.
 
     Raises:

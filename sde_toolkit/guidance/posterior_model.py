@@ -116,8 +116,8 @@ class Posterior(Wrapper):
         return {
             **self.method.settings(),
             "A": repr(given.A),
-            "y": "of each sample" if given.y is None else _short(given.y),
-            "noise": _short(given.noise_std if given.noise_covariance is None else given.noise_covariance),
+            "y": "of each sample" if given.y is None else _summary(given.y),
+            "noise": _summary(given.noise_std if given.noise_covariance is None else given.noise_covariance),
         }
 
     def extra_repr(self) -> str:
@@ -133,7 +133,7 @@ def y_and_condition(condition: Any) -> tuple[Tensor | None, Any]:
     return None, condition
 
 
-def _short(value: Any) -> Any:
+def _summary(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.numel() == 1:
         return float(value)
     content = value.detach().to("cpu", torch.float64).contiguous()
