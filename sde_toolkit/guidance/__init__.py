@@ -54,10 +54,10 @@ from sde_toolkit.guidance.step_operator import Level as Level
 from sde_toolkit.guidance.step_operator import OneStep as OneStep
 from sde_toolkit.guidance.step_operator import StepOperator as StepOperator
 from sde_toolkit.guidance.tds import TDS as TDS
-from sde_toolkit.guidance.tilt import Tilt as Tilt
+from sde_toolkit.guidance.tilt_rule import Tilt as Tilt
 from sde_toolkit.guidance.tilted_class import TiltedClass as TiltedClass
 from sde_toolkit.guidance.tmpd import TMPD as TMPD
 from sde_toolkit.guidance.weak_model_guidance import Autoguided as Autoguided
 from sde_toolkit.guidance.weak_model_guidance import autoguidance as autoguidance
-from sde_toolkit.guidance.weight_rules import Proposal as Proposal
+from sde_toolkit.guidance.weight_rules import ParticleProposal as ParticleProposal
 from sde_toolkit.guidance.weight_rules import WeightRule as WeightRule

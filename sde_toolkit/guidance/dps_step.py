@@ -26,6 +26,7 @@ from sde_toolkit.models.inspection import name_of
 from sde_toolkit.models.pullback import pullback
 from sde_toolkit.sampling.arguments import check_space
 from sde_toolkit.solvers import Solver
+from sde_toolkit.transforms import Identity
 
 __all__ = ["DPS", "dps"]
 
@@ -72,10 +73,10 @@ class DPS(StepOperator):
     def move(self, step: OneStep) -> Tensor:
         y, condition = self._y_of(step)
         x_0, products = step.inside.vjp(step.x_t, condition)
-        inverse = step.inside.model.transform.inverse if self.space == "data" else _unchanged
+        transform = step.inside.model.transform if self.space == "data" else Identity()
 
         def misfit(x_0: Tensor) -> Tensor:
-            measured = self.A(inverse(x_0))
+            measured = self.A(transform.inverse(x_0))
             if measured.shape not in (y.shape, (x_0.shape[0], *y.shape)):
                 problem = f"A(x) has shape {tuple(measured.shape)} for {x_0.shape[0]} samples"
                 raise ArgumentError("y", tuple(y.shape), problem, "Pass y of the shape of A(x) for one x.")
@@ -96,7 +97,3 @@ class DPS(StepOperator):
                 "condition", condition, "DPS was made without a y, so each sample needs its own", remedy
             )
         return y.to(step.x_t.device, step.x_t.dtype), condition
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x

@@ -8,7 +8,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.systematic_resampling import effective_size, pair_factor, rows_at, shares, systematic_indices
+from sde_toolkit.guidance.systematic_resampling import (
+    effective_size,
+    pair_factor,
+    rows_at,
+    shares_of_starts,
+    systematic_indices,
+)
 
 __all__ = ["Weights", "doubled", "evidence_error", "log_mean"]
 
@@ -81,7 +87,7 @@ class Weights:
             log_potential=self.log_potential.gather(1, kept),
             log_evidence=self.log_evidence + torch.where(due, log_mean(self.log_weights), 0.0),
             starts=self.starts.gather(1, kept),
-            log_pairs=self.log_pairs + torch.where(due, pair_factor(shares(weights, self.starts)).log(), 0.0),
+            log_pairs=self.log_pairs + torch.where(due, pair_factor(shares_of_starts(weights, self.starts)).log(), 0.0),
             resamplings=self.resamplings + due,
             sizes=(*self.sizes, size),
             reference=None if self.reference is None else rows_at(self.reference, kept),
@@ -116,6 +122,6 @@ def evidence_error(weights: Weights) -> Tensor:
     K = w.shape[1]
     if K == 1:
         return torch.full_like(w[:, 0], torch.inf)
-    apart = 1 - shares(w, weights.starts).square().sum(1)
+    apart = 1 - shares_of_starts(w, weights.starts).square().sum(1)
     variance = 1 - apart * (K / (K - 1)) * torch.exp(-weights.log_pairs)
     return variance.clamp(min=0.0).sqrt()

@@ -27,7 +27,7 @@ from sde_toolkit.guidance.measurement import Measurement
 from sde_toolkit.guidance.pigdm import PiGDM
 from sde_toolkit.guidance.posterior_model import Posterior
 from sde_toolkit.guidance.tds import TDS
-from sde_toolkit.guidance.tilt import Tilt
+from sde_toolkit.guidance.tilt_rule import Tilt
 from sde_toolkit.guidance.tilted_class import TiltedClass
 from sde_toolkit.guidance.weight_rules import WeightRule
 from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, repeated
@@ -94,37 +94,21 @@ def sample_particles(
     check_model(model)
     check_evaluation_mode(model)
     model, rule = _model_and_rule(model, target)
-    check_count("particles", particles, "Pass particles=256, for example.")
-    if not (is_number(resample_below) and 0 <= resample_below <= 1):
-        raise ArgumentError("resample_below", resample_below, "a part of K lies between 0 and 1", "0.5 is usual.")
-    if not isinstance(shape, (tuple, list)):
-        raise ArgumentError("shape", shape, "not a shape", "Pass (n, *event).")
-    shape = tuple(shape)
-    check_shape(model, "shape", shape, None)
-    check_amount("particles", particles, particles * math.prod(shape))
+    shape = _checked_shape(model, shape, particles)
     rule.check(model, shape, condition)
-    solver = Solver("particles", eta, WeightedStep(rule, float(resample_below), order), uniform_lambda)
-    solver.integrator.check(ReverseEquation(model, eta))
-    if grid is not None and steps is not None:
-        problem = "a grid was given, which says how many steps there are"
-        raise ArgumentError("steps", steps, problem, "Pass one of the two.")
-    grid = usual_plan(model, solver, steps=steps).grid if grid is None else check_grid(grid)
+    solver = _solver_of(rule, eta, resample_below, order)
+    grid = _grid_of(model, solver, grid, steps)
     options = check_run(
         model, solver, grid, shape, ("x_start", None), condition=condition, differentiable=False,
         dtype=dtype, device=device, batch_size=batch_size, check_finite=check_finite, progress=progress,
     )  # fmt: skip
     states: list[Weights] = []
-    starts = _Starts(model, grid, (shape[0], particles, *shape[1:]), seed, first_index, options)
+    starts = _EnsembleStarts(model, grid, (shape[0], particles, *shape[1:]), seed, first_index, options)
     with torch.no_grad():
         equation = ReverseEquation(model, eta, condition)
         solved = solve(equation, solver, grid, shape[0], starts, options, keep_state=states.append)
         weights = _at_the_data(rule, model, states, solved.x, condition)
-    if not bool(weights.log_evidence.isfinite().all()):
-        i = int((~weights.log_evidence.isfinite()).int().argmax())
-        remedy = "Use more particles, a larger noise_std, or a log-weight that is finite."
-        raise NonFiniteError(
-            f"the weights of ensemble {i} all vanish, or are not finite,", step=len(grid), remedy=remedy
-        )
+    _check_weights(weights, len(grid))
     ensemble = Ensemble(
         solved.x,
         torch.log_softmax(weights.log_weights, dim=1),
@@ -132,7 +116,7 @@ def sample_particles(
         evidence_error(weights),
         torch.stack(weights.sizes, dim=1),
         weights.resamplings,
-        _different(weights.starts),
+        _distinct(weights.starts),
         nfe=solved.nfe,
         products=solved.products,
         grid=grid,
@@ -147,8 +131,45 @@ def sample_particles(
     return ensemble
 
 
+def _checked_shape(model: ScoreModel, shape: Any, particles: Any) -> tuple[int, ...]:
+    """(n, *event) of the ensembles, once it and K are known to be such numbers."""
+    check_count("particles", particles, "Pass particles=256, for example.")
+    if not isinstance(shape, (tuple, list)):
+        raise ArgumentError("shape", shape, "not a shape", "Pass (n, *event).")
+    shape = tuple(shape)
+    check_shape(model, "shape", shape, None)
+    check_amount("particles", particles, particles * math.prod(shape))
+    return shape
+
+
+def _solver_of(rule: WeightRule, eta: float, resample_below: Any, order: int) -> Solver:
+    if not (is_number(resample_below) and 0 <= resample_below <= 1):
+        raise ArgumentError("resample_below", resample_below, "a part of K lies between 0 and 1", "0.5 is usual.")
+    return Solver("particles", eta, WeightedStep(rule, float(resample_below), order), uniform_lambda)
+
+
+def _grid_of(model: ScoreModel, solver: Solver, grid: Tensor | None, steps: int | None) -> Tensor:
+    if grid is None:
+        return usual_plan(model, solver, steps=steps).grid
+    if steps is not None:
+        problem = "a grid was given, which says how many steps there are"
+        raise ArgumentError("steps", steps, problem, "Pass one of the two.")
+    solver.integrator.check(ReverseEquation(model, solver.eta))
+    return check_grid(grid)
+
+
+def _check_weights(weights: Weights, steps: int) -> None:
+    """Refuse ensembles without any weight."""
+    finite = weights.log_evidence.isfinite()
+    if not bool(finite.all()):
+        i = int((~finite).int().argmax())
+        problem = f"the weights of ensemble {i} all vanish, or are not finite,"
+        remedy = "Use more particles, a larger noise_std, or a log-weight that is finite."
+        raise NonFiniteError(problem, step=steps, remedy=remedy)
+
+
 @dataclass(frozen=True, eq=False)
-class _Starts:
+class _EnsembleStarts:
     """The particles at ``grid[0]`` of a batch of ensembles, and their noise. ``shape``: (n, K, *event)."""
 
     model: ScoreModel
@@ -213,7 +234,7 @@ def _at_the_data(rule: WeightRule, model: ScoreModel, states: list[Weights], x: 
     return replace(weights, log_evidence=weights.log_evidence + log_mean(weights.log_weights))
 
 
-def _different(starts: Tensor) -> Tensor:
+def _distinct(starts: Tensor) -> Tensor:
     """How many different numbers are in each row of (n, K) integers from 0 to K − 1."""
     seen = torch.zeros_like(starts).scatter_(1, starts, 1)
     return seen.sum(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["effective_size", "pair_factor", "rows_at", "shares", "systematic_indices"]
+__all__ = ["effective_size", "pair_factor", "rows_at", "shares_of_starts", "systematic_indices"]
 
 
 def effective_size(weights: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def systematic_indices(weights: Tensor, offsets: Tensor) -> Tensor:
     return torch.searchsorted(upto, places.to(upto.dtype), right=True).clamp(max=K - 1)
 
 
-def shares(weights: Tensor, starts: Tensor) -> Tensor:
+def shares_of_starts(weights: Tensor, starts: Tensor) -> Tensor:
     """G (n, K): the weight of all particles that descend from each of the K starts."""
     return torch.zeros_like(weights).scatter_add_(1, starts, weights)
 

@@ -18,7 +18,7 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.posterior_method import conditional_variance
 from sde_toolkit.guidance.posterior_model import Posterior
-from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
+from sde_toolkit.guidance.weight_rules import ParticleProposal, WeightRule
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside, Products
 
@@ -50,7 +50,7 @@ class TDS(WeightRule):
             remedy = "Leave it out for the model's sigma_data."
             raise ArgumentError("prior_std", self.prior_std, "a standard deviation is at least 0", remedy)
 
-    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
+    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> ParticleProposal:
         y, condition = self.posterior.own_measurement(x_t, condition)
         measurement = self.posterior.measurement
         remembering = _Remembering(**{f.name: getattr(inside, f.name) for f in fields(inside) if f.init})
@@ -60,7 +60,7 @@ class TDS(WeightRule):
             reference = inside(x_t, condition)
         e = measurement.residual(reference, y)
         solved = measurement.solve(e, conditional_variance(inside, self.prior_std))
-        return Proposal(x_0, reference, -0.5 * (e * solved).flatten(1).sum(1))
+        return ParticleProposal(x_0, reference, -0.5 * (e * solved).flatten(1).sum(1))
 
     def log_potential(self, x_0: Tensor, model: ScoreModel, condition: Any) -> Tensor:
         """log p(y | x_0), in nats, of the measurement in model space."""

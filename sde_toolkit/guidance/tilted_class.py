@@ -23,7 +23,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.class_conditions import condition_without_class, with_and_without
 from sde_toolkit.guidance.class_guidance import ClassifierFree
 from sde_toolkit.guidance.guided import guided_by, scale_of
-from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
+from sde_toolkit.guidance.weight_rules import ParticleProposal, WeightRule
 from sde_toolkit.models.wrapper import Inside
 
 __all__ = ["TiltedClass"]
@@ -52,7 +52,7 @@ class TiltedClass(WeightRule):
             problem = "γ would change at its ends, and the ratio of the two densities there is not known"
             raise ArgumentError("interval", self.guided.interval, problem, "Leave it out.")
 
-    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
+    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> ParticleProposal:
         told = guided_by(condition)
         scale = scale_of(told, self.guided.scale, x_t)
         without = condition_without_class(self.guided.network, told, self.guided.no_class)
@@ -60,4 +60,4 @@ class TiltedClass(WeightRule):
         apart = given - free
         x_0 = free + scale * apart
         each = scale.flatten() if isinstance(scale, Tensor) and scale.ndim > 0 else scale
-        return Proposal(x_0, x_0, apart=apart, apart_weight=0.5 * each * (each - 1))
+        return ParticleProposal(x_0, x_0, apart=apart, apart_weight=0.5 * each * (each - 1))

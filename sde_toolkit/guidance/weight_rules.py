@@ -16,11 +16,11 @@ from torch import Tensor
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside
 
-__all__ = ["Proposal", "WeightRule"]
+__all__ = ["ParticleProposal", "WeightRule"]
 
 
 @dataclass(frozen=True, eq=False)
-class Proposal:
+class ParticleProposal:
     """What a rule says at x_t, for B particles.
 
     Attributes:
@@ -43,7 +43,7 @@ class WeightRule(ABC):
     """Base class: says how particles move, and what they are weighted with."""
 
     @abstractmethod
-    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
+    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> ParticleProposal:
         """The proposal at x_t (B, *event). ``inside`` is the model at t; ``condition`` has B rows."""
 
     def log_potential(self, x_0: Tensor, model: ScoreModel, condition: Any) -> Tensor | None:

@@ -27,7 +27,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.guidance.ensemble_weights import Weights, doubled
 from sde_toolkit.guidance.step_operator import inside_of
 from sde_toolkit.guidance.systematic_resampling import rows_at
-from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
+from sde_toolkit.guidance.weight_rules import ParticleProposal, WeightRule
 from sde_toolkit.integrators.exponential import eta_family
 from sde_toolkit.integrators.frozen import FrozenX0
 from sde_toolkit.integrators.integrator import Integrator
@@ -151,17 +151,17 @@ class WeightedStep(Integrator):
         x_s = row.alpha_s * x_0 + row.rho * ((x_t - alpha_t * x_0) / sigma_t) + row.kappa * z
         return x_s.reshape(x.shape), weights
 
-    def _proposal(self, equation: ReverseEquation, x_t: Tensor, row: StepRow, particles: int) -> Proposal:
+    def _proposal(self, equation: ReverseEquation, x_t: Tensor, row: StepRow, particles: int) -> ParticleProposal:
         condition = repeated(equation.condition, particles)
 
-        def propose(x_t: Tensor, inputs: Inputs, condition: Any) -> Proposal:
+        def propose(x_t: Tensor, inputs: Inputs, condition: Any) -> ParticleProposal:
             inside = inside_of(equation, x_t, inputs, row.view, row.time, row.now)
             return self.rule.propose(x_t, inside, condition)
 
         call: Callable[..., Any] = propose
         if equation.evaluate is None:
             return propose(x_t, row.inputs, condition)
-        proposal: Proposal = equation.evaluate(x_t, row.inputs, condition, call)
+        proposal: ParticleProposal = equation.evaluate(x_t, row.inputs, condition, call)
         return proposal
 
 

@@ -27,8 +27,8 @@ from sde_toolkit.guidance import (
     TDS,
     Matrix,
     Measurement,
+    ParticleProposal,
     PiGDM,
-    Proposal,
     SigmaDPS,
     TiltedClass,
     WeightRule,
@@ -49,7 +49,7 @@ class Free(WeightRule):
 
     def propose(self, x_t, inside, condition):
         x_0 = inside(x_t, condition)
-        return Proposal(x_0, x_0)
+        return ParticleProposal(x_0, x_0)
 
 
 @pytest.mark.parametrize(("order", "integrator"), [(1, Exponential()), (2, Multistep(2, FrozenX0()))])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.guidance.weight_rules import Proposal, WeightRule
+from sde_toolkit.guidance.weight_rules import ParticleProposal, WeightRule
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.wrapper import Inside
 from sde_toolkit.sampling.arguments import check_space
@@ -43,7 +43,7 @@ class Tilt(WeightRule):
         if not callable(self.log_weight):
             raise ArgumentError("log_weight", self.log_weight, "not a function", "Pass a function (B, *event) -> (B,).")
 
-    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> Proposal:
+    def propose(self, x_t: Tensor, inside: Inside, condition: Any) -> ParticleProposal:
         x_0, products = inside.vjp(x_t, condition)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x_0.detach().clone().requires_grad_()
@@ -52,7 +52,7 @@ class Tilt(WeightRule):
                 problem, remedy = "autograd finds no way through it", "Remove detach(), no_grad() and numpy from it."
                 raise ArgumentError("log_weight", self.log_weight, problem, remedy)
             (slope,) = torch.autograd.grad(value.sum(), leaf)
-        return Proposal(x_0 + inside.sigma**2 / inside.alpha * products(slope), x_0, value.detach())
+        return ParticleProposal(x_0 + inside.sigma**2 / inside.alpha * products(slope), x_0, value.detach())
 
     def log_potential(self, x_0: Tensor, model: ScoreModel, condition: Any) -> Tensor:
         """w(x_0)."""
