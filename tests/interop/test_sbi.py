@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from sde_toolkit import ddim, euler_maruyama, grids, heun, log_likelihood, probability_flow, sample
+from sde_toolkit import auto, ddim, euler_maruyama, grids, heun, log_likelihood, probability_flow, sample
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import PerSample
 from sde_toolkit.interop import from_sbi, sbi_density
 from sde_toolkit.interop.sbi_estimators import NoisyFlowMatching
+from sde_toolkit.likelihood import Quadrature
 
 sbi = pytest.importorskip("sbi")
 from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior  # noqa: E402
@@ -147,3 +148,74 @@ def test_the_path_of_fmpe_inverts(noise_scale):
     path = NoisyFlowMatching(noise_scale)
     t = torch.linspace(0, 0.999, 9, dtype=torch.float64)
     torch.testing.assert_close(path.inverse_half_log_snr(path.half_log_snr(t)), t)
+
+
+def linear(theta):
+    return theta - 1 + 0.3**0.5 * torch.randn_like(theta)
+
+
+def of_linear(x, n):
+    """The posterior of :func:`linear` under N(0, I): both precisions add."""
+    variance = 1 / (1 + 1 / 0.3)
+    return variance * (x + 1) / 0.3 + variance**0.5 * torch.randn(n, len(x))
+
+
+def mixed(theta):
+    return theta + torch.where(torch.rand(len(theta), 1) < 0.5, 0.2, 1.0) * torch.randn_like(theta)
+
+
+def of_mixed(x, n):
+    """The posterior of :func:`mixed` under N(0, 4 I), by importance."""
+    drawn = mixed(x.expand(40 * n, len(x)))
+    return drawn[torch.multinomial(torch.exp(-drawn.square().sum(1) / 8), n)]
+
+
+TASKS = {"linear Gaussian": (1.0, linear, of_linear), "Gaussian mixture": (4.0, mixed, of_mixed)}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request):
+    """A posterior of NPSE, the simulator, and the true posterior."""
+    from sbi.inference import NPSE
+
+    variance, simulate, truth = TASKS[request.param]
+    torch.manual_seed(0)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2), variance * torch.eye(2))
+    theta = prior.sample((1000,))
+    inference = NPSE(prior, sde_type="vp", show_progress_bars=False)
+    inference.append_simulations(theta, simulate(theta)).train(max_num_epochs=15, training_batch_size=100)
+    return inference.build_posterior(), simulate(prior.sample((10,))), truth
+
+
+def test_twenty_evaluations_are_not_worse_than_its_own_five_hundred_steps(task):
+    """By the classifier two-sample test over ten observations, within three standard errors of the difference."""
+    from sbi.utils.metrics import c2st
+
+    own, observations, truth = task
+    differences = []
+    for x in observations:
+        model, expected = from_sbi(own, x), truth(x, 200)
+        plan = auto(model, 20, eta=1.0)
+        drawn = sample(model, plan.solver, plan.grid, tweedie=True, shape=(200, 2))
+        assert drawn.nfe == 20
+        theirs = own.sample((200,), x=x, show_progress_bars=False)
+        ours, its = (float(c2st(expected, found, n_folds=2)) for found in (drawn.data, theirs))
+        differences.append(ours - its)
+    difference = torch.tensor(differences)
+    assert difference.mean() < 3 * difference.std() / len(difference) ** 0.5
+
+
+def test_half_its_evaluations_give_the_density_to_a_thousandth(task):
+    """Of the exact value: its own tolerances leave more than that."""
+    own, observations, truth = task
+    for x in observations[:3]:
+        model, theta = from_sbi(own, x), truth(x, 8)
+        calls = []
+        hook = own.vector_field_estimator.net.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        own.set_default_x(x).log_prob(theta)
+        hook.remove()
+        named = {"detail": 0.5 * truth(x, 200).std(0).min().item(), **sbi_density(own)}
+        nodes = Quadrature(15)
+        found = log_likelihood(model, theta, nfe=len(calls) // 2 - 15, quadrature=nodes, **named).nats
+        exact = log_likelihood(model, theta, nfe=400, quadrature=Quadrature(60), **named).nats
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
