@@ -106,9 +106,9 @@ def main() -> None:
     report.line(
         "C2ST: the mean over observations, ± the standard error of the paired difference. Samples of ours: auto with "
         "η = 1 for NPSE and η = 0 for FMPE. Samples of its own: 500 steps of Euler-Maruyama for NPSE, the flow to its "
-        "tolerances for FMPE. Log densities, in nats: the largest difference over 5 points of each observation; exact is "
-        "ours with 400 evaluations of the field and 60 of the divergence. Evaluations: those of one density, field and "
-        "divergence together."
+        "tolerances for FMPE. Log densities, in nats: the largest difference over 5 points of each observation; exact "
+        "is ours with 400 evaluations of the field and 60 of the divergence. Evaluations: those of one density, field "
+        "and divergence together."
     )
     report.save()
 

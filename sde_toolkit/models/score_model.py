@@ -12,30 +12,24 @@ inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_toolkit.batching import as_floating, columns_like, expand_to
-from sde_toolkit.checks import check_positive, is_count, some_seen
+from sde_toolkit.checks import some_seen
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.models import checkpoint
-from sde_toolkit.models.calls import Asking, check_condition_name
+from sde_toolkit.models.calls import Asking
 from sde_toolkit.models.conventions import Conventions
 from sde_toolkit.models.descriptions import OWN, describe
-from sde_toolkit.models.inspection import name_of
-from sde_toolkit.models.prediction import Kind, Prediction, Readout, check_kind, edm_input_scale
+from sde_toolkit.models.model_arguments import check_answer, check_answers, check_arguments, check_told_times
+from sde_toolkit.models.prediction import Kind, Prediction, Readout, edm_input_scale
+from sde_toolkit.models.savable import Savable
 from sde_toolkit.models.time_inputs import NoiseLevel, ScaledTime
-from sde_toolkit.models.variance_channels import (
-    LearnedVarianceKind,
-    check_learned_variance,
-    split_channels,
-    twice_the_channels,
-)
+from sde_toolkit.models.variance_channels import LearnedVarianceKind, split_channels, twice_the_channels
 from sde_toolkit.networks.inside import hyperparameters_of, inner_network
-from sde_toolkit.sde import SDE, Time, check_sde
+from sde_toolkit.sde import SDE, Time
 from sde_toolkit.transforms import Identity, Transform
 
 if TYPE_CHECKING:
@@ -54,7 +48,7 @@ arrives as 0 or 1.
 """
 
 
-class ScoreModel(Conventions):
+class ScoreModel(Conventions, Savable):
     """A network that predicts x_0, ε, score, v, velocity or EDM's F at (x_t, t), and how its output is read.
 
     Args:
@@ -101,26 +95,8 @@ class ScoreModel(Conventions):
         condition_name: str = "condition",
     ) -> None:
         super().__init__()
-        check_kind(prediction)
-        if not callable(network):
-            raise ArgumentError("network", network, "not callable", "Pass a module or a function (x, time).")
-        check_sde(sde)
-        if prediction in ("epsilon", "score") and sde.loses_signal:
-            raise ArgumentError(
-                "prediction",
-                prediction,
-                f"{sde} has α(1) = 0 (or a rounding error of it), where ε and score carry no information about x_0",
-                "Use a network that predicts v or x0 (or edm, or velocity).",
-            )
-        check_positive("sigma_data", sigma_data, "Pass √E[x_0²] of the data.")
-        if event_shape is not None and not (
-            isinstance(event_shape, (tuple, list, torch.Size)) and all(map(is_count, event_shape))
-        ):
-            raise ArgumentError("event_shape", event_shape, "not a shape", "Pass the shape of one sample, (1, 28, 28).")
-        check_learned_variance(learned_variance)
-        if sign not in (1, -1):
-            raise ArgumentError("sign", sign, "a network outputs its prediction, or minus that", "Pass 1 or −1.")
-        check_condition_name(condition_name)
+        check_arguments(network, sde, prediction, sigma_data, event_shape)
+        check_answers(learned_variance, sign, condition_name)
         self.network = network
         self.sde = sde
         self.learned_variance: Literal[False] | LearnedVarianceKind = (
@@ -166,13 +142,7 @@ class ScoreModel(Conventions):
         if not torch.compiler.is_compiling():
             self._asking.renew(self.network)
         time = self.time_input(self.sde, t)
-        if some_seen(~time.isfinite()):
-            raise ArgumentError(
-                "t",
-                t.flatten()[int((~time.isfinite()).flatten().int().argmax())].item(),
-                f"{self.time_input} of {self.sde} is not finite there",
-                "Keep away from this end of time, or give the model another time_input, for example ScaledTime().",
-            )
+        check_told_times(time, t, self.time_input, self.sde)
         if not self.scales_input:
             return (time,)
         return time, edm_input_scale(self.sde.alpha(t), self.sde.sigma(t), self.sigma_data)
@@ -222,12 +192,7 @@ class ScoreModel(Conventions):
             self._asking.renew(self.network)
         y = self._asking(x, time.expand(x_t.shape[0]), condition, x_t)
         wanted = twice_the_channels(x_t) if self.learned_variance else tuple(x_t.shape)
-        if y.shape != wanted:
-            remedy = "A score network answers in the shape of x."
-            if self.learned_variance:
-                remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
-            problem = f"for x of shape {tuple(x_t.shape)} it returned shape {tuple(y.shape)}"
-            raise ArgumentError("network", name_of(self.network), problem, remedy)
+        check_answer(self.network, y, x_t, wanted)
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:
@@ -293,53 +258,6 @@ class ScoreModel(Conventions):
         if isinstance(inside, ScoreModel):
             return {OWN: type(inside).__qualname__, **inside.description()}
         return describe("network", inside)
-
-    def check_savable(self) -> None:
-        """Refuse a model that cannot be written to a checkpoint. Training calls this before its first step.
-
-        Raises:
-            ArgumentError: naming the argument of a part, or the tensor, that cannot be written.
-        """
-        checkpoint.check_writable(self.description(), checkpoint.state_of(self))
-
-    def save_pretrained(self, directory: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
-        """Write the model into a folder that :meth:`from_pretrained` reads, its weights under the name ``weights``.
-
-        Numbers of numpy and torch in the arguments of its parts are written as plain numbers. If the network is
-        compiled or parallel, the network inside is written.
-
-        Raises:
-            ArgumentError: for what cannot be written, before the folder is touched.
-        """
-        self.check_savable()
-        checkpoint.save(directory, self.description(), {weights: checkpoint.state_of(self)})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        weights: Literal["ema", "raw"] = "ema",
-        network: nn.Module | None = None,
-        sde: SDE | None = None,
-        time_input: TimeInput | None = None,
-        transform: Transform | None = None,
-    ) -> ScoreModel:
-        """Rebuild a model, in evaluation mode, from a checkpoint folder or an embedded name such as ``"mnist"``.
-
-        ``weights`` chooses the moving average or the raw weights. The other arguments replace parts of the description;
-        parts that are not classes of this package must be passed. Floating-point weights are rounded to the precision
-        of the network; other kinds of numbers are refused.
-
-        Raises:
-            CheckpointError: if the folder is missing, truncated, foreign, or does not fit.
-        """
-        directory = checkpoint.locate(path)
-        own = {"network": network, "sde": sde, "time_input": time_input, "transform": transform}
-        parts = checkpoint.model_arguments(directory, weights, **own)
-        model = cls(**parts)
-        checkpoint.load_weights(directory, model, weights)
-        return model.eval()
 
     def extra_repr(self) -> str:
         return f"sde={self.sde}, prediction={self.prediction!r}, time_input={self.time_input}"
