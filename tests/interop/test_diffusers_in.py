@@ -22,7 +22,7 @@ diffusers = pytest.importorskip("diffusers")
 from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: E402
 from diffusers.models.modeling_utils import ModelMixin  # noqa: E402
 
-from sde_toolkit import ScoreModel, clip_x0, ddim, ddpm, interop, sample  # noqa: E402
+from sde_toolkit import ScoreModel, clip_x0, ddim, ddpm, interop, reverse_diffusion, sample  # noqa: E402
 from sde_toolkit.errors import ArgumentError, CheckpointError  # noqa: E402
 from sde_toolkit.interop import diffusers_grid, from_diffusers  # noqa: E402
 from sde_toolkit.interop.diffusers_networks import DiffusersNetwork  # noqa: E402
@@ -225,6 +225,22 @@ def test_the_network_of_ve_is_told_sigma_and_answers_with_the_score():
             model(x, 1 - place / 49).x_0, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item()
         )
     assert len(times) == 50
+
+
+def test_the_predictor_of_ve_is_reverse_diffusion():
+    """A whole trajectory with the same noise, its Langevin steps left out; its last step goes to no noise."""
+    network = unet(time_embedding_type="fourier", center_input_sample=True)
+    scheduler = diffusers.ScoreSdeVeScheduler(num_train_timesteps=50, sigma_max=20.0)
+    scheduler.set_timesteps(50)
+    scheduler.set_sigmas(50)
+    model, x = from_diffusers(network, scheduler), 20 * torch.randn(2, 3, 8, 8)
+    run = {"x_start": x, "generator": torch.Generator().manual_seed(1), "tweedie": False}
+    ours = sample(model, reverse_diffusion(), diffusers_grid(scheduler, 50), **run)
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(x.shape, generator=generator)  # the draw of a start
+    for sigma, t in list(zip(scheduler.sigmas, scheduler.timesteps, strict=True))[:49]:
+        x = scheduler.step_pred(network(x, sigma.expand(2)).sample, t, x, generator=generator).prev_sample
+    assert (ours.x - x).norm() < 1e-4 * x.norm()
 
 
 def test_the_network_of_dance_diffusion_is_told_the_angle():
