@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from importlib import import_module
@@ -123,6 +124,7 @@ def _fork(rank, processes, port, folder, words, log):
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            threading._shutdown()  # as an interpreter does at its end
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()

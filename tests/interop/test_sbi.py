@@ -1,5 +1,7 @@
 """Estimators of sbi as score models: what they say, their samplers and their densities, for every family."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -10,10 +12,7 @@ from sde_toolkit.interop import from_sbi, sbi_density
 from sde_toolkit.interop.sbi_estimators import NoisyFlowMatching
 from sde_toolkit.likelihood import Quadrature
 
-sbi = pytest.importorskip("sbi")
-from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior  # noqa: E402
-from sbi.neural_nets.net_builders.vector_field_nets import build_vector_field_estimator  # noqa: E402
-
+pytestmark = pytest.mark.skipif(find_spec("sbi") is None, reason="sbi is not installed")
 FAMILIES = ["vp", "subvp", "ve", "flow"]
 D, OBSERVED = 3, 4
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -21,6 +20,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 def estimator(family, **options):
     """Random weights; parameters of mean 1 and standard deviation 2."""
+    from sbi.neural_nets.net_builders.vector_field_nets import build_vector_field_estimator
+
     torch.manual_seed(0)
     theta, x = 1 + 2 * torch.randn(200, D), torch.randn(200, OBSERVED)
     kind = {"estimator_type": "flow"} if family == "flow" else {"estimator_type": "score", "sde_type": family}
@@ -31,6 +32,8 @@ def estimator(family, **options):
 
 
 def posterior(family, **options):
+    from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior
+
     prior = torch.distributions.MultivariateNormal(torch.ones(D), 4 * torch.eye(D))
     return VectorFieldPosterior(estimator(family, **options), prior)
 
