@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from sde_toolkit import MLP, VPSDE, Affine, GaussianMixture, ScoreModel, dpmpp_2m_sde, gaussian, grids
+from sde_toolkit import MLP, VPSDE, Affine, GaussianMixture, ScoreModel, Solver, dpmpp_2m_sde, gaussian, grids, sample
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.restoration import (
     Deblur,
@@ -17,11 +18,15 @@ from sde_toolkit.evaluation.restoration import (
     RestorationRequest,
     Steps,
     SuperResolve,
+    daps_steps,
+    ddrm_steps,
+    dps_steps,
+    repaint_steps,
     restore,
     restore_in_team,
 )
 from sde_toolkit.evaluation.restoration.restoration_scores import ExactSamples, scores_of
-from sde_toolkit.guidance import DDNM, MMPS, Measurement, PiGDM, PosteriorMethod, StepOperator
+from sde_toolkit.guidance import DDNM, MMPS, Measurement, PiGDM, PosteriorMethod, StepOperator, daps, ddrm, dps, repaint
 
 
 def ring():
@@ -66,14 +71,14 @@ def request(model=None, methods=None, k=3, seed=0, **options):
 
 def test_an_exact_method_is_at_the_floor_and_no_other():
     model = ring()
-    result = restore(request(model, {"exact": Exact(model), "ddnm": DDNM()}, n=400, steps=steps()))
+    result = restore(request(model, {"exact": Exact(model), "ddnm": DDNM()}, k=1, n=300, steps=steps(40)))
     assert result.at_floor("exact")
     assert not result.at_floor("ddnm")
     said = restoration_sentences(result)
     assert "exact cannot be told from the exact posterior" in said
     scores = result.scores
-    assert scores["exact"].misfit.value == pytest.approx(scores["exact posterior"].misfit.value, rel=0.1)
-    assert scores["exact"].spread.value == pytest.approx(scores["exact posterior"].spread.value, rel=0.1)
+    assert scores["exact"].misfit.value == pytest.approx(scores["exact posterior"].misfit.value, rel=0.25)
+    assert scores["exact"].spread.value == pytest.approx(scores["exact posterior"].spread.value, rel=0.25)
 
 
 def restoration_sentences(result):
@@ -143,7 +148,7 @@ def test_a_cost_counts_evaluations_and_products():
 
 
 def test_a_step_operator_is_made_for_each_measurement():
-    """It takes the place of the solver's integrator, with the solver's η and grid."""
+    """It brings η and grid of its own, and takes as many evaluations as all others."""
     seen = []
 
     @dataclass(frozen=True, eq=False)
@@ -155,9 +160,10 @@ def test_a_step_operator_is_made_for_each_measurement():
             x_0 = step.estimate()
             return step.exponential(x_0 + self.measurement.A.pseudo_inverse(self.measurement.residual(x_0)))
 
-    result = restore(
-        request(methods={"replaces": lambda measurement: Replaces(measurement=measurement), "ddnm": DDNM()}, k=2)
-    )
+    def replaces(model, measurement):
+        return Solver("replaces", 1.0, Replaces(measurement=measurement))
+
+    result = restore(request(methods={"replaces": replaces, "ddnm": DDNM()}, k=2))
     replaced, ddnm = result.restored
     assert replaced.nfe == ddnm.nfe
     assert set(seen) == {1.0}
@@ -181,6 +187,32 @@ def test_the_noise_of_a_sample_does_not_depend_on_the_other_methods_or_measureme
     alone = restore(request(truth=truth[:1]))
     beside = restore(request(methods={"ddnm": DDNM(), "pigdm": PiGDM()}, truth=truth))
     assert torch.equal(alone.restored[0].x[0], beside.restored[1].x[0])
+
+
+def test_step_operators_are_those_of_the_library():
+    """Each gives the samples of its function with the same measurement, on the grid that is usual for it."""
+    truth = ring().draw(1, generator=torch.Generator().manual_seed(0))
+    methods = {"dps": dps_steps, "ddrm": ddrm_steps, "daps": daps_steps, "repaint": partial(repaint_steps, repeats=2)}
+    asked = request(truth=truth, methods=methods, steps=steps(8), noise_std=0.1)
+    found = {done.name: done for done in restore(asked).restored}
+    model, measurement = asked.model, asked.measurements[0]
+    A, y = measurement.A, measurement.y
+    expected = {
+        "dps": dps(A, y, space="model"),
+        "ddrm": ddrm(model, A, y, 0.1, space="model"),
+        "daps": daps(model, A, y, 0.1, space="model"),
+        "repaint": repaint(torch.stack([torch.zeros(()), y[0]]), torch.tensor([0, 1]), 2, space="model"),
+    }
+    for name, solver in expected.items():
+        direct = sample(model, solver, nfe=8, shape=(4, 2))
+        assert torch.equal(found[name].x[0], direct.x), name
+        assert (found[name].nfe, found[name].products) == (direct.nfe, direct.products)
+
+
+def test_repaint_is_for_measurements_of_single_elements():
+    for task in (Deblur(), SuperResolve()):
+        with pytest.raises(ArgumentError, match="single elements"):
+            request(methods={"repaint": repaint_steps}, task=task)
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_reported():
@@ -236,7 +268,7 @@ def test_superresolution_averages_four_of_large_images_and_two_of_small_ones():
         ({"n": 1}, ArgumentError, "n=1"),
         ({"cost": 1}, ArgumentError, "cost=1"),
         ({"methods": {"none": 3}}, ArgumentError, "none"),
-        ({"methods": {"wrong": lambda measurement: 3}}, ArgumentError, "step operator"),
+        ({"methods": {"wrong": lambda model, measurement: 3}}, ArgumentError, "nor a solver"),
         ({"steps": steps(1)}, ArgumentError, "nfe=1"),
     ],
 )

@@ -5,6 +5,7 @@ from sde_toolkit.evaluation.restoration.restoration_request import RestorationRe
 from sde_toolkit.evaluation.restoration.restoration_results import Restoration, Restored
 from sde_toolkit.evaluation.restoration.restoration_tasks import Deblur, Inpaint, InpaintRandom, SuperResolve, Task
 from sde_toolkit.evaluation.restoration.restoring import restore, restore_in_team
+from sde_toolkit.evaluation.restoration.step_methods import daps_steps, ddrm_steps, dps_steps, repaint_steps
 
 __all__ = [
     "Deblur",
@@ -16,6 +17,10 @@ __all__ = [
     "Steps",
     "SuperResolve",
     "Task",
+    "daps_steps",
+    "ddrm_steps",
+    "dps_steps",
+    "repaint_steps",
     "restore",
     "restore_in_team",
     "write_restoration_report",

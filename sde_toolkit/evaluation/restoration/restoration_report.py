@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,5 +183,9 @@ def _measurement_words(result: Restoration) -> str:
 
 
 def _shown(method: Any) -> str:
-    shown = repr(getattr(method, "func", method))
-    return shown if not shown.startswith("<") else getattr(getattr(method, "func", method), "__qualname__", shown)
+    """A method with its settings."""
+    if not isinstance(method, functools.partial):
+        shown = repr(method)
+        return getattr(method, "__qualname__", type(method).__qualname__) if shown.startswith("<") else shown
+    settings = ", ".join(f"{name}={value!r}" for name, value in method.keywords.items())
+    return f"{method.func.__qualname__}({settings})"

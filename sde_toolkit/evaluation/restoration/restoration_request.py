@@ -22,7 +22,6 @@ from sde_toolkit.evaluation.restoration.restoration_tasks import Task
 from sde_toolkit.guidance.measurement import Measurement
 from sde_toolkit.guidance.posterior_method import PosteriorMethod
 from sde_toolkit.guidance.posterior_model import Posterior
-from sde_toolkit.integrators import Integrator
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
@@ -33,8 +32,8 @@ from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Method", "RestorationRequest", "Steps"]
 
-Method: TypeAlias = PosteriorMethod | Callable[[Measurement], Integrator]
-"""A rule for x̂_0 given y, with which the request's solver works; or what makes a step operator of a measurement."""
+Method: TypeAlias = PosteriorMethod | Callable[[ScoreModel, Measurement], Solver]
+"""A rule for x̂_0 given y, with which the request's solver works; or what makes a solver of its own of a measurement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,27 +46,24 @@ class Steps:
     grid: GridBuilder
     nfe: int
 
-    def run(self, model: ScoreModel, integrator: Integrator | None = None, nfe: int | None = None) -> PlannedRun:
-        """The planned run; ``integrator``: a step operator in place of the solver's own, ``nfe``: another number.
+    def run(self, model: ScoreModel, nfe: int | None = None, own: Solver | None = None) -> PlannedRun:
+        """The planned run. ``nfe``: another number; ``own``: another solver, on the grid that is usual for it.
 
         Raises:
             SDEToolkitError: if it cannot run.
         """
         nfe = self.nfe if nfe is None else nfe
-        if isinstance(self.solver, Solver):
-            solver = self.solver
-            if integrator is not None:
-                solver = Solver(type(integrator).__name__, solver.eta, integrator)
-            try:
-                return plan_run(model, self.name, solver, self.grid_name, self.grid, nfe)
-            except ArgumentError as error:
-                if error.argument != "budget":
-                    raise
-                raise ArgumentError("nfe", nfe, str(error.problem), "Raise it.") from None
-        plan = self.solver if isinstance(self.solver, Plan) else self.solver(model, nfe)
-        if integrator is not None:
-            plan = Plan(Solver(type(integrator).__name__, plan.solver.eta, integrator), plan.grid, plan.tweedie)
-        return run_of(model, self.name, plan, "its own")
+        name, solver, grid_name, grid = self.name, self.solver, self.grid_name, self.grid
+        if own is not None:
+            name, solver, grid_name, grid = own.name, own, "its own", own.usual_grid
+        if not isinstance(solver, Solver):
+            return run_of(model, name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
+        try:
+            return plan_run(model, name, solver, grid_name, grid, nfe)
+        except ArgumentError as error:
+            if error.argument != "budget":
+                raise
+            raise ArgumentError("nfe", nfe, str(error.problem), "Raise it.") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +153,10 @@ class RestorationRequest:
         method, measurement = self.methods[name], self.measurements[i]
         if isinstance(method, PosteriorMethod):
             model: ScoreModel = Posterior(self.model, measurement, method)
-            return model, self.steps.run(model, nfe=nfe)
-        made = method(measurement) if callable(method) else method
-        if not isinstance(made, Integrator):
-            problem = f"a {type(made).__name__}, neither a posterior method nor a step operator"
-            remedy = "Give a PosteriorMethod, or a function from a Measurement to a StepOperator."
+            return model, self.steps.run(model, nfe)
+        made = method(self.model, measurement) if callable(method) else method
+        if not isinstance(made, Solver):
+            problem = f"a {type(made).__name__}, neither a posterior method nor a solver"
+            remedy = "Give a PosteriorMethod, or a function from a model and a Measurement to a Solver."
             raise ArgumentError(f"methods[{name!r}]", method, problem, remedy)
-        return self.model, self.steps.run(self.model, made, nfe)
+        return self.model, self.steps.run(self.model, nfe, made)

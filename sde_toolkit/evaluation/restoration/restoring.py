@@ -86,7 +86,7 @@ def _evaluations(request: RestorationRequest) -> dict[str, int]:
 
 
 def _within_cost(request: RestorationRequest, name: str, cost: int) -> int:
-    nfe = min(_PILOT_STEPS, cost)
+    nfe = min(_PILOT_STEPS * request.run(name, 0)[1].evals_per_step, cost)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -162,12 +162,12 @@ class _Work:
         """Sample once coarsely, so that the first row's wall time has no one-time costs."""
         total = sum(self._steps(part) for part in own)
         self.bar = progress_bar(total, "restoring", enabled=progress)
-        least = 1 + 2 * self.request.steps.run(self.request.model).evals_per_step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is said of this run is said of the whole one, too
             for name in dict.fromkeys(part.what[0] for part in own):
-                with contextlib.suppress(*_FAILURES):
-                    _sampled(self.request, name, 0, min(least, self.evaluations[name]), _PILOT)
+                few = min(1 + 4 * self.request.run(name, 0)[1].evals_per_step, self.evaluations[name])
+                with contextlib.suppress(*_FAILURES, ArgumentError):
+                    _sampled(self.request, name, 0, few, _PILOT)
 
     def _steps(self, part: Part) -> int:
         name, i = part.what
