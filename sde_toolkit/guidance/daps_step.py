@@ -27,6 +27,7 @@ from sde_toolkit.guidance.posterior_method import conditional_variance
 from sde_toolkit.guidance.step_operator import OneStep
 from sde_toolkit.guidance.steps_to_data import uniform_to_data
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.noise.streams import Purpose, per_sample_noise
 from sde_toolkit.solvers import Solver
 
 __all__ = ["DAPS", "daps"]
@@ -149,9 +150,9 @@ def _white(step: OneStep, elements: int) -> Tensor:
 
 
 def largest_curvature(measurement: Measurement) -> float:
-    """The largest eigenvalue of Aᵀ Σ_y⁻¹ A, a little above it: by power iteration, in float64."""
+    """The largest eigenvalue of Aᵀ Σ_y⁻¹ A, a little above it: by power iteration."""
     A = measurement.A
-    x = torch.linspace(1, 2, math.prod(A.event_shape), dtype=torch.float64).reshape(1, *A.event_shape)
+    x = per_sample_noise(0, 0, (1, *A.event_shape), dtype=A.dtype, device=A.device, purpose=Purpose.PROBES)()
     found = 0.0
     for _ in range(30):
         x = x / x.norm()

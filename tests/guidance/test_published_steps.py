@@ -42,11 +42,10 @@ class Plain(StepOperator):
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_neutral_settings_are_the_exponential_step(sde):
     model, grid = model_of(RandomNetwork(), sde, kinds_of(sde)[0]), doubles(0.9, 0.6, 0.3, 0.0)
-    for eta in (0.6, 1.0):
-        options = {"shape": (3, 2), "seed": 2, **DOUBLE}
-        plain = sample(model, Solver("", eta, Plain()), grid, **options)
-        for operator in (DPS(Matrix(EYE), doubles(1, 2), 0.0), RePaint(doubles(1, 2), NOTHING, repeats=1)):
-            assert torch.equal(sample(model, Solver("", eta, operator), grid, **options).x, plain.x)
+    options = {"shape": (3, 2), "seed": 2, **DOUBLE}
+    plain = sample(model, Solver("", 0.6, Plain()), grid, **options)
+    for operator in (DPS(Matrix(EYE), doubles(1, 2), 0.0), RePaint(doubles(1, 2), NOTHING, repeats=1)):
+        assert torch.equal(sample(model, Solver("", 0.6, operator), grid, **options).x, plain.x)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
@@ -118,6 +117,16 @@ def test_ddrm_keeps_the_noise_level_where_the_estimate_is_right(sde, eta, eta_b)
 COVARIANCE = doubles(1.0, 0.8, 0.8, 1.0).reshape(2, 2)
 
 
+def test_repaint_puts_the_known_part_in_at_its_noise_level():
+    model, n = ScoreModel(RandomNetwork(), VPSDE(), "v", transform=Affine(shift=1.0, scale=2.0)), 4000
+    solver, grid = repaint(doubles(1.4, math.nan), torch.tensor([1, 0]), repeats=2, jump=2), doubles(0.8, 0.5, 0.2)
+    found = sample(model, solver, grid, shape=(n, 2), trajectory=True, **DOUBLE)
+    for t, x in zip(grid[1:], found.trajectory[1:, :, 0], strict=True):
+        z = (x - VPSDE().alpha(t) * (1.4 - 1.0) * 2.0) / VPSDE().sigma(t)
+        assert abs(z.mean()) < 4 / math.sqrt(n)
+        assert abs(z.var() - 1) < 4 * math.sqrt(2 / n)
+
+
 def test_repaint_comes_near_the_conditional_law():
     """N(0.8 y, 0.36) given the first element y. Without repeats the second element hardly knows of it.
 
@@ -138,18 +147,20 @@ def test_repaint_comes_near_the_conditional_law():
     assert abs(found[36, 16][1]) < abs(found[12, 16][1])
 
 
-@pytest.mark.parametrize("settings", [{}, {"langevin_steps": 60, "step_size": 0.2}], ids=["exact", "langevin"])
+@pytest.mark.parametrize("settings", [{}, {"langevin_steps": 30, "step_size": 0.3}], ids=["exact", "langevin"])
 def test_daps_with_the_true_variance_has_the_posterior(settings):
-    model, n, grid = gaussian([0.5, -1.0], VPSDE(), std=0.7), 6000, grids.uniform_lambda(VPSDE(), 8)
+    """After one long step and after many."""
+    model, n = gaussian([0.5, -1.0], VPSDE(), std=0.7), 4000
     A, y = doubles(1.0, -0.5).reshape(1, 2), doubles(2.0)
     truth = model.posterior(A, y, 0.4)
     solver = daps(model, A, y, 0.4, prior_std=0.7, **settings)
-    found = sample(model, solver, grid, shape=(n, 2), **DOUBLE)
     covariance = 0.49 * EYE - 0.49 * A.T @ A * 0.49 / (0.49 * 1.25 + 0.16)
-    slack = 0.0 if not settings else 0.015  # Langevin steps have a bias in their length
-    assert bool((found.x.mean(0) - truth.network.means[0]).abs().max() < 4.5 * 0.7 / math.sqrt(n) + slack)
-    assert bool((torch.cov(found.x.T) - covariance).abs().max() < 4.5 * 0.49 * math.sqrt(2 / n) + 2 * slack)
-    assert found.nfe == 8
+    slack = 0.0 if not settings else 0.02  # Langevin steps have a bias in their length
+    for grid in (doubles(1.0, 0.0), grids.uniform_lambda(VPSDE(), 5)):
+        found = sample(model, solver, grid, shape=(n, 2), **DOUBLE)
+        assert bool((found.x.mean(0) - truth.network.means[0]).abs().max() < 4 * 0.7 / math.sqrt(n) + slack)
+        assert bool((torch.cov(found.x.T) - covariance).abs().max() < 4 * 0.49 * math.sqrt(2 / n) + 2 * slack)
+        assert found.nfe == len(grid) - 1
 
 
 def test_daps_follows_the_flow_to_its_estimate():
