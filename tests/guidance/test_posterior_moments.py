@@ -65,6 +65,19 @@ def test_formulas_with_a_full_covariance_of_the_noise(way):
     torch.testing.assert_close(model(x, 0.4).x_0, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_row_sums_below_zero_count_as_zero():
+    opposed = np.array([[1.0, 0.5], [-3.0, 0.2]])
+    tau = float(VPSDE().sigma(0.4) / VPSDE().alpha(0.4))
+    J = C @ np.linalg.inv(C + tau**2 * np.eye(2))
+    assert ((opposed @ (tau**2 * J) @ opposed.T).sum(1) < 0).any()
+    model = gaussian(torch.tensor(MU), VPSDE(), covariance=torch.tensor(C))
+    given = posterior(model, torch.tensor(opposed), torch.tensor(Y), 0.5, method=METHODS["TMPD"])
+    a, b = affine(GAINS["TMPD"], MU, C, opposed, 0.25 * np.eye(2), Y)(tau)
+    x = doubles(1.0, -2.0, 3.0, 0.5).reshape(2, 2)
+    expected = torch.tensor(x.numpy() @ a.T / float(VPSDE().alpha(0.4)) + b)
+    torch.testing.assert_close(given(x, 0.4).x_0, expected, rtol=1e-10, atol=1e-10)
+
+
 def time_of(sde, level):
     return sde.inverse_half_log_snr(-math.log(level)).item()
 
