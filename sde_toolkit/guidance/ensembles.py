@@ -80,10 +80,10 @@ class Ensemble:
     def collapsed(self) -> Tensor:
         """(n,): whether the weights are on few particles, or the particles descend from few starts.
 
-        Few are less than 2, or less than K/100.
+        Few are less than 2, or less than K/100; less than K/2 where K < 4.
         """
-        few = max(2.0, _SMALL_PART * self.particles)
-        return torch.minimum(self.effective_size, self.starts.to(self.weights.dtype)) < min(few, self.particles)
+        few = min(max(2.0, _SMALL_PART * self.particles), 0.5 * self.particles)
+        return torch.minimum(self.effective_size, self.starts.to(self.weights.dtype)) < few
 
     def expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Σ_k w_k function(data_k) of each ensemble, (n, ...). ``function``: (B, *event) to (B, ...)."""
