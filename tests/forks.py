@@ -6,6 +6,7 @@ An interpreter of its own for each would spend seconds on imports before it trai
 import atexit
 import contextlib
 import json
+import math
 import os
 import runpy
 import signal
@@ -81,21 +82,21 @@ def _serve(log):
         print(json.dumps(_ends(pids)), flush=True)
 
 
-def _ends(pids, patience=20):
-    """What each process ended with. Where one has failed, those that wait for it are ended after some seconds."""
-    found, until = {}, None
+def _ends(pids, patience=20, limit=300):
+    """What each process ended with. Where one has failed, or none ends, those that are left are killed in the end."""
+    found, until = {}, time.monotonic() + limit
     while len(found) < len(pids):
-        pid, status = os.waitpid(-1, 0 if until is None else os.WNOHANG)
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             found[pid] = os.waitstatus_to_exitcode(status)
-            if status and until is None:
-                until = time.monotonic() + patience
+            if status:
+                until = min(until, time.monotonic() + patience)
         elif time.monotonic() < until:
             time.sleep(0.01)
         else:
             for other in {*pids} - {*found}:
                 os.kill(other, signal.SIGKILL)
-            until = None
+            until = math.inf
     return [found[pid] for pid in pids]
 
 
