@@ -30,15 +30,15 @@ def _nearest_to_exact(result: Restoration) -> str:
     exact, names = result.exact, [done.name for done in _done(result)]
     if exact is None or not names:
         return ""
-    floor = f"two exact sets score {plus_minus(exact.floor)}"
+    floor = f"two exact sets score {_number(exact.floor)}"
     at = [name for name in names if result.at_floor(name)]
     found = {name: estimate for name in names if (estimate := result.scores[name].distance) is not None}
-    far = [f"{name} {plus_minus(found[name])}" for name in names if name not in at]
+    far = [f"{name} {_number(found[name])}" for name in names if name not in at]
     if at:
         rest = f"; {_listed(far)}" if far else ""
         return f"By {DISTANCE.heading}, {_listed(at)} cannot be told from the exact posterior: {floor}{rest}."
     best = min(found, key=lambda name: found[name].value)
-    return f"Nearest to the exact posterior is {best}, with {DISTANCE.heading} {plus_minus(found[best])}; {floor}."
+    return f"Nearest to the exact posterior is {best}, with {DISTANCE.heading} {_number(found[best])}; {floor}."
 
 
 def _nearest_to_truth(result: Restoration) -> str:
@@ -168,7 +168,14 @@ def _cells(result: Restoration, scores: Scores, name: str) -> tuple[str, ...]:
 
 
 def _number(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else plus_minus(estimate)
+    """Value and error to the error's first two digits, but to no more than three digits of the value."""
+    if estimate is None:
+        return "–"
+    value, error = estimate.value, estimate.error
+    if not (math.isfinite(error) and error > 0 and value != 0):
+        return plus_minus(estimate)
+    decimals = min(2 - math.floor(math.log10(abs(value))), 1 - math.floor(math.log10(error)))
+    return f"{value:.{max(0, decimals)}f} ± {error:.{max(0, decimals)}f}"
 
 
 def _error(estimate: Estimate) -> float:

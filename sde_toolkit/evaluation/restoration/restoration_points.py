@@ -24,7 +24,8 @@ def picture_of_points(result: Restoration, i: int) -> Any:
     exact = dict(rows).get(EXACT)
     known = sorted(rows, key=lambda row: row[0] != EXACT)  # the exact posterior first
     truth = result.request.truth[i].double().cpu()
-    everything = torch.cat([truth[None], *(x for _, x in rows)])
+    everything = torch.stack([torch.quantile(x, share, dim=0) for _, x in rows for share in (0.02, 0.98)])
+    everything = torch.cat([truth[None], everything])  # without the farthest samples
     low, high = everything.amin(0), everything.amax(0)
     middle, half = (low + high) / 2, 0.6 * (high - low).max().item() or 1.0
     columns = min(4, len(known))
@@ -43,7 +44,7 @@ def picture_of_points(result: Restoration, i: int) -> Any:
         if result.request.noise_std > 0:
             panel.contour(*lattice.permute(2, 0, 1).numpy(), residual.numpy(), [2.0], colors=FAINT, linewidths=0.8,
                           linestyles="--")  # fmt: skip
-        panel.plot(*truth.tolist(), "*", color="black", markersize=9)
+        panel.plot(*truth.tolist(), "*", color="black", markerfacecolor="none", markersize=11)
         panel.set(xlim=_limits(middle[0], half), ylim=_limits(middle[1], half), aspect="equal")
         panel.set_title(literal(name), fontsize=10, color=INK)
         style_axes(panel)
