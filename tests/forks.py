@@ -56,6 +56,7 @@ class Forks:
         return self.run(processes, COMMAND, *words, folder=folder)
 
     def close(self):
+        self._server.stdin.write("null\n")  # the end of its input does not come where another process holds the pipe
         self._server.stdin.close()
         assert self._server.wait(timeout=60) == 0
         self._server.stdout.close()
@@ -72,7 +73,10 @@ def _serve(log):
     os.fsync = os.fstat  # as in the tests: see conftest.py
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        processes, folder, *words = json.loads(line)
+        told = json.loads(line)
+        if told is None:
+            os._exit(0)  # at once: nothing of it is left to be written
+        processes, folder, *words = told
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -39,7 +39,7 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["calibrate"]
 
-Method = Literal["gradient", "search"]
+Strategy = Literal["gradient", "search"]
 
 _CHEAP = 1e-4  # seconds per sample and evaluation
 
@@ -50,7 +50,7 @@ def calibrate(
     nfe: int = 10,
     *,
     grid: Tensor | None = None,
-    method: Method | None = None,
+    strategy: Strategy | None = None,
     weights: bool = True,
     n: int | None = None,
     seed: int = 0,
@@ -73,7 +73,7 @@ def calibrate(
             minimised instead of the distance to the flow's endpoint.
         nfe: evaluations per sample, the last of them for Tweedie's formula where the grid ends above t=0.
         grid: start from this grid alone, instead of the usual ones. It may end at t=0.
-        method: ``gradient`` or ``search``; None takes gradients if 60 iterations fit into the time limit.
+        strategy: ``gradient`` or ``search``; None takes gradients if 60 iterations fit into the time limit.
         weights: tune multistep weights as well, for integrators that have them.
         n: noises to fit to, half as many to select with, and as many again to judge with. Default: up to 4096 for
             a model that costs less than 0.1 ms per sample, else 64.
@@ -95,7 +95,7 @@ def calibrate(
         GridError: for a start grid with another number of steps than the budget has.
     """
     began = time.monotonic()
-    solvers, steps, shape = check_calibration(model, solver, nfe, n, seed, event_shape, method, time_limit=time_limit)
+    solvers, steps, shape = check_calibration(model, solver, nfe, n, seed, event_shape, strategy, time_limit=time_limit)
     check_condition(condition, 1)
     if data is not None:
         told = map_rows(condition, lambda rows: rows.expand(len(data), *rows.shape[1:]))
@@ -123,8 +123,8 @@ def calibrate(
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
         start = min(ranked[:4], key=lambda plan: score(problem, plan, select) + score(problem, plan, fit))
-        chosen_method, note = _choose(method, stages, fit, start)
-        descend = stages.by_gradient if chosen_method == "gradient" else stages.by_search
+        chosen, note = _choose(strategy, stages, fit, start)
+        descend = stages.by_gradient if chosen == "gradient" else stages.by_search
         found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
         best = min(found, key=lambda plan: score(problem, plan, select))
         tell("validation", 0.0)
@@ -132,7 +132,7 @@ def calibrate(
         record = {
             **what_was_calibrated(problem, nfe),
             **where_it_began(start, candidates),
-            "method": chosen_method if cheap or chosen_method == "search" else "search, then gradient",
+            "method": chosen if cheap or chosen == "search" else "search, then gradient",
             "seed": seed,
             **on_which_noises(problem, (fit, select, fresh), start, best),
             **what_it_took(problem, own_error, began),
@@ -170,12 +170,12 @@ class _Telling:
         self.bar.close()
 
 
-def _choose(method: Method | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Method, str]:
-    """The method, and a sentence about it for the result's reason."""
-    if method == "search":
+def _choose(strategy: Strategy | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Strategy, str]:
+    """The strategy, and a sentence about it for the result's reason."""
+    if strategy == "search":
         return "search", ""
     affordable = stages.cheap or stages.affordable(start.nfe, 16) >= 60
-    if method is None and not affordable:
+    if strategy is None and not affordable:
         return "search", ""
     if differentiable(stages.problem, fit, start):
         return "gradient", ""

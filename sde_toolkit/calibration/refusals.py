@@ -28,7 +28,7 @@ def check_calibration(
     n: Any,
     seed: Any,
     event_shape: Any,
-    method: Any,
+    strategy: Any,
     **positive: Any,
 ) -> tuple[list[Solver] | None, Callable[[Solver], int], tuple[int, ...]]:
     """The solvers (None: the default ones), their number of steps, and the event shape.
@@ -45,8 +45,8 @@ def check_calibration(
     check_stream(seed, 0)
     for name, value in positive.items():
         check_positive(name, value, "Leave it out.")
-    if method not in (None, "gradient", "search"):
-        raise ArgumentError("method", method, "unknown", "Use 'gradient', 'search', or None for either.")
+    if strategy not in (None, "gradient", "search"):
+        raise ArgumentError("strategy", strategy, "unknown", "Use 'gradient', 'search', or None for either.")
     shape = model.event_shape if event_shape is None else tuple(event_shape)
     if shape is None:
         raise ArgumentError("event_shape", None, "the model does not tell the shape of a sample", "Pass (1, 28, 28).")

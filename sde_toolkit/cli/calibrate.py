@@ -40,7 +40,7 @@ def _calibrate(config: DictConfig, place: Workplace) -> None:
         model.to(place.device),
         solvers,
         nfe,
-        method=config.method,
+        strategy=config.strategy,
         weights=switch(config, "tune_weights"),
         n=None if config.n is None else whole_number(config, "n", 4),
         seed=seed,

@@ -17,7 +17,7 @@ def test_a_network_and_a_solver_of_ones_own(command, tmp_path):
     network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1)
     model = ScoreModel(network, VPSDE(), "v", event_shape=(1, 8, 8))
     model.save_pretrained(tmp_path / "tiny")
-    few = ["n=4", "nfe=3", "method=search", "time_limit=0.5", "progress=false", "output=run"]
+    few = ["n=4", "nfe=3", "strategy=search", "time_limit=0.5", "progress=false", "output=run"]
     status, out, err = command("model={path:tiny}", "solver=ddim", *few)
     assert status == 0, err
     found = load_calibration(tmp_path / "run/calibration.json")
@@ -30,7 +30,12 @@ def test_a_network_and_a_solver_of_ones_own(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("nfe=1", "nfe=1"), ("n=some", "n='some'"), ("method=magic", "magic"), ("solver=dopri5", "chooses its own steps")],
+    [
+        ("nfe=1", "nfe=1"),
+        ("n=some", "n='some'"),
+        ("strategy=magic", "magic"),
+        ("solver=dopri5", "chooses its own steps"),
+    ],
 )
 def test_mistakes_are_named(command, tmp_path, override, said):
     status, _, err = command(MIXTURE, "progress=false", "output=run", override)

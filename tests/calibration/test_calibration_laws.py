@@ -98,7 +98,7 @@ def test_it_beats_its_start_on_fresh_noise(sde, solver, method):
     steps = 6 // solver.integrator.evals_per_step
     given = fine_grid(sde, steps, end=sde.inverse_half_log_snr(torch.tensor(3.0, dtype=FLOAT)).item(), in_time=0.5)
     nfe = steps * solver.integrator.evals_per_step + 1
-    found = quick(model, solver, nfe, method=method, grid=given)
+    found = quick(model, solver, nfe, strategy=method, grid=given)
     x = start_noise(512) * sde.sigma(1.0)
     truth = endpoints(model, x)
     before, _ = error(model, solver, given, True, x, truth)
@@ -132,7 +132,7 @@ def check_what_is_promised(model, solver, given, found):
 def test_where_one_step_is_exact_nothing_is_lost(method):
     """Data N(0, s²): the step that freezes EDM's F at σ_d = s is exact on any grid."""
     model = gaussian(torch.zeros(2), VPSDE(), std=0.5)
-    found = quick(model, flow(Multistep(2, FrozenEDM(0.5))), 4, method=method)
+    found = quick(model, flow(Multistep(2, FrozenEDM(0.5))), 4, strategy=method)
     x = start_noise(64) * model.sde.sigma(1.0)
     alpha, sigma = model.sde.alpha(1.0), model.sde.sigma(1.0)
     truth = x * 0.5 / (0.25 * alpha**2 + sigma**2).sqrt()
@@ -147,7 +147,7 @@ def test_it_chooses_among_solvers():
     model = gaussian(torch.zeros(2), VPSDE(), std=0.3)
     good, bad = flow(Multistep(2, FrozenEDM(0.3)), name="good"), flow(integrators.Euler(), name="bad")
     for order in ([good, bad], [bad, good]):
-        assert quick(model, order, 4, method="search", weights=False).solver.name == "good"
+        assert quick(model, order, 4, strategy="search", weights=False).solver.name == "good"
 
 
 def test_the_seed_repeats_it_and_global_randomness_is_left_alone():
@@ -155,7 +155,7 @@ def test_the_seed_repeats_it_and_global_randomness_is_left_alone():
     torch.manual_seed(1)
     expected = torch.randn(3)
     torch.manual_seed(1)
-    a, b = (quick(model, ddim(), 4, method="search") for _ in range(2))
+    a, b = (quick(model, ddim(), 4, strategy="search") for _ in range(2))
     assert torch.equal(torch.randn(3), expected)
     assert torch.equal(a.grid, b.grid)
     assert a.solver == b.solver
@@ -165,7 +165,7 @@ def test_gradients_stay_out_of_the_network():
     torch.manual_seed(0)
     network = sde_toolkit.MLP((2,), width=8)
     model = sde_toolkit.ScoreModel(network, VPSDE(), "v", event_shape=(2,))
-    found = calibrate(model, ddim(), 4, method="gradient", n=16, effort=0.02, reference_steps=20)
+    found = calibrate(model, ddim(), 4, strategy="gradient", n=16, effort=0.02, reference_steps=20)
     assert found.grid.dtype == FLOAT
     assert all(p.grad is None for p in model.parameters())
 
@@ -185,7 +185,7 @@ def test_a_network_is_asked_in_its_own_dtype_as_a_module_and_as_a_function(dtype
     found = []
     for given in (network, lambda x, t: network(x, t)):
         model = sde_toolkit.ScoreModel(given, VPSDE(), "v", event_shape=(2,))
-        found.append(calibrate(model, ddim(), 3, method="search", n=8, effort=0.02, reference_steps=10))
+        found.append(calibrate(model, ddim(), 3, strategy="search", n=8, effort=0.02, reference_steps=10))
     assert asked == {dtype}
     assert {c.record["dtype"] for c in found} == {str(state)}
     assert found[0].before == found[1].before
@@ -195,7 +195,7 @@ def test_a_network_is_asked_in_its_own_dtype_as_a_module_and_as_a_function(dtype
 def test_a_function_without_parameters_is_asked_as_sample_asks_it():
     weights = torch.eye(2)
     model = sde_toolkit.ScoreModel(lambda x, t: 0.1 * x @ weights, VPSDE(), "v", event_shape=(2,))
-    how = {"method": "search", "n": 8, "effort": 0.02, "reference_steps": 10}
+    how = {"strategy": "search", "n": 8, "effort": 0.02, "reference_steps": 10}
     assert calibrate(model, ddim(), 3, **how).record["dtype"] == "torch.float32"
     assert calibrate(mixture(VPSDE()), ddim(), 3, **how).record["dtype"] == "torch.float64"
 
@@ -206,7 +206,7 @@ def test_a_function_without_parameters_is_asked_as_sample_asks_it():
 def test_what_cannot_improve_falls_back_and_says_so():
     """A model that answers 0 as noise: the flow is x/α, which every DDIM step solves exactly, on any grid."""
     model = sde_toolkit.ScoreModel(lambda x, t: 0 * x, VPSDE(), "epsilon", event_shape=(2,))
-    found = calibrate(model, ddim(), 5, method="search", n=16, effort=0.1, reference_steps=20, weights=False)
+    found = calibrate(model, ddim(), 5, strategy="search", n=16, effort=0.1, reference_steps=20, weights=False)
     assert not found.improved
     assert found.after == found.before
     assert "this is that start" in found.reason
@@ -227,7 +227,7 @@ def test_a_plan_that_overfits_is_caught_on_fresh_noise(monkeypatch):
     monkeypatch.setattr(calibrating, "score", fooled)
     monkeypatch.setattr(stages, "score", fooled)
     monkeypatch.setattr(stages, "pattern_search", lambda problem, fit, plan, **_: Contender(plan.solver, bad, "bad"))
-    found = quick(model, ddim(), 5, method="search", weights=False)
+    found = quick(model, ddim(), 5, strategy="search", weights=False)
     assert not found.improved
     assert "did not beat" in found.reason
     assert not torch.equal(found.grid, bad)
@@ -240,7 +240,7 @@ def test_a_plan_that_overfits_is_caught_on_fresh_noise(monkeypatch):
 @pytest.mark.parametrize("solver", [flow(Corrected(Multistep(2, FrozenNoise()))), ddim(), probability_flow(Heun())])
 def test_a_saved_calibration_draws_the_same_bits(tmp_path, solver):
     model = mixture(VPSDE())
-    found = quick(model, solver, 5, method="search")
+    found = quick(model, solver, 5, strategy="search")
     found.save(tmp_path / "found.json")
     loaded = load_calibration(tmp_path / "found.json")
     assert torch.equal(loaded.grid, found.grid)
@@ -253,7 +253,7 @@ def test_a_saved_calibration_draws_the_same_bits(tmp_path, solver):
 
 @pytest.fixture(scope="module")
 def small():
-    return calibrate(mixture(VPSDE()), ddim(), 4, method="search", n=32, effort=0.02, reference_steps=30)
+    return calibrate(mixture(VPSDE()), ddim(), 4, strategy="search", n=32, effort=0.02, reference_steps=30)
 
 
 def test_another_sde_is_refused_and_other_weights_are_told(small):
@@ -312,7 +312,7 @@ def test_the_record_tells_how_to_repeat_it(small):
         ({"solver": flow(Heun(), eta=1.0)}, ArgumentError, "integrates ODEs"),
         ({"solver": "ddim"}, ArgumentError, "not a Solver"),
         ({"n": 2}, ArgumentError, "n=2"),
-        ({"method": "magic"}, ArgumentError, "method='magic'"),
+        ({"strategy": "magic"}, ArgumentError, "strategy='magic'"),
         ({"time_limit": 0}, ArgumentError, "time_limit=0"),
         ({"event_shape": (3,)}, ArgumentError, "was made for"),
         ({"grid": torch.tensor([1.0, 0.5, 0.1])}, GridError, "2 steps"),
@@ -471,7 +471,7 @@ def test_a_wrong_gradient_is_noticed():
     assert differentiable(honest, honest.noise_set(32), plan)
     assert (
         "searched without them"
-        in calibrate(model, ddim(), 4, method="gradient", n=32, effort=0.02, reference_steps=30).reason
+        in calibrate(model, ddim(), 4, strategy="gradient", n=32, effort=0.02, reference_steps=30).reason
     )
 
 
@@ -508,7 +508,7 @@ def test_a_stochastic_calibration_mends_the_variance(method):
     model = gaussian(torch.zeros(1), VPSDE(), std=std)
     given = grids.uniform(model.sde, 5, end=0.2)
     found = calibrate(
-        model, flow(Exponential(), 1.0), 6, method=method, grid=given, n=1024, effort=0.15, reference_steps=60
+        model, flow(Exponential(), 1.0), 6, strategy=method, grid=given, n=1024, effort=0.15, reference_steps=60
     )
 
     def ratio(solver, grid):

@@ -20,7 +20,7 @@ SAMPLES = ["samples=mixture", "n=8", "batch_size=4", "nfe=4", "progress=false", 
 COMMANDS = {
     "sample": ["sample", *FEW, "n=8", "nfe=4", "batch_size=4"],
     "compare": ["compare", *FEW, "n=4", "n_real=20", "budgets=[3]", "solver=[ddim]", "exact_flow.n=0", "batch_size=2"],
-    "calibrate": ["calibrate", *FEW, "nfe=3", "n=8", "time_limit=1", "solver=ddim", "method=search"],
+    "calibrate": ["calibrate", *FEW, "nfe=3", "n=8", "time_limit=1", "solver=ddim", "strategy=search"],
     "likelihood": ["likelihood", *FEW, "n=4", "chunk=2", "nfe=4", "quadrature.nodes=3", "elbo.draws=0",
                    "discrete.steps=0", "truncation.n=0", "draws=1"],
     "evaluate": ["evaluate", *SAMPLES],

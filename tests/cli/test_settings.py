@@ -257,7 +257,7 @@ TABLE = {
 BASE = {
     "sample": ["model=mixture", "n=3", "nfe=4"],
     "compare": ["model=mixture", "n=4", "n_real=20", "budgets=[4]", "solver=ddim", "exact_flow.n=2"],
-    "calibrate": ["model=mixture", "nfe=3", "n=8", "time_limit=1", "solver=ddim", "method=search"],
+    "calibrate": ["model=mixture", "nfe=3", "n=8", "time_limit=1", "solver=ddim", "strategy=search"],
     "likelihood": ["model=mixture", "n=3", "nfe=4", "quadrature.nodes=3", "elbo.draws=2", "discrete.steps=0",
                    "truncation.n=0", "chunk=2"],
     "evaluate": ["samples=s.npz", "data=array", "data.path=r.npy", "reference.split=train", "n=5"],

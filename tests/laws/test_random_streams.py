@@ -90,7 +90,7 @@ def test_residuals_and_directions_belong_to_their_set(monkeypatch):
     with monkeypatch.context():
         asked.clear()
         solvers = [Solver("", 1.0, Exponential()), Solver("", 1.0, Multistep())]  # two are descended from, shortly
-        calibrate(mixture(), solvers, 4, n=64, seed=4, method="gradient", effort=0.01, reference_steps=12)
+        calibrate(mixture(), solvers, 4, n=64, seed=4, strategy="gradient", effort=0.01, reference_steps=12)
     uses = {use: {number for _, found, number in asked if found == use} for use in Once}
     assert len(uses[Once.DIRECTIONS]) == len(uses[Once.RESIDUALS]) == 3
     assert uses[Once.MINI_BATCHES] == {0, 1}
@@ -105,7 +105,7 @@ def test_the_sets_have_the_sizes_that_are_promised(n, seconds, fit, monkeypatch)
     By default 4096 for a model that costs less than 0.1 ms per sample, else 64.
     """
     monkeypatch.setattr(calibrating, "_cost", lambda problem: seconds)
-    found = calibrate(mixture(), ddim(), 3, n=n, method="search", effort=0.01, reference_steps=12, weights=False)
+    found = calibrate(mixture(), ddim(), 3, n=n, strategy="search", effort=0.01, reference_steps=12, weights=False)
     sizes = found.record["n"]
     assert sizes["fresh"] == sizes["fit"] == fit
     assert sizes["select"] == sizes["fit"] // 2

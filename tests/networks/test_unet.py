@@ -51,8 +51,8 @@ def test_a_divisible_size_is_not_padded(stir, monkeypatch):
     net = stir(small())
     x, time = torch.randn(2, 1, 8, 12), torch.rand(2)
     expected = net(x, time)
-    monkeypatch.setattr("sde_toolkit.networks.unet.pad", None)
-    monkeypatch.setattr("sde_toolkit.networks.unet.crop_to_size", lambda h, size: h)
+    monkeypatch.setattr("sde_toolkit.networks.trunk.pad", None)
+    monkeypatch.setattr("sde_toolkit.networks.trunk.crop_to_size", lambda h, size: h)
     assert torch.equal(net(x, time), expected)
 
 
