@@ -51,13 +51,13 @@ def sampled(integrator):
         generator = torch.Generator().manual_seed(0)
         grid = grids.uniform(SDE, steps, end=0.1)
         sample(
-            model_of(network, SDE), Solver("", eta, integrator), grid, shape=(50, 200), generator=generator, **options
+            model_of(network, SDE), Solver("", eta, integrator), grid, shape=(50, 40), generator=generator, **options
         )
 
     return run
 
 
-STATE = 50 * 200 * 4
+STATE = 50 * 40 * 4
 FEW, MANY = 160, 640  # both longer than what of the coefficients is held at once
 
 
@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_the_steps(integrator):
 def test_nor_does_encoding():
     def run(steps, **options):
         grid = grids.uniform(SDE, steps, end=0.1)
-        encode(model_of(network, SDE), Solver("", 0.0, FIXED_STEP[-1]), grid, torch.ones(50, 200), **options)
+        encode(model_of(network, SDE), Solver("", 0.0, FIXED_STEP[-1]), grid, torch.ones(50, 40), **options)
 
     few, many = most(run, FEW), most(run, MANY)
     assert many[0] - few[0] < STATE + 8 * 40 * (MANY - FEW)
