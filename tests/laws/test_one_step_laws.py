@@ -4,6 +4,7 @@ The orders of their defaults are measured in ``test_orders``; here those of the 
 quadrature, a closed form, or a recursion in the coordinates of the paper that a method comes from.
 """
 
+import functools
 import math
 from itertools import pairwise
 
@@ -399,8 +400,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("integrator", VARIANTS, ids=name)
-@every_smooth_sde
+@pytest.mark.parametrize(("sde", "integrator"), covering(SMOOTH_SDES, VARIANTS, 3), ids=name)
 def test_orders_of_the_other_choices(sde, integrator):
     order = measured_flow_order(sde, integrator, uniform, (16, 32, 64, 128))
     assert order == pytest.approx(integrator.order, abs=0.2)
@@ -459,14 +459,20 @@ def test_ancestral_methods_lose_only_what_their_inner_method_loses(integrator, e
         assert order > integrator.weak_order - 0.15
 
 
+@functools.cache
+def brownian_path(finest, paths):
+    generator = torch.Generator().manual_seed(2)
+    increments = torch.randn(finest, paths, 2, generator=generator, dtype=torch.float64)
+    increments *= math.sqrt((BEGIN - END) / finest)
+    return increments, torch.cat([torch.zeros(1, paths, 2, dtype=torch.float64), increments.cumsum(0)])
+
+
 @every_smooth_sde_with_one_eta
 def test_strong_order_of_two_draws_a_step(sde, eta):
     """Both draws of a step are increments of the one path, up to the middle in λ and from there on."""
-    counts, paths, finest = (32, 64, 128, 256), 200, 2**14
+    counts, paths, finest = (32, 64, 128, 256), 100, 2**14
     width = (BEGIN - END) / finest
-    generator = torch.Generator().manual_seed(2)
-    increments = math.sqrt(width) * torch.randn(finest, paths, 2, generator=generator, dtype=torch.float64)
-    path = torch.cat([torch.zeros(1, paths, 2, dtype=torch.float64), increments.cumsum(0)])
+    increments, path = brownian_path(finest, paths)
     model, x = gaussian_data(sde), points(sde, BEGIN, paths)
     expected = solution_on_path(sde, eta, x, increments)
     errors = []
@@ -589,7 +595,7 @@ def test_few_steps_from_noise_are_finite(sde, steps):
     kind = "epsilon" if signal_at_the_end(sde) else "v"
     model = model_of(RandomNetwork(), sde, kind)
     for integrator in [*(i for i in FIXED_STEP if i.sees_alpha_sigma_only), *IN_LAMBDA, *ANCESTRAL, CHURNED]:
-        for eta in (0.0, 0.5, 1.0) if integrator.weak_order is not None else (0.0,):
+        for eta in (0.0, 0.5 if steps == 2 else 1.0) if integrator.weak_order is not None else (0.0,):
             if integrator.order is None and eta == 0:
                 continue
             grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)

@@ -4,6 +4,7 @@ On Gaussian data everything has a closed form: the flow, the SDE's solution on a
 moments of a scheme, which is then an affine map. Mixtures would blur all of it by switching modes.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -44,7 +45,8 @@ def draws_each_step(integrator):
     return draws_of(Solver("", 1.0, integrator), gaussian_data(VPSDE()), torch.tensor([0.8, 0.6], dtype=torch.float64))
 
 
-in_deterministic_order = pytest.mark.parametrize("integrator", [i for i in FIXED_STEP if i.order], ids=name)
+WITH_ORDER = [i for i in FIXED_STEP if i.order]
+in_deterministic_order = pytest.mark.parametrize("integrator", WITH_ORDER, ids=name)
 in_strong_order = pytest.mark.parametrize(
     "integrator", [i for i in FIXED_STEP if i.strong_order and draws_each_step(i) == 1], ids=name
 )
@@ -113,8 +115,7 @@ def test_a_method_that_is_better_on_gaussians_is_measured_on_a_mixture():
     assert measured_flow_order(VPSDE(), MidpointInTau(), uniform, (64, 128)) == pytest.approx(2, abs=TOLERANCE)
 
 
-@in_deterministic_order
-@every_smooth_sde
+@pytest.mark.parametrize(("sde", "integrator"), covering(SMOOTH_SDES, WITH_ORDER, 3), ids=name)
 def test_order_on_the_probability_flow(sde, integrator):
     order = measured_flow_order(sde, integrator, graded, (128, 384))
     assert order == pytest.approx(integrator.order, abs=TOLERANCE)
@@ -170,19 +171,34 @@ def solution_on_path(sde, eta, x, increments):
     return sde.alpha(end) * MEAN + z @ ROTATION.T
 
 
+PATHS, FINEST = 200, 4096
+
+
+@functools.cache
+def brownian_increments():
+    generator = torch.Generator().manual_seed(2)
+    return math.sqrt((BEGIN - END) / FINEST) * torch.randn(FINEST, PATHS, 2, generator=generator, dtype=torch.float64)
+
+
+@functools.cache
+def draws_on_the_path(n):
+    summed = brownian_increments().reshape(n, FINEST // n, PATHS, 2).sum(1)
+    return summed / math.sqrt((BEGIN - END) / n)
+
+
+@functools.cache
+def starts_and_ends_on_the_path(sde, eta):
+    x = points(sde, BEGIN, PATHS)
+    return x, solution_on_path(sde, eta, x, brownian_increments())
+
+
 @in_strong_order
 @every_smooth_sde_with_one_eta
 def test_strong_order_on_a_brownian_path(sde, integrator, eta):
-    counts, paths, finest = (32, 64, 128, 256), 200, 4096
-    width = (BEGIN - END) / finest
-    generator = torch.Generator().manual_seed(2)
-    increments = math.sqrt(width) * torch.randn(finest, paths, 2, generator=generator, dtype=torch.float64)
-    model, x = gaussian_data(sde), points(sde, BEGIN, paths)
-    expected = solution_on_path(sde, eta, x, increments)
-    errors = []
+    counts, model, errors = (32, 64, 128, 256), gaussian_data(sde), []
+    x, expected = starts_and_ends_on_the_path(sde, eta)
     for n in counts:
-        z = increments.reshape(n, finest // n, paths, 2).sum(1) / math.sqrt((BEGIN - END) / n)
-        end = run_on(Solver("", eta, integrator), model, uniform(n), x, z)
+        end = run_on(Solver("", eta, integrator), model, uniform(n), x, draws_on_the_path(n))
         errors.append((end - expected).square().mean().sqrt().item())
     # 200 paths leave 5 % on each error; the path is shared, so that little of it reaches the slope.
     # A leading error with a small factor lets the slope come out too steep on grids this coarse, never too flat.
@@ -224,8 +240,10 @@ def test_every_stochastic_preset_tends_to_the_closed_form(sde, solver):
     assert errors[1] < 0.1 * covariance.norm().item()
 
 
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.integrator.evals_per_step], ids=name)
-@every_sde
+OF_FIXED_STEPS = [s for s in SOLVERS if s.integrator.evals_per_step]
+
+
+@pytest.mark.parametrize(("sde", "solver"), covering(SDES, OF_FIXED_STEPS, 3), ids=name)
 def test_sampled_moments_are_the_schemes_own(sde, solver):
     """Few, coarse steps: far from p_0, exactly where the scheme itself goes. From sample()'s own starting noise."""
     model, n = gaussian_data(sde), 20_000

@@ -1,5 +1,6 @@
 """Steps per sample, on the flow and on the SDE: each sample is solved as if it were alone, and says what it took."""
 
+import functools
 import math
 from dataclasses import replace
 from itertools import product
@@ -44,8 +45,8 @@ from sde_toolkit.integrators.stepping import root_mean_square
 
 BEGIN, END = 0.9, 0.1
 METHODS = [PerSample(method=method) for method in PerSample.methods]
-NOISY = Solver("noisy", 1.0, AdaptiveSDE(rtol=0.05, atol=0.05))  # for what does not depend on tolerances
-BOTH = [probability_flow(PerSample()), NOISY]
+NOISY = Solver("noisy", 1.0, AdaptiveSDE(rtol=0.1, atol=0.1))
+BOTH = [probability_flow(PerSample(rtol=1e-3)), NOISY]  # for what does not depend on tolerances
 # Bisection for 1/λ at a time per sample is dear where α and σ are quadratures: those join the laws of few samples.
 QUICK = [sde for sde in SDES if type(sde).solve_half_log_snr is not SDE.solve_half_log_snr]
 SMOOTH = [sde for sde in QUICK if sde in SMOOTH_SDES]
@@ -115,11 +116,16 @@ def test_agreement_with_scipy_at_tight_tolerance(sde):
     assert relative_error(solve(probability_flow(PerSample(rtol=1e-10, atol=1e-10)), model, x).x, reference) < 1e-7
 
 
+@functools.cache
+def ends_of_mixed_points():
+    model, x = two_modes(VPSDE()), mixed_points(VPSDE())
+    return solve(probability_flow(PerSample(rtol=1e-12, atol=1e-12)), model, x).x
+
+
 @every_method
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
 def test_every_sample_is_within_tolerance(integrator, tolerance):
-    model, x = two_modes(VPSDE()), mixed_points(VPSDE())
-    truth = solve(probability_flow(PerSample(rtol=1e-12, atol=1e-12)), model, x).x
+    model, x, truth = two_modes(VPSDE()), mixed_points(VPSDE()), ends_of_mixed_points()
     found = solve(probability_flow(replace(integrator, rtol=tolerance, atol=tolerance)), model, x).x
     error = (found - truth).abs() / (1 + truth.abs())
     assert error.max() < 30 * tolerance  # the steepest start stretches its error before it contracts
@@ -134,7 +140,7 @@ def test_a_sample_is_the_same_bits_alone_and_in_any_company(sde, setting):
     model, x = by_rows(two_modes(sde)), mixed_points(sde, 17)
     whole = solve(solver, model, x, grid)
     assert whole.statistics.evaluations.unique().numel() > 1
-    for batch_size in (3, 16):
+    for batch_size in (6, 16):
         split = solve(solver, model, x, grid, batch_size=batch_size)
         assert torch.equal(split.x, whole.x)
         for part in ("accepted", "rejected", "evaluations"):
@@ -147,7 +153,7 @@ def test_a_sample_is_the_same_bits_alone_and_in_any_company(sde, setting):
 def test_float32_is_the_same_bits_too(solver):
     model = gaussian(torch.zeros(3, 5), VPSDE(), std=torch.linspace(0.1, 1, 15).reshape(3, 5))
     whole, split = (
-        sample(model, solver, doubles(1.0, 0.3, 0.01), shape=(21, 3, 5), batch_size=size) for size in (None, 2)
+        sample(model, solver, doubles(1.0, 0.3, 0.01), shape=(21, 3, 5), batch_size=size) for size in (None, 4)
     )
     assert torch.equal(whole.x, split.x)
 
@@ -216,7 +222,7 @@ def test_what_the_flow_costs(integrator, grid):
 @every_sde
 def test_there_and_back_again(sde):
     """Encoding is the same solver on the reversed interval."""
-    solver, model, x = probability_flow(PerSample(rtol=1e-9, atol=1e-9)), gaussian_data(sde), points(sde, n=3)
+    solver, model, x = probability_flow(PerSample(rtol=1e-8, atol=1e-8)), gaussian_data(sde), points(sde, n=3)
     there = run_on(solver, model, doubles(BEGIN, END), x)
     assert relative_error(run_on(solver, model, doubles(END, 0.4, BEGIN), there), x) < 1e-6
 
@@ -240,7 +246,7 @@ def test_the_limit_is_each_samples_own(solver):
     free = solve(solver, model, x)
     needed = free.statistics.evaluations
     enough = replace(solver, integrator=replace(solver.integrator, max_nfe=int(needed.max())))
-    assert torch.equal(solve(enough, model, x, batch_size=4).x, free.x)
+    assert torch.equal(solve(enough, model, x, batch_size=11).x, free.x)
     scarce = replace(solver, integrator=replace(solver.integrator, max_nfe=int(needed.max()) - 1))
     with pytest.raises(MaxEvaluationsError) as caught:
         solve(scarce, model, x)
@@ -332,12 +338,13 @@ class GivenPath:
 
 @every_smooth_sde
 def test_the_error_on_a_path_falls_with_the_tolerance(sde, monkeypatch):
-    length = (sde.half_log_snr(END) - sde.half_log_snr(BEGIN)).item()
+    begin, end = 0.7, 0.3
+    length = (sde.half_log_snr(end) - sde.half_log_snr(begin)).item()
     monkeypatch.setattr(adaptive_sde, "KnownPath", lambda x: GivenPath(x, length))
-    x, size, ends = points(sde, n=25), spread(sde, END).max().sqrt().item(), {}
+    x, size, ends = points(sde, begin, 25), spread(sde, end).max().sqrt().item(), {}
     for tolerance in (0.3, 0.03, 0.006):
         solver = Solver("", 1.0, AdaptiveSDE(rtol=tolerance, atol=tolerance * size))
-        ends[tolerance] = solve(solver, gaussian_data(sde), x).x
+        ends[tolerance] = solve(solver, gaussian_data(sde), x, (begin, end)).x
     coarse, fine = ((ends[t] - ends[0.006]).square().mean().sqrt().item() / size for t in (0.3, 0.03))
     assert fine < coarse / 2
     assert fine < 0.1
@@ -348,7 +355,7 @@ def test_the_error_on_a_path_falls_with_the_tolerance(sde, monkeypatch):
 )
 def test_rejections_that_depend_on_the_noise_do_not_change_its_law(dislike):
     """However attempts are chosen and refused, the path to distance 1 is Brownian: noise drawn anew would not be."""
-    n = 40_000
+    n = 10_000
     generator = torch.Generator().manual_seed(9)
     path, at, w = KnownPath(torch.zeros(n)), torch.zeros(n, dtype=torch.float64), torch.zeros(n)
     half, retries = torch.zeros(n), torch.zeros(n, dtype=torch.int64)

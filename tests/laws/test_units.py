@@ -301,14 +301,14 @@ def test_log_densities_of_a_network(unit):
 CALIBRATED = {
     "default solvers": (None, {}),
     "one step of order two": (Solver("two", 0.0, Corrected(Multistep(2))), {"method": "search"}),
-    "the SDE": (Solver("sde", 1.0, Exponential()), {"n": 256}),
+    "the SDE": (Solver("sde", 1.0, Exponential()), {"n": 128}),
 }
 
 
 @functools.cache
 def calibrated(which, sde, unit):
     solver, options = CALIBRATED[which]
-    how = {"n": 48, "effort": 0.01, "reference_steps": 30, "time_limit": 1e9, **options}
+    how = {"n": 24, "effort": 0.01, "reference_steps": 20, "time_limit": 1e9, **options}
     return calibrate(mixture(sde, unit, size=0.4), solver, 6, **how)
 
 
@@ -349,29 +349,35 @@ def test_what_a_calibration_measures_against(unit):
 # Evaluation
 
 
+@functools.cache
+def measured(unit):
+    model, grid, solver = mixture(VPSDE(), unit), grids.uniform(VPSDE(), 5), probability_flow(Exponential())
+    return local_errors(model, solver, grid, n=6, dtype=torch.float64), flow_endpoint(model, 2, check=1)
+
+
 @every_unit
 def test_references_and_local_errors(unit):
-    grid, solver = grids.uniform(VPSDE(), 5), probability_flow(Exponential())
-    one, other = (local_errors(mixture(VPSDE(), u), solver, grid, n=6, dtype=torch.float64) for u in (1.0, unit))
+    (one, one_end), (other, other_end) = measured(1.0), measured(unit)
     same(other.errors, one.errors, unit)
     same(other.shares, one.shares)
-    one, other = (flow_endpoint(mixture(VPSDE(), u), 2, check=1) for u in (1.0, unit))
-    assert one.nfe == other.nfe
-    same(other.x, one.x, unit)
+    assert one_end.nfe == other_end.nfe
+    same(other_end.x, one_end.x, unit)
+
+
+@functools.cache
+def compared(unit):
+    model = mixture(VPSDE(), unit)
+    real = model.draw(200, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    judges = [
+        Judge(real, 64, features, metrics=features.usual_metrics(projections=16), splits=2)
+        for features in (exact_features(model, real), flat_features(model.transform, real))
+    ]
+    solvers = {"auto": auto, "heun": probability_flow(), "edm": edm_stochastic()}
+    return judges, compare_solvers(model, solvers, [6], n=64, endpoint_n=0)
 
 
 @every_unit
 def test_comparisons(unit):
-    def compared(u):
-        model = mixture(VPSDE(), u)
-        real = model.draw(200, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-        judges = [
-            Judge(real, 64, features, metrics=features.usual_metrics(projections=16), splits=2)
-            for features in (exact_features(model, real), flat_features(model.transform, real))
-        ]
-        solvers = {"auto": auto, "heun": probability_flow(), "edm": edm_stochastic()}
-        return judges, compare_solvers(model, solvers, [6], n=64, endpoint_n=0)
-
     (judges, one), (others_judges, other) = compared(1.0), compared(unit)
     for a, b in zip(judges, others_judges, strict=True):
         same_scores(b.floor, a.floor, unit)
