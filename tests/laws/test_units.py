@@ -300,7 +300,7 @@ def test_log_densities_of_a_network(unit):
 
 CALIBRATED = {
     "default solvers": (None, {}),
-    "one step of order two": (Solver("two", 0.0, Corrected(Multistep(2))), {"method": "search"}),
+    "one step of order two": (Solver("two", 0.0, Corrected(Multistep(2))), {"strategy": "search"}),
     "the SDE": (Solver("sde", 1.0, Exponential()), {"n": 128}),
 }
 
