@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -79,8 +80,21 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole(model, images, tmp_path_factory):
-    return evaluate(model, images, tmp_path_factory.mktemp("whole"), **SMALL)
+def finished(model, images, tmp_path_factory):
+    """What a run found, and the folder it left."""
+    folder = tmp_path_factory.mktemp("whole")
+    return evaluate(model, images, folder, **SMALL), folder
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    return finished[0]
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """The folder of the run that found ``whole``, a copy of it to change."""
+    return shutil.copytree(finished[1], tmp_path / "finished")
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -104,11 +118,10 @@ def test_a_run_that_was_cut_off_and_taken_up_again_is_the_run(model, images, who
     same(again, whole)
 
 
-def test_nothing_is_computed_twice(model, images, whole, tmp_path, monkeypatch):
-    evaluate(model, images, tmp_path, **SMALL)
+def test_nothing_is_computed_twice(model, images, whole, folder, monkeypatch):
     calls = []
     monkeypatch.setattr(model.network, "forward", lambda *a: calls.append(1))
-    same(evaluate(model, images, tmp_path, **SMALL), whole)
+    same(evaluate(model, images, folder, **SMALL), whole)
     assert not calls
 
 
@@ -133,23 +146,21 @@ def damaged_versions(file):
     yield (file.parent / "00000.npz").read_bytes()  # another part's
 
 
-def test_a_damaged_part_is_computed_anew_and_said_so(model, images, whole, tmp_path):
-    evaluate(model, images, tmp_path, **SMALL)
-    file = tmp_path / "parts" / "00001.npz"
+def test_a_damaged_part_is_computed_anew_and_said_so(model, images, whole, folder):
+    file = folder / "parts" / "00001.npz"
     for content in list(damaged_versions(file)):
         file.write_bytes(content)
         said = []
-        again = evaluate(model, images, tmp_path, said, **SMALL)
+        again = evaluate(model, images, folder, said, **SMALL)
         assert again.computed == 1
         assert any("00001.npz" in text and "anew" in text for text in said)
         same(again, whole)
 
 
-def test_the_parts_are_plain_arrays(model, images, whole, tmp_path):
-    evaluate(model, images, tmp_path, **SMALL)
-    with np.load(tmp_path / "parts" / "00000.npz", allow_pickle=False) as part:
+def test_the_parts_are_plain_arrays(model, images, whole, folder):
+    with np.load(folder / "parts" / "00000.npz", allow_pickle=False) as part:
         assert all(part[name].dtype.kind in "fiuU" for name in part.files)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -198,34 +209,31 @@ def test_the_fingerprint_knows_weights_data_and_sde(model, images):
     assert digest(fingerprint(elsewhere, images, request)) != one
 
 
-def test_a_folder_of_another_run_is_refused_by_what_differs(model, images, tmp_path):
-    evaluate(model, images, tmp_path, **SMALL)
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*.npz")}
+def test_a_folder_of_another_run_is_refused_by_what_differs(model, images, folder):
+    before = {file: file.read_bytes() for file in folder.rglob("*.npz")}
     with pytest.raises(ArgumentError, match=r"settings.nfe \(6 there, 7 here\).*settings.seed \(0 there, 3 here\)"):
-        evaluate(model, images, tmp_path, **{**SMALL, "nfe": 7, "seed": 3})
+        evaluate(model, images, folder, **{**SMALL, "nfe": 7, "seed": 3})
     with pytest.raises(ArgumentError, match=r"data\.sha256"):
-        evaluate(model, images.flip(0), tmp_path, **SMALL)
-    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*.npz")}
-    (tmp_path / "request.json").write_text("{")
+        evaluate(model, images.flip(0), folder, **SMALL)
+    assert before == {file: file.read_bytes() for file in folder.rglob("*.npz")}
+    (folder / "request.json").write_text("{")
     with pytest.raises(ArgumentError, match="no readable request"):
-        evaluate(model, images, tmp_path, **SMALL)
+        evaluate(model, images, folder, **SMALL)
 
 
-def test_a_folder_where_nothing_was_finished_is_free(model, images, tmp_path):
-    evaluate(model, images, tmp_path, **SMALL)
-    for file in tmp_path.rglob("*.npz"):
+def test_a_folder_where_nothing_was_finished_is_free(model, images, folder):
+    for file in folder.rglob("*.npz"):
         file.unlink()
-    assert evaluate(model, images, tmp_path, **{**SMALL, "seed": 3}).computed == 7
+    assert evaluate(model, images, folder, **{**SMALL, "seed": 3}).computed == 7
 
 
-def test_the_mode_that_was_measured_first_is_kept(model, images, whole, tmp_path):
-    evaluate(model, images, tmp_path, **SMALL)
-    content = json.loads((tmp_path / "request.json").read_text(encoding="utf-8"))
+def test_the_mode_that_was_measured_first_is_kept(model, images, whole, folder):
+    content = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     other = {"reverse": "forward", "forward": "reverse"}[content["decided"]["mode"]]
     content["decided"]["mode"] = other
-    (tmp_path / "request.json").write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "parts" / "00001.npz").unlink()
-    again = evaluate(model, images, tmp_path, **SMALL)
+    (folder / "request.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "parts" / "00001.npz").unlink()
+    again = evaluate(model, images, folder, **SMALL)
     assert again.rehearsal.mode == again.divergence.mode.__name__ == other
     assert np.allclose(again.values["nats"], whole.values["nats"], atol=1e-2)
 
@@ -384,20 +392,20 @@ def test_the_report_says_it_all(model, images, whole, tmp_path):
     assert len({len(line) for line in likelihood_table(whole, known).text().splitlines()}) <= 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"chunk": 0}, "chunk=0"), ({"draws": 0}, "draws=0"), ({"nfe": 0}, "nfe=0"), ({"seed": -1}, "seed=-1"),
-        ({"elbo_draws": -1}, "elbo_draws=-1"), ({"discrete_draws": 0}, "discrete_draws=0"), ({"end": 1.0}, "end=1.0"),
-        ({"ends": (0.1, 2.0)}, "ends=2.0"), ({"ends": (0.1, 0.1)}, "twice"), ({"ends_n": 1.5}, "ends_n=1.5"),
-        ({"levels": None, "draws": 1}, "levels.count=256"), ({"levels": Levels(9, 0.0, 8.0)}, "outside the range"),
-        ({"solver": heun(), "grid": lambda sde, steps: None}, "grid"), ({"divergence": ExactTrace(8)}, "ExactTrace"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused_and_leaves_the_folder_free(model, images, tmp_path, settings, named):
-    with pytest.raises((ArgumentError, DataError), match=named):
-        evaluate(model, images, tmp_path, **{**SMALL, **settings})
-    assert not list(tmp_path.rglob("*.npz"))
+REFUSED = [
+    ({"chunk": 0}, "chunk=0"), ({"draws": 0}, "draws=0"), ({"nfe": 0}, "nfe=0"), ({"seed": -1}, "seed=-1"),
+    ({"elbo_draws": -1}, "elbo_draws=-1"), ({"discrete_draws": 0}, "discrete_draws=0"), ({"end": 1.0}, "end=1.0"),
+    ({"ends": (0.1, 2.0)}, "ends=2.0"), ({"ends": (0.1, 0.1)}, "twice"), ({"ends_n": 1.5}, "ends_n=1.5"),
+    ({"levels": None, "draws": 1}, "levels.count=256"), ({"levels": Levels(9, 0.0, 8.0)}, "outside the range"),
+    ({"solver": heun(), "grid": lambda sde, steps: None}, "grid"), ({"divergence": ExactTrace(8)}, "ExactTrace"),
+]  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused_and_leaves_the_folder_free(model, images, tmp_path):
+    for settings, named in REFUSED:
+        with pytest.raises((ArgumentError, DataError), match=named):
+            evaluate(model, images, tmp_path, **{**SMALL, **settings})
+        assert not list(tmp_path.rglob("*.npz")), named
     assert evaluate(model, images, tmp_path, **SMALL).computed == 7
 
 
