@@ -3,6 +3,7 @@
 FOLDER NAME UNTIL may be given again and again, "end" for no stop: one run after another."""
 
 import csv
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ VECTORS = TrainingOptions(
     snapshots=10,
     held_out=200,
 )
+HALF = dataclasses.replace(VECTORS, steps=50, evaluate_every=10)
 
 
 def vectors(folder, until=None, options=VECTORS):
@@ -68,7 +70,12 @@ def images(folder, until=None, **changes):
     return train(model, stripes(), folder, options, augmentation=HorizontalFlip(), until=until)
 
 
-RUNS = {"vectors": vectors, "images": images}
+def half(folder, until=None):
+    """For what is long enough already."""
+    return vectors(folder, until, HALF)
+
+
+RUNS = {"vectors": vectors, "half": half, "images": images}
 
 
 def weights(folder, name, step=None):

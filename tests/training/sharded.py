@@ -34,4 +34,4 @@ if __name__ == "__main__":
     plain = trainer.make_accelerator
     trainer.make_accelerator = lambda *arguments: sharding(plain(*arguments))
     for place, until in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        runs.vectors(Path(place), until=None if until == "end" else int(until))
+        runs.half(Path(place), until=None if until == "end" else int(until))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import RUNS, VECTORS, rows, vectors, weights
+from runs import HALF, half, rows, vectors, weights
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
@@ -27,26 +27,26 @@ def distance(one, two):
 def one(tmp_path_factory):
     """The run of one process, which the runs of two are compared with."""
     folder = tmp_path_factory.mktemp("one")
-    RUNS["vectors"](folder)
+    half(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, forks):
-    """Runs of two processes. ``whole``: never stopped. ``parts``: stopped at 60, continued by new ones. ``both``: two
-    processes to step 40, one to 70, new ones to the end. The old processes make the three one after another, and so
+    """Runs of two processes. ``whole``: never stopped. ``parts``: stopped at 30, continued by new ones. ``both``: two
+    processes to step 20, one to 35, new ones to the end. The old processes make the three one after another, and so
     do the new ones."""
     folder = tmp_path_factory.mktemp("two")
-    words = [folder / "whole", "vectors", "end", folder / "parts", "vectors", 60, folder / "both", "vectors", 40]
+    words = [folder / "whole", "half", "end", folder / "parts", "half", 30, folder / "both", "half", 20]
     forks.run(2, RUN, *words)
-    RUNS["vectors"](folder / "both", until=70)
-    forks.run(2, RUN, folder / "parts", "vectors", "end", folder / "both", "vectors", "end")
+    half(folder / "both", until=35)
+    forks.run(2, RUN, folder / "parts", "half", "end", folder / "both", "half", "end")
     return folder
 
 
 def test_two_processes_are_one(one, two):
-    """The sums of gradients are added in another order, so to round-off: 1e-5 after 100 steps, where one seed and
-    another are 0.5 apart."""
+    """The sums of gradients are added in another order, so to round-off: 1e-5 after 50 steps, where the draws of
+    one seed and of another lead 0.04 apart."""
     for kind in ("raw", "ema"):
         assert distance(weights(one, kind), weights(two / "whole", kind)) < 1e-5
     for file in ("training.csv", "lambda.csv"):
@@ -74,18 +74,18 @@ def test_two_processes_stopped_and_continued_are_never_stopped(two):
 
 
 def test_processes_that_see_different_folders_are_refused(tmp_path, forks):
-    """Else one would go on from step 40 and the other begin anew, and their gradients be averaged."""
-    RUNS["vectors"](tmp_path / "0", until=40)
-    forks.start(2, RUN, tmp_path / "{rank}", "vectors")
+    """Else one would go on from step 10 and the other begin anew, and their gradients be averaged."""
+    half(tmp_path / "0", until=10)
+    forks.start(2, RUN, tmp_path / "{rank}", "half")
     statuses, said = forks.wait()
     assert all(statuses)
-    assert "different last checkpoints in it: of steps [40, 0]" in said
+    assert "different last checkpoints in it: of steps [10, 0]" in said
 
 
 @pytest.mark.skipif(torch.__version__.startswith(("2.4.", "2.5.")), reason="fully_shard came with torch 2.6")
 def test_sharded_parameters_train_as_whole_ones(one, tmp_path, forks):
     """Stopped and continued to the bit, and one process's weights to round-off; the checkpoint is an ordinary one."""
-    forks.run(2, RUN.with_name("sharded.py"), tmp_path / "whole", "end", tmp_path / "parts", "60")
+    forks.run(2, RUN.with_name("sharded.py"), tmp_path / "whole", "end", tmp_path / "parts", "30")
     forks.run(2, RUN.with_name("sharded.py"), tmp_path / "parts", "end")
     for kind in ("raw", "ema"):
         plain, whole, parts = (weights(folder, kind) for folder in (one, tmp_path / "whole", tmp_path / "parts"))
@@ -126,7 +126,7 @@ there.append(group.is_initialized())
 @pytest.mark.parametrize("limit", [16, 10])
 def test_a_batch_in_passes_is_the_batch(one, tmp_path, limit):
     """Accumulated gradients are the gradient, to round-off."""
-    vectors(tmp_path / "passes", options=dataclasses.replace(VECTORS, pass_size=limit))
+    vectors(tmp_path / "passes", options=dataclasses.replace(HALF, pass_size=limit))
     assert distance(weights(one, "raw"), weights(tmp_path / "passes", "raw")) < 1e-5
 
 
