@@ -48,10 +48,7 @@ TRANSFORMS = [Affine(1.0, 0.5), Affine(0.5, -0.2), Affine(-1.0, 3.0)]
 
 @pytest.mark.parametrize(
     ("sde", "transform"),
-    [
-        *((VPSDE(), transform) for transform in TRANSFORMS),
-        *((sde, TRANSFORMS[i % 3]) for i, sde in enumerate([*SDES[:2], FlowMatching(), VESDE(0.002, 50.0)])),
-    ],
+    [(sde, TRANSFORMS[i % 3]) for i, sde in enumerate([VPSDE(), *SDES[:1], FlowMatching(), VESDE(0.002, 50.0)])],
     ids=str,
 )
 def test_the_bound_on_integers_is_their_log_probability_whatever_the_transform(sde, transform):
@@ -67,8 +64,8 @@ def test_the_bound_on_integers_is_their_log_probability_whatever_the_transform(s
         assert bool((error < 0.07).all()), error
         assert bool(((value - LOG_P).abs() < 4.5 * error + 6e-3).all()), (value - LOG_P, error)
     assert torch.allclose(bound.bits_per_dim, -bound.nats / math.log(2))
-    stored = variational_bound(model, x.to(torch.int64), draws=60, decoder=decoder, **options)
-    assert torch.equal(stored.nats, bound.nats)
+    stored = variational_bound(model, x[:160].to(torch.int64), draws=60, decoder=decoder, **options)  # of two levels
+    assert torch.equal(stored.nats, bound.nats[:160])
 
 
 def test_scaling_model_and_path_together_changes_no_draw():
