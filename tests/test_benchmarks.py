@@ -1,9 +1,7 @@
 """The programs behind the claims of benchmarks/README.md run on next to nothing and write their results."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +18,12 @@ CASES = [
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
     ("per_sample.py", ["--n", "8", "--tolerances", "1e-3", "--draws", "1"], "| 8 "),
-    ("choose_auto.py", ["--budgets", "5", "--problems", "1", "--n", "2"], "| × the best"),
+    ("choose_auto.py", ["--budgets", "3", "--problems", "1", "--n", "2"], "| × the best"),
     ("choose_likelihood.py", ["--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "| scale 0.7"),
     ("calibration.py", ["--models", "ring", "--budgets", "3", "--time-limit", "1"], "| ring"),
-    ("training.py", ["loop", "--batch", "2", "--steps", "2", "--repeats", "1"], "over the bare loop"),
-    ("training.py", ["scaling", "--batch", "2", "--steps", "2", "--repeats", "1"], "2 processes"),
-    ("kill.py", ["--kills", "1", "--steps", "60"], "byte for byte"),
+    ("training.py", ["loop", "--batch", "1", "--steps", "1", "--repeats", "1"], "over the bare loop"),
+    ("training.py", ["scaling", "--batch", "1", "--steps", "1", "--repeats", "1"], "2 processes"),
+    ("kill.py", ["--kills", "1", "--steps", "40"], "byte for byte"),
     ("data_loading.py", ["read", *READ, "--workers", "0", "1", "--batch", "2"], "PNG in tar shards"),
     ("data_loading.py", ["train", *READ, "--rounds", "1", "--batch", "4"], "| file, off the disk"),
 ]
@@ -43,7 +41,7 @@ LAUNCHERS = ("training.py", "kill.py", "networks_against_peers.py")
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(request, tmp_path, monkeypatch):
     """``run(script, arguments)``: the text of the one results file that the program wrote into an empty folder."""
 
     def here(words):
@@ -60,10 +58,7 @@ def run(tmp_path, monkeypatch):
                 del sys.modules[name]  # `report` is an ordinary name
 
     def apart(words):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, *words]
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        request.getfixturevalue("forks").run(1, *words, folder=tmp_path)
 
     def run(script, arguments):
         words = [str(FOLDER / script), *arguments, "--results", str(tmp_path)]
