@@ -338,7 +338,7 @@ class GivenPath:
 
 @every_smooth_sde
 def test_the_error_on_a_path_falls_with_the_tolerance(sde, monkeypatch):
-    begin, end = 0.7, 0.3
+    begin, end = 0.6, 0.3
     length = (sde.half_log_snr(end) - sde.half_log_snr(begin)).item()
     monkeypatch.setattr(adaptive_sde, "KnownPath", lambda x: GivenPath(x, length))
     x, size, ends = points(sde, begin, 25), spread(sde, end).max().sqrt().item(), {}
