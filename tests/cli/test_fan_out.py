@@ -87,6 +87,7 @@ def test_samples_of_a_network_too(command, forks, tmp_path):
 
 def test_a_comparison_says_the_same_but_for_its_seconds(command, forks, tmp_path):
     words = ["compare", MIXTURE, "n=12", "n_real=60", "budgets=[3,5]", "solver=[ddim,ddpm,dopri5]", "batch_size=5"]
+    words += ["exact_flow.n=7"]
     assert command(*words, "output=one")[0] == 0
     said = forks.command(2, tmp_path, *words, QUIET, "output=two")
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
