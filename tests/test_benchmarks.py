@@ -14,6 +14,8 @@ PEERS = ("diffusers", "azula", "flow_matching", "zuko", "k_diffusion")
 CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
     ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
+    ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
+    ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM, 1 product"], "| PiGDM, 1 product"),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
@@ -36,7 +38,7 @@ PEER_CASES = [
 ]
 
 
-LAUNCHERS = ("training.py", "kill.py", "networks_against_peers.py")
+LAUNCHERS = ("training.py", "kill.py", "networks_against_peers.py", "posterior_cost.py")
 """These fork processes that train, or set threads: each runs in a process of its own."""
 
 
