@@ -54,6 +54,9 @@ def main() -> None:
     options.add_argument("--budgets", type=int, nargs="+", default=[20, 50, 100])
     options.add_argument("--mnist", type=Path, help="mnist.npz with x_test")
     options.add_argument("--n", type=int, help="samples per measurement; default: 300, for images 8")
+    options.add_argument(
+        "--only", nargs="+", default=[""], help="rows whose library, name and grid contain all words of one"
+    )
     options.add_argument("--show", type=int, default=3, help="rows of each library in the table")
     given = options.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +65,8 @@ def main() -> None:
         problem = load(name, given.mnist)
         problem.n = given.n or problem.n
         report = Report(given.results, f"posteriors-{name}", f"Posterior sampling: {name}", _installed())
-        compare(problem, given.budgets, given.show, report)
+        rows = [row for row in rows_of(problem) if any(_named(row, words) for words in given.only)]
+        compare(problem, rows, given.budgets, given.show, report)
         report.save()
 
 
@@ -86,9 +90,14 @@ def rows_of(problem: PosteriorProblem) -> list[PosteriorMethodRow]:
     return rows
 
 
-def compare(problem: PosteriorProblem, budgets: list[int], show: int, report: Report) -> None:
+def _named(row: PosteriorMethodRow, words: str) -> bool:
+    return all(word in f"{row.library} {row.name}, {row.grid}" for word in words.split())
+
+
+def compare(
+    problem: PosteriorProblem, rows: list[PosteriorMethodRow], budgets: list[int], show: int, report: Report
+) -> None:
     """Tables of a problem, one per budget."""
-    rows = rows_of(problem)
     if problem.exact:
         floors = [_floor(problem, y, 11 + i) for i, y in enumerate(problem.measurements)]
         floor, spread = _mean(floors), float(torch.tensor(floors).std()) / len(floors) ** 0.5
