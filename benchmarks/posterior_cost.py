@@ -2,8 +2,8 @@
 
     python benchmarks/posterior_cost.py            # two minutes
 
-Times are ratios to a plain evaluation, measured in turn. The memory is what an evaluation adds to the peak of its
-process, as Linux counts it.
+Times are ratios to a plain evaluation, measured in turn. The memory is by how much the first
+run raises the peak of its process, as Linux counts it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ def _memory(name: str) -> float:
 def _measure_memory(name: str, queue: multiprocessing.Queue[float]) -> None:
     torch.set_num_threads(1)
     model = methods()[name](ScoreModel.from_pretrained("mnist"))
-    _run(model)  # what is prepared once
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _megabytes("VmRSS")
     _run(model)

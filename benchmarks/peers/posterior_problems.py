@@ -166,7 +166,7 @@ def _mnist(name: str, file: Path | None) -> PosteriorProblem:
         known[:, 8:20, 8:20] = 0
         A: LinearOperator = Mask(known)
     else:
-        A = Downsample(shape, 4)
+        A = Downsample(4, shape)
     variance = float(truths.var())
     return PosteriorProblem(name, model, A, 0.05, truths, 8, 50.0, 5e-3, variance)
 
