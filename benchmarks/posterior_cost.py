@@ -36,12 +36,12 @@ def methods() -> dict[str, Callable[[ScoreModel], ScoreModel]]:
 
     return {
         "plain": lambda model: model,
-        "wrapper that changes nothing": Wrapper,
-        "DiffPIR, no product": given(DiffPIR()),
-        "JFPS, no product": given(JFPS(0.3)),
-        "PiGDM, 1 product": given(PiGDM()),
-        "MMPS, 1 product": given(MMPS(max_iterations=1)),
-        "MMPS, 4 products": given(MMPS(tolerance=0.0, max_iterations=4)),
+        "Wrapper": Wrapper,
+        "DiffPIR": given(DiffPIR()),
+        "JFPS": given(JFPS(0.3)),
+        "PiGDM": given(PiGDM()),
+        "MMPS-1": given(MMPS(max_iterations=1)),
+        "MMPS-4": given(MMPS(tolerance=0.0, max_iterations=4)),
     }
 
 

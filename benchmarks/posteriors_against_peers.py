@@ -107,7 +107,7 @@ def compare(
         found.sort(key=lambda m: m.distance)
         report.line(f"## At most {budget} evaluations and products")
         _table(problem, found, show, report)
-        if problem.exact:
+        if problem.exact and len({m.row.library for m in found}) > 1:
             ours, theirs = (
                 min(m.distance for m in found if (m.row.library == "ours") is mine) for mine in (True, False)
             )

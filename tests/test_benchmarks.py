@@ -15,7 +15,7 @@ CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
     ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
     ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
-    ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM, 1 product"], "| PiGDM, 1 product"),
+    ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM"], "| PiGDM"),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sde_toolkit.calibration import load_calibration
@@ -25,7 +25,7 @@ from sde_toolkit.cli.parts import (
     real_data,
     whole_number,
 )
-from sde_toolkit.cli.setup import Workplace, command_words, join, switch
+from sde_toolkit.cli.setup import Workplace, command_words, join, listed, switch
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
@@ -141,8 +141,7 @@ def _print(comparison: Comparison, page: Path) -> None:
 def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
     """``calibrations=[FILE,...]``: what ``sde-toolkit calibrate`` wrote, by the name of its folder or file."""
     found: dict[str, Candidate] = {}
-    given_files = config.calibrations
-    for given in [given_files] if isinstance(given_files, str) else given_files or []:
+    for given in listed(config.calibrations):
         path = Path(str(given))
         calibration = load_calibration(path)
         calibration.check(model)
@@ -153,7 +152,7 @@ def _calibrated(config: DictConfig, model: ScoreModel) -> dict[str, Candidate]:
 
 def _budgets(given: Any) -> list[int]:
     """``budgets=10`` and ``budgets=[5,10]`` as a list. The comparison checks its entries."""
-    budgets = list(given) if isinstance(given, ListConfig) else [given]
+    budgets = listed(given)
     if any(is_count(budget) and budget > MOST for budget in budgets):
         problem = f"at most {MOST} evaluations per sample can be planned"
         raise ArgumentError("budgets", budgets, problem, "Use [5,10,20], for example.")

@@ -15,7 +15,7 @@ from sde_toolkit.checks import is_count
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import MIXTURE, choose_labels, dataset_of, whole_number
 from sde_toolkit.cli.sample import FILES, SampleRequest, draw, prepare
-from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, switch
+from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, listed, switch
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError, warn_caller
 from sde_toolkit.evaluation.drawing import Drawn
@@ -104,8 +104,9 @@ def _metrics(config: DictConfig, event_shape: tuple[int, ...], extractor: Extrac
         "distance": metrics_with_floor(extractor, seed),
     }
     found: list[Metric] = []
-    for name in [given] if isinstance(given, str) else given or []:
-        if name not in named and "." not in str(name):
+    for name in listed(given):
+        parts = str(name).split(".")
+        if name not in named and not (len(parts) > 1 and all(part.isidentifier() for part in parts)):
             problem = f"metrics are {', '.join(named)}, or classes such as my_package.Mine"
             raise ArgumentError("metrics", given, problem, "Use metrics=[fid,kid,precision_recall].")
         found += named[name] if name in named else (instantiate(DictConfig({"_target_": str(name)})),)

@@ -20,7 +20,7 @@ from sde_toolkit.cli.words import folder_name
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.team import Team
 
-__all__ = ["Workplace", "choose_device", "command_words", "instantiate", "join", "set_threads", "switch"]
+__all__ = ["Workplace", "choose_device", "command_words", "instantiate", "join", "listed", "set_threads", "switch"]
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
@@ -75,6 +75,13 @@ def switch(config: DictConfig, name: str) -> bool:
     if not isinstance(value, bool):
         raise ArgumentError(name, value, "neither true nor false", f"Give {name}=true or {name}=false.")
     return value
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting that is one thing or a list of them, as a list; none for null."""
+    if OmegaConf.is_list(value):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def choose_device(name: Any) -> torch.device:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from sde_toolkit.cli.classes import fill_in_classes
 from sde_toolkit.cli.folders import CONFIG, holding, output_folder, save_config
-from sde_toolkit.cli.setup import choose_device, instantiate, set_threads, switch
+from sde_toolkit.cli.setup import choose_device, instantiate, listed, set_threads, switch
 from sde_toolkit.cli.signals import Stopped
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import CheckpointError, MissingDependencyError, SDEToolkitError
@@ -69,8 +69,7 @@ def _train(config: DictConfig, directory: Path, device: torch.device, main: bool
             print(f"continuing from step {before[-1][0]} of {options.steps}: {before[-1][1]}")
         else:
             save_config(config, directory)
-    trackers = [config.trackers] if isinstance(config.trackers, str) else list(config.trackers or [])
-    given = {**parts, "watchers": watchers, "trackers": trackers, "device": device, "progress": progress}
+    given = {**parts, "watchers": watchers, "trackers": listed(config.trackers), "device": device, "progress": progress}
     with _removed_if_refused(directory / CONFIG, directory / LOG, new=main and not before and not had_config):
         train(model, dataset, directory, options, **given)
     if main:

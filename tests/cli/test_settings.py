@@ -309,3 +309,21 @@ def test_every_command_works_or_says_in_one_line_why_not(place, monkeypatch, cap
         assert all("it/s" in bar or not bar for bar in bars), words
         assert not PYTHON.search(re.sub(r"'[^']*'", "", err)), words
         assert {*place.iterdir()} == before, words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "samples=s.npz", "data=array", "data.path=r.npy", "reference.split=train", "n=5", "metrics=5"],
+        ["evaluate", "samples=s.npz", "data=array", "data.path=r.npy", "reference.split=train", "n=5", "metrics=1.5"],
+        ["train", "experiment=two_moons", "trackers=5"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_number_where_a_list_of_names_is_meant_is_refused_by_name(words, command, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    np.savez(tmp_path / "s.npz", x=rows.astype(np.float32))
+    np.save(tmp_path / "r.npy", rows)
+    status, _, err = command(*words, "progress=false", "output=o")
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {words[-1]}")
