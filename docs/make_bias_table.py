@@ -7,21 +7,19 @@ are read from the implementation. Mean and variance of its samples, in the limit
     dm/dlog τ = (1 + η²) (m − a m − b)        dv/dlog τ = 2 (1 + η²) (1 − a) v − 2 η² τ²
 
 python docs/make_bias_table.py            # rewrites the table
-python docs/make_bias_table.py --check    # says what is out of date; a test calls this
+python docs/make_bias_table.py --check    # says what is out of date
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from make_solver_table import out_of_date
+from generated_table import renew, with_table
 
 from sde_toolkit import VESDE, ScoreModel, ddim, gaussian, posterior, sample
 from sde_toolkit.guidance import DDNM, JFPS, MMPS, SDA, TMPD, DiffPIR, PiGDM, PosteriorMethod, SigmaDPS
@@ -134,21 +132,8 @@ def _digits(value: float, sign: str = "") -> str:
 
 def written(page: str) -> str:
     """The page with its generated table renewed."""
-    renewed = table()
-    return re.sub(r"(<!-- generated: bias -->\n).*?(\n<!-- end -->)", lambda m: m[1] + renewed + m[2], page, flags=re.S)
+    return with_table(page, "bias", table())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
-    check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    renewed = written(page)
-    if check:
-        wrong = out_of_date(page, renewed)
-        if wrong:
-            raise SystemExit(
-                "docs/posterior-sampling.md is out of date: run python docs/make_bias_table.py\n" + "\n".join(wrong)
-            )
-    else:
-        PAGE.write_text(renewed, encoding="utf-8")
+    renew(__doc__, PAGE, written)

@@ -6,10 +6,11 @@ python docs/make_solver_table.py --check    # says what is out of date; tests/te
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 from pathlib import Path
+
+from generated_table import renew, with_table
 
 from sde_toolkit import Solver, solvers
 
@@ -59,31 +60,8 @@ def _text(value: object) -> str:
 
 def written(page: str) -> str:
     """The page with its generated table renewed."""
-    renewed = table()
-    return re.sub(
-        r"(<!-- generated: solvers -->\n).*?(\n<!-- end -->)", lambda m: m[1] + renewed + m[2], page, flags=re.S
-    )
-
-
-def out_of_date(page: str, renewed: str) -> list[str]:
-    """Lines that differ."""
-    old, new = page.splitlines(), renewed.splitlines()
-    if len(old) != len(new):
-        return [f"{len(old)} lines, not {len(new)}"]
-    return [f"- {a}\n+ {b}" for a, b in zip(old, new, strict=True) if a != b]
+    return with_table(page, "solvers", table())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
-    check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    renewed = written(page)
-    if check:
-        wrong = out_of_date(page, renewed)
-        if wrong:
-            raise SystemExit(
-                "docs/solvers.md is out of date: run python docs/make_solver_table.py\n" + "\n".join(wrong)
-            )
-    else:
-        PAGE.write_text(renewed, encoding="utf-8")
+    renew(__doc__, PAGE, written)

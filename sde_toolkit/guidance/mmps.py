@@ -25,7 +25,7 @@ __all__ = ["MMPS"]
 
 @dataclass(frozen=True)
 class MMPS(PosteriorMethod):
-    """x̂_0 + V Aᵀ (A V Aᵀ + Σ_y)⁻¹ e, by one evaluation and one product for each iteration of conjugate gradients.
+    """x̂_0 + V Aᵀ (A V Aᵀ + Σ_y)⁻¹ e, by one evaluation and one product for each iteration of Arnoldi's method.
 
     Assumes that x_0 given x_t is Gaussian; exact for every Gaussian prior, every A and Σ_y. σ_y = 0 is allowed.
     Rozet et al. 2024, eq. 15.
