@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sde_toolkit.errors import ArgumentError, MissingDependencyError
-from sde_toolkit.evaluation.table import Table, as_csv
+from sde_toolkit.evaluation.report_table import Table, as_csv
 from sde_toolkit.files.whole import write_all
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_toolkit.evaluation.page import Definitions, Page, Section, checked_provenance, facts_of, write_page
-from sde_toolkit.evaluation.table import Column, Line, Table, value_text
+from sde_toolkit.evaluation.report_table import Column, Line, Table, value_text
 from sde_toolkit.jobs.fingerprints import flat
 from sde_toolkit.metrics.metric import Estimate, Metric
 from sde_toolkit.metrics.records import Quality, compare_records

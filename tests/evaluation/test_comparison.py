@@ -40,7 +40,7 @@ from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
 from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.evaluation.table import plus_minus
+from sde_toolkit.evaluation.report_table import plus_minus
 from sde_toolkit.integrators import Euler, Heun
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein

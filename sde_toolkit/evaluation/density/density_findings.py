@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit.evaluation.density.density_request import finer_how
 from sde_toolkit.evaluation.density.evaluating import DatasetLikelihood
-from sde_toolkit.evaluation.table import Column, Line, Table
+from sde_toolkit.evaluation.report_table import Column, Line, Table
 from sde_toolkit.likelihood import GaussianPrior
 
 __all__ = [

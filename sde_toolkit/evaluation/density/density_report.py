@@ -28,7 +28,7 @@ from sde_toolkit.evaluation.page import (
     require_packages,
     write_page,
 )
-from sde_toolkit.evaluation.table import Column, Line, Table
+from sde_toolkit.evaluation.report_table import Column, Line, Table
 
 __all__ = ["require_likelihood_packages", "write_likelihood_report"]
 
