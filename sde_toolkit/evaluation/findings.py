@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.report_table import Column, Line, Table, plus_minus, value_text
+from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric
 
 __all__ = ["comparison_findings", "comparison_table"]

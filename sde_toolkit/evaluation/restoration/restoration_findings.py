@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from sde_toolkit.evaluation.report_table import Column, Line, Table, plus_minus
 from sde_toolkit.evaluation.restoration.restoration_results import EXACT, Restoration, Restored
 from sde_toolkit.evaluation.restoration.restoration_scores import DISTANCE, Scores
-from sde_toolkit.evaluation.report_table import Column, Line, Table, plus_minus
 from sde_toolkit.metrics.metric import Estimate
 
 __all__ = ["restoration_findings", "restoration_table"]
