@@ -104,11 +104,18 @@ class NonFiniteError(SDEToolkitError, ArithmeticError):
 
 
 class MaxEvaluationsError(SDEToolkitError, RuntimeError):
-    """An adaptive solve needed more network evaluations than ``max_nfe`` allows."""
+    """A solve needed more network evaluations than ``max_nfe`` allows; ``t``: where it had used them all.
 
-    def __init__(self, max_nfe: int, t: float) -> None:
+    ``foreign``: of a solver of someone else, and ``t`` is a noise level σ/α.
+    """
+
+    def __init__(self, max_nfe: int, t: float, *, foreign: bool = False) -> None:
         self.max_nfe = max_nfe
         self.t = t
+        if foreign:
+            problem = f"budget={max_nfe}: the solver had used these evaluations at σ/α={t:.6g}, and asked for another"
+            super().__init__(f"{problem}. Make it take its steps from the noise levels that it is given.")
+            return
         super().__init__(
             f"max_nfe={max_nfe}: the adaptive solver had used them all at t={t:.6g}. Raise max_nfe, loosen "
             "rtol and atol, or end the grid further from t=0, where the field is stiff."

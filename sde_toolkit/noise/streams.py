@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     MEASUREMENT = 7
     RESAMPLING = 8
     SELECTION = 9
+    FOREIGN = 10
 
 
 class Once(IntEnum):

@@ -2,7 +2,8 @@
 
 from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
 from sde_toolkit.sampling.encoding import Encoding, encode
+from sde_toolkit.sampling.foreign_solver import ForeignSolver
 from sde_toolkit.sampling.loop import Step
 from sde_toolkit.sampling.samples import Sample, sample
 
-__all__ = ["Encoding", "Plan", "Sample", "Step", "auto", "encode", "sample", "usual_plan"]
+__all__ = ["Encoding", "ForeignSolver", "Plan", "Sample", "Step", "auto", "encode", "sample", "usual_plan"]

@@ -164,6 +164,11 @@ def _whole_steps(solver: Solver, nfe: Any, inside: int, *, denoise: bool) -> int
     return steps
 
 
+def first_time(model: ScoreModel) -> float:
+    """The time of λ = −7 (for data of size 1): where grids start if σ/α is infinite at t = 1."""
+    return model.sde.inverse_half_log_snr(_FIRST - math.log(model.sigma_data)).item()
+
+
 def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) -> Tensor:
     """The grid from t = 1, or from where it and the integrator are finite."""
     equation = ReverseEquation(model, solver.eta)
@@ -176,7 +181,6 @@ def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) ->
             raise
     else:
         return grid
-    start = model.sde.inverse_half_log_snr(_FIRST - math.log(model.sigma_data)).item()
-    grid = build(model.sde, steps, start=start)  # type: ignore[call-arg]
+    grid = build(model.sde, steps, start=first_time(model))  # type: ignore[call-arg]
     solver.integrator.prepare(equation, grid)
     return grid

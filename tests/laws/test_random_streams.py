@@ -118,6 +118,7 @@ MAKERS = {"default_rng", "SeedSequence", "Philox", "RandomState", "manual_seed"}
 KNOWN = {
     "noise/streams.py": "the streams themselves",
     "noise/brownian.py": "paths: keys of their own, (index, a constant)",
+    "sampling/foreign_denoiser.py": "torch's global numbers while foreign code runs, seeded by Purpose.FOREIGN",
     "training/draws.py": "training: (use, step, index)",
     "training/state.py": "seeds of training.draws",
     "training/trial.py": "a trial of a run's parts",
