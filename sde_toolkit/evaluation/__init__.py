@@ -7,7 +7,7 @@ from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
 from sde_toolkit.evaluation.report import write_report
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.classifier import MNISTClassifier
-from sde_toolkit.metrics.distances import FlowError, SlicedWasserstein, rmse, sliced_wasserstein
+from sde_toolkit.metrics.distances import FlowError, rmse
 from sde_toolkit.metrics.extractors import (
     Extractor,
     auto_extractor,
@@ -24,6 +24,7 @@ from sde_toolkit.metrics.manifolds import Precision, Recall, precision_recall
 from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric, SampleSet
 from sde_toolkit.metrics.quality import evaluate_samples
 from sde_toolkit.metrics.records import Quality, compare_records
+from sde_toolkit.metrics.sliced import SlicedWasserstein, sliced_wasserstein
 
 __all__ = [
     "FID",

@@ -1,12 +1,10 @@
 """Distances between samples, with standard errors, and the metrics made of them.
 
-    sliced_wasserstein    Rabin et al. 2011; Bonneel et al. 2015: W_2 between projections on random lines
-    rmse                  root mean square difference of paired samples
-    share                 a proportion
+    rmse     root mean square difference of paired samples
+    share    a proportion
 
 The functions take finite arrays whose first axis counts the samples; further axes are flattened. Computed in float64.
-Standard errors describe the chance of the draw of both sets (of the pairs, for ``rmse``). The sliced distance has a
-delete-block jackknife; for two sets of one distribution it is too large rather than too small.
+Standard errors describe the chance of the draw of the pairs, or of the samples.
 """
 
 from __future__ import annotations
@@ -18,67 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
-from sde_toolkit.metrics.metric import Against, Array, Axis, Estimate, Metric, SampleSet, library
+from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.metrics.estimates import Array, Estimate
+from sde_toolkit.metrics.jackknife import Resampled
+from sde_toolkit.metrics.metric import Against, Axis, Metric, SampleSet, library
 
 __all__ = [
     "Estimate",
     "FlowError",
     "Plausible",
-    "SlicedWasserstein",
-    "require_transport",
     "rmse",
     "share",
-    "sliced_wasserstein",
     "two_sets",
 ]
-
-
-def sliced_wasserstein(
-    x: ArrayLike, y: ArrayLike, *, projections: int = 128, seed: int = 0, blocks: int = 8
-) -> Estimate:
-    """√(mean over random directions θ of W_2²(θ·x, θ·y)), in the units of the data.
-
-    Rabin, Peyré, Delon & Bernot 2011; Bonneel, Rabin, Peyré & Pfister 2015, computed by POT. Finite sets of
-    one distribution have a positive distance, which shrinks as they grow. Compare values only between sets
-    of equal sizes, and with the value of two real sets of these sizes.
-
-    Args:
-        x, y: (n, ...) and (m, ...), same event shape.
-        projections: number of directions, shared by all comparisons with the same ``seed``.
-        blocks: blocks of the delete-block jackknife over x and over y; 0 leaves the error NaN.
-
-    Raises:
-        DataError: for arrays that cannot be compared.
-        MissingDependencyError: without POT.
-    """
-    require_transport()
-    import ot
-
-    x, y = two_sets(x, y)
-    if projections < 1:
-        raise ArgumentError("projections", projections, "at least one direction is needed", "128 is usual.")
-    directions = ot.sliced.get_random_projections(x.shape[1], projections, seed)
-
-    def distance(a: Array, b: Array) -> float:
-        return float(ot.sliced_wasserstein_distance(a, b, projections=directions, p=2))
-
-    variance = _block_variance(lambda a: distance(a, y), x, blocks) + _block_variance(
-        lambda b: distance(x, b), y, blocks
-    )
-    return Estimate(distance(x, y), math.sqrt(variance))
-
-
-def require_transport() -> None:
-    """Refuse before the work if the package for optimal transport is missing.
-
-    Raises:
-        MissingDependencyError: without POT.
-    """
-    try:
-        import ot  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("POT", "the sliced Wasserstein distance", "cli", error) from None
 
 
 def rmse(x: ArrayLike, y: ArrayLike) -> Estimate:
@@ -128,57 +78,6 @@ def _finite(name: str, array: Array) -> Array:
     return array
 
 
-def _block_variance(statistic: Any, values: Array, blocks: int) -> float:
-    """Delete-block jackknife variance of a statistic of one set (Künsch 1989 without overlap)."""
-    if blocks == 0:
-        return math.nan
-    if blocks < 2:
-        raise ArgumentError("blocks", blocks, "a jackknife leaves out at least two blocks in turn", "8 is usual.")
-    blocks = min(blocks, len(values))
-    if len(values) < 3:
-        return math.nan
-    owner = np.arange(len(values)) * blocks // len(values)
-    left_out = np.array([statistic(values[owner != block]) for block in range(blocks)])
-    return float((blocks - 1) * left_out.var())
-
-
-@dataclass(frozen=True)
-class SlicedWasserstein(Metric):
-    """:func:`sliced_wasserstein` between features."""
-
-    projections: int = 128
-    seed: int = 0
-
-    name = "sliced_wasserstein"
-    heading = "sliced W2"
-    title = "sliced Wasserstein distance"
-    meaning = "sliced Wasserstein distance to real data"
-    axis = Axis.LOG
-
-    @property
-    def explanation(self) -> str:  # type: ignore[override]
-        return (
-            f"√(mean of W₂² over {self.projections} random directions, the same for all sets) (Rabin et al. 2011; "
-            "Bonneel et al. 2015), by POT. Finite sets are never at distance zero: read it against the floor. Its "
-            "error is a delete-block jackknife, 8 blocks of either set."
-        )
-
-    def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
-        return self._between(generated, reference, blocks=8)
-
-    def value(self, generated: SampleSet, reference: SampleSet) -> float:
-        return self._between(generated, reference, blocks=0).value
-
-    def _between(self, a: SampleSet, b: SampleSet, blocks: int) -> Estimate:
-        return sliced_wasserstein(a.features, b.features, projections=self.projections, seed=self.seed, blocks=blocks)
-
-    def check(self, n: int, n_real: int) -> None:
-        require_transport()
-
-    def conditions(self, n: int, n_real: int) -> dict[str, Any]:
-        return {"library": library("POT"), "projections": self.projections}
-
-
 @dataclass(frozen=True)
 class FlowError(Metric):
     """:func:`rmse` to the exact endpoint of the probability flow, per element, in model space."""
@@ -196,6 +95,14 @@ class FlowError(Metric):
 
     def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
         return rmse(generated.data, reference.data)
+
+    def resample(self, generated: SampleSet, reference: SampleSet) -> Resampled:
+        """Sample by sample: each leaves with its endpoint, one at a time."""
+        apart = np.asarray(generated.data, np.float64) - np.asarray(reference.data, np.float64)
+        squares = (apart.reshape(len(apart), -1) ** 2).mean(1)
+        others = squares.sum() - squares
+        left_out = np.sqrt(np.maximum(others, 0.0) / (len(squares) - 1)) if len(squares) > 2 else []
+        return Resampled.of(math.sqrt(squares.mean()), left_out, [])
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.metrics.estimates import Estimate
 from sde_toolkit.metrics.extractors import failing_package
-from sde_toolkit.metrics.metric import Against, Axis, Estimate, Metric, SampleSet, version_of
+from sde_toolkit.metrics.jackknife import Resampled
+from sde_toolkit.metrics.kernels import kernel_resampled
+from sde_toolkit.metrics.metric import Against, Axis, Metric, SampleSet, version_of
 from sde_toolkit.noise.streams import Once, generator_for
 
 __all__ = ["FID", "KID"]
@@ -91,6 +94,10 @@ class KID(Metric):
             metric.update(found, real=False)
             mean, spread = metric.compute()
         return Estimate(float(mean), math.nan, (("kid_std", float(spread)),))
+
+    def resample(self, generated: SampleSet, reference: SampleSet) -> Resampled:
+        """The variance is that of the unbiased MMD² of the whole sets, which the subsets estimate too."""
+        return kernel_resampled(generated.features, reference.features).moved_to(self.value(generated, reference))
 
     def check(self, n: int, n_real: int) -> None:
         check_count("subsets", self.subsets, "Use KID(subsets=100).")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_toolkit.metrics.metric import Array, Estimate
+from sde_toolkit.metrics.estimates import Array, Estimate
 
 __all__ = ["BLOCKS", "Resampled", "block_owners", "deviations", "leave_blocks_out"]
 
@@ -99,11 +99,11 @@ def block_owners(n: int, blocks: int = BLOCKS) -> NDArray[np.int64]:
 
 
 def leave_blocks_out(statistic: Callable[[NDArray[np.int64]], float], n: int, blocks: int = BLOCKS) -> list[float]:
-    """The statistic of n samples without each block; nothing for fewer than 3 samples.
+    """The statistic of n samples without each block; NaN for fewer than 3 samples, nothing for none.
 
     ``statistic`` is called with the places of the samples that stay.
     """
     if n < 3:
-        return []
+        return [math.nan] * min(n, 2)
     owners = block_owners(n, blocks)
     return [statistic(np.flatnonzero(owners != block)) for block in range(int(owners[-1]) + 1)]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sde_toolkit.errors import DataError
 from sde_toolkit.metrics.classifier import MNISTClassifier
-from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
+from sde_toolkit.metrics.distances import Plausible
 from sde_toolkit.metrics.kernels import Kernel, KernelDistance, cubic, rational_quadratic
 from sde_toolkit.metrics.metric import Array, Estimate, Metric, SampleSet, check_metrics
+from sde_toolkit.metrics.sliced import SlicedWasserstein
 from sde_toolkit.metrics.splits import RealParts
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.transforms import Transform

@@ -19,8 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sde_toolkit.checks import check_positive
+from sde_toolkit.errors import DataError
 from sde_toolkit.metrics.distances import two_sets
-from sde_toolkit.metrics.metric import Array, Axis, Estimate, Metric, SampleSet, library
+from sde_toolkit.metrics.estimates import Array, Estimate
+from sde_toolkit.metrics.jackknife import Resampled
+from sde_toolkit.metrics.metric import Axis, Metric, SampleSet, library
 from sde_toolkit.metrics.splits import RealParts
 
 __all__ = [
@@ -29,7 +32,9 @@ __all__ = [
     "cubic",
     "kernel_diagonal",
     "kernel_distance",
+    "kernel_resampled",
     "kernel_sums",
+    "paired_kernel_distance",
     "rational_quadratic",
     "unbiased_mmd",
     "within_sums",
@@ -56,9 +61,13 @@ def rational_quadratic(scale: float) -> Kernel:
     def kernel(a: Array, b: Array) -> Array:
         squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
         squared = np.maximum(squared, 0.0) / (2 * scale**2)
-        k: Array = np.zeros_like(squared)
-        for c in (0.2, 0.5, 1.0, 2.0, 5.0):
-            k += (1 + squared / c) ** -c
+        two, five = 1 + squared / 2, 1 + squared / 5
+        k: Array = np.exp(-0.2 * np.log1p(5 * squared))  # products and roots, which are faster than powers
+        k += 1 / np.sqrt(1 + 2 * squared)
+        k += 1 / (1 + squared)
+        k += 1 / (two * two)
+        squared_five = five * five
+        k += 1 / (squared_five * squared_five * five)
         return k
 
     return kernel
@@ -83,9 +92,9 @@ def kernel_distance(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Estim
 def kernel_sums(kernel: Kernel, x: Array, y: Array, members: Array, rows: int | None = None) -> tuple[Array, Array]:
     """Σ_j k(x_i, y_j) members_jr, (n, R), and Σ_i k(x_i, y_j), (m,), in the memory of ``rows`` rows of the kernel.
 
-    Shapes: x (n, d), y (m, d), members (m, R), say the indicators of subsets of y. ``rows``: by default 16 MiB of them.
+    Shapes: x (n, d), y (m, d), members (m, R), say the indicators of subsets of y. ``rows``: by default 1 MiB of them.
     """
-    rows = rows or max(1, 2**21 // len(y))
+    rows = rows or max(1, 2**17 // len(y))
     sums, totals = np.empty((len(x), members.shape[1])), np.zeros(len(y))
     for first in range(0, len(x), rows):
         k = kernel(x[first : first + rows], y)
@@ -111,12 +120,18 @@ def unbiased_mmd(within_x: Array, within_y: Array, across_x: Array, across_y: Ar
     The ``within_sums`` (n,) and (m,); Σ_j k(x_i, y_j) (n,) and Σ_i k(x_i, y_j) (m,). The error is NaN below three
     samples.
     """
+    value, without_x, without_y = _mmd_without_each(within_x, within_y, across_x, across_y)
+    n, m = len(within_x), len(within_y)
+    return Estimate(value, math.sqrt((n - 1) * without_x.var() + (m - 1) * without_y.var()))
+
+
+def _mmd_without_each(within_x: Array, within_y: Array, across_x: Array, across_y: Array) -> tuple[float, Array, Array]:
+    """The unbiased MMD², and the same without each x_i (n,) and without each y_j (m,); NaN below three samples."""
     n, m = len(within_x), len(within_y)
     sum_x, sum_y, sum_across = within_x.sum(), within_y.sum(), across_x.sum()
-    value = sum_x / (n * (n - 1)) + sum_y / (m * (m - 1)) - 2 * sum_across / (n * m)
+    value = float(sum_x / (n * (n - 1)) + sum_y / (m * (m - 1)) - 2 * sum_across / (n * m))
     if n < 3 or m < 3:
-        return Estimate(float(value), math.nan)
-    # the same statistic without x_i, and without y_j, for all i and j at once
+        return value, np.full(n, math.nan), np.full(m, math.nan)
     without_x = (
         (sum_x - 2 * within_x) / ((n - 1) * (n - 2))
         + sum_y / (m * (m - 1))
@@ -127,7 +142,37 @@ def unbiased_mmd(within_x: Array, within_y: Array, across_x: Array, across_y: Ar
         + (sum_y - 2 * within_y) / ((m - 1) * (m - 2))
         - 2 * (sum_across - across_y) / (n * (m - 1))
     )
-    return Estimate(float(value), math.sqrt((n - 1) * without_x.var() + (m - 1) * without_y.var()))
+    return value, without_x, without_y
+
+
+def kernel_resampled(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Resampled:
+    """:func:`kernel_distance` with the parts of its variance: every sample of either set is left out in turn."""
+    x, y = two_sets(x, y)
+    across_x, across_y = kernel_sums(kernel, x, y, np.ones((len(y), 1)))
+    sums = within_sums(kernel, x), within_sums(kernel, y), across_x[:, 0], across_y
+    return Resampled.of(*_mmd_without_each(*sums))
+
+
+def paired_kernel_distance(x: ArrayLike, y: ArrayLike, kernel: Kernel = cubic) -> Resampled:
+    """The unbiased MMD² of pairs (x_i, y_i) that may depend on one another; zero for x = y.
+
+        mean_{i≠j} k(x_i, x_j) + k(y_i, y_j) − k(x_i, y_j) − k(x_j, y_i)          (Gretton et al. 2012, eq. 4)
+
+    A pair leaves as a whole. Shapes: x and y (n, ...), equal.
+
+    Raises:
+        DataError: for sets of different sizes.
+    """
+    x, y = two_sets(x, y)
+    n = len(x)
+    if len(y) != n:
+        raise DataError("x, y", (n, len(y)), "pairs have equal numbers of samples", "Pass sets of equal sizes.")
+    across_x, across_y = kernel_sums(kernel, x, y, np.ones((n, 1)))
+    own = np.concatenate([np.diag(kernel(x[i : i + 64], y[i : i + 64])) for i in range(0, n, 64)])
+    of_pair = within_sums(kernel, x) + within_sums(kernel, y) - across_x[:, 0] - across_y + 2 * own
+    total = of_pair.sum()
+    without = (total - 2 * of_pair) / ((n - 1) * (n - 2)) if n > 2 else np.full(n, math.nan)
+    return Resampled.of(float(total / (n * (n - 1))), without, [])
 
 
 @dataclass(frozen=True)
@@ -154,6 +199,12 @@ class KernelDistance(Metric):
     def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
         return kernel_distance(generated.features, reference.features, self.kernel)
 
+    def resample(self, generated: SampleSet, reference: SampleSet) -> Resampled:
+        return kernel_resampled(generated.features, reference.features, self.kernel)
+
+    def between_pairs(self, one: SampleSet, other: SampleSet) -> Resampled:
+        return paired_kernel_distance(one.features, other.features, self.kernel)
+
     def prepare(self, parts: RealParts) -> KernelSums:
         return KernelSums(self.kernel, parts)
 
@@ -179,12 +230,20 @@ class KernelSums:
 
     def measure(self, generated: SampleSet) -> Estimate:
         """The mean over splits; the error is the jackknife of the first."""
+        found = [unbiased_mmd(*sums) for sums in self._sums(generated)]
+        return Estimate(float(np.mean([e.value for e in found])), found[0].error)
+
+    def resample(self, generated: SampleSet) -> Resampled:
+        """The mean over splits; the parts of the variance are those of the first."""
+        sums = self._sums(generated)
+        mean = float(np.mean([unbiased_mmd(*each).value for each in sums]))
+        return Resampled.of(*_mmd_without_each(*sums[0])).moved_to(mean)
+
+    def _sums(self, generated: SampleSet) -> list[tuple[Array, Array, Array, Array]]:
+        """What :func:`unbiased_mmd` takes, for each split."""
         within = within_sums(self.kernel, generated.features)
         to_rest, to_values = kernel_sums(self.kernel, generated.features, self.values, self._rest)
-        found = [
-            unbiased_mmd(within, self._within[r], to_rest[:, r], to_values[b]) for r, (_, b) in enumerate(self.parts)
-        ]
-        return Estimate(float(np.mean([e.value for e in found])), found[0].error)
+        return [(within, self._within[r], to_rest[:, r], to_values[b]) for r, (_, b) in enumerate(self.parts)]
 
     @cached_property
     def floor(self) -> Estimate:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -23,28 +22,13 @@ from torch import Tensor
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import fingerprint_data
 from sde_toolkit.jobs.provenance import toolkit_version
+from sde_toolkit.metrics.estimates import Array, Estimate
+from sde_toolkit.metrics.jackknife import Resampled, leave_blocks_out
 
 if TYPE_CHECKING:
     from sde_toolkit.metrics.splits import Prepared, RealParts
 
 __all__ = ["Against", "Array", "Axis", "Estimate", "Metric", "SampleSet", "check_metrics", "library"]
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured number and its standard error, which is NaN where it is unknown.
-
-    ``also``: further numbers that came with it, as (name, value). Records keep them; tables do not show them.
-    """
-
-    value: float
-    error: float
-    also: tuple[tuple[str, float], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ± {self.error:.1g}"
 
 
 class Against(Enum):
@@ -109,10 +93,12 @@ class SampleSet:
         return self._features
 
     def at(self, places: NDArray[np.int64]) -> SampleSet:
-        """The samples at these places of a whole set."""
+        """The samples at these places."""
         features = None if self._features is None else self._features[places]
         plausible = None if self.plausible is None else self.plausible[places]
-        return SampleSet(self._all, features, plausible, places=torch.from_numpy(places))
+        own = torch.from_numpy(places)
+        own = own if isinstance(self._places, slice) else self._places[own]
+        return SampleSet(self._all, features, plausible, places=own)
 
 
 class Metric(ABC):
@@ -148,6 +134,37 @@ class Metric(ABC):
     def value(self, generated: SampleSet, reference: SampleSet) -> float:
         """The value alone; override it where the error takes most of the time."""
         return self.compute(generated, reference).value
+
+    def resample(self, generated: SampleSet, reference: SampleSet) -> Resampled:
+        """The value, and how it changes without some of the samples; override it where that is known faster.
+
+        Sets of one size are left without the same blocks, so that their differences can be taken
+        (:mod:`sde_toolkit.metrics.jackknife`). For ``Against.FLOW`` a sample leaves with its endpoint.
+        """
+        if self.against is Against.FLOW:
+
+            def without(places: NDArray[np.int64]) -> float:
+                return self.value(generated.at(places), reference.at(places))
+
+            return Resampled.of(self.value(generated, reference), leave_blocks_out(without, len(generated)), [])
+        return Resampled.of(
+            self.value(generated, reference),
+            leave_blocks_out(lambda places: self.value(generated.at(places), reference), len(generated)),
+            leave_blocks_out(lambda places: self.value(generated, reference.at(places)), len(reference)),
+        )
+
+    def between_pairs(self, one: SampleSet, other: SampleSet) -> Resampled:
+        """The distance of two sets whose samples i belong together, such as two ends of the same noise.
+
+        A pair leaves as a whole. For ``Against.NOTHING`` the difference of the two values.
+        """
+
+        def between(places: NDArray[np.int64]) -> float:
+            return self.value(one.at(places), other.at(places))
+
+        if self.against is Against.NOTHING:
+            return self.resample(one, SampleSet(one.data[:0])) - self.resample(other, SampleSet(other.data[:0]))
+        return Resampled.of(self.value(one, other), leave_blocks_out(between, len(one)), [])
 
     def prepare(self, real: RealParts) -> Prepared | None:
         """An object that measures many sets against the same real data with shared work; None: no work is shared."""
@@ -201,11 +218,17 @@ def version_of(package: str) -> str | None:
 
 
 def check_metrics(metrics: Any, taken: Sequence[str] = ()) -> tuple[Metric, ...]:
-    """Metrics as a tuple. ``taken``: names that the report has given to other columns.
+    """Metrics as a tuple: of a list, of one metric, or of ``{name: f}`` with functions f(generated, real).
+
+    ``taken``: names that the report has given to other columns.
 
     Raises:
         ArgumentError: for anything but metrics with different names.
     """
+    if isinstance(metrics, Mapping):
+        from sde_toolkit.metrics.function_metric import metrics_of_functions
+
+        metrics = metrics_of_functions(metrics)
     several = (metrics,) if isinstance(metrics, Metric) else metrics
     if isinstance(several, str) or not isinstance(several, Sequence):
         raise ArgumentError("metrics", metrics, "not a list of metrics", "Pass [FID(), KID()], for example.")

@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.jobs.team import Team
-from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
+from sde_toolkit.metrics.distances import Plausible
 from sde_toolkit.metrics.extractors import Extractor, check_levels
 from sde_toolkit.metrics.features import Extraction, Reference, extract_features
 from sde_toolkit.metrics.fid import FID, KID
@@ -27,6 +27,7 @@ from sde_toolkit.metrics.kernels import KernelDistance
 from sde_toolkit.metrics.manifolds import Precision, Recall
 from sde_toolkit.metrics.metric import Against, Metric, SampleSet, check_metrics
 from sde_toolkit.metrics.records import Quality, check_alike
+from sde_toolkit.metrics.sliced import SlicedWasserstein
 from sde_toolkit.metrics.splits import RealParts
 from sde_toolkit.sampling.arguments import check_batches
 

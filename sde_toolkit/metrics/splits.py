@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
+from sde_toolkit.metrics.estimates import Estimate
+from sde_toolkit.metrics.jackknife import Resampled
+from sde_toolkit.metrics.metric import Against, Metric, SampleSet
 
 __all__ = ["NO_SAMPLES", "Prepared", "RealParts"]
 
@@ -37,6 +39,9 @@ class Prepared(Protocol):
 
     def measure(self, generated: SampleSet) -> Estimate:
         """The value of a set of samples."""
+
+    def resample(self, generated: SampleSet) -> Resampled:
+        """The value with the parts of its variance, for differences between sets."""
 
 
 class RealParts:
@@ -96,6 +101,10 @@ class RealParts:
         """The value of a set of samples."""
         return self.prepared(metric).measure(generated)
 
+    def resample(self, metric: Metric, generated: SampleSet) -> Resampled:
+        """The value with the parts of its variance, for differences between sets."""
+        return self.prepared(metric).resample(generated)
+
     def floor(self, metric: Metric) -> Estimate | None:
         """The value of as many real samples; None for a metric without a floor. Computed once."""
         ready = self.prepared(metric)
@@ -124,8 +133,15 @@ class _OnParts:
 
     def measure(self, generated: SampleSet) -> Estimate:
         first = self.metric.compute(generated, self.real.rest(0))
+        return Estimate(self._mean(first.value, generated), first.error, first.also)
+
+    def resample(self, generated: SampleSet) -> Resampled:
+        first = self.metric.resample(generated, self.real.rest(0))
+        return first.moved_to(self._mean(first.value, generated))
+
+    def _mean(self, first: float, generated: SampleSet) -> float:
         others = [self.metric.value(generated, self.real.rest(r)) for r in range(1, self.real.splits)]
-        return Estimate(float(np.mean([first.value, *others])), first.error, first.also)
+        return float(np.mean([first, *others]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +156,9 @@ class _OnAll:
     def measure(self, generated: SampleSet) -> Estimate:
         return self.metric.compute(generated, self.real.whole)
 
+    def resample(self, generated: SampleSet) -> Resampled:
+        return self.metric.resample(generated, self.real.whole)
+
 
 @dataclass(frozen=True, eq=False)
 class _Alone:
@@ -152,3 +171,6 @@ class _Alone:
 
     def measure(self, generated: SampleSet) -> Estimate:
         return self.metric.compute(generated, NO_SAMPLES)
+
+    def resample(self, generated: SampleSet) -> Resampled:
+        return self.metric.resample(generated, NO_SAMPLES)

@@ -43,10 +43,11 @@ from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.evaluation.report_table import plus_minus
 from sde_toolkit.integrators import Euler, Heun
 from sde_toolkit.jobs.provenance import provenance_of
-from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein
+from sde_toolkit.metrics.distances import Plausible
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
 from sde_toolkit.metrics.metric import Estimate
+from sde_toolkit.metrics.sliced import SlicedWasserstein
 from sde_toolkit.sampling import usual_plan
 
 SOLVERS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sde_toolkit.errors import ArgumentError, DataError
-from sde_toolkit.metrics.distances import rmse, share, sliced_wasserstein
+from sde_toolkit.metrics.distances import rmse, share
 from sde_toolkit.metrics.kernels import (
     cubic,
     kernel_distance,
@@ -16,6 +16,7 @@ from sde_toolkit.metrics.kernels import (
     unbiased_mmd,
     within_sums,
 )
+from sde_toolkit.metrics.sliced import sliced_wasserstein
 
 KERNELS = [cubic, rational_quadratic(1.5)]
 

@@ -16,10 +16,11 @@ from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import endpoint_cost, flow_endpoint, solve_endpoint
 from sde_toolkit.evaluation.findings import _worse
 from sde_toolkit.integrators import Heun, Time
-from sde_toolkit.metrics.distances import Plausible, SlicedWasserstein, rmse, share, sliced_wasserstein
+from sde_toolkit.metrics.distances import Plausible, rmse, share
 from sde_toolkit.metrics.judge import Judge, flat_features
 from sde_toolkit.metrics.kernels import kernel_distance, rational_quadratic
 from sde_toolkit.metrics.metric import Estimate
+from sde_toolkit.metrics.sliced import SlicedWasserstein, sliced_wasserstein
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.transforms import Identity
 

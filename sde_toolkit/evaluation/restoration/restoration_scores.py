@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.measurement import Measurement
-from sde_toolkit.metrics.distances import SlicedWasserstein, rmse
+from sde_toolkit.metrics.distances import rmse
 from sde_toolkit.metrics.metric import Array, Estimate, SampleSet
+from sde_toolkit.metrics.sliced import SlicedWasserstein
 
 __all__ = ["DISTANCE", "ExactSamples", "Scores", "case_records", "mean_of", "misfit", "scores_of"]
 

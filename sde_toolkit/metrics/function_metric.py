@@ -1,0 +1,79 @@
+"""A function of generated and real samples as a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sde_toolkit.checks import is_number
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.jobs.fingerprints import fingerprint_data
+from sde_toolkit.metrics.estimates import Estimate
+from sde_toolkit.metrics.metric import Metric, SampleSet
+
+__all__ = ["FunctionMetric", "metrics_of_functions"]
+
+
+@dataclass(frozen=True)
+class FunctionMetric(Metric):
+    """``function(generated, real)`` as a metric, with an error by leaving out blocks of either set.
+
+    Args:
+        name: of the column.
+        function: maps generated (n, *event) and real samples (m, *event), tensors in data space, to a number. It is
+            called about 50 times for each row. It must not depend on the order of either set.
+        lower_is_better: True or False; None where neither is.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Any]
+    lower_is_better: bool | None = True
+
+    @property
+    def heading(self) -> str:  # type: ignore[override]
+        return self.name
+
+    @property
+    def meaning(self) -> str:  # type: ignore[override]
+        return f"the function {fingerprint_data(self.function)} of generated and real samples"
+
+    @property
+    def explanation(self) -> str:  # type: ignore[override]
+        return f"{self.meaning[0].upper()}{self.meaning[1:]}. Its error is a delete-block jackknife, 20 blocks a set."
+
+    def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
+        return self.resample(generated, reference).estimate
+
+    def value(self, generated: SampleSet, reference: SampleSet) -> float:
+        found = self.function(generated.data, reference.data)
+        number = found.item() if hasattr(found, "item") and getattr(found, "size", None) != 0 else found
+        if not is_number(number) and not isinstance(number, float):
+            problem = f"the function returned {type(found).__name__}, not a number"
+            raise ArgumentError(f"metrics[{self.name!r}]", found, problem, "Return one float for the whole set.")
+        return float(number)
+
+    def conditions(self, n: int, n_real: int) -> dict[str, Any]:
+        return {"library": "the user's own", "function": fingerprint_data(self.function)}
+
+
+def metrics_of_functions(given: Mapping[Any, Any]) -> list[Metric]:
+    """``{name: f}`` as metrics; a value that is a metric already stays as it is.
+
+    Raises:
+        ArgumentError: for a name that is no text, and for a value that cannot be called.
+    """
+    found: list[Metric] = []
+    for name, each in given.items():
+        if isinstance(each, Metric):
+            found.append(each)
+            continue
+        if not isinstance(name, str) or not name:
+            raise ArgumentError("metrics", name, "the name of a metric is a text", 'Pass {"energy": f}, for example.')
+        if not callable(each) or isinstance(each, type):
+            problem = "not a function of generated and real samples"
+            raise ArgumentError(f"metrics[{name!r}]", each, problem, "Pass f(generated, real) -> float, or a Metric.")
+        found.append(FunctionMetric(name, each))
+    return found
