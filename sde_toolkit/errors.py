@@ -22,6 +22,7 @@ __all__ = [
     "DataError",
     "DefinitionError",
     "FolderInUseError",
+    "ForeignSolverError",
     "GridError",
     "MaxEvaluationsError",
     "MissingDependencyError",
@@ -120,6 +121,14 @@ class MaxEvaluationsError(SDEToolkitError, RuntimeError):
             f"max_nfe={max_nfe}: the adaptive solver had used them all at t={t:.6g}. Raise max_nfe, loosen "
             "rtol and atol, or end the grid further from t=0, where the field is stiff."
         )
+
+
+class ForeignSolverError(SDEToolkitError, RuntimeError):
+    """Someone else's solver raised an error, or returned no samples: ``solver: reason``."""
+
+    def __init__(self, solver: str, reason: str) -> None:
+        self.solver = solver
+        super().__init__(f"{solver}: {reason}")
 
 
 class MissingDependencyError(SDEToolkitError, ImportError):

@@ -29,9 +29,9 @@ from sde_toolkit.cli.setup import Workplace, command_words, join, listed, switch
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
+from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
-from sde_toolkit.evaluation.planning import ComparisonRequest
 from sde_toolkit.evaluation.report import require_report_packages, write_report
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
@@ -59,6 +59,7 @@ def run(config: DictConfig) -> None:
 def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, str | None]:
     """The checked request, and which weights were loaded. Only the main process builds the judge."""
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
+    seeds = whole_number(config, "seeds", 1)
     n_real = whole_number(config, "n_real", 4)
     endpoint_n = whole_number(config, "exact_flow.n", 0)
     endpoint_steps = number_of_evaluations(config, "exact_flow.steps")
@@ -66,7 +67,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
     progress = switch(config, "progress")
     require_progress(progress)
     budgets = _budgets(config.budgets)
-    solvers, grids = build_solvers(config), build_grids(config)
+    solvers, grids = build_solvers(config), build_grids(config) if config.get("grids") else None
     model, weights = load_model(config)
     labels = choose_labels(config, model, n)
     guided = guided_models(config, model, labels)
@@ -82,6 +83,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
         grids=grids,
         n=n,
         seed=seed,
+        seeds=seeds,
         endpoint_n=0 if measured.models else n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
         endpoint_steps=endpoint_steps,
         batch_size=batch_size,
@@ -89,7 +91,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
         check_declaration=switch(config, "check_declaration"),
         progress=progress,
     )
-    check_room("n", n, request.event_shape, len(request.runs))
+    check_room("n", n, request.event_shape, len(request.runs) * seeds)
     real, source = real_data(config, model, n_real, n, labels, measured.index)
     features = None if real is None else _features(config.features, model, real)
     judge = None
@@ -102,7 +104,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
 
 def _files(request: ComparisonRequest) -> list[str]:
     """The names of the files that the command writes."""
-    pictures = figure_names([run.grid_name for run in request.runs], {run.budget for run in request.runs})
+    pictures = figure_names([run.grid_set for run in request.runs], {run.budget for run in request.runs})
     return ["report.html", "results.json", "results.csv", CONFIG, *(f"{name}.png" for name in pictures)]
 
 

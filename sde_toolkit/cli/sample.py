@@ -29,7 +29,8 @@ from sde_toolkit.data.pictures import contact_sheet, require_pictures
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.page import as_png
-from sde_toolkit.evaluation.planning import PlannedRun, plan_run, run_of
+from sde_toolkit.evaluation.planned_run import PlannedRun
+from sde_toolkit.evaluation.planning import plan_run, run_of
 from sde_toolkit.files.whole import atomic_file, write_atomically
 from sde_toolkit.interop.loading import reader_of
 from sde_toolkit.jobs.provenance import provenance_of
@@ -128,8 +129,8 @@ def draw(config: DictConfig, place: Workplace, request: SampleRequest, keep: boo
         "n": request.n,
         "first_index": request.first_index,
         "labels": None if labels is None else labels.unique().tolist(),
-        "solver": {"name": planned.name, "eta": planned.solver.eta, "integrator": repr(planned.solver.integrator)},
-        "grid": {"name": planned.grid_name, "times": planned.grid.tolist()},
+        "solver": {"name": planned.name, "eta": planned.eta, "integrator": planned.integrator},
+        "grid": {"name": planned.grid_name, "times": list(planned.times)},
         "nfe": drawn.nfe,
         "tweedie": planned.tweedie,
         "seconds": drawn.seconds,
@@ -174,7 +175,7 @@ def _write(
 ) -> None:
     """Write the picture, the samples and their provenance, in this order, each file whole or not at all."""
     data = torch.cat([model.transform.inverse(part).cpu() for part in drawn.x.split(4096)])
-    arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": planned.grid.numpy()}
+    arrays = {"x": data.numpy(), "x_model": drawn.x.numpy(), "times": np.array(planned.times)}
     shown = data
     if model.decoder is not None:  # data are latents
         parts = [model.decoder(part.to(drawn.x.device)).cpu() for part in data.split(_DECODED_AT_ONCE)]

@@ -46,7 +46,7 @@ _REMEDIES = [  # patterns of the library's remedies, and what to type instead
     (r"levels=Levels\(\)", "levels.count=256"),
     (r"Use bits_per_dim\(model, x, levels\), which dequantises them", "Give levels.count=256 for 8-bit data"),
     (r"Pass grids\.(\w+)\([^)]*\), for example", r"Choose grid=\1, for example"),
-    (r"Use ddim\(\), probability_flow\(\), Solver\(name, 0\.0, \.\.\.\)", "Choose solver=ddim or solver=pf_heun"),
+    (r"Use ddim\(\), probability_flow\(\), Solver\(name, 0\.0, \.\.\.\)", "Choose solver=ddim or solver=heun"),
     (r"Use PerSample\(\), TorchDiffEq\(\), Scipy\(\) or a grid", "Choose solver=dopri5, or a grid"),
     (r"Pass GaussianPrior\.of_data\(model, data\).*", "Choose prior=standard or prior=gaussian."),
     (r"Pass solver=probability_flow\(PerSample\(\)\), too", "Choose solver=dopri5, too"),

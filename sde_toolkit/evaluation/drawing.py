@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planning import PlannedRun
+from sde_toolkit.evaluation.planned_run import PlannedRun
 from sde_toolkit.jobs.fingerprints import behaviour, fingerprint_data, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
@@ -32,7 +32,6 @@ from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling.arguments import check_batches, check_model
 from sde_toolkit.sampling.loop import rows_of
-from sde_toolkit.sampling.samples import sample
 
 __all__ = ["Drawn", "draw_samples"]
 
@@ -85,10 +84,10 @@ def draw_samples(
 
     Raises:
         ArgumentError: for arguments that do not fit together, and for a directory with parts of other work.
-        NonFiniteError, MaxEvaluationsError: from the solver.
+        NonFiniteError, MaxEvaluationsError, ForeignSolverError: from the solver.
     """
     began, team = time.perf_counter(), team or Team()
-    event_shape = _check_drawing(model, n, batch_size, condition)
+    _check_drawing(model, n, batch_size, condition)
     check_stream(seed, first_index)
     asked = {"seed": seed, "first_index": first_index, "batch_size": batch_size, "condition": condition}
     store = None if directory is None else PartStore(Path(directory), _fingerprint(model, run, asked), "output")
@@ -96,20 +95,17 @@ def draw_samples(
 
     def begin(own: Sequence[Part]) -> None:
         nonlocal bar
-        bar = progress_bar((len(run.grid) - 1) * len(own), run.solver.name, enabled=progress and team.main)
+        bar = progress_bar(run.cost * len(own), run.name, enabled=progress and team.main)
 
     def compute(part: Part) -> Arrays:
-        done = sample(
+        done = run.draw(
             model,
-            run.solver,
-            run.grid,
-            shape=(part.last - part.first, *event_shape),
+            first_index + part.first,
+            first_index + part.last,
             seed=seed,
-            first_index=first_index + part.first,
             condition=rows_of(condition, part.first, part.last),
-            tweedie=run.tweedie,
             device=device,
-            callback=lambda step: bar.update(1),
+            callback=bar.update,
         )
         numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
         return {"x": done.x.cpu().numpy(), **numbers}
@@ -134,7 +130,7 @@ def draw_samples(
 
 def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> dict[str, Any]:
     """What the finished batches depend on."""
-    settings = {**asked, "solver": run.solver, "grid": run.grid, "tweedie": run.tweedie}
+    settings = {**asked, **run.settings()}
     answers = behaviour(model, model.event_shape or ())
     return {
         "work": "samples/1",
@@ -144,8 +140,8 @@ def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> d
     }
 
 
-def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition: Any) -> tuple[int, ...]:
-    """The event shape of a model that can draw n samples.
+def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition: Any) -> None:
+    """Check that a model can draw n samples.
 
     Raises:
         ArgumentError: for arguments that do not fit together.
@@ -158,4 +154,3 @@ def _check_drawing(model: ScoreModel, n: int, batch_size: int | None, condition:
     check_evaluation_mode(model)
     check_batches(batch_size, torch.float32)
     check_condition(condition, n)
-    return model.event_shape

@@ -158,20 +158,20 @@ def _sheets(comparison: Comparison) -> list[Figure]:
     if comparison.judge is not None:
         order = generator_for(comparison.request.seed, Once.PICTURES)
         real = comparison.judge.real[torch.randperm(len(comparison.judge.real), generator=order)[: comparison.n]]
-    safe = file_names(row.grid for row in comparison.rows)
+    safe = file_names(row.grid_set for row in comparison.rows)
     for grid in safe:
-        for budget in dict.fromkeys(row.budget for row in comparison.rows if row.grid == grid):
+        for budget in dict.fromkeys(row.budget for row in comparison.rows if row.grid_set == grid):
             rows = [
                 (f"{literal(row.solver)} ({row.nfe})", x)
                 for row, x in zip(comparison.rows, comparison.samples, strict=True)
-                if (row.grid, row.budget) == (grid, budget)
+                if (row.grid_set, row.budget) == (grid, budget)
             ]
             if comparison.endpoint_data is not None:
                 rows.append(("exact flow", comparison.endpoint_data))
             figure = sample_rows(rows, real)
             if figure is not None:
                 of = "adaptive solvers" if budget is None else f"{budget} network evaluations"
-                on = f", grid {grid}" if comparison.several_grids and budget is not None else ""
+                on = f", grid {grid}" if len(safe) > 1 and budget is not None else ""
                 caption = f"Samples: {of}{on}. Evaluations used in brackets."
                 figures.append(Figure(f"{SHEET}{_sheet_name(safe[grid], budget)}", caption, figure))
     return figures

@@ -180,7 +180,7 @@ def comparison_table(comparison: Comparison) -> Table:
     lines: list[Line] = []
     before: Row | None = None
     for row in comparison.rows:
-        begins = before is not None and (row.budget, row.grid) != (before.budget, before.grid)
+        begins = before is not None and (row.budget, row.grid_set) != (before.budget, before.grid_set)
         lines.append(Line(_cells(comparison, row), "group" if begins else ""))
         before = row
     if comparison.judge is not None:

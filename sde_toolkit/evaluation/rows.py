@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import Endpoint
-from sde_toolkit.evaluation.planning import ComparisonRequest
+from sde_toolkit.evaluation.planned_run import USUAL
 from sde_toolkit.jobs.store import PartStore
 from sde_toolkit.metrics.judge import Judge
-from sde_toolkit.metrics.metric import Against, Estimate, Metric
+from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
 
-__all__ = ["Comparison", "Row"]
+__all__ = ["Comparison", "Row", "Timing"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of a row's batches, which were drawn in turn with those of the other rows: seconds for one batch.
+
+    The median with the lower and upper quartile, and the median of the network's time in it (NaN where it is not
+    known). A row's first batch is left out if there are others, and so is a last one that is smaller.
+    """
+
+    median_seconds: float
+    low: float
+    high: float
+    network_median: float
+    batches: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], seconds: Sequence[float], network_seconds: Sequence[float]) -> Timing | None:
+        """From the sizes and times of all batches, in order; None without any."""
+        if not sizes:
+            return None
+        rest = range(1, len(sizes)) if len(sizes) > 1 else range(1)
+        largest = max(sizes[k] for k in rest)
+        timed = [k for k in rest if sizes[k] == largest]
+        low, median, high = (float(q) for q in np.quantile([seconds[k] for k in timed], (0.25, 0.5, 0.75)))
+        return cls(median, low, high, float(np.median([network_seconds[k] for k in timed])), len(timed))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One solver at one budget.
 
-    ``solver`` and ``grid``: the names they were given. ``budget``: evaluations allowed, None for an adaptive
-    solver. ``nfe``: evaluations used, counted. ``times``: the grid. ``tweedie``: whether the last evaluation
-    denoises. ``measured``: by the metrics' names, of those that could be measured. ``seconds``, ``network_seconds``:
-    wall time of all batches, one after the other, and of the network in it. ``failure``: why there are no samples,
-    or "".
+    ``solver`` and ``grid``: the names they were given; ``grid_set``: "usual" if each solver was given its own grid, the
+    name of the grid if it was given to all. ``model``: the name of the row's model, "" if there is one model.
+    ``budget``: evaluations allowed, None for an adaptive solver. ``nfe``: evaluations used, counted. ``times``: the
+    grid. ``tweedie``: whether the last evaluation denoises. ``eta``: 0 for the flow, None for noise that is not that of
+    the equation. ``measured``: by the metrics' names, of those that could be measured, the mean over the seeds.
+    ``seconds``, ``network_seconds``: wall time of all batches, one after the other, and of the network in it.
+    ``failure``: why there are no samples, or "".
     """
 
     solver: str
@@ -34,11 +65,14 @@ class Row:
     nfe: int
     times: tuple[float, ...]
     tweedie: bool
-    eta: float
+    eta: float | None
     integrator: str
     measured: Mapping[str, Estimate]
     seconds: float
     network_seconds: float
+    timing: Timing | None = None
+    grid_set: str = USUAL
+    model: str = ""
     failure: str = ""
 
     @property
@@ -55,19 +89,38 @@ class Row:
 class Comparison:
     """All rows and what they were measured against.
 
-    ``samples``: for each row the samples (n, *event) in data space, empty if it failed. Sample i of every row
-    comes from the same noise stream (seed, i), so that columns can be compared by eye. ``endpoint_data``: the exact
-    endpoints of the flow, in data space.
+    ``samples``: for each row the samples (n, *event) of the first seed in data space; empty if it failed. Sample i of
+    every row comes from the same noise stream (seed, i), so that columns can be compared by eye. ``draws``: for each
+    row and each seed the samples in model space; ``sets``: those that are judged, with their features. Both are empty
+    if the row failed. ``endpoints``: the exact endpoints of the flow of each model, for each seed.
     """
 
     request: ComparisonRequest
     rows: tuple[Row, ...]
     samples: tuple[Tensor, ...]
-    endpoint: Endpoint | None
-    endpoint_data: Tensor | None
+    draws: tuple[tuple[Tensor, ...], ...]
+    sets: tuple[tuple[SampleSet, ...], ...]
+    endpoints: Mapping[str, tuple[Endpoint, ...]]
     seconds: float
     processes: int = 1
     store: PartStore | None = None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The endpoints of the first model and the first seed, if there are some."""
+        return next((several[0] for several in self.endpoints.values()), None)
+
+    @cached_property
+    def endpoint_data(self) -> Tensor | None:
+        """The same in data space."""
+        if self.endpoint is None:
+            return None
+        model = self.request.all_models[next(iter(self.endpoints))]
+        return model.transform.inverse(self.endpoint.x.float()).cpu()
+
+    def endpoint_of(self, row: Row) -> Endpoint | None:
+        """The endpoints of the first seed that a row is held against: of its model, if it is deterministic."""
+        return self.endpoints[row.model][0] if row.deterministic and row.model in self.endpoints else None
 
     @property
     def judge(self) -> Judge | None:
@@ -110,8 +163,9 @@ class Comparison:
         return len({row.grid for row in self.rows}) > 1
 
     def label(self, row: Row) -> str:
-        """The solver's name, with its grid where there is more than one."""
-        return f"{row.solver} · {row.grid}" if self.several_grids else row.solver
+        """The solver's name, with its grid where it has rows on more than one."""
+        several = {other.grid for other in self.rows if other.solver == row.solver}
+        return f"{row.solver} · {row.grid}" if len(several) > 1 else row.solver
 
     def records(self) -> list[dict[str, Any]]:
         """One flat dictionary per row: what CSV and JSON are made of."""
@@ -127,6 +181,7 @@ class Comparison:
             "tweedie": row.tweedie,
             "eta": row.eta,
             "integrator": row.integrator,
+            "model": row.model,
         }
         for metric in self.metrics:
             estimate = row.measured.get(metric.name)

@@ -13,6 +13,7 @@ import yaml
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet, ddim, grids, probability_flow, sample
 from sde_toolkit.cli.main import config_directory
+from sde_toolkit.evaluation.candidates import USUAL_SOLVERS
 
 MIXTURE = "model={path:mixture}"
 FEW = ["n=8", "n_real=40", "budgets=[3,5]", "exact_flow.n=4", "exact_flow.steps=4", "progress=false", "output=run"]
@@ -32,7 +33,7 @@ def test_compare_the_mixture(command, tmp_path):
     assert status == 0, err
     assert "real data (floor)" in out
     content = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))
-    assert {row["solver"] for row in content["rows"]} == {"euler_maruyama", "pf_euler", "pf_heun", "ddpm", "ddim"}
+    assert {row["solver"] for row in content["rows"]} == set(USUAL_SOLVERS)
     assert all(row["nfe"] <= row["budget"] for row in content["rows"])
     assert content["exact_flow"]["own_error"] < 1e-8
     assert content["exact_flow"]["samples"] == 8
@@ -46,7 +47,7 @@ def test_compare_a_checkpoint_with_parts_from_the_command_line(command, tmp_path
     status, _, err = command(
         "compare",
         "model={path:tiny}",
-        "solver=[ddim,pf_heun]",
+        "solver=[ddim,probability_flow]",
         "+solvers.half._target_=sde_toolkit.ddim",
         "+solvers.half.eta=0.5",
         "grid=[uniform,karras]",
@@ -57,7 +58,7 @@ def test_compare_a_checkpoint_with_parts_from_the_command_line(command, tmp_path
     rows = content["rows"]
     assert [(r["solver"], r["grid"]) for r in rows[:3]] == [
         ("ddim", "uniform"),
-        ("pf_heun", "uniform"),
+        ("probability_flow", "uniform"),
         ("half", "uniform"),
     ]
     assert {r["grid"] for r in rows} == {"uniform", "karras"}
@@ -73,9 +74,9 @@ def test_the_default_comparison_takes_less_than_two_minutes_at_512_images_a_seco
     """Its evaluations alone take 90 seconds at most: the rest is for the judging, the pictures and the start."""
     from hydra import compose, initialize_config_dir
 
-    from sde_toolkit.cli.parts import build_grids, build_solvers, load_model
+    from sde_toolkit.cli.parts import build_solvers, load_model
     from sde_toolkit.evaluation.comparison import planned_evaluations
-    from sde_toolkit.evaluation.planning import ComparisonRequest
+    from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose("compare")
@@ -85,7 +86,6 @@ def test_the_default_comparison_takes_less_than_two_minutes_at_512_images_a_seco
         model=model,
         solvers=build_solvers(config),
         budgets=list(config.budgets),
-        grids=build_grids(config),
         n=config.n,
         endpoint_n=flow.n,
         endpoint_steps=flow.steps,
@@ -96,7 +96,7 @@ def test_the_default_comparison_takes_less_than_two_minutes_at_512_images_a_seco
 
 def test_planned_evaluations_are_those_that_are_made(checkpoint):
     from sde_toolkit.evaluation.comparison import compare_solvers, planned_evaluations
-    from sde_toolkit.evaluation.planning import ComparisonRequest
+    from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 
     model = ScoreModel.from_pretrained(checkpoint)
     seen = []
@@ -140,7 +140,17 @@ def test_sample_is_what_the_library_draws(command, tmp_path, checkpoint):
 
 
 def test_sample_the_mixture_through_the_shell(tmp_path):
-    words = [sys.executable, "-m", "sde_toolkit", "sample", MIXTURE, "n=30", "solver=pf_heun", "nfe=6", "output=run"]
+    words = [
+        sys.executable,
+        "-m",
+        "sde_toolkit",
+        "sample",
+        MIXTURE,
+        "n=30",
+        "solver=probability_flow",
+        "nfe=6",
+        "output=run",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "5 evaluations" in done.stdout

@@ -237,7 +237,7 @@ def anything(names):
 
 EVERY = anything("seed batch_size n nfe weights device threads progress") | {
     "model": st.sampled_from(["tiny", "nowhere", "s.npz", "null", "[a]", "{path:tiny}"]),
-    "solver": st.sampled_from(["ddim", "ddpm", "auto", "pf_heun", "nope", "[ddim,ddpm]", "[]", "null", "ddpm_learned"]),
+    "solver": st.sampled_from(["ddim", "ddpm", "auto", "heun", "nope", "[ddim,ddpm]", "[]", "null", "ddpm_learned"]),
 }
 GRIDS = {"grid": st.sampled_from(["uniform", "karras", "discrete", "nope", "[uniform,karras]", "[]"])}
 TABLE = {

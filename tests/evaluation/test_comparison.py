@@ -33,8 +33,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.data.pictures import contact_sheet, sample_rows
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
-from sde_toolkit.evaluation import comparison as module
-from sde_toolkit.evaluation import report
+from sde_toolkit.evaluation import planned_run, report
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
@@ -105,15 +104,13 @@ def test_every_solver_starts_from_the_same_noise(monkeypatch):
         starts.append(done.trajectory[0])
         return done
 
-    real_sample = module.sample
-    monkeypatch.setattr(module, "sample", spy)
+    real_sample = planned_run.sample
+    monkeypatch.setattr(planned_run, "sample", spy)
     compare_solvers(ring(), SOLVERS, [4], n=6, endpoint_n=0, batch_size=4)
-    warm_up, *starts = starts
-    assert len(warm_up) == 4
-    assert [len(start) for start in starts] == [4, 2] * 5
-    first, second = starts[:2]
-    assert all(torch.equal(start, first) for start in starts[::2])
-    assert all(torch.equal(start, second) for start in starts[1::2])
+    assert [len(start) for start in starts] == [4] * 5 + [2] * 5  # the rows take turns
+    first, second = starts[0], starts[5]
+    assert all(torch.equal(start, first) for start in starts[:5])
+    assert all(torch.equal(start, second) for start in starts[5:])
     assert not torch.equal(first[:2], second)
 
 
@@ -225,7 +222,7 @@ def test_a_solver_that_diverges_is_a_row_that_says_so():
         ({"budgets": 5}, "budgets=5"),
         ({"budgets": "5"}, "budgets"),
         ({"solvers": {}}, "solvers"),
-        ({"solvers": ["ddim"]}, r"solvers\[0\]"),
+        ({"solvers": ["nope"]}, r"solvers\[0\].*euler_maruyama"),
         ({"solvers": {"x": ddim}}, r"Call it: ddim\(\)"),
         ({"solvers": {"x": lambda model, budget: 3}}, "returned int, not a Plan"),
         ({"solvers": [ddim(), ddim()]}, "two of them are called"),
@@ -236,14 +233,19 @@ def test_a_solver_that_diverges_is_a_row_that_says_so():
         ({"judge": judge_of(GaussianMixture(torch.zeros(1, 3), VPSDE(), std=1.0), 4)}, r"judge.*\(3,\)"),
         ({"judge": judge_of(ring(), 8)}, "judge.*8 samples"),
         ({"model": torch.nn.Identity()}, "ScoreModel"),
-        ({"solvers": {"x": "ddim"}}, "solvers"),
+        ({"solvers": {"x": "ddims"}}, r"solvers\['x'\]"),
+        ({"solvers": {"x": lambda model, budget: auto(model, budget + 1)}}, "a plan of 6 evaluations"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"model": {}}, "names of models"),
+        ({"model": {"a": ring(), "b": GaussianMixture(torch.zeros(1, 3), VPSDE(), std=1.0)}}, r"\(3,\)"),
         ({"model": ScoreModel(torch.nn.Identity(), VPSDE())}, "event_shape"),
     ],
 )
 def test_bad_requests_are_refused_before_any_evaluation(change, said):
     request = {"model": ring(), "solvers": SOLVERS, "budgets": [5], "n": 4} | change
-    calls = []
-    getattr(request["model"], "network", request["model"]).register_forward_hook(lambda *_: calls.append(1))
+    calls, given = [], request["model"]
+    for model in given.values() if isinstance(given, dict) else [given]:
+        getattr(model, "network", model).register_forward_hook(lambda *_: calls.append(1))
     with pytest.raises(ArgumentError, match=said):
         compare_solvers(**request)
     assert not calls
@@ -252,10 +254,14 @@ def test_bad_requests_are_refused_before_any_evaluation(change, said):
 def test_solvers_bear_their_own_names_where_nobody_named_them():
     named = compare_solvers(ring(), {"ddim": ddim(), "auto": auto, "ddpm": ddpm()}, [5], n=4, endpoint_n=0)
     listed = compare_solvers(ring(), [ddim(), "auto", ddpm()], [5], n=4, endpoint_n=0, grids=grids.uniform)
-    assert [row.solver for row in listed.rows] == [row.solver for row in named.rows] == ["ddim", "ddpm", "auto"]
-    assert all(torch.equal(a, b) for a, b in zip(named.samples, listed.samples, strict=True))
+    assert [row.solver for row in named.rows] == ["ddim", "auto", "ddpm"]
+    assert [row.solver for row in listed.rows] == ["ddim", "ddpm", "auto"]  # one grid for all: planners come after it
+    assert all(torch.equal(named.samples[i], listed.samples[j]) for i, j in ((0, 0), (1, 2), (2, 1)))
+    presets = compare_solvers(ring(), ["ddim", "auto", "ddpm"], [5], n=4, endpoint_n=0)
+    assert [row.solver for row in presets.rows] == ["ddim", "auto", "ddpm"]
+    assert all(torch.equal(a, b) for a, b in zip(named.samples, presets.samples, strict=True))
     alone = compare_solvers(ring(), "auto", [5], n=4, endpoint_n=0)
-    assert torch.equal(alone.samples[0], named.samples[2])
+    assert torch.equal(alone.samples[0], named.samples[1])
     assert compare_solvers(ring(), ddim(), [5], n=4, endpoint_n=0).rows[0].solver == "ddim"
 
 
@@ -388,7 +394,7 @@ def test_the_page_needs_nothing_but_itself(written):
 
 def test_every_figure_is_a_file_and_on_the_page(written):
     names = {path.stem for path in written.glob("*.png")}
-    assert names == {"error", "distances", "time", "samples_uniform_5", "samples_uniform_8"}
+    assert names == {"error", "distances", "time", "samples_usual_5", "samples_usual_8"}
     assert (written / "report.html").read_text(encoding="utf-8").count("<img") == len(names)
 
 

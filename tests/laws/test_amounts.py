@@ -13,7 +13,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import compare_solvers
 from sde_toolkit.evaluation.drawing import draw_samples
 from sde_toolkit.evaluation.local_error import local_errors
-from sde_toolkit.evaluation.planning import PlannedRun
+from sde_toolkit.evaluation.planned_run import SolverRun
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.sampling.automatic import auto
 from sde_toolkit.sde import beta_schedules
@@ -23,6 +23,7 @@ TRILLION = 10**12
 MODEL = ScoreModel(MLP(event_shape=(2,), width=8, depth=1), VPSDE(), event_shape=(2,)).eval()
 FREE = ScoreModel(lambda x, time: x, VPSDE())
 GRID = grids.uniform(MODEL.sde, 4)
+RUN = SolverRun(name="ddim", grid_name="uniform", budget=4, solver=ddim(), grid=GRID, denoises=False)
 
 REFUSED = {
     "samples": lambda: sample(MODEL, ddim(), GRID, shape=(TRILLION, 2)),
@@ -34,7 +35,7 @@ REFUSED = {
     "streams": lambda: per_sample_noise(0, 0, (TRILLION, 2)),
     "streams of nothing": lambda: per_sample_noise(0, 0, (TRILLION, 0)),
     "the prior": lambda: MODEL.sde.prior_sampling((TRILLION, 2)),
-    "drawn samples": lambda: draw_samples(MODEL, PlannedRun("ddim", ddim(), "uniform", GRID, 4, False), TRILLION),
+    "drawn samples": lambda: draw_samples(MODEL, RUN, TRILLION),
     "compared samples": lambda: compare_solvers(MODEL, {"ddim": ddim()}, [5], n=TRILLION),
     "compared evaluations": lambda: compare_solvers(MODEL, {"ddim": ddim()}, [5, TRILLION], n=8),
     "calibrated evaluations": lambda: calibrate(MODEL, nfe=TRILLION),

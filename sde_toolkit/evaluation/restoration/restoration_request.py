@@ -17,7 +17,8 @@ from torch import Tensor
 from sde_toolkit.checks import MOST, check_amount, check_count, is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
-from sde_toolkit.evaluation.planning import PlannedRun, plan_run, run_of
+from sde_toolkit.evaluation.planned_run import SolverRun
+from sde_toolkit.evaluation.planning import plan_run, run_of
 from sde_toolkit.evaluation.restoration.restoration_tasks import Task
 from sde_toolkit.guidance.measurement import Measurement
 from sde_toolkit.guidance.posterior_method import PosteriorMethod
@@ -46,7 +47,7 @@ class Steps:
     grid: GridBuilder
     nfe: int
 
-    def run(self, model: ScoreModel, nfe: int | None = None, own: Solver | None = None) -> PlannedRun:
+    def run(self, model: ScoreModel, nfe: int | None = None, own: Solver | None = None) -> SolverRun:
         """The planned run. ``nfe``: another number; ``own``: another solver, on the grid that is usual for it.
 
         Raises:
@@ -144,7 +145,7 @@ class RestorationRequest:
     def operator(self) -> Any:
         return self.measurements[0].A
 
-    def run(self, name: str, i: int, nfe: int | None = None) -> tuple[ScoreModel, PlannedRun]:
+    def run(self, name: str, i: int, nfe: int | None = None) -> tuple[ScoreModel, SolverRun]:
         """The model that method ``name`` samples from after measurement i, and the run that does it.
 
         Raises:

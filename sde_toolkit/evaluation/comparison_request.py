@@ -1,0 +1,192 @@
+"""The request for a comparison: checked and planned before any evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sde_toolkit.checks import MOST, check_amount, check_count, is_count
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.candidates import named_grids, named_solvers
+from sde_toolkit.evaluation.planned_run import PlannedRun
+from sde_toolkit.evaluation.planning import plan_all
+from sde_toolkit.metrics.distances import FlowError
+from sde_toolkit.metrics.judge import Judge
+from sde_toolkit.metrics.metric import Against, Metric, check_metrics
+from sde_toolkit.models.conditions import check_condition
+from sde_toolkit.models.evaluation_mode import check_evaluation_mode
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.arguments import check_batches, check_model
+
+__all__ = ["BUDGETS", "ComparisonRequest", "named_models"]
+
+BUDGETS = (5, 10, 20)
+
+RESERVED_COLUMNS = (
+    "solver", "grid", "budget", "nfe", "steps", "tweedie", "eta", "integrator", "model", "seconds", "network_seconds",
+    "outside_network", "failure",
+)  # fmt: skip
+"""Columns of a comparison's CSV. No metric may have one of these names."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonRequest:
+    """The request for a comparison, see :func:`~sde_toolkit.compare_solvers`. It is checked when it is built.
+
+    ``models``: models of the same events by the names of their rows, such as one model under several guidances. Then
+    every solver has a row for each of them: "ddim, guidance=3". ``model`` is the one that speaks for all in the report.
+    ``runs``: the planned runs, in order; ``event_shape``: of a sample; ``measured``: the metrics.
+
+    Raises:
+        SDEToolkitError: for settings that do not fit together.
+    """
+
+    model: ScoreModel
+    solvers: Any = None
+    budgets: Sequence[int] = BUDGETS
+    grids: Any = None
+    n: int = 512
+    seed: int = 0
+    seeds: int = 1
+    judge: Judge | None = None
+    without_judge: str = "no real data were given"
+    metrics: Any = None
+    endpoint_n: int = 64
+    endpoint_steps: int = 50
+    references: bool = True
+    batch_size: int | None = 64
+    device: torch.device | str = "cpu"
+    condition: Any = None
+    check_declaration: bool = True
+    progress: bool = False
+    models: Mapping[str, ScoreModel] | None = None
+    runs: tuple[PlannedRun, ...] = field(init=False)
+    event_shape: tuple[int, ...] = field(init=False)
+    measured: tuple[Metric, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        solvers, grids = named_solvers(self.solvers), named_grids(self.grids)
+        event_shape = _check_models({"": self.model, **(self.models or {})})
+        if not solvers:
+            raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
+        _check_budgets(self.budgets)
+        check_count("n", self.n, "512 is the default.", least=2)
+        check_count("seeds", self.seeds, "1 is the default.")
+        check_amount("n", self.n, self.n * self.seeds * math.prod(event_shape))
+        check_batches(self.batch_size, torch.float32)
+        check_condition(self.condition, self.n)
+        if self.judge is not None:
+            _check_judge(self.model, self.judge, self.n)
+        runs: list[PlannedRun] = []
+        for name, model in self.all_models.items():
+            planned = plan_all(model, solvers, self.budgets, grids)
+            if name:
+                planned = [replace(r, name=f"{r.name}, {name}", model=model, model_name=name) for r in planned]
+            runs += planned
+        if not runs:
+            remedy = f"Use {list(BUDGETS)}, for example."
+            raise ArgumentError("budgets", list(self.budgets), "there is no budget to run the solvers at", remedy)
+        for attribute, value in (("runs", tuple(runs)), ("event_shape", event_shape), ("measured", self._metrics())):
+            object.__setattr__(self, attribute, value)
+
+    def _metrics(self) -> tuple[Metric, ...]:
+        if self.metrics is None:
+            usual = () if self.judge is None else self.judge.metrics
+            return check_metrics((FlowError(), *usual), RESERVED_COLUMNS)
+        chosen = check_metrics(self.metrics, RESERVED_COLUMNS)
+        for metric in chosen:
+            if metric.against in (Against.PARTS, Against.ALL) and self.judge is None:
+                problem = "it compares samples with real data, and there are none"
+                raise ArgumentError("metrics", metric.name, problem, "Pass real samples: data=...")
+            metric.check(self.n, 0 if self.judge is None else len(self.judge.real))
+        return chosen
+
+    @property
+    def all_models(self) -> Mapping[str, ScoreModel]:
+        """The models of the rows by their names; "" is that of a comparison of one."""
+        return self.models or {"": self.model}
+
+    def model_of(self, run: PlannedRun) -> ScoreModel:
+        """The model that a run samples from."""
+        return self.model if run.model is None else run.model
+
+    @property
+    def endpoints(self) -> dict[str, int]:
+        """How many exact endpoints of the flow are computed for each model: none without a deterministic solver."""
+        solved = {run.model_name for run in self.runs if run.deterministic}
+        n = min(self.n, self.endpoint_n)
+        return {name: n for name in self.all_models if name in solved and n > 0}
+
+
+def named_models(model: Any) -> tuple[ScoreModel, dict[str, ScoreModel] | None]:
+    """The model that speaks for all, the first, and all by their names; None for one without a name.
+
+    Raises:
+        ArgumentError: for a mapping that is empty, or that has a name which is none.
+    """
+    if not isinstance(model, Mapping):
+        return model, None
+    for name in model or (None,):
+        if not isinstance(name, str) or not name:
+            raise ArgumentError("model", model, "its keys are not names of models", 'Pass {"guided": model}.')
+    return next(iter(model.values())), dict(model)
+
+
+def _check_models(models: Mapping[str, Any]) -> tuple[int, ...]:
+    """Check models, and return the shape of their events.
+
+    Raises:
+        ArgumentError: naming the model.
+    """
+    shapes = {}
+    for name, model in models.items():
+        check_model(model)
+        which = type(model).__name__ if name == "" else name
+        if model.event_shape is None:
+            raise ArgumentError("model", which, "it has no event_shape", "Build it with event_shape=...")
+        check_evaluation_mode(model)
+        shapes[which] = tuple(model.event_shape)
+    first = next(iter(shapes.values()))
+    for which, shape in shapes.items():
+        if shape != first:
+            problem = f"its samples have shape {shape}, those of the first model {first}"
+            raise ArgumentError("model", which, problem, "Compare models of the same events.")
+    return first
+
+
+def _check_budgets(budgets: Any) -> None:
+    """Check that budgets are different whole numbers; there may be none, where all solvers are adaptive.
+
+    Raises:
+        ArgumentError: naming the budget.
+    """
+    remedy = f"Use {list(BUDGETS)}, for example."
+    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
+        raise ArgumentError("budgets", budgets, "not a list of numbers of network evaluations", remedy)
+    if not all(map(is_count, budgets)) or len(set(budgets)) != len(budgets):
+        problem = "budgets are different whole numbers of network evaluations, at least 1"
+        raise ArgumentError("budgets", list(budgets), problem, remedy)
+    for budget in budgets:
+        check_count("budgets", budget, remedy, most=MOST)
+
+
+def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
+    """Check that a judge takes at most n samples, of the model's shape.
+
+    Raises:
+        ArgumentError: for anything else, such as the real samples themselves.
+    """
+    if not isinstance(judge, Judge):
+        remedy = "Pass data=real, or Judge(real, n, features) from sde_toolkit.evaluation."
+        raise ArgumentError("judge", type(judge).__name__, "not a Judge", remedy)
+    shape = tuple(judge.real.shape[1:])
+    if model.event_shape is not None and shape != tuple(model.event_shape):
+        problem = f"it judges samples of shape {shape}, the model's have {tuple(model.event_shape)}"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Give it real data of the model's shape.")
+    if judge.n > n:
+        problem = f"it judges {judge.n} samples, and n={n} are drawn"
+        raise ArgumentError("judge", type(judge).__name__, problem, "Build it with the same n.")
