@@ -13,13 +13,14 @@ matrix together (Holm 1979), and a claim in words is made of nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.metrics.jackknife import Resampled
-from sde_toolkit.metrics.metric import Metric
+from sde_toolkit.metrics.metric import Against, Metric, SampleSet
+from sde_toolkit.metrics.splits import NO_SAMPLES
 from sde_toolkit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -171,11 +172,18 @@ def differences(resampled: Mapping[int, Resampled], lower_is_better: bool | None
         for at, i in enumerate(places)
         for j in places[at + 1 :]
     }
-    least, count = 0.0, sum(not math.isnan(cell.p) for cell in cells.values())
-    for rank, (place, cell) in enumerate(sorted(cells.items(), key=lambda item: (math.isnan(item[1].p), item[1].p))):
-        least = max(least, min(1.0, (count - rank) * cell.p)) if not math.isnan(cell.p) else math.nan
-        cells[place] = replace(cell, p_holm=least)
-    return cells
+    corrected = holm([cell.p for cell in cells.values()])
+    return {place: replace(cell, p_holm=p) for (place, cell), p in zip(cells.items(), corrected, strict=True)}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected so that all of them hold together (Holm 1979); NaN stays, and counts as no test."""
+    known = sorted((value, k) for k, value in enumerate(p) if not math.isnan(value))
+    found, least = [math.nan] * len(p), 0.0
+    for rank, (value, k) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * value))
+        found[k] = least
+    return found
 
 
 def _difference(found: Resampled, lower_is_better: bool | None) -> Difference:
@@ -195,7 +203,17 @@ def _difference(found: Resampled, lower_is_better: bool | None) -> Difference:
 
 def _resampled(comparison: Comparison, metric: Metric, k: int) -> Resampled:
     """A row's value, the mean over seeds, with the parts of its variance."""
-    raise NotImplementedError
+    if metric.against is Against.FLOW:
+        ends = comparison.endpoints[comparison.rows[k].model]
+        found = [
+            metric.resample(SampleSet(x[: end.n]), SampleSet(end.x.cpu()))
+            for x, end in zip(comparison.draws[k], ends, strict=True)
+        ]
+    elif comparison.judge is not None:
+        found = [comparison.judge.parts.resample(metric, own) for own in comparison.sets[k]]
+    else:
+        found = [metric.resample(own, NO_SAMPLES) for own in comparison.sets[k]]
+    return Resampled.mean(found)
 
 
 def _finite(value: float) -> float | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import fingerprint_data
 from sde_toolkit.metrics.estimates import Estimate
+from sde_toolkit.metrics.jackknife import Resampled
 from sde_toolkit.metrics.metric import Metric, SampleSet
+from sde_toolkit.metrics.splits import OnParts, Prepared, RealParts
 
 __all__ = ["FunctionMetric", "metrics_of_functions"]
 
@@ -49,14 +51,34 @@ class FunctionMetric(Metric):
 
     def value(self, generated: SampleSet, reference: SampleSet) -> float:
         found = self.function(generated.data, reference.data)
-        number = found.item() if hasattr(found, "item") and getattr(found, "size", None) != 0 else found
-        if not is_number(number) and not isinstance(number, float):
-            problem = f"the function returned {type(found).__name__}, not a number"
-            raise ArgumentError(f"metrics[{self.name!r}]", found, problem, "Return one float for the whole set.")
-        return float(number)
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError):
+            problem = f"the function returned {type(found).__name__}, which is not one number"
+            remedy = "Return one float for the whole set."
+            raise ArgumentError(f"metrics[{self.name!r}]", found, problem, remedy) from None
+
+    def prepare(self, real: RealParts) -> Prepared:
+        return _Jackknifed(self, real)
 
     def conditions(self, n: int, n_real: int) -> dict[str, Any]:
         return {"library": "the user's own", "function": fingerprint_data(self.function)}
+
+
+class _Jackknifed(OnParts):
+    """The value and its error come from the same calls, which are made once for each set."""
+
+    def __init__(self, metric: Metric, real: RealParts) -> None:
+        super().__init__(metric, real)
+        self._known: WeakKeyDictionary[SampleSet, Resampled] = WeakKeyDictionary()
+
+    def measure(self, generated: SampleSet) -> Estimate:
+        return self.resample(generated).estimate
+
+    def resample(self, generated: SampleSet) -> Resampled:
+        if generated not in self._known:
+            self._known[generated] = super().resample(generated)
+        return self._known[generated]
 
 
 def metrics_of_functions(given: Mapping[Any, Any]) -> list[Metric]:

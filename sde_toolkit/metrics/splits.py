@@ -24,7 +24,7 @@ from sde_toolkit.metrics.estimates import Estimate
 from sde_toolkit.metrics.jackknife import Resampled
 from sde_toolkit.metrics.metric import Against, Metric, SampleSet
 
-__all__ = ["NO_SAMPLES", "Prepared", "RealParts"]
+__all__ = ["NO_SAMPLES", "OnParts", "Prepared", "RealParts"]
 
 
 NO_SAMPLES = SampleSet(torch.empty(0))  # the reference of a metric that has none
@@ -115,15 +115,16 @@ class RealParts:
 
 def _by_kind(metric: Metric, real: RealParts) -> Prepared:
     """A metric with the real data that it is measured against, by what it is compared with."""
-    kinds: dict[Against, type[Any]] = {Against.PARTS: _OnParts, Against.ALL: _OnAll, Against.NOTHING: _Alone}
+    kinds: dict[Against, type[Any]] = {Against.PARTS: OnParts, Against.ALL: _OnAll, Against.NOTHING: _Alone}
     found: Prepared = kinds[metric.against](metric, real)
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _OnParts:
-    metric: Metric
-    real: RealParts
+class OnParts:
+    """A metric that is measured against every split in turn, with no shared work."""
+
+    def __init__(self, metric: Metric, real: RealParts) -> None:
+        self.metric, self.real = metric, real
 
     @property
     def floor(self) -> Estimate:
