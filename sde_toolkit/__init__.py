@@ -102,7 +102,7 @@ _NAMES = {
     "evaluation": ("compare_solvers",),
 }
 _HOMES = {name: room for room, names in _NAMES.items() for name in names}
-_ROOMS = {*_NAMES, "batching", "checks", "data", "errors", "files", "grids", "jobs", "metrics", "progress"}
+_ROOMS = {*_NAMES, "batching", "checks", "data", "errors", "files", "grids", "jobs", "metrics", "progress", "suite"}
 
 __all__ = [*sorted(_HOMES), "grids"]
 

@@ -36,6 +36,7 @@ ORDER = [
     {"metrics"},
     {"training"},
     {"evaluation"},
+    {"suite"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,1 @@
+"""The truths of the suite: each public file here is one, with a function ``truth()`` that makes it."""
