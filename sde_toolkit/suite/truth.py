@@ -1,4 +1,4 @@
-"""A truth: a model whose probability flow is known from fixed noises, to a stated error, and whose data can be drawn."""
+"""A truth: a model whose probability flow is known from fixed noises to a stated error, and whose data can be drawn."""
 
 from __future__ import annotations
 
