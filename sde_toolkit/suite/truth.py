@@ -14,8 +14,8 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import digest, model_fingerprint
-from sde_toolkit.metrics.distances import sliced_wasserstein
 from sde_toolkit.metrics.metric import Estimate
+from sde_toolkit.metrics.sliced import sliced_wasserstein
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, generator_for, per_sample_noise
 from sde_toolkit.suite.exact_flow import METHOD, ExactFlow
