@@ -15,6 +15,7 @@ from sde_toolkit.models.conditions import check_condition, tensors_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.brownian import BrownianPath
 from sde_toolkit.ranges import range_problems
+from sde_toolkit.sampling.captured import CUDA_GRAPH, check_recording
 from sde_toolkit.sampling.loop import Options
 from sde_toolkit.solvers import Solver
 
@@ -64,7 +65,7 @@ def check_run(
     check_noise_level(model, grid[0])
     check_condition(condition, shape[0])
     check_gradients(differentiable, *start, condition)
-    check_compile(options.compile, solver.integrator)
+    check_compile(options.compile, solver.integrator, options.device, differentiable)
     if solver.integrator.evals_per_step is not None:  # others choose their times themselves
         model.check_times(grid if options.tweedie else grid[:-1])
     return options
@@ -198,16 +199,19 @@ def check_path(path: Any, solver: Solver, generator: torch.Generator | None) -> 
         raise ArgumentError("path", path, problem, "Leave path out, or take an integrator of fixed steps.")
 
 
-def check_compile(compile: Any, integrator: Integrator) -> None:
-    """Refuse a ``compile`` that is no backend of torch.compile, and integrators whose steps have no fixed shape."""
+def check_compile(compile: Any, integrator: Integrator, device: torch.device, differentiable: bool) -> None:
+    """Refuse a ``compile`` that is unknown or impossible here, and integrators whose steps have no fixed shape."""
     if compile is False:
         return
-    if compile is not True and not (isinstance(compile, str) and compile in torch.compiler.list_backends(())):
-        problem = "neither True nor False nor a backend of torch.compile"
+    known = (*torch.compiler.list_backends(()), CUDA_GRAPH)
+    if compile is not True and not (isinstance(compile, str) and compile in known):
+        problem = f'neither True nor False nor "{CUDA_GRAPH}" nor a backend of torch.compile'
         raise ArgumentError("compile", compile, problem, 'Pass True, or a name such as "aot_eager".')
     if integrator.evals_per_step is None:
         problem = f"{integrator} chooses its steps on the host, which no graph can hold"
         raise ArgumentError("compile", compile, problem, "Leave compile out, or take an integrator of fixed steps.")
+    if compile == CUDA_GRAPH:
+        check_recording(device, differentiable)
 
 
 def state_dtype(dtype: Any, x: Tensor | None) -> torch.dtype:

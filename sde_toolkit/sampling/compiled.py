@@ -31,7 +31,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.monitors import Meter
 
-__all__ = ["CompiledSteps"]
+__all__ = ["CompiledSteps", "kind_of", "one_step"]
 
 _NUMBERS = itertools.count()
 _GRAPHS: WeakKeyDictionary[ScoreModel, dict[Hashable, Callable[..., Any]]] = WeakKeyDictionary()
@@ -61,13 +61,19 @@ class CompiledSteps:
         self, equation: ReverseEquation, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
         """One step; ``counted`` is the same equation, with its evaluations counted."""
-        kind = _kind(x, state)
+        kind = kind_of(x, state)
         known = self._known.get(kind)
         if known is None or not known.recurs:
             return self._as_it_is(counted, x, row, state, noise, kind)
         draws = tuple(noise() for _ in range(known.draws))
         self.meter.calls += known.evaluations
         self.meter.products += known.products
+        return self.repeat(equation, x, row, state, draws)
+
+    def repeat(
+        self, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Any]:
+        """A step of a kind that was seen before, by its graph."""
         arguments = (self.integrator, self.layout, equation, x, row, state, draws)
         try:
             end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
@@ -97,7 +103,7 @@ class CompiledSteps:
         with without_branches_on_data():  # the graph has none, and this step is counted for its steps
             x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
         self._known[kind] = _Known(
-            meter.calls - calls, meter.products - products, draws, recurs=_kind(x, state) == kind
+            meter.calls - calls, meter.products - products, draws, recurs=kind_of(x, state) == kind
         )
         return x, state
 
@@ -111,12 +117,12 @@ class CompiledSteps:
         graphs = _GRAPHS.setdefault(equation.model, {})
         key = (self.integrator, self.layout, equation.eta, self.backend, x.shape, x.dtype, x.device)
         if anew or key not in graphs:
-            own = types.FunctionType(_step.__code__.replace(co_name=f"step_{next(_NUMBERS)}"), _step.__globals__)
+            own = types.FunctionType(one_step.__code__.replace(co_name=f"step_{next(_NUMBERS)}"), one_step.__globals__)
             graphs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         return graphs[key]
 
 
-def _step(
+def one_step(
     integrator: Integrator,
     layout: Layout,
     equation: ReverseEquation,
@@ -125,6 +131,7 @@ def _step(
     state: Any,
     draws: tuple[Tensor, ...],
 ) -> tuple[Tensor, Any]:
+    """A step with its draws made."""
     left = iter(draws)
     return integrator.step(equation, x, layout.read(row.unbind()), state, lambda: next(left))
 
@@ -135,7 +142,7 @@ def _limit_reached() -> tuple[type[Exception], ...]:
     return tuple(getattr(torch._dynamo.exc, name) for name in names if hasattr(torch._dynamo.exc, name))
 
 
-def _kind(x: Tensor, state: Any) -> Hashable:
+def kind_of(x: Tensor, state: Any) -> Hashable:
     """Everything about a step's arguments but the numbers in tensors."""
     leaves, structure = _pytree.tree_flatten((x, state))  # whose description torch 2.4 cannot hash
     return repr(structure), *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

@@ -17,6 +17,7 @@ from sde_toolkit.integrators import Integrator, Statistics, Table
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.progress import progress_bar
+from sde_toolkit.sampling.captured import CUDA_GRAPH, CapturedSteps
 from sde_toolkit.sampling.compiled import CompiledSteps
 from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
@@ -138,7 +139,10 @@ class _Run:
         self.meter = Meter(equation.model, options.device, equation.evaluate)
         eager, how = options.compile is False, options.compile
         layout = self.table.layout
-        self.step = _eager(solver) if eager else CompiledSteps(self.integrator, layout, self.meter, _backend(how))
+        if how == CUDA_GRAPH:
+            self.step: Callable[..., tuple[Tensor, Any]] = CapturedSteps(self.integrator, layout, self.meter)
+        else:
+            self.step = _eager(solver) if eager else CompiledSteps(self.integrator, layout, self.meter, _backend(how))
         self.eager = eager
         self.repeatable = equation.eta == 0 and eager and options.callback is None
 

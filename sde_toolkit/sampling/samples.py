@@ -133,7 +133,9 @@ def sample(
         check_finite: watch for NaN and infinity, without a host synchronisation per step.
         progress: show a bar.
         compile: compile the whole step, network included, into one graph (:mod:`sde_toolkit.sampling.compiled`): by
-            inductor, or by the torch.compile backend that is named. The first steps run as they are.
+            inductor, or by the torch.compile backend that is named. The first steps run as they are. "cuda_graph"
+            compiles nothing: the kernels of a step are recorded on a CUDA device, and each later step is launched at
+            one go (:mod:`sde_toolkit.sampling.captured`).
         differentiable: keep the graph, so that the samples can be differentiated by ``x_start``, the condition and
             the network's parameters. Memory grows with the number of evaluations.
         dtype, device: of the state. By default float64 for an x_start in float64 and float32 for any other, half

@@ -264,3 +264,13 @@ def test_inductor_agrees_to_round_off():
     eager, compiled = (sample(model, solver, grid(20), compile=how, **run).x for how in (False, True))
     torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
     assert graphs() == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({}, "on a CUDA device"), ({"device": "meta", "compile": "cudagraph"}, "cuda_graph")],
+    ids=["cpu", "misspelt"],
+)
+def test_a_cuda_graph_needs_a_cuda_device(told, words):
+    with pytest.raises(ArgumentError, match=words):
+        sample(model_of(Layers(), SDE), ddim(), grid(4), **{"shape": (4, 2), "compile": "cuda_graph", **told})
