@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.calibration_files import build_solver, describe_solver, model_digest, sde_fingerprint
-from sde_toolkit.calibration.problem import Measured
+from sde_toolkit.calibration.measured import Measured
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError, warn_caller
 from sde_toolkit.files.plain import UnreadableFileError, read_json
@@ -28,6 +28,8 @@ __all__ = ["Calibration", "load_calibration"]
 FORMAT = "sde_toolkit/calibration/2"
 _OLDER_FORMAT = "sde_toolkit/calibration/1"  # in which the factors of v networks had another meaning
 
+_LATER = ("typical_before", "typical_after", "own_error")  # older files have none of them
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -40,6 +42,9 @@ class Calibration:
         nfe: evaluations per sample, the last denoising included.
         before, after: error of the best uncalibrated start, and of this result, both on fresh noise: the root mean
             square difference to the fine solve, per element in model space (η > 0: a distance of distributions).
+        typical_before, typical_after: the median over the noises instead of the root mean square; None for η > 0 and
+            from older files.
+        own_error: of the fine solve itself, as a root mean square; None from older files.
         improved: False if nothing beat the start. The result is then the start, and ``reason`` says so.
         record: provenance, plain data.
     """
@@ -53,9 +58,22 @@ class Calibration:
     improved: bool
     reason: str
     record: Mapping[str, Any] = field(default_factory=dict)
+    typical_before: Measured | None = None
+    typical_after: Measured | None = None
+    own_error: Measured | None = None
 
     def __str__(self) -> str:
-        return f"{self.solver.name}, {self.nfe} evaluations: {self.before} before, {self.after} after. {self.reason}"
+        return f"{self.solver.name}, {self.nfe} evaluations: {self.errors_in_words}. {self.reason}"
+
+    @property
+    def errors_in_words(self) -> str:
+        """The errors before and after, the typical ones, and what the reference itself is uncertain by."""
+        said = f"{self.before} before, {self.after} after"
+        if self.typical_before is not None and self.typical_after is not None:
+            said += f" (median: {self.typical_before} before, {self.typical_after} after)"
+        if self.own_error is not None:
+            said += f", reference good to {self.own_error.value:.2g}"
+        return said
 
     def check(self, model: ScoreModel) -> None:
         """Refuse a model with another SDE; warn if the calibration was made with other weights.
@@ -90,6 +108,7 @@ class Calibration:
             "nfe": self.nfe,
             "before": asdict(self.before),
             "after": asdict(self.after),
+            **{name: None if (m := getattr(self, name)) is None else asdict(m) for name in _LATER},
             "improved": self.improved,
             "reason": self.reason,
             "record": dict(self.record),
@@ -139,6 +158,7 @@ def load_calibration(path: str | Path) -> Calibration:
             improved=_flag(found, "improved"),
             reason=str(found["reason"]),
             record=_record(found),
+            **{name: _measured(found, name) for name in _LATER if found.get(name) is not None},
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
         if isinstance(error, CheckpointError):

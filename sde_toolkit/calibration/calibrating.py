@@ -1,10 +1,13 @@
 """``calibrate``: the grid, the weights and the method with the smallest error, for one model and one budget.
 
-1. A fine solve says where noises should end. The noises are divided into three sets: fit, select and fresh.
-2. All candidates run uncalibrated on the usual grids. The best of them is the start: it has to be beaten.
+1. A fine solve says where noises should end. The noises are divided into three sets: fit, select and fresh. Its steps
+   are doubled until it is a fifth as far off as the errors that it measures, on all noises that judge.
+2. All candidates run uncalibrated on the usual grids, and what ``auto`` takes runs on its own. The best that is not
+   worse than ``auto`` is the start: it has to be beaten. Errors count in two senses, root mean square and median.
 3. ``gradient``: Adam through the solver, on grid and weights. ``search``: dynamic programming over the local errors of
    one fine trajectory, a pattern search around the best, and weights by least squares.
-4. The best on ``select`` is compared with the start on ``fresh``, and must win there. Otherwise the start is returned.
+4. The best on ``select``, of those that are not worse than the start in either sense, is compared with the start on
+   ``fresh``, and must win there. Otherwise the start is returned.
 
 The idea is that of Watson et al. 2021 (dynamic programming), Xia et al. 2023, Sabour et al. 2024 (AYS) and Tong et al.
 2025 (LD3), for any SDE, score model and solver of fixed steps.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,12 +26,12 @@ from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.gradient import differentiable
-from sde_toolkit.calibration.judging import judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
+from sde_toolkit.calibration.judging import Judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
 from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.refining import Refining
 from sde_toolkit.calibration.refusals import check_calibration, check_start_grid
-from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.stages import Stages
-from sde_toolkit.calibration.starts import Contender, default_solvers
+from sde_toolkit.calibration.starts import Contender, auto_plan, default_solvers
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition, map_rows
 from sde_toolkit.models.declaration import warn_if_wrong
@@ -42,6 +46,8 @@ __all__ = ["calibrate"]
 Strategy = Literal["gradient", "search"]
 
 _CHEAP = 1e-4  # seconds per sample and evaluation
+_REFERENCE, _SOLVES = 0.2, 4.5  # share of the time for the reference; fit, half as many to select, fresh, those again
+_REFINING = 0.25  # share of the time limit by which all targets are found
 
 
 def calibrate(
@@ -76,18 +82,20 @@ def calibrate(
         strategy: ``gradient`` or ``search``; None takes gradients if 60 iterations fit into the time limit.
         weights: tune multistep weights as well, for integrators that have them.
         n: noises to fit to, half as many to select with, and as many again to judge with. Default: up to 4096 for
-            a model that costs less than 0.1 ms per sample, else 64.
+            a model that costs less than 0.1 ms per sample, fewer where the time limit is short, else 64.
         seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
             repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
-        reference_steps: of the fine solve. Default: 400 for exact scores, 200 for cheap networks, 96 for others.
+        reference_steps: of the fine solve before its first doubling. Default: 200 for exact scores, 100 for cheap
+            networks, 48 for others.
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
         data: samples (N, *event) in the caller's space, on which the model's declaration is tried; nothing else depends
             on them. A warning says if it looks wrong (:meth:`sde_toolkit.ScoreModel.check`).
         batch_size: samples that go through the network together.
         dtype: of the state. Default: float64 for networks with float64 parameters and for exact scores; else float32,
-            in which ``sample`` asks a network, too.
+            in which ``sample`` asks a network, too. A network that does not take its default is asked in the other one:
+            a function may hold tensors of its own.
         progress, callback: a bar; or a function told (stage, share done).
 
     Raises:
@@ -102,40 +110,49 @@ def calibrate(
         warn_if_wrong(model, data, condition=told)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
-    dtype, device = _dtype_and_device(model, dtype)
-    problem = Problem(model, eta, seed, shape, dtype, device, batch_size, condition)
+    dtypes, device = _dtypes_and_device(model, dtype)
+    problem = _first_that_answers(
+        [Problem(model, eta, seed, shape, dtype, device, batch_size, condition) for dtype in dtypes]
+    )
     if starting is not None:
         problem.start = starting[0].item()
     cost = _cost(problem)
     cheap = cost < _CHEAP
-    n = n or _default_n(cheap, math.prod(shape))
-    usual = (400 if model.has_exact_score else 200) if cheap else 96
+    usual = (200 if model.has_exact_score else 100) if cheap else 48
     problem.fine_steps = usual if reference_steps is None else reference_steps
+    n = n or _default_n(problem, cost, cheap, time_limit)
     problem.times = problem.fine_times(problem.fine_steps)
     with _Telling(began, time_limit, progress, callback) as tell:
         stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
         tell("reference", 0.0)
         fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
-        own_error = problem.reference_error(fresh, 128 if cheap else 8)
+        reference = Refining(problem, fresh) if eta == 0 else None
         candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
-        ranked = stages.scored(fit, candidates, starting)
+        standard = auto_plan(model, nfe, 0.0, problem.start) if solvers is None and starting is None else None
+        ranked = stages.scored(fit, candidates, starting, [] if standard is None else [standard])
         if not ranked:
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
-        start = min(ranked[:4], key=lambda plan: score(problem, plan, select) + score(problem, plan, fit))
+        judge = Judge(problem, standard if standard in ranked else None)
+        start = judge.best_start([*ranked[:4], *(p for p in ranked[4:] if p is standard)], fit, select)
+        stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
         chosen, note = _choose(strategy, stages, fit, start)
         descend = stages.by_gradient if chosen == "gradient" else stages.by_search
         found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
-        best = min(found, key=lambda plan: score(problem, plan, select))
+        best = judge.best(found, start, select)
         tell("validation", 0.0)
-        verdict = judge(problem, start, best, fresh, own_error, note)
+        if reference is not None and not reference.until(lambda: problem.squares(best, fresh), began + time_limit):
+            note += reference.complaint
+        own_error = problem.reference_error(fresh, 128 if cheap else 8) if reference is None else reference.own_error
+        verdict = judge.verdict(start, best, fresh, own_error, note)
+        start = verdict.start
         record = {
             **what_was_calibrated(problem, nfe),
             **where_it_began(start, candidates),
             "method": chosen if cheap or chosen == "search" else "search, then gradient",
             "seed": seed,
             **on_which_noises(problem, (fit, select, fresh), start, best),
-            **what_it_took(problem, own_error, began),
+            **what_it_took(problem, reference.record() if reference else {"own_error": vars(own_error)}, began),
         }
     return verdict.calibration(record)
 
@@ -170,6 +187,25 @@ class _Telling:
         self.bar.close()
 
 
+def _with_better_targets(
+    stages: Stages, reference: Refining | None, start: Contender, sets: tuple[NoiseSet, NoiseSet, NoiseSet]
+) -> Stages:
+    """The stages, after all targets were refined until half the error of the start is resolved, within a quarter of the
+    time. If a smaller error is not resolved by then, the stages leave time to refine what judges once more."""
+    if reference is None:
+        return stages
+    problem, (fit, select, fresh) = stages.problem, sets
+    squares = problem.squares(start, fresh)
+    reference.until(lambda: squares, stages.until(_REFINING), share=0.5)
+    for chosen in (fit, select):
+        while 2 * chosen.steps < fresh.steps and time.monotonic() + reference.seconds < stages.until(_REFINING):
+            problem.refine(chosen)
+    problem.fine_steps = fit.steps
+    problem.times = problem.fine_times(fit.steps)
+    spare = 0.0 if reference.resolves(squares / 16) else min(2 * reference.seconds, _REFINING * stages.time_limit)
+    return replace(stages, time_limit=stages.time_limit - spare)
+
+
 def _choose(strategy: Strategy | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Strategy, str]:
     """The strategy, and a sentence about it for the result's reason."""
     if strategy == "search":
@@ -187,16 +223,49 @@ def _size(target: Tensor, otherwise: float) -> float:
     return target.double().square().mean().sqrt().item() or otherwise
 
 
-def _default_n(cheap: bool, D: int) -> int:
-    return max(256, min(4096, 2**18 // max(D, 1))) if cheap else 64
+def _default_n(problem: Problem, cost: float, cheap: bool, time_limit: float) -> int:
+    """64; for cheap models 256 to 4096, as far as their reference takes a fifth of the time."""
+    if not cheap:
+        return 64
+    in_bulk = min(cost, _cost(problem, 1024))
+    affordable = _REFERENCE * time_limit / (in_bulk * problem.fine_steps * _SOLVES)
+    return int(max(256, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
 
 
-def _dtype_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
+def _dtypes_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[list[torch.dtype], torch.device]:
+    """The dtypes of the state to try, in order: the one that is asked for, or the model's own and the other one."""
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     if dtype not in (None, torch.float32, torch.float64):
         raise ArgumentError("dtype", dtype, "the state is float32 or float64", "Leave it out.")
-    return dtype or _own_dtype(model), device
+    if dtype is not None:
+        return [dtype], device
+    own = _own_dtype(model)
+    return [own, torch.float32 if own == torch.float64 else torch.float64], device
+
+
+@torch.no_grad()
+def _first_that_answers(problems: Sequence[Problem]) -> Problem:
+    """The first whose model takes its dtype: a function may hold tensors of a dtype that nothing else tells."""
+    refused: RuntimeError | None = None
+    for problem in problems:
+        try:
+            _ask(problem, 1)
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            refused = refused or error
+        else:
+            return problem
+    raise refused or ArgumentError("dtype", None, "there is none to try", "Leave it out.")
+
+
+def _ask(problem: Problem, size: int) -> Tensor:
+    """One evaluation of ``size`` samples."""
+    x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
+    equation = problem.descent.equation
+    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
+    return equation.output(x, inputs)
 
 
 def _own_dtype(model: ScoreModel) -> torch.dtype:
@@ -208,17 +277,13 @@ def _own_dtype(model: ScoreModel) -> torch.dtype:
 
 
 @torch.no_grad()
-def _cost(problem: Problem) -> float:
-    """Seconds per sample of one evaluation, after a first one that does not count."""
-    size = 32
-    x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
-    equation = problem.descent.equation
-    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
-    with refuse_random_numbers(x.device, problem.model.network):
-        equation.output(x, inputs)
+def _cost(problem: Problem, size: int = 32) -> float:
+    """Seconds per sample of one evaluation of ``size`` samples, after a first one that does not count."""
+    with refuse_random_numbers(problem.device, problem.model.network):
+        _ask(problem, size)
     took = []
     for _ in range(3):
         begin = time.perf_counter()
-        equation.output(x, inputs).sum().item()
+        _ask(problem, size).sum().item()
         took.append(time.perf_counter() - begin)
     return min(took) / size

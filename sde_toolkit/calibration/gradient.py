@@ -58,7 +58,7 @@ def optimise(
     """The plan after the descent, which stops early at ``deadline`` (``time.monotonic``) or after four failures."""
     integrator, factors = _split_factors(plan.solver.integrator)
     weights = weights and factors is not None
-    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
+    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), plan.lowest_end(problem.earliest)
     a = increments_of(plan.grid, end).requires_grad_(True)
     groups = [{"params": [a], "rate": how.grid_rate}]
     if weights and factors is not None:
@@ -84,7 +84,16 @@ def optimise(
         try:
             grid = grid_of(a, start, end, steps)
             table = _table(problem, integrator, factors, grid)
-            loss = problem.loss(integrator, grid, table, chosen, rows, problem.directions(generator), how.lost)
+            loss = problem.loss(
+                integrator,
+                grid,
+                table,
+                chosen,
+                rows,
+                problem.directions(generator),
+                tweedie=plan.tweedie,
+                lost=how.lost,
+            )
             gradients = torch.autograd.grad(loss, parameters)  # the network's own parameters get none
         except SDEToolkitError:
             failures += 1
@@ -111,14 +120,15 @@ def optimise(
 def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int = 16) -> bool:
     """Whether the gradient in the grid is right: finite differences along it agree with its norm to a tenth."""
     integrator, factors = _split_factors(plan.solver.integrator)
-    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), min(problem.earliest, plan.grid[-1].item())
+    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), plan.lowest_end(problem.earliest)
     a = increments_of(plan.grid, end).requires_grad_(True)
     rows = torch.arange(min(n, len(chosen)), device=problem.device)
     directions = problem.directions(generator_for(problem.seed, Once.GRADIENT_CHECK))
 
     def loss(at: Tensor) -> Tensor:
         grid = grid_of(at, start, end, steps)
-        return problem.loss(integrator, grid, _table(problem, integrator, factors, grid), chosen, rows, directions)
+        table = _table(problem, integrator, factors, grid)
+        return problem.loss(integrator, grid, table, chosen, rows, directions, tweedie=plan.tweedie)
 
     try:
         (gradient,) = torch.autograd.grad(loss(a), a)

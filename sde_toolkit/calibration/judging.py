@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -17,60 +17,116 @@ from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
-from sde_toolkit.calibration.problem import Measured, NoiseSet, Problem
+from sde_toolkit.calibration.measured import Measured, surely_worse, worse
+from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.starts import Contender
+from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Verdict", "judge", "on_which_noises", "what_it_took", "what_was_calibrated", "where_it_began"]
+__all__ = ["Judge", "Verdict", "on_which_noises", "what_it_took", "what_was_calibrated", "where_it_began"]
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """``kept``: the better of start and best. ``before``, ``after``: errors of the start and of what is kept."""
+    """``kept``: what is returned. ``before``, ``after``: squared errors of the start and of it, on fresh noises."""
 
+    problem: Problem
+    start: Contender
     kept: Contender
-    before: Measured
-    after: Measured
+    before: Tensor
+    after: Tensor
+    own_error: Measured
     improved: bool
     reason: str
 
     def calibration(self, record: Mapping[str, Any]) -> Calibration:
         """The result, with its record."""
+        typical = self.problem.eta == 0  # there are no errors of single samples without pairs
         return Calibration(
             solver=self.kept.solver,
             grid=self.kept.grid,
             tweedie=self.kept.tweedie,
             nfe=self.kept.nfe,
-            before=self.before,
-            after=self.after,
+            before=Measured.of(self.before),
+            after=Measured.of(self.after),
             improved=self.improved,
             reason=self.reason,
             record=record,
+            typical_before=Measured.typical(self.before) if typical else None,
+            typical_after=Measured.typical(self.after) if typical else None,
+            own_error=self.own_error,
         )
 
 
-def judge(
-    problem: Problem, start: Contender, best: Contender, fresh: NoiseSet, own_error: Measured, note: str
-) -> Verdict:
-    """``best`` against ``start`` on ``fresh`` noises; the start is kept where nothing better is certain.
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Chooses in two senses: mean square and median (η > 0: the distance alone).
 
-    Args:
-        problem: what is calibrated.
-        start: the best candidate without calibration.
-        best: what was found, or the start again.
-        fresh: noises that neither was chosen on.
-        own_error: of the fine solve. Below twice that, an error of the start cannot be told from it.
-        note: added to the reason.
+    ``standard``: a plan that nothing may lose to, that of ``auto``; None if there is none.
     """
-    before, after = (problem.squares(plan, fresh) for plan in (start, best))
-    gain = before - after
-    by_pairs = problem.eta == 0  # distances of distributions feel the reference's error less
-    resolved = not by_pairs or Measured.of(before).value > 2 * own_error.value
-    improved = best is not start and resolved and gain.mean().item() > 0
-    reason = _reason(improved, best is start, resolved, gain, Measured.of(after)) + note
-    kept = best if improved else start
-    return Verdict(kept, Measured.of(before), Measured.of(after if improved else before), improved, reason)
+
+    problem: Problem
+    standard: Contender | None
+
+    def best_start(self, ranked: Sequence[Contender], fit: NoiseSet, select: NoiseSet) -> Contender:
+        """Of the plans that are not worse than the standard in either sense, the best on both sets."""
+        total = {plan: score(self.problem, plan, select) + score(self.problem, plan, fit) for plan in ranked}
+        safe = self._not_worse(ranked, self.standard, select)
+        return min(safe or ranked, key=lambda plan: total[plan])
+
+    def best(self, found: Sequence[Contender], start: Contender, select: NoiseSet) -> Contender:
+        """Of the plans that are not worse than the start in either sense, the best; ``start`` is one of ``found``."""
+        return min(self._not_worse(found, start, select), key=lambda plan: score(self.problem, plan, select))
+
+    def _not_worse(self, plans: Sequence[Contender], than: Contender | None, select: NoiseSet) -> Sequence[Contender]:
+        if than is None:
+            return plans
+        bar = self.problem.squares(than, select)
+        return [plan for plan in plans if plan is than or not self._loses(worse, plan, bar, select)]
+
+    def _loses(self, rule: Callable[[Tensor, Tensor], bool], plan: Contender, bar: Tensor, chosen: NoiseSet) -> bool:
+        if self.problem.eta > 0:
+            return False
+        try:
+            return rule(self.problem.squares(plan, chosen), bar)
+        except SDEToolkitError:
+            return True
+
+    def verdict(
+        self, start: Contender, best: Contender, fresh: NoiseSet, own_error: Measured, note: str = ""
+    ) -> Verdict:
+        """``best`` against ``start`` on ``fresh`` noises; the start is kept where nothing better is certain.
+
+        Args:
+            start: the best candidate without calibration.
+            best: what was found, or the start again.
+            fresh: noises that neither was chosen on.
+            own_error: of the fine solve. Below twice that, an error of the start cannot be told from it.
+            note: added to the reason.
+        """
+        problem, standard = self.problem, self.standard
+        if standard is not None and self._loses(surely_worse, start, problem.squares(standard, fresh), fresh):
+            note = " The best start on the other noises lost to auto on fresh ones." + note
+            best, start = (standard if best is start else best), standard
+        before, after = problem.squares(start, fresh), problem.squares(best, fresh)
+        bars = [before] if standard in (None, start) else [before, problem.squares(standard, fresh)]
+        resolved = problem.eta > 0 or Measured.of(before).value > 2 * own_error.value
+        gains = score(problem, best, fresh) < score(problem, start, fresh)
+        improved = best is not start and resolved and gains
+        improved = improved and not any(self._loses(surely_worse, best, bar, fresh) for bar in bars)
+        reason = _reason(improved, best is start, resolved, before - after, Measured.of(after)) + note
+        return Verdict(
+            problem,
+            start,
+            best if improved else start,
+            before,
+            after if improved else before,
+            own_error,
+            improved,
+            reason,
+        )
 
 
 def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after: Measured) -> str:
@@ -95,7 +151,9 @@ def what_was_calibrated(problem: Problem, nfe: int) -> dict[str, Any]:
         "model": _describe_model(problem.model),
         "nfe": nfe,
         "eta": problem.eta,
-        "objective": "RMSE to the flow" if flow else "distance of distributions to endpoints of the flow",
+        "objective": "RMSE and median error to the flow"
+        if flow
+        else "distance of distributions to endpoints of the flow",
     }
 
 
@@ -116,17 +174,18 @@ def on_which_noises(
     return {
         "n": {"fit": len(fit), "select": len(select), "fresh": len(fresh), "first_fresh": fresh.first},
         "fit": {name: vars(Measured.of(problem.squares(plan, fit))) for name, plan in pairs},
+        "select": {name: vars(Measured.of(problem.squares(plan, select))) for name, plan in pairs},
     }
 
 
-def what_it_took(problem: Problem, own_error: Measured, began: float) -> dict[str, Any]:
+def what_it_took(problem: Problem, reference: Mapping[str, Any], began: float) -> dict[str, Any]:
     """The fine solve, precision, evaluations, time and versions."""
     return {
         "reference": {
             "method": "Corrected(Multistep(3)), a grid mixed of t and λ, then Tweedie",
             "steps": problem.fine_steps,
             "end": problem.earliest,
-            "own_error": vars(own_error),
+            **reference,
         },
         "dtype": str(problem.dtype),
         "evaluations": problem.evaluations,

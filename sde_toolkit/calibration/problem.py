@@ -1,6 +1,6 @@
 """What is minimised: the error at the endpoint, on noises that are kept apart for three purposes.
 
-    η = 0    mean over samples of |x − x*|²/D; x* is where the flow takes the same noise
+    η = 0    |x − x*|²/D over samples, its mean and its median; x* is where the flow takes the same noise
     η > 0    a distance of distributions (:mod:`distributions`) to endpoints of the flow from other noises, since the
              flow has the same marginals; all runs share the noise of their steps
 
@@ -8,7 +8,7 @@ A search minimises on ``fit``; ``select`` chooses between its results; ``fresh``
 noises, directions and residual noise of its own. :func:`~sde_toolkit.sample` draws none of them.
 
 Gradients descend e² or c² log(1 + e²/c²). A noise that ends in another mode stays lost under small moves of the grid,
-and its large e² would outweigh all others. ``select`` decides which of the two ended with the smaller e².
+and its large e² would outweigh all others. ``select`` decides which of the two ended better.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.descent import CommonNoise, Descent
 from sde_toolkit.calibration.distributions import Likeness
+from sde_toolkit.calibration.measured import Measured
 from sde_toolkit.calibration.reference import FineSolve, fine_grid, reference_end, solve_finely
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.integrators import Integrator, Table
@@ -35,32 +36,18 @@ __all__ = ["Measured", "NoiseSet", "Problem", "softened"]
 _PROJECTIONS = 64
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A root mean square error (η > 0: a distance of distributions) with its standard error over samples."""
-
-    value: float
-    error: float
-
-    @classmethod
-    def of(cls, squares: Tensor) -> Measured:
-        mean = squares.mean().item()
-        value = math.sqrt(max(mean, 0.0)) if math.isfinite(mean) else math.inf  # unbiased squares may be negative
-        spread = squares.std().item() / math.sqrt(len(squares)) if len(squares) > 1 else math.nan
-        return cls(value, 0.0 if value == 0 else spread / (2 * value))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} ± {self.error:.1g}"
-
-
 @dataclass(eq=False)
 class NoiseSet:
-    """Noises ``first``, ``first`` + 1, ... of a seed, and their targets (η > 0: ``likeness`` to a set of targets)."""
+    """Noises ``first``, ``first`` + 1, ... of a seed, and their targets (η > 0: ``likeness`` to a set of targets).
+
+    ``steps``: of the fine solve that found the targets.
+    """
 
     first: int
     noise: CommonNoise
     target: Tensor
     likeness: Likeness | None = None
+    steps: int = 0
 
     def __len__(self) -> int:
         return len(self.target)
@@ -114,13 +101,24 @@ class Problem:
         """The next ``n`` noises, with their targets."""
         first, noise = self._draws(n)
         source = noise if self.eta == 0 else self._draws(n)[1]
-        x = self.starts(source)
-        ends = [solve_finely(self.flow, x[rows], self.times).end for rows in self.batches(n)]
-        target = torch.cat(ends)
+        target = self._ends(source, n, self.times)
         likeness = None
         if self.eta > 0:
             likeness = Likeness.of(self.descent.equation, target, self.earliest, self.seed, first)
-        return NoiseSet(first, noise, target, likeness)
+        return NoiseSet(first, noise, target, likeness, self.fine_steps)
+
+    def _ends(self, noise: CommonNoise, n: int, times: Tensor) -> Tensor:
+        """Where the flow takes ``n`` noises."""
+        x = self.starts(noise)
+        return torch.cat([solve_finely(self.flow, x[rows], times).end for rows in self.batches(n)])
+
+    @torch.no_grad()
+    def refine(self, chosen: NoiseSet) -> Tensor:
+        """Find the targets of a set again, with twice the steps: the squares (n,) of what they moved by. For η = 0."""
+        finer = self._ends(chosen.noise, len(chosen), self.fine_times(2 * chosen.steps))
+        moved = _squares(finer, chosen.target)
+        chosen.target, chosen.steps = finer, 2 * chosen.steps
+        return moved
 
     @torch.no_grad()
     def path(self, chosen: NoiseSet, n: int, times: Tensor) -> FineSolve:
@@ -129,7 +127,7 @@ class Problem:
 
     @torch.no_grad()
     def reference_error(self, chosen: NoiseSet, n: int) -> Measured:
-        """The change by a solve with twice the steps; that of the flow, also for η > 0."""
+        """The change by a solve with twice the steps; for η > 0, where it is that of the flow."""
         n = min(n, len(chosen))
         x = self.starts(chosen.noise, slice(0, n))
         ends = [solve_finely(self.flow, x, self.fine_times(k * self.fine_steps)).end for k in (1, 2)]
@@ -178,13 +176,15 @@ class Problem:
         chosen: NoiseSet,
         rows: Tensor,
         directions: Tensor,
+        *,
+        tweedie: bool,
         lost: float = math.inf,
     ) -> Tensor:
         """The objective on some samples, divided by the data's mean square. Differentiable in ``grid`` and ``table``.
 
-        ``lost``: c over the data's root mean square; errors above c weigh less and less.
+        ``tweedie``: whether a last evaluation denoises. ``lost``: c over the data's root mean square; errors above c
+        weigh less and less.
         """
-        tweedie = bool(grid[-1] > 0)
         x, _ = self.descent.run(
             integrator,
             grid,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
+from sde_toolkit.calibration.measured import combined
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.reference import solve_finely
 from sde_toolkit.calibration.starts import Contender
@@ -32,11 +33,15 @@ _FINEST = 0.03
 
 
 def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None) -> float:
-    """Mean squared error of a plan; infinite if it cannot run."""
+    """What plans are ranked by: mean square and median in one (η > 0: the distance); infinite if the plan cannot run.
+
+    With the median, a few noises that change mode do not decide (:mod:`sde_toolkit.calibration.measured`).
+    """
     try:
-        return problem.squares(plan, chosen, n).mean().item()
+        squares = problem.squares(plan, chosen, n)
     except SDEToolkitError:
         return torch.inf
+    return combined(squares) if problem.eta == 0 else squares.mean().item()
 
 
 def pattern_search(
@@ -52,7 +57,7 @@ def pattern_search(
 ) -> Contender:
     """The best grid found within ``runs`` runs of ``n`` noises, or before ``deadline``."""
     steps, start = len(plan.grid) - 1, plan.grid[0].item()
-    end = min(problem.earliest, plan.grid[-1].item())
+    end = plan.lowest_end(problem.earliest)
     a = increments_of(plan.grid, end)
     directions = warp_modes(a, steps, min(modes, max(steps - 1, 0)))
     sizes = torch.full((len(directions),), 0.4, dtype=a.dtype)

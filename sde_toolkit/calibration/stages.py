@@ -50,8 +50,13 @@ class Stages:
         """Noises that a candidate is scored on."""
         return 512 if self.cheap else 24
 
-    def scored(self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None) -> list[Contender]:
-        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all grids."""
+    def scored(
+        self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None, more: Sequence[Contender] = ()
+    ) -> list[Contender]:
+        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all grids.
+
+        ``more``: plans that are tried besides, on their own grids.
+        """
         problem, deadline = self.problem, self.until(_SCORING)
         sde = problem.model.sde
 
@@ -91,7 +96,8 @@ class Stages:
         for k in leaders:
             for label, times in grids(solvers[k]):
                 run(k, label, times)
-        finite = [(e, plan) for e, plan in known.values() if math.isfinite(e)]
+        tried = [*known.values(), *((score(problem, plan, fit, self.probes), plan) for plan in more)]
+        finite = [(e, plan) for e, plan in tried if math.isfinite(e)]
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
     def dynamic(self, fit: NoiseSet, ranked: Sequence[Contender], count: int) -> list[Contender]:
@@ -112,7 +118,7 @@ class Stages:
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
     def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
-        """Short descents from the best starts, then long ones from the best results, in e² and softened."""
+        """Short descents from the best starts, then long ones from the best results: softened, and in e² if cheap."""
         problem = self.problem
         how = self.descending(fit, ranked[0])
         found: list[Contender] = []
@@ -140,7 +146,7 @@ class Stages:
                     )
                 )
             starts = [min(found, key=lambda plan: score(problem, plan, select))]
-        ways = [math.inf] if problem.eta > 0 or not self.cheap else [math.inf, _LOST]
+        ways = [math.inf] if problem.eta > 0 else [math.inf, _LOST] if self.cheap else [_LOST]
         for plan, lost in [(plan, lost) for plan in starts for lost in ways]:
             found.append(
                 optimise(

@@ -14,27 +14,48 @@ from sde_toolkit.calibration.reference import fine_grid
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid, karras, quadratic, sech, uniform, uniform_lambda
 from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep
+from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.automatic import auto
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Contender", "default_solvers", "usual_grids"]
+__all__ = ["Contender", "auto_plan", "default_solvers", "usual_grids"]
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A solver on a grid, with a label. ``tweedie``: whether a last evaluation denoises."""
+    """A solver on a grid, with a label.
+
+    ``tweedie``: whether a last evaluation denoises; None where the grid ends above t=0.
+    """
 
     solver: Solver
     grid: Tensor
     label: str
+    tweedie: bool = None  # type: ignore[assignment]
 
-    @property
-    def tweedie(self) -> bool:
-        return self.grid[-1].item() > 0
+    def __post_init__(self) -> None:
+        if self.tweedie is None:
+            object.__setattr__(self, "tweedie", self.grid[-1].item() > 0)
+
+    def lowest_end(self, earliest: float) -> float:
+        """How far the last time may move: to ``earliest`` before a last denoising, else not at all."""
+        end = self.grid[-1].item()
+        return min(earliest, end) if self.tweedie else end
 
     @property
     def nfe(self) -> int:
         return (self.solver.integrator.evals_per_step or 0) * (len(self.grid) - 1) + self.tweedie
+
+
+def auto_plan(model: ScoreModel, nfe: int, eta: float, start: float) -> Contender | None:
+    """What ``auto`` takes for this budget; None if it takes nothing, or starts at another time than the calibration."""
+    try:
+        plan = auto(model, nfe, eta)
+    except SDEToolkitError:
+        return None
+    found = Contender(plan.solver, plan.grid, "auto", plan.tweedie)
+    return found if found.nfe <= nfe and plan.grid[0].item() == start else None
 
 
 def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:

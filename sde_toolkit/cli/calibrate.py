@@ -54,6 +54,6 @@ def _calibrate(config: DictConfig, place: Workplace) -> None:
     save_config(config, place.directory)
     found.save(place.directory / FILE)
     print(f"{found.solver.integrator}")
-    print(f"root mean square error on fresh noise: {found.before} before, {found.after} after")
+    print(f"root mean square error on fresh noise: {found.errors_in_words}")
     print(found.reason)
     print(f"written to {place.directory / FILE}")

@@ -30,6 +30,7 @@ from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.gradient import Descending, differentiable, optimise
 from sde_toolkit.calibration.increments import grid_of, increments_of
+from sde_toolkit.calibration.judging import Judge
 from sde_toolkit.calibration.knots import best_knots, gram_matrix, local_errors
 from sde_toolkit.calibration.problem import Problem, softened
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
@@ -190,6 +191,48 @@ def test_a_network_is_asked_in_its_own_dtype_as_a_module_and_as_a_function(dtype
     assert torch.equal(found[0].grid, found[1].grid)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT], ids=str)
+@pytest.mark.parametrize("kind", ["module", "function", "lambda", "object"])
+def test_a_network_of_any_kind_is_calibrated_in_the_dtype_that_it_takes(kind, dtype):
+    """Tensors that a function holds are in no list of parameters. All kinds of one network give one calibration."""
+    weights, found = 0.1 * torch.eye(2, dtype=dtype), []
+
+    class Product:
+        matrix = weights
+
+        def __call__(self, x, t):
+            return x @ self.matrix
+
+    def product(x, t):
+        return x @ weights
+
+    layer = torch.nn.Linear(2, 2, bias=False, dtype=dtype)
+    layer.weight.data.copy_(weights)
+    module = sde_toolkit.ScoreModel(OfTime(layer).eval(), VPSDE(), "v", event_shape=(2,))
+    given = {"module": None, "function": product, "lambda": lambda x, t: x @ weights, "object": Product()}[kind]
+    other = module if given is None else sde_toolkit.ScoreModel(given, VPSDE(), "v", event_shape=(2,))
+    for model in (module, other):
+        found.append(calibrate(model, ddim(), 3, strategy="search", n=8, effort=0.02, reference_steps=10))
+        assert found[-1].sample(model, shape=(2, 2), x_start=None, dtype=dtype).x.isfinite().all()
+    assert [c.record["dtype"] for c in found] == [str(dtype)] * 2
+    assert found[0].before.value == pytest.approx(found[1].before.value, rel=1e-4)
+
+
+class OfTime(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+def test_a_network_that_fails_in_every_dtype_says_why():
+    model = sde_toolkit.ScoreModel(lambda x, t: x @ torch.eye(3), VPSDE(), "v", event_shape=(2,))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        calibrate(model, ddim(), 3, n=8)
+
+
 def test_a_function_without_parameters_is_asked_as_sample_asks_it():
     weights = torch.eye(2)
     model = sde_toolkit.ScoreModel(lambda x, t: 0.1 * x @ weights, VPSDE(), "v", event_shape=(2,))
@@ -213,18 +256,9 @@ def test_what_cannot_improve_falls_back_and_says_so():
 
 def test_a_plan_that_overfits_is_caught_on_fresh_noise(monkeypatch):
     """Selection is fooled on purpose: what comes back is the start, with its own error."""
-    from sde_toolkit.calibration import calibrating, stages
-
     model = mixture(VPSDE())
-    honest = calibrating.score
     bad = grids.uniform(model.sde, 4, end=0.9)
-
-    def fooled(problem, plan, chosen, n=None):
-        return -1.0 if torch.equal(plan.grid, bad) else honest(problem, plan, chosen, n)
-
-    monkeypatch.setattr(calibrating, "score", fooled)
-    monkeypatch.setattr(stages, "score", fooled)
-    monkeypatch.setattr(stages, "pattern_search", lambda problem, fit, plan, **_: Contender(plan.solver, bad, "bad"))
+    monkeypatch.setattr(Judge, "best", lambda self, found, start, select: Contender(start.solver, bad, "bad"))
     found = quick(model, ddim(), 5, strategy="search", weights=False)
     assert not found.improved
     assert "did not beat" in found.reason
@@ -244,6 +278,9 @@ def test_a_saved_calibration_draws_the_same_bits(tmp_path, solver):
     assert torch.equal(loaded.grid, found.grid)
     assert loaded.solver == found.solver
     assert (loaded.before, loaded.after, loaded.reason) == (found.before, found.after, found.reason)
+    for name in ("typical_before", "typical_after", "own_error"):
+        assert getattr(loaded, name) == getattr(found, name)
+        assert getattr(found, name).value >= 0
     first, second = (c.sample(model, shape=(9, 2), seed=3).x for c in (found, loaded))
     assert torch.equal(first, second)
     assert torch.equal(first, sample(model, found.solver, found.grid, tweedie=found.tweedie, shape=(9, 2), seed=3).x)
@@ -289,6 +326,20 @@ def test_damaged_files_are_refused(small, tmp_path):
             load_calibration(tmp_path / "bad.json")
     with pytest.raises(CheckpointError, match="no such file"):
         load_calibration(tmp_path / "nowhere.json")
+
+
+def test_files_without_typical_errors_are_read(small, tmp_path):
+    """As they were written before errors were stated in two senses."""
+    small.save(tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    for name in ("typical_before", "typical_after", "own_error"):
+        assert set(content.pop(name)) == {"value", "error"}
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = load_calibration(tmp_path / "old.json")
+    assert (old.before, old.after) == (small.before, small.after)
+    assert old.typical_before is old.typical_after is old.own_error is None
+    assert str(small.after) in str(old)
+    assert str(small.typical_after) in str(small)
 
 
 def test_the_record_tells_how_to_repeat_it(small):

@@ -14,7 +14,8 @@ from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness, residuals, sliced_squares
 from sde_toolkit.calibration.gradient import Descending, optimise
 from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
-from sde_toolkit.calibration.problem import Measured, Problem
+from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.search import RIDGES, fitted_weights, pattern_search
 from sde_toolkit.calibration.starts import Contender
@@ -102,6 +103,7 @@ class Bowl:
     bottom: Tensor
     end: float
     earliest: float = 1e-4
+    eta: float = 0.0
 
     def squares(self, plan, chosen, n=None):
         a = increments_of(plan.grid, self.end)
@@ -225,7 +227,7 @@ def slope_of(sizes):
         device=torch.device("cpu"),
         descent=SimpleNamespace(equation=equation),
         directions=lambda generator: None,
-        loss=lambda integrator, grid, table, *rest: next(left) * grid.sum(),
+        loss=lambda integrator, grid, table, *rest, **how: next(left) * grid.sum(),
     )
 
 
