@@ -2,6 +2,6 @@
 
 from sde_toolkit.calibration.calibrated import Calibration, load_calibration
 from sde_toolkit.calibration.calibrating import calibrate
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 
 __all__ = ["Calibration", "Measured", "calibrate", "load_calibration"]

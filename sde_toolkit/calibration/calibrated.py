@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.calibration_files import build_solver, describe_solver, model_digest, sde_fingerprint
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError, warn_caller
 from sde_toolkit.files.plain import UnreadableFileError, read_json

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
-from sde_toolkit.calibration.measured import Measured, surely_worse, worse
+from sde_toolkit.calibration.plan_errors import Measured, surely_worse, worse
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.starts import Contender

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.descent import CommonNoise, Descent
 from sde_toolkit.calibration.distributions import Likeness
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 from sde_toolkit.calibration.reference import FineSolve, fine_grid, reference_end, solve_finely
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.integrators import Integrator, Table

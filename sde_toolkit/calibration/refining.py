@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 
 __all__ = ["Refining"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
-from sde_toolkit.calibration.measured import combined
+from sde_toolkit.calibration.plan_errors import combined
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.reference import solve_finely
 from sde_toolkit.calibration.starts import Contender
@@ -35,7 +35,7 @@ _FINEST = 0.03
 def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None) -> float:
     """What plans are ranked by: mean square and median in one (η > 0: the distance); infinite if the plan cannot run.
 
-    With the median, a few noises that change mode do not decide (:mod:`sde_toolkit.calibration.measured`).
+    With the median, a few noises that change mode do not decide (:mod:`sde_toolkit.calibration.plan_errors`).
     """
     try:
         squares = problem.squares(plan, chosen, n)

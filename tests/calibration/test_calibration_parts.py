@@ -14,7 +14,7 @@ from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness, residuals, sliced_squares
 from sde_toolkit.calibration.gradient import Descending, optimise
 from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.search import RIDGES, fitted_weights, pattern_search

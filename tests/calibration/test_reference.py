@@ -8,7 +8,7 @@ import torch
 from quickly import calibrate
 
 from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, ddim, gaussian, grids
-from sde_toolkit.calibration.measured import Measured
+from sde_toolkit.calibration.plan_errors import Measured
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.refining import Refining
 

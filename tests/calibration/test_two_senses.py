@@ -9,7 +9,7 @@ import torch
 from sde_toolkit import VPSDE, GaussianMixture, Solver, auto, grids, sample
 from sde_toolkit.calibration import calibrate, judging
 from sde_toolkit.calibration.judging import Judge
-from sde_toolkit.calibration.measured import Measured, combined, surely_worse, worse
+from sde_toolkit.calibration.plan_errors import Measured, combined, surely_worse, worse
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Multistep
