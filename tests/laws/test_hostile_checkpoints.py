@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sde_toolkit import MLP, VPSDE, ScoreModel, UNet, sde
-from sde_toolkit.calibration import Calibration, load_calibration
+from sde_toolkit.calibration import Calibration, Measured, load_calibration
 from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
-from sde_toolkit.calibration.problem import Measured
 from sde_toolkit.checks import is_count, is_number
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError, SDEToolkitError
 from sde_toolkit.files.plain import UnreadableFileError, read_json, read_yaml
