@@ -8,7 +8,6 @@ Any other file belongs to the user or to another command. A command that would r
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from sde_toolkit.cli.signals import Stopped
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.files.claims import claimed
+from sde_toolkit.files.folders_to_write import why_not_writable
 from sde_toolkit.files.plain import UnreadableFileError, read_json
 from sde_toolkit.files.whole import write_atomically
 
@@ -45,27 +45,10 @@ def output_folder(config: DictConfig, name: str = "output") -> Path:
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise ArgumentError(name, given, "not the name of a folder", f"Give {name}=runs/mine, for example.")
     directory = Path(given).absolute()
-    problem = _why_not(directory)
+    problem = why_not_writable(directory)
     if problem:
         raise ArgumentError(name, given, problem, "Name another folder.")
     return directory
-
-
-def _why_not(directory: Path) -> str:
-    """The reason why a folder cannot be written to, or "". The folder need not exist yet."""
-    for place in (directory, *directory.parents):
-        try:
-            place.lstat()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno == errno.ENOTDIR:
-                continue
-            return error.strerror or str(error)
-        if not place.is_dir():
-            return "a file of that name is there" if place == directory else f"{place} is a file, not a folder"
-        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
-    return ""
 
 
 @contextmanager

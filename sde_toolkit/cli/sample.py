@@ -30,14 +30,12 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.page import as_png
 from sde_toolkit.evaluation.planned_run import PlannedRun
-from sde_toolkit.evaluation.planning import plan_run, run_of
+from sde_toolkit.evaluation.planning import plan_on
 from sde_toolkit.files.whole import atomic_file, write_atomically
 from sde_toolkit.interop.loading import reader_of
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
-from sde_toolkit.sampling.automatic import Plan
-from sde_toolkit.solvers import Solver
 
 __all__ = ["FILES", "SampleRequest", "draw", "plan", "prepare", "run"]
 
@@ -165,9 +163,7 @@ def plan(config: DictConfig, model: ScoreModel) -> PlannedRun:
         if len(chosen) != 1:
             raise ArgumentError(what, list(chosen), f"exactly one {what} draws samples", "Use compare for several.")
     (solver_name, solver), (grid_name, build) = solvers.popitem(), grids.popitem()
-    if isinstance(solver, Solver):
-        return plan_run(model, solver_name, solver, grid_name, build, nfe)
-    return run_of(model, solver_name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
+    return plan_on(model, solver_name, solver, grid_name, build, nfe)
 
 
 def _write(

@@ -9,6 +9,7 @@ from sde_toolkit import solvers as presets
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.automatic import Plan, auto
+from sde_toolkit.sampling.foreign_solver import ForeignSolver, is_run_function
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["USUAL_SOLVERS", "Candidate", "Planner", "grid_title", "named_grids", "named_solvers"]
@@ -16,8 +17,8 @@ __all__ = ["USUAL_SOLVERS", "Candidate", "Planner", "grid_title", "named_grids",
 Planner = Callable[[ScoreModel, int], Plan]
 """(model, budget) to solver and grid together, such as :func:`sde_toolkit.auto`."""
 
-Candidate: TypeAlias = Solver | Planner | Plan
-"""What can be compared: a solver at every budget, a planner at every budget, a plan as it is."""
+Candidate: TypeAlias = Solver | ForeignSolver | Planner | Plan
+"""What can be compared: solvers and planners at every budget, a plan as it is."""
 
 USUAL_SOLVERS = ("auto", "dpmpp_2m", "unipc", "heun", "ddim", "ddpm", "euler_maruyama", "probability_flow")
 """The rows of a comparison that names no solvers."""
@@ -26,7 +27,8 @@ USUAL_SOLVERS = ("auto", "dpmpp_2m", "unipc", "heun", "ddim", "ddpm", "euler_mar
 def named_solvers(solvers: Any = None) -> dict[str, Candidate]:
     """Solvers by name: the keys of a mapping, or the solvers' own names; by default the usual ones.
 
-    A text is the name of a preset, such as "ddim", or "auto", the planner.
+    A text is the name of a preset, such as "ddim", or "auto", the planner. A function of four arguments,
+    ``run(denoise, sigmas, x, rng)``, is someone else's solver; one of two, ``(model, nfe)``, is a planner.
 
     Raises:
         ArgumentError: for two solvers of one name, for a name that no preset has, and for anything but solvers.
@@ -54,8 +56,11 @@ def _name_of(solver: Candidate) -> str:
 def _candidate(name: Any, given: Any) -> Candidate:
     if isinstance(given, str):
         return _preset(name, given)
-    if isinstance(given, type) or (not isinstance(given, Solver | Plan) and not callable(given)):
-        raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", "Use sde_toolkit.ddim(), for example.")
+    if isinstance(given, type) or not (isinstance(given, Solver | Plan | ForeignSolver) or callable(given)):
+        remedy = "Use sde_toolkit.ddim(), for example, or a function run(denoise, sigmas, x, rng)."
+        raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", remedy)
+    if is_run_function(given):
+        return ForeignSolver(str(getattr(given, "__name__", name)), given)
     if getattr(given, "__module__", "") == Solver.__module__ and not isinstance(given, Solver):
         problem = "the function that makes a solver, not a solver"
         raise ArgumentError(f"solvers[{name!r}]", given, problem, f"Call it: {given.__name__}().")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sde_toolkit.checks import MOST, check_amount, check_count, is_count
@@ -22,9 +23,10 @@ from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_batches, check_model
 
-__all__ = ["BUDGETS", "ComparisonRequest", "named_models"]
+__all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "named_models"]
 
 BUDGETS = (5, 10, 20)
+_TRIED = 32  # samples of each set in the first try of a metric
 
 RESERVED_COLUMNS = (
     "solver", "grid", "budget", "nfe", "steps", "tweedie", "eta", "integrator", "model", "seconds", "network_seconds",
@@ -80,7 +82,7 @@ class ComparisonRequest:
         check_batches(self.batch_size, torch.float32)
         check_condition(self.condition, self.n)
         if self.judge is not None:
-            _check_judge(self.model, self.judge, self.n)
+            check_judge(self.model, self.judge, self.n)
         runs: list[PlannedRun] = []
         for name, model in self.all_models.items():
             planned = plan_all(model, solvers, self.budgets, grids)
@@ -94,15 +96,20 @@ class ComparisonRequest:
             object.__setattr__(self, attribute, value)
 
     def _metrics(self) -> tuple[Metric, ...]:
+        usual = (FlowError(), *(() if self.judge is None else self.judge.metrics))
         if self.metrics is None:
-            usual = () if self.judge is None else self.judge.metrics
-            return check_metrics((FlowError(), *usual), RESERVED_COLUMNS)
+            return check_metrics(usual, RESERVED_COLUMNS)
         chosen = check_metrics(self.metrics, RESERVED_COLUMNS)
+        if isinstance(self.metrics, Mapping):
+            chosen = check_metrics((*usual, *chosen), RESERVED_COLUMNS)
         for metric in chosen:
             if metric.against in (Against.PARTS, Against.ALL) and self.judge is None:
                 problem = "it compares samples with real data, and there are none"
                 raise ArgumentError("metrics", metric.name, problem, "Pass real samples: data=...")
             metric.check(self.n, 0 if self.judge is None else len(self.judge.real))
+        if isinstance(self.metrics, Mapping) and self.judge is not None:
+            for metric in (metric for metric in chosen if metric not in usual):
+                _try_out(metric, self.judge)
         return chosen
 
     @property
@@ -120,6 +127,13 @@ class ComparisonRequest:
         solved = {run.model_name for run in self.runs if run.deterministic}
         n = min(self.n, self.endpoint_n)
         return {name: n for name in self.all_models if name in solved and n > 0}
+
+
+def _try_out(metric: Metric, judge: Judge) -> None:
+    """Let a user's metric measure a few real samples against a few others: what it raises is better raised now."""
+    places = np.arange(len(judge.real))
+    of_each = min(_TRIED, len(places) // 2)
+    metric.value(judge.parts.whole.at(places[:of_each]), judge.parts.whole.at(places[of_each : 2 * of_each]))
 
 
 def named_models(model: Any) -> tuple[ScoreModel, dict[str, ScoreModel] | None]:
@@ -174,7 +188,7 @@ def _check_budgets(budgets: Any) -> None:
         check_count("budgets", budget, remedy, most=MOST)
 
 
-def _check_judge(model: ScoreModel, judge: Any, n: int) -> None:
+def check_judge(model: ScoreModel, judge: Any, n: int) -> None:
     """Check that a judge takes at most n samples, of the model's shape.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.automatic import Plan
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver
 
@@ -126,7 +127,7 @@ class SolverRun(PlannedRun):
 
     @property
     def nfe(self) -> int:
-        return self.evals_per_step * (len(self.grid) - 1) + self.evaluations_inside * self.denoises
+        return self.evaluations_inside * Plan(self.solver, self.grid, self.denoises).nfe
 
     @property
     def cost(self) -> int:

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sde_toolkit import grids as grid_builders
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.evaluation.candidates import Candidate, grid_title
+from sde_toolkit.evaluation.foreign_run import plan_foreign_run
 from sde_toolkit.evaluation.planned_run import PlannedRun, SolverRun
+from sde_toolkit.grids import uniform
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.automatic import Plan, usual_plan
+from sde_toolkit.sampling.foreign_solver import ForeignSolver
 from sde_toolkit.solvers import GridBuilder, Solver
 
-__all__ = ["PlannedRun", "SolverRun", "plan_all", "plan_run", "run_of"]
+__all__ = ["PlannedRun", "SolverRun", "plan_all", "plan_on", "plan_run", "run_of"]
 
 OWN = "its own"  # the name of the grid of a plan
 
@@ -94,10 +96,10 @@ def plan_all(
     if grids is None:
         runs += [_usual_run(model, *item, budget) for budget in sorted(budgets) for item in stepping.items()]
     else:
-        on_grids = {name: given for name, given in stepping.items() if isinstance(given, Solver)}
+        on_grids = {name: given for name, given in stepping.items() if isinstance(given, Solver | ForeignSolver)}
         for grid_name, build in grids.items():
             for budget in sorted(budgets):
-                planned = (plan_run(model, *item, grid_name, build, budget) for item in on_grids.items())
+                planned = (plan_on(model, *item, grid_name, build, budget) for item in on_grids.items())
                 runs += [replace(run, grid_set=grid_name) for run in planned]
         for name, given in stepping.items():
             if name not in on_grids:
@@ -106,7 +108,7 @@ def plan_all(
         if isinstance(given, Plan):
             runs.append(run_of(model, name, given, OWN))
         elif isinstance(given, Solver) and _runs_once(given):
-            runs.append(plan_run(model, name, given, "adaptive", grid_builders.uniform, 0))
+            runs.append(plan_run(model, name, given, "adaptive", uniform, 0))
     return runs
 
 
@@ -117,8 +119,28 @@ def _runs_once(given: Candidate) -> bool:
 
 def _usual_run(model: ScoreModel, name: str, given: Candidate, budget: int) -> PlannedRun:
     """A solver on its usual grid, or what a planner makes of the budget."""
+    build: GridBuilder = uniform  # of planners, which do not use it
     if isinstance(given, Solver):
-        return plan_run(model, name, given, grid_title(given.usual_grid), given.usual_grid, budget)
+        build = given.usual_grid
+    elif isinstance(given, ForeignSolver):
+        build = given.grid
+    return plan_on(model, name, given, grid_title(build) or OWN, build, budget)
+
+
+def plan_on(
+    model: ScoreModel, name: str, given: Candidate, grid_name: str, build: GridBuilder, budget: int
+) -> PlannedRun:
+    """A solver on a grid of this kind; a planner and a plan keep their own.
+
+    Raises:
+        ArgumentError: if the budget is too small, or the solver cannot run on such a grid.
+    """
+    if isinstance(given, ForeignSolver):
+        return plan_foreign_run(model, name, given, (grid_name, build), budget)
+    if isinstance(given, Solver):
+        return plan_run(model, name, given, grid_name, build, budget)
+    if isinstance(given, Plan):
+        return run_of(model, name, given, OWN)
     return replace(run_of(model, name, _planned(name, given, model, budget), OWN), budget=budget)
 
 

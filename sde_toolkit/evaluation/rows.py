@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import Endpoint
 from sde_toolkit.evaluation.planned_run import USUAL
+from sde_toolkit.jobs.fingerprints import tensor_digest, weights_digest_of
+from sde_toolkit.jobs.provenance import provenance_of, source_digest, toolkit_version
 from sde_toolkit.jobs.store import PartStore
 from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
@@ -152,6 +155,29 @@ class Comparison:
         """Whether this metric cannot tell a row from real samples; None without a value or a floor."""
         found, floor = row.measured.get(metric.name), self.floor(metric)
         return None if found is None or floor is None else metric.reaches(found, floor)
+
+    def write(
+        self, to: str | Path, provenance: Mapping[str, Any] | None = None, *, title: str = "Solver comparison"
+    ) -> Path:
+        """Write the report, see :func:`~sde_toolkit.evaluation.write_report`; by default with this provenance."""
+        from sde_toolkit.evaluation.report import write_report
+
+        return write_report(self, to, self.provenance() if provenance is None else provenance, title=title)
+
+    def provenance(self, name: str | None = None, weights: str | None = None, command: list[str] | None = None) -> Any:
+        """Plain data on the models, the machine and the versions, see :func:`~sde_toolkit.jobs.provenance_of`."""
+        request = self.request
+        name = name or ", ".join(request.models or [type(request.model.network).__name__])
+        record = provenance_of(request.model, name, weights, seed=request.seed, command=command)
+        if request.models:
+            record["models"] = {name: model.description() for name, model in request.models.items()}
+        return record
+
+    def hashes(self) -> dict[str, Any]:
+        """SHA-256 of what the rows depend on: the weights of each model, the real samples, the code."""
+        models = {name: weights_digest_of(model) for name, model in self.request.all_models.items()}
+        code = {"version": toolkit_version(), "source_sha256": source_digest()}
+        return {"models": models, "data": None if self.judge is None else tensor_digest(self.judge.real), "code": code}
 
     def forget_parts(self) -> None:
         """Delete the finished parts, which an interrupted comparison continues from. Its report is there now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import shlex
@@ -16,7 +17,7 @@ import torch
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
 
-__all__ = ["provenance_of", "toolkit_version", "weights_digest"]
+__all__ = ["provenance_of", "source_digest", "toolkit_version", "weights_digest"]
 
 _PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
 
@@ -55,6 +56,16 @@ def weights_digest(model_name: str, weights: str) -> str:
     with file.open("rb") as stream:
         while block := stream.read(2**20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 of the source files of this package, by their names: the code that computed a result."""
+    digest, root = hashlib.sha256(), Path(__file__).parent.parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -29,6 +29,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sampling.automatic import Plan
+from sde_toolkit.sampling.foreign_solver import ForeignSolver
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Method", "RestorationRequest", "Steps"]
@@ -57,6 +58,9 @@ class Steps:
         name, solver, grid_name, grid = self.name, self.solver, self.grid_name, self.grid
         if own is not None:
             name, solver, grid_name, grid = own.name, own, "its own", own.usual_grid
+        if isinstance(solver, ForeignSolver):
+            problem = "someone else's solver, and restorations need one of this package"
+            raise ArgumentError("solver", name, problem, "Use sde_toolkit.dpmpp_2m_sde(), for example.")
         if not isinstance(solver, Solver):
             return run_of(model, name, solver if isinstance(solver, Plan) else solver(model, nfe), "its own")
         try:
