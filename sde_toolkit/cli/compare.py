@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,23 @@ from sde_toolkit.cli.parts import (
     build_solvers,
     check_room,
     choose_labels,
-    load_model,
+    load_models,
     model_name,
     number_of_evaluations,
-    real_data,
     whole_number,
 )
+from sde_toolkit.cli.real_data import real_data
 from sde_toolkit.cli.setup import Workplace, command_words, join, listed, switch
+from sde_toolkit.cli.user_files import metrics_of_user
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.figures import figure_names
 from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.real_samples import usual_features
 from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.jobs.provenance import provenance_of
-from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
+from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
@@ -56,8 +57,51 @@ def run(config: DictConfig) -> None:
     place.team.leave()
 
 
-def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, str | None]:
-    """The checked request, and which weights were loaded. Only the main process builds the judge."""
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """The models of the rows; ``names`` is None for one without a name.
+
+    ``first`` speaks for all in the report; ``prior`` is the same without a measurement. ``condition``: of the samples.
+    ``exact_flow``: whether flows are solved. ``measured``: places of held-out samples that were measured.
+    """
+
+    first: ScoreModel
+    prior: ScoreModel
+    names: dict[str, ScoreModel] | None
+    condition: Any
+    labels: Tensor | None
+    exact_flow: bool = True
+    measured: Tensor | None = None
+
+
+def _models(config: DictConfig, loaded: dict[str, ScoreModel], n: int) -> _Models:
+    """What ``model``, ``guidance``, ``task`` and ``method`` make of the loaded models.
+
+    Raises:
+        ArgumentError: for several models where one is wanted.
+    """
+    model = next(iter(loaded.values()))
+    labels = choose_labels(config, model, n)
+    if len(loaded) > 1:
+        for name in ("guidance", "task", "class", "labels"):
+            if config.get(name) is not None:
+                problem = f"it is for one model, and {len(loaded)} were given"
+                raise ArgumentError(name, config[name], problem, "Give one model, or leave it out.")
+        return _Models(model, model, loaded, labels, labels)
+    guided = guided_models(config, model, labels)
+    model = guided.get("guidance=1", next(iter(guided.values()), model))
+    measured = measured_models(config, model, labels, n)
+    if measured.models and len(guided) > 1:
+        raise ArgumentError("guidance", list(guided), "one is wanted beside task=...", "Give one guidance.")
+    if measured.models:
+        first = next(iter(measured.models.values()))
+        return _Models(first, model, dict(measured.models), measured.condition, labels, False, measured.index)
+    named = guided or ({name: each for name, each in loaded.items() if name} or None)
+    return _Models(model, model, named, measured.condition, labels)
+
+
+def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, dict[str, str | None]]:
+    """The checked request, and which weights were loaded of each model. Only the main process builds the judge."""
     n, seed = whole_number(config, "n", 2), whole_number(config, "seed", 0)
     seeds = whole_number(config, "seeds", 1)
     n_real = whole_number(config, "n_real", 4)
@@ -68,38 +112,42 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, s
     require_progress(progress)
     budgets = _budgets(config.budgets)
     solvers, grids = build_solvers(config), build_grids(config) if config.get("grids") else None
-    model, weights = load_model(config)
-    labels = choose_labels(config, model, n)
-    guided = guided_models(config, model, labels)
-    model = guided.get("guidance=1", next(iter(guided.values()), model))  # its flow is that of the exact endpoints
-    measured = measured_models(config, model, labels, n)
-    if measured.models and len(guided) > 1:
-        raise ArgumentError("guidance", list(guided), "one is wanted beside task=...", "Give one guidance.")
+    metrics = metrics_of_user(listed(config.metric))
+    loaded = load_models(config)
+    models = _models(config, {name: model for name, (model, _) in loaded.items()}, n)
+    model = models.first
+    if endpoint_n and isinstance(model, GaussianMixture):
+        endpoint_n = n
     request = ComparisonRequest(
-        model=next(iter(measured.models.values()), model),
-        models=measured.models or guided or None,
+        model=model,
+        models=models.names,
         solvers=solvers | _calibrated(config, model),
         budgets=budgets,
         grids=grids,
         n=n,
         seed=seed,
         seeds=seeds,
-        endpoint_n=0 if measured.models else n if endpoint_n and isinstance(model, GaussianMixture) else endpoint_n,
+        endpoint_n=endpoint_n if models.exact_flow else 0,
         endpoint_steps=endpoint_steps,
+        references=switch(config, "references") and models.exact_flow,
         batch_size=batch_size,
         device=place.device,
         check_declaration=switch(config, "check_declaration"),
         progress=progress,
     )
     check_room("n", n, request.event_shape, len(request.runs) * seeds)
-    real, source = real_data(config, model, n_real, n, labels, measured.index)
-    features = None if real is None else _features(config.features, model, real)
+    real, source = real_data(config, models.prior, n_real, n, models.labels, models.measured)
+    features = None if real is None else usual_features(models.prior, real, config.features)
     judge = None
     if place.main and real is not None and features is not None:
         judge = Judge(real, n, features, source=source, seed=seed)
-    model.to(place.device)
-    condition = map_rows(measured.condition, lambda part: part.to(place.device))
-    return replace(request, judge=judge, without_judge=source, condition=condition), weights
+    if place.main and metrics:
+        request = replace(request, judge=judge, metrics=metrics)
+    for each in request.all_models.values():
+        each.to(place.device)
+    condition = map_rows(models.condition, lambda part: part.to(place.device))
+    request = replace(request, judge=judge, without_judge=source, condition=condition)
+    return request, {name: weights for name, (_, weights) in loaded.items()}
 
 
 def _files(request: ComparisonRequest) -> list[str]:
@@ -109,7 +157,7 @@ def _files(request: ComparisonRequest) -> list[str]:
 
 
 def _compare(
-    config: DictConfig, place: Workplace, request: ComparisonRequest, weights: str | None
+    config: DictConfig, place: Workplace, request: ComparisonRequest, weights: dict[str, str | None]
 ) -> Comparison | None:
     """The comparison, its report written; None in all processes but the main one."""
     name, model = model_name(config), request.model
@@ -117,7 +165,9 @@ def _compare(
         print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, seed {request.seed}")
     comparison = compare_in_team(request, place.team, place.directory)
     if comparison is not None:
-        record = provenance_of(model, name, weights, seed=request.seed, command=command_words())
+        one = next(iter(weights.values())) if len(weights) == 1 else None
+        record = comparison.provenance(name, one, command_words())
+        record["weights"] = {model or name: each for model, each in weights.items()}
         record["config"] = OmegaConf.to_container(config, resolve=True)
         write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
         save_config(config, place.directory)  # last, so that it always belongs to the report
@@ -159,19 +209,6 @@ def _budgets(given: Any) -> list[int]:
         problem = f"at most {MOST} evaluations per sample can be planned"
         raise ArgumentError("budgets", budgets, problem, "Use [5,10,20], for example.")
     return budgets
-
-
-def _features(name: str, model: ScoreModel, real: Tensor) -> Features:
-    event_shape = tuple(real.shape[1:])
-    digits = event_shape == (1, 28, 28)
-    if name == "classifier" and not digits:
-        problem = f"the classifier sees images of shape (1, 28, 28), these have {event_shape}"
-        raise ArgumentError("features", name, problem, "Use features=data.")
-    if name not in ("auto", "classifier", "data"):
-        raise ArgumentError("features", name, "there are no such features", "Choose auto, classifier or data.")
-    if isinstance(model, GaussianMixture):
-        return exact_features(model, real)
-    return classifier_features() if digits and name != "data" else flat_features(model.transform, real)
 
 
 def _size(model: ScoreModel) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sde_toolkit.cli.signals import stopping_with_a_message
 from sde_toolkit.cli.speech import in_shell_words, one_line
+from sde_toolkit.cli.user_files import separate_user_solvers
 from sde_toolkit.cli.words import quote_paths
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
 from sde_toolkit.progress import close_bars
@@ -52,7 +53,7 @@ def _run(command: str, overrides: list[str]) -> None:
     except ImportError as error:
         raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli", error))) from None
     overrides = sorted(
-        quote_paths(overrides), key=lambda word: word not in ("-m", "--multirun")
+        quote_paths(separate_user_solvers(overrides)), key=lambda word: word not in ("-m", "--multirun")
     )  # argparse: flags first
     task = import_module(f"sde_toolkit.cli.{command}").run
     sys.argv = [f"sde-toolkit {command}", *overrides]

@@ -14,15 +14,14 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
-from sde_toolkit.cli.user_files import is_user_file, load_object
+from sde_toolkit.cli.user_files import is_user_file, load_object, solver_of_user
 from sde_toolkit.data import Dataset, digits, mnist_test_images
-from sde_toolkit.errors import ArgumentError, CheckpointError, DataError, warn_caller
+from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.interop.loading import load, reader_of
 from sde_toolkit.models.checkpoint import DESCRIPTION, checkpoint_folders, embedded_models
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.ranges import range_problems
 from sde_toolkit.sde import SDE, VPSDE
 from sde_toolkit.solvers import GridBuilder
 
@@ -35,9 +34,9 @@ __all__ = [
     "discrete_grid",
     "find_dataset",
     "load_model",
+    "load_models",
     "model_name",
     "number_of_evaluations",
-    "real_data",
     "ring_mixture",
     "whole_number",
 ]
@@ -53,11 +52,38 @@ def ring_mixture() -> GaussianMixture:
 
 
 def model_name(config: DictConfig) -> str:
-    """``model`` as it was given: a name, a path, or ``{path: ...}``."""
+    """``model`` as it was given: a name, a path, or ``{path: ...}``; of a list its names together."""
+    if isinstance(config.model, ListConfig):
+        return ", ".join(map(str, config.model))
     given = config.model.get("path") if isinstance(config.model, DictConfig) else config.model
     if not isinstance(given, str) or not given:
         raise ArgumentError("model", given, "not a name or a path", f"Give a checkpoint, or {_names()}.")
     return given
+
+
+def load_models(config: DictConfig) -> dict[str, tuple[ScoreModel, str | None]]:
+    """``model=[a,b]``: the models by their names, each with its weights. One that is no list is called ``""``.
+
+    A path is called by its last part, a function in a file by its own name.
+
+    Raises:
+        ArgumentError: for an empty list, and for two models of one name.
+    """
+    if not isinstance(config.model, ListConfig):
+        return {"": load_model(config)}
+    found: dict[str, tuple[ScoreModel, str | None]] = {}
+    for given in config.model:
+        one = config.copy()
+        one.model = given
+        text = model_name(one)
+        name = text.rsplit(":", 1)[1] if is_user_file(text) else Path(text).name
+        if name in found:
+            problem = f"two of them are called {name!r}"
+            raise ArgumentError("model", list(config.model), problem, "Give folders or functions of different names.")
+        found[name] = load_model(one)
+    if not found:
+        raise ArgumentError("model", [], "there is no model", f"Give a checkpoint, or {_names()}.")
+    return found
 
 
 def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
@@ -113,8 +139,12 @@ def _names() -> str:
 
 
 def build_solvers(config: DictConfig) -> dict[str, Candidate]:
-    """The chosen solvers, or planners such as ``auto``, by the names of their files."""
-    return {str(name): instantiate(part) for name, part in _chosen(config, "solver").items()}
+    """The chosen solvers, or planners such as ``auto``, by the names of their files; a user's own come last."""
+    found: dict[str, Candidate] = {}
+    for name, part in _chosen(config, "solver").items():
+        file = part.get("file") if "_target_" not in part else None
+        found[str(name)] = instantiate(part) if file is None else solver_of_user(str(name), str(file))
+    return found
 
 
 def build_grids(config: DictConfig) -> dict[str, GridBuilder]:
@@ -128,7 +158,8 @@ def _chosen(config: DictConfig, group: str) -> Mapping[Any, Any]:
         raise ArgumentError(f"{group}s", chosen, f"no {group} was chosen", f"Choose some with {group}=[name,name].")
     for key, part in chosen.items():
         name = str(key)
-        if not isinstance(part, DictConfig) or "_target_" not in part:
+        of_user = isinstance(part, DictConfig) and group == "solver" and is_user_file(str(part.get("file")))
+        if not of_user and (not isinstance(part, DictConfig) or "_target_" not in part):
             problem = "not a part that can be built"
             raise ArgumentError(f"{group}s.{name}", part, problem, f"Choose {group}={name}, or give its _target_.")
     return chosen
@@ -161,64 +192,6 @@ def check_room(name: str, n: int, event_shape: tuple[int, ...], sets: int = 1) -
         ArgumentError: naming the argument.
     """
     check_amount(name, n, 2 * n * sets * math.prod(event_shape))
-
-
-def real_data(
-    config: DictConfig,
-    model: ScoreModel,
-    n_real: int,
-    n: int,
-    labels: Tensor | None = None,
-    without: Tensor | None = None,
-) -> tuple[Tensor | None, str]:
-    """Real samples (N, *event) in data space and their source, or None and the reason why there are none.
-
-    The exact mixture draws its own. Otherwise ``data=...`` is taken, or the images of the package that have
-    the model's event shape. The test part is used, or the training part if the test part has fewer than 4 samples.
-    With ``labels``, only samples of these classes are used; those at the places ``without`` are left out.
-    """
-    if isinstance(model, GaussianMixture):
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        return model.draw(max(n_real, 4 * n), generator=generator), "fresh exact draws of the mixture"
-    dataset = find_dataset(config, model)
-    if dataset is None:
-        return None, f"no real data of shape {model.event_shape} ship with the package; give them with data=..."
-    given = config.get("data") is not None
-    part, values, known = ("test", dataset.test, dataset.test_labels)
-    if len(values) < 4:
-        part, values, known = ("train", dataset.train, dataset.train_labels)
-    index, which = torch.arange(len(values)), ""
-    if labels is not None and known is not None:
-        asked = labels.unique()
-        index = index[torch.isin(known, asked)]
-        which = f", classes {', '.join(map(str, asked.tolist()))}" if len(index) < len(values) else ""
-    if without is not None:
-        index = index[~torch.isin(index, without)]
-        which += f", without the {len(without)} that were measured"
-    if len(index) < 4:
-        raise DataError("data", dataset.name, f"fewer than 4 samples{which}", "Give more of them.")
-    problem = _unlike(dataset, model, values[index[:1000]])
-    if problem and not given:
-        return None, f"{problem}; give the model's own data with data=..."
-    if problem:
-        raise DataError("data", dataset.name, problem, "Choose the data that the model was trained on.")
-    if len(index) > n_real:
-        order = torch.randperm(len(index), generator=torch.Generator().manual_seed(config.seed))
-        index = index[order[:n_real]]
-    return values[index], f"{part} part of {dataset.name} ({dataset.source}){which}"
-
-
-def _unlike(dataset: Dataset, model: ScoreModel, values: Tensor) -> str:
-    """The reason why these are not the data of the model, or "". A mere doubt is a warning."""
-    outside, doubt = range_problems(model.transform, values, dataset.transform)
-    if outside:
-        return f"the {dataset.name} data reach from {values.min()} to {values.max()}, but {outside}"
-    spread = model.transform.forward(values).double().square().mean().sqrt().item()
-    if not 0.1 <= spread <= 10:
-        return f"in the model's space the {dataset.name} data have root mean square {spread:.3g}: another data space"
-    if doubt:
-        warn_caller(f"data={dataset.name}: {doubt}. Choose the data that the model was trained on.")
-    return ""
 
 
 def choose_labels(config: DictConfig, model: ScoreModel, n: int, first_index: int = 0) -> Tensor | None:

@@ -220,3 +220,65 @@ def test_help_shows_examples_and_choices(command, name):
 def test_the_model_by_its_name(command):
     status, _, err = command("sample", "model=mixture", "n=2", "nfe=2", "progress=false", "output=run")
     assert status == 0, err
+
+
+FILE = """
+import torch
+from sde_toolkit import ScoreModel, heun
+
+
+def steps(denoise, sigmas, x, rng):
+    for r, s in zip(sigmas[:-1], sigmas[1:]):
+        x = x + (s - r) * (x - denoise(x, r)) / r
+    return x
+
+
+def fails(denoise, sigmas, x, rng):
+    return steps(denoise, sigmas, x, rng)
+
+
+def preset():
+    return heun()
+
+
+def spread(generated, real):
+    return abs(generated.std() - real.std())
+
+
+def broken(generated, real):
+    raise RuntimeError("my own mistake")
+
+
+def second():
+    from sde_toolkit import GaussianMixture, VPSDE
+    return GaussianMixture(torch.zeros(1, 2), VPSDE(), std=1.0)
+"""
+
+
+def test_solvers_metrics_and_models_of_a_file(command, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+    words = ["solver=[ddim,mine.py:steps,other=mine.py:preset]", "metric=mine.py:spread", "grid=karras"]
+    status, _, err = command("compare", "model=[mine.py:second,mixture]", *words, *FEW, "references=false")
+    assert status == 0, err
+    content = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))
+    rows = content["rows"]
+    assert {(row["solver"], row["model"]) for row in rows} == {
+        (f"{solver}, {model}", model) for solver in ("ddim", "steps", "other") for model in ("second", "mixture")
+    }
+    assert all(row["spread"] >= 0 for row in rows)
+    ours, theirs = (
+        next(row for row in rows if row["solver"] == f"{name}, second" and row["budget"] == 5)
+        for name in ("ddim", "steps")
+    )
+    assert theirs["rmse"] == pytest.approx(ours["rmse"], rel=1e-3)
+    assert theirs["nfe"] == ours["nfe"] == 5
+
+
+def test_a_users_own_mistake_is_shown_as_it_is_and_nothing_is_written(command, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        command("compare", MIXTURE, "metric=mine.py:broken", "solver=ddim", *FEW)
+    status, _, err = command("compare", MIXTURE, "metric=mine.py:nothing", "solver=ddim", *FEW)
+    assert status == 2
+    assert "broken" in err
+    assert not list(tmp_path.rglob("results.json"))
