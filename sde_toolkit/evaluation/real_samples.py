@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
-from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.ranges import check_range
 from sde_toolkit.transforms import Transform
@@ -119,6 +118,6 @@ def usual_features(model: ScoreModel, real: Tensor, name: str = "auto") -> Featu
         raise ArgumentError("features", name, problem, "Use features=data.")
     if name not in ("auto", "classifier", "data"):
         raise ArgumentError("features", name, "there are no such features", "Choose auto, classifier or data.")
-    if isinstance(model, GaussianMixture):
-        return exact_features(model, real)
+    if model.has_exact_score and hasattr(model, "log_prob"):
+        return exact_features(cast(Any, model), real)
     return classifier_features() if shape == _DIGITS and name != "data" else flat_features(model.transform, real)
