@@ -2,6 +2,32 @@
 
 from sde_toolkit.suite.exact_flow import ExactFlow
 from sde_toolkit.suite.listing import truth_names, truths
+from sde_toolkit.suite.measuring import BUDGETS, SOLVERS, SuiteRequest, measure_suite
+from sde_toolkit.suite.rankings import Measure, Ranking, rank
+from sde_toolkit.suite.running import run_suite
+from sde_toolkit.suite.suite_report import ranking_table, write_suite
+from sde_toolkit.suite.suite_results import Cell, Joined, SolverResults, join_results, read_results
 from sde_toolkit.suite.truth import FlowErrors, Truth
 
-__all__ = ["ExactFlow", "FlowErrors", "Truth", "truth_names", "truths"]
+__all__ = [
+    "BUDGETS",
+    "SOLVERS",
+    "Cell",
+    "ExactFlow",
+    "FlowErrors",
+    "Joined",
+    "Measure",
+    "Ranking",
+    "SolverResults",
+    "SuiteRequest",
+    "Truth",
+    "join_results",
+    "measure_suite",
+    "rank",
+    "ranking_table",
+    "read_results",
+    "run_suite",
+    "truth_names",
+    "truths",
+    "write_suite",
+]

@@ -6,12 +6,14 @@ With c² = σ² + s²α², s the size of the data, and tan φ = σ/(s α), the f
     du/dφ = cos φ ε̂ − sin φ x̂_0/s
 
 It is bounded at both ends, also where α vanishes at t=1, and φ needs no cut near the data. Networks are solved in
-float32 by a multistep method of order 3 with a corrector, on a grid that is dense both in t and in λ.
+float32 by a multistep method of order 3 with a corrector, on a grid that is dense both in t and in λ. Hundreds of steps
+are needed: a network that is told the time through sines of high frequency is rough in time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +27,16 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver
 
-__all__ = ["METHOD", "ExactFlow", "solve_flow"]
+__all__ = ["CHUNK", "METHOD", "ExactFlow", "solve_flow"]
 
-METHOD = 1
+METHOD = 2
 """Raised by whoever changes how references are solved: references of an older method are solved again."""
 
-_TOLERANCES = (1e-7, 1e-9)
-_STEPS = (150, 300)
+CHUNK = 64
+"""Noises that are solved together. An adaptive method takes the same steps for all of them."""
+
+_TOLERANCES = (1e-8, 1e-10)
+_STEPS = (300, 600)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,69 +50,84 @@ class ExactFlow:
     x: Tensor
     own: Tensor
 
+    @classmethod
+    def joined(cls, flows: Sequence[ExactFlow]) -> ExactFlow:
+        """Flows of the same model, one after the other."""
+        return cls(torch.cat([flow.x for flow in flows]), torch.cat([flow.own for flow in flows]))
+
+    def part(self, first: int, last: int) -> ExactFlow:
+        """Of the noises ``first`` to ``last`` − 1."""
+        return ExactFlow(self.x[first:last], self.own[first:last])
+
     @property
     def own_error(self) -> float:
         """Root mean square over all samples and elements."""
         return self.own.square().mean().sqrt().item()
 
 
-def solve_flow(model: ScoreModel, noise: Tensor, condition: Any = None) -> ExactFlow:
+def solve_flow(model: ScoreModel, noise: Tensor, *, steps: tuple[int, int] = _STEPS) -> ExactFlow:
     """The probability flow from x = σ(1) ``noise`` at t=1 down to the data, denoised at the end if noise is left there.
 
     Exact scores are followed to t=0, networks to the SDE's ``sampling_end``.
 
     Args:
         noise: (n, *event), standard normal.
-        condition: handed to the network.
+        steps: of the two solves of a network.
     """
-    solve = _solve_exactly if model.has_exact_score else _solve_network
-    coarse, fine = (solve(model, noise, finer, condition) for finer in (False, True))
-    own = (fine - coarse).square().flatten(1).mean(1).sqrt()
-    return ExactFlow(fine, own)
+    if model.has_exact_score:
+        coarse, fine = (_solve_exactly(model, noise, tolerance) for tolerance in _TOLERANCES)
+    else:
+        coarse, fine = (_solve_network(model, noise, count) for count in steps)
+    return ExactFlow(fine, (fine - coarse).square().flatten(1).mean(1).sqrt())
 
 
-def _solve_exactly(model: ScoreModel, noise: Tensor, finer: bool, condition: Any, end: float = 0.0) -> Tensor:
+def _solve_network(model: ScoreModel, noise: Tensor, steps: int) -> Tensor:
+    solver = Solver("fine", 0.0, Corrected(Multistep(3, FrozenX0())))
+    grid = fine_grid(model.sde, steps, end=model.sde.sampling_end, sigma_data=model.sigma_data)
+    start = model.sde.sigma(_float64(1.0)).to(torch.float32) * noise.float()
+    return sample(model, solver, grid, x_start=start, tweedie=True).x.double()
+
+
+def _solve_exactly(model: ScoreModel, noise: Tensor, tolerance: float) -> Tensor:
     from scipy.integrate import solve_ivp
 
-    sde, s, shape = model.sde, model.sigma_data, noise.shape
-    first, last = _angle(model, 1.0), _angle(model, end)
+    curve = _Curve(model)
 
-    def slope(phi: float, flat: np.ndarray) -> np.ndarray:
-        t = _time(model, phi, first, last, end)
-        scale = math.hypot(sde.sigma(t).item(), s * sde.alpha(t).item())
+    def slope(phi: float, flat: Any) -> Any:
+        t = curve.time(phi)
         with torch.no_grad():
-            said = model(scale * torch.from_numpy(flat).reshape(shape), t, condition)
-        return (math.cos(phi) * said.epsilon - math.sin(phi) / s * said.x_0).flatten().numpy()
+            said = model(curve.scale(t) * torch.from_numpy(flat).reshape(noise.shape), t)
+        return (math.cos(phi) * said.epsilon - math.sin(phi) / curve.size * said.x_0).flatten().numpy()
 
-    one = torch.ones((), dtype=torch.float64)
-    sigma, alpha = sde.sigma(one).item(), sde.alpha(one).item()
-    start = noise.double() * sigma / math.hypot(sigma, s * alpha)
-    tolerance = _TOLERANCES[finer]
-    solved = solve_ivp(slope, (first, last), start.flatten().numpy(), "DOP853", rtol=tolerance, atol=tolerance)
-    t = end * one
-    reached = torch.from_numpy(solved.y[:, -1].copy()).reshape(shape)
-    x = reached * math.hypot(sde.sigma(t).item(), s * sde.alpha(t).item())
-    if sde.sigma(t).item() > 0:
+    start = (model.sde.sigma(_float64(1.0)) / curve.scale(_float64(1.0)) * noise.double()).flatten().numpy()
+    solved = solve_ivp(slope, (curve.first, curve.last), start, "DOP853", rtol=tolerance, atol=tolerance)
+    x = curve.scale(_float64(0.0)) * torch.from_numpy(np.array(solved.y[:, -1])).reshape(noise.shape)
+    if model.sde.sigma(_float64(0.0)).item() > 0:
         with torch.no_grad():
-            x = model(x, t, condition).x_0
+            x = model(x, _float64(0.0)).x_0
     return x
 
 
-def _angle(model: ScoreModel, t: float) -> float:
-    time = torch.tensor(t, dtype=torch.float64)
-    return math.atan2(model.sde.sigma(time).item(), model.sigma_data * model.sde.alpha(time).item())
+class _Curve:
+    """The path (σ, s α) in polar coordinates: the angle φ, from ``first`` at t=1 to ``last`` at t=0, and c."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        self.sde, self.size = model.sde, model.sigma_data
+        self.first, self.last = self._angle(1.0), self._angle(0.0)
+
+    def _angle(self, t: float) -> float:
+        return math.atan2(self.sde.sigma(_float64(t)).item(), self.size * self.sde.alpha(_float64(t)).item())
+
+    def scale(self, t: Tensor) -> Tensor:
+        """c = √(σ² + s²α²)."""
+        return torch.hypot(self.sde.sigma(t), self.size * self.sde.alpha(t))
+
+    def time(self, phi: float) -> Tensor:
+        """The time at which tan φ = σ/(s α)."""
+        if phi >= self.first or phi <= self.last:
+            return _float64(1.0 if phi >= self.first else 0.0)
+        return self.sde.inverse_half_log_snr(_float64(-math.log(self.size * math.tan(phi))))
 
 
-def _time(model: ScoreModel, phi: float, first: float, last: float, end: float) -> Tensor:
-    """The time at which tan φ = σ/(s α)."""
-    if phi >= first or phi <= last:
-        return torch.tensor(1.0 if phi >= first else end, dtype=torch.float64)
-    lambda_t = -math.log(model.sigma_data * math.tan(phi))
-    return model.sde.inverse_half_log_snr(torch.tensor(lambda_t, dtype=torch.float64))
-
-
-def _solve_network(model: ScoreModel, noise: Tensor, finer: bool, condition: Any) -> Tensor:
-    sde, solver = model.sde, Solver("fine", 0.0, Corrected(Multistep(3, FrozenX0())))
-    grid = fine_grid(sde, _STEPS[finer], end=sde.sampling_end, sigma_data=model.sigma_data)
-    start = sde.sigma(torch.tensor(1.0, dtype=torch.float64)).to(torch.float32) * noise.float()
-    return sample(model, solver, grid, x_start=start, condition=condition, tweedie=True).x.double()
+def _float64(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

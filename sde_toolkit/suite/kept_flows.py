@@ -1,28 +1,30 @@
-"""References are computed once: they are kept in memory, and as files in a folder of the user's cache."""
+"""References are computed once: in memory, in files of the package, and in files in a folder of the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError
 from sde_toolkit.files.whole import write_atomically
-from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.suite.exact_flow import ExactFlow, solve_flow
+from sde_toolkit.suite.exact_flow import ExactFlow
 
-__all__ = ["FOLDER", "flow_of", "folder_of_flows"]
+__all__ = ["FOLDER", "SHIPPED", "folder_of_flows", "keep_flow", "kept_flow", "small_arrays"]
 
 FOLDER = "SDE_TOOLKIT_CACHE"
 """The environment variable that names another folder."""
 
+SHIPPED = Path(__file__).parent / "shipped"
 _known: dict[str, ExactFlow] = {}
+_LEVELS = 65535
 
 
 def folder_of_flows() -> Path:
@@ -34,36 +36,55 @@ def folder_of_flows() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sde_toolkit"
 
 
-def flow_of(digest: str, model: ScoreModel, noise: Tensor) -> ExactFlow:
-    """The exact flow of a truth with this digest: from memory, from its file, or solved now and kept."""
-    if digest in _known:
-        return _known[digest]
-    file = folder_of_flows() / f"flow-{digest}.npz"
-    found = _read(file, tuple(noise.shape))
-    if found is None:
-        found = solve_flow(model, noise)
-        _write(file, found)
-    _known[digest] = found
-    return found
+def kept_flow(digest: str, shape: tuple[int, ...]) -> ExactFlow | None:
+    """The flow of the truth with this digest, (n, *event) = ``shape``; None if it is not there, or damaged."""
+    for folder in (SHIPPED, folder_of_flows()):
+        if digest not in _known:
+            found = _read(folder / f"flow-{digest}.npz", shape)
+            if found is not None:
+                _known[digest] = found
+    return _known.get(digest)
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> ExactFlow | None:
-    """What the file holds; None if it is not there, or damaged."""
-    if not file.is_file():
-        return None
-    try:
-        arrays = read_numpy(file)
-        x, own = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["own"])
-    except (DataError, KeyError, TypeError):
-        return None
-    whole = tuple(x.shape) == shape and tuple(own.shape) == shape[:1] and bool(x.isfinite().all())
-    return ExactFlow(x.double(), own.double()) if whole else None
-
-
-def _write(file: Path, flow: ExactFlow) -> None:
-    """Keep it, if the folder can be written to."""
+def keep_flow(digest: str, flow: ExactFlow) -> None:
+    """Keep it in memory, and as a file if the folder can be written to."""
+    _known[digest] = flow
     buffer = io.BytesIO()
     np.savez(buffer, x=flow.x.numpy(), own=flow.own.numpy())
+    file = folder_of_flows() / f"flow-{digest}.npz"
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, buffer.getvalue())
+
+
+def small_arrays(flow: ExactFlow) -> dict[str, np.ndarray]:
+    """For a file of the package: x on 65,536 levels between its ends. The rounding is added to the own errors."""
+    low, high = flow.x.min().item(), flow.x.max().item()
+    levels = ((flow.x - low) / (high - low) * _LEVELS).round()
+    rounding = (high - low) / _LEVELS / np.sqrt(12)
+    own = torch.hypot(flow.own, torch.full_like(flow.own, rounding))
+    return {
+        "levels": levels.numpy().astype(np.uint16),
+        "ends": np.array([low, high]),
+        "own": own.numpy().astype(np.float32),
+    }
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> ExactFlow | None:
+    if not file.is_file():
+        return None
+    try:
+        flow = _flow_of(read_numpy(file))
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
+    whole = tuple(flow.x.shape) == shape and tuple(flow.own.shape) == shape[:1] and bool(flow.x.isfinite().all())
+    return flow if whole else None
+
+
+def _flow_of(arrays: Mapping[Any, np.ndarray]) -> ExactFlow:
+    own = torch.from_numpy(np.array(arrays["own"], np.float64))
+    if "levels" not in arrays:
+        return ExactFlow(torch.from_numpy(np.array(arrays["x"], np.float64)), own)
+    low, high = arrays["ends"].tolist()
+    levels = torch.from_numpy(np.array(arrays["levels"], np.float64))
+    return ExactFlow(low + (high - low) / _LEVELS * levels, own)

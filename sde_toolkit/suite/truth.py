@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +13,13 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import digest, model_fingerprint
+from sde_toolkit.jobs.sharing import cut
 from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.metrics.sliced import sliced_wasserstein
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, generator_for, per_sample_noise
-from sde_toolkit.suite.exact_flow import METHOD, ExactFlow
-from sde_toolkit.suite.kept_flows import flow_of
+from sde_toolkit.suite.exact_flow import CHUNK, METHOD, ExactFlow, solve_flow
+from sde_toolkit.suite.kept_flows import keep_flow, kept_flow
 
 __all__ = ["FlowErrors", "Truth"]
 
@@ -38,6 +38,11 @@ class FlowErrors:
     """
 
     each: Tensor
+
+    @classmethod
+    def of(cls, each: Sequence[float]) -> FlowErrors:
+        """From plain numbers."""
+        return cls(torch.tensor(tuple(each), dtype=torch.float64))
 
     @property
     def rmse(self) -> float:
@@ -108,6 +113,11 @@ class Truth:
         """Whether the score is exact; else it is that of a network, and the flow is the network's."""
         return self.model.has_exact_score
 
+    @property
+    def cost(self) -> float:
+        """Work of an evaluation of one sample, about; only ratios between truths count."""
+        return float(sum(p.numel() for p in (*self.model.parameters(), *self.model.buffers())))
+
     def noise(self) -> Tensor:
         """The noises (n, *event), standard normal, float32."""
         return per_sample_noise(self.seed, 0, (self.n, *self.event_shape))()
@@ -118,7 +128,23 @@ class Truth:
 
     def flow(self) -> ExactFlow:
         """Where the flow really takes the noises. It is computed once and kept in a folder of the user's cache."""
-        return flow_of(self.digest, self.model, self.noise())
+        found = self.kept_flow()
+        if found is None:
+            found = ExactFlow.joined([self.solve(first, last) for first, last in self.chunks()])
+            keep_flow(self.digest, found)
+        return found
+
+    def kept_flow(self) -> ExactFlow | None:
+        """The flow, if it has been computed before."""
+        return kept_flow(self.digest, (self.n, *self.event_shape))
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """The parts (first, last) in which the flow is solved."""
+        return cut(self.n, CHUNK)
+
+    def solve(self, first: int, last: int) -> ExactFlow:
+        """The flow of the noises ``first`` to ``last`` − 1, solved now."""
+        return solve_flow(self.model, self.noise()[first:last])
 
     def error(self, x: Tensor) -> FlowErrors:
         """Errors of x (n, *event), in model space, where the flow's endpoints should be. x may be its first samples.
@@ -174,7 +200,3 @@ class Truth:
         """A hash of what the reference depends on: model, noises, and the method of the solve."""
         about = {"model": model_fingerprint(self.model), "n": self.n, "seed": self.seed, "method": METHOD}
         return digest(about)
-
-    def facts(self) -> dict[str, Any]:
-        """What a report says of it."""
-        return {"name": self.name, "description": self.description, "reason": self.reason, "n": self.n}

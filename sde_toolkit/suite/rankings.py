@@ -1,0 +1,188 @@
+"""Rankings of solvers over truths, with intervals.
+
+At each truth and budget a solver's value (its error, or its distance) is divided by the smallest of all solvers. The
+figure of a solver is the geometric mean of these ratios over the truths. Its interval comes from resampling (Efron
+1979): truths are drawn with replacement, and on each of them the noises, the same for all solvers. So a difference
+between two solvers is paired: which of them is better on the same truths and noises.
+
+A cell without samples counts as if every sample were the data's mean: an error, and a distance, of 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sde_toolkit.suite.suite_results import Cell, Joined
+
+__all__ = ["Measure", "Ranking", "Standing", "rank"]
+
+Array = NDArray[np.float64]
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A solver in a ranking: the geometric mean of its ratios to the best, with its 95 % interval, and its rank.
+
+    ``covered``: on how many truths it was measured. On fewer than all it has no rank (None).
+    """
+
+    solver: str
+    ratio: float
+    low: float
+    high: float
+    rank: int | None
+    rank_low: int
+    rank_high: int
+    covered: int
+    failed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Solvers at some budgets, best first. ``beats[i, j]``: share of the resamples in which i is better than j."""
+
+    standings: tuple[Standing, ...]
+    beats: Array
+    truths: tuple[str, ...]
+    budgets: tuple[int, ...]
+
+    @property
+    def leaders(self) -> list[str]:
+        """The solvers that none beats in 97.5 % of the resamples."""
+        ranked = [s for s in self.standings if s.rank is not None]
+        return [s.solver for j, s in enumerate(ranked) if not (self.beats[: len(ranked), j] >= 0.975).any()]
+
+
+class Measure(Enum):
+    """A value of a cell: smaller is better."""
+
+    ERROR = "error"
+    MEDIAN = "median"
+    DISTANCE = "distance"
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether the cell has this value, or has no samples at all."""
+        return bool(cell.failure) or (cell.distance is not None if self is Measure.DISTANCE else bool(cell.each))
+
+    def of(self, cell: Cell) -> float:
+        """The value; 1 for a cell without samples."""
+        if self is Measure.DISTANCE:
+            return 1.0 if cell.distance is None else cell.distance.value
+        errors = cell.flow_errors
+        if errors is None:
+            return 1.0
+        return errors.rmse if self is Measure.ERROR else errors.median
+
+    def resamples(self, cell: Cell, drawn: NDArray[np.int64], chance: Array) -> Array:
+        """The value for (B, n) noises drawn with replacement; of a distance, by its standard error and ``chance``."""
+        if cell.failure:
+            return np.ones(len(drawn))
+        if self is Measure.DISTANCE:
+            value, error = self.of(cell), cell.distance.error if cell.distance else math.nan
+            relative = error / value if value > 0 and math.isfinite(error) else 0.0
+            return np.asarray(value * np.exp(relative * chance))
+        each = np.asarray(cell.each)[drawn]
+        return np.sqrt((each**2).mean(1)) if self is Measure.ERROR else np.median(each, axis=1)
+
+
+def rank(
+    joined: Joined, measure: Measure, budgets: Sequence[int] | None = None, *, resamples: int = 400, seed: int = 0
+) -> Ranking:
+    """The ranking of all solvers that have this measure, over ``budgets`` together; empty without any.
+
+    A solver that lacks a truth or a budget that others have is listed after the others, without a rank.
+    """
+    budgets = tuple(joined.budgets if budgets is None else budgets)
+    solvers = [r.solver for r in joined.solvers if _measured(joined, measure, r.solver, budgets)]
+    truths = [t for t in joined.truths if any(_whole(joined, measure, s, t, budgets) for s in solvers)]
+    if not solvers:
+        return Ranking((), np.zeros((0, 0)), (), budgets)
+    values, redrawn = _logarithms(joined, measure, solvers, truths, budgets, resamples, seed)
+    there: NDArray[np.bool_] = np.asarray(~np.isnan(values[:, :, 0]))  # (S, T)
+    complete: NDArray[np.bool_] = np.asarray(there.all(1))
+    weights = np.random.default_rng((seed, 1)).multinomial(
+        len(truths), np.full(len(truths), 1 / len(truths)), resamples
+    )
+    best = np.nanmin(values, axis=0, keepdims=True)
+    figures = np.nanmean(values - best, axis=(1, 2))
+    spread = _figures(redrawn, weights)  # (B, S)
+    order = sorted(range(len(solvers)), key=lambda i: (not complete[i], figures[i]))
+    spread, figures = spread[:, order], figures[order]
+    ranked = int(complete.sum())
+    ranks = 1 + (spread[:, :ranked, None] > spread[:, None, :ranked]).sum(2)
+    standings = []
+    for place, i in enumerate(order):
+        low, high = np.exp(np.nanpercentile(spread[:, place], [2.5, 97.5]))
+        ends = np.percentile(ranks[:, place], [2.5, 97.5], method="nearest") if complete[i] else (0, 0)
+        failed = sum(bool(c and c.failure) for t in truths for b in budgets for c in [joined.cell(solvers[i], t, b)])
+        standings.append(
+            Standing(
+                solver=solvers[i],
+                ratio=float(np.exp(figures[place])),
+                low=float(low),
+                high=float(high),
+                rank=place + 1 if complete[i] else None,
+                rank_low=int(ends[0]),
+                rank_high=int(ends[1]),
+                covered=int(there[i].sum()),
+                failed=failed,
+            )
+        )
+    beats = (spread[:, :, None] < spread[:, None, :]).mean(0)
+    return Ranking(tuple(standings), beats, tuple(truths), budgets)
+
+
+def _figures(redrawn: Array, weights: NDArray[np.int64]) -> Array:
+    """The mean logarithm of the ratio to the best, for each resample and solver: (B, S) of (S, T, budgets, B)."""
+    ratios = redrawn - np.nanmin(redrawn, axis=0, keepdims=True)
+    of_truths = ratios.mean(2)  # (S, T, B); NaN where a solver lacks the truth
+    there = ~np.isnan(of_truths)
+    total = np.einsum("stb,bt->bs", np.where(there, of_truths, 0), weights)
+    count = np.einsum("stb,bt->bs", there, weights)
+    return np.asarray(total / np.where(count > 0, count, np.nan))
+
+
+def _logarithms(
+    joined: Joined,
+    measure: Measure,
+    solvers: Sequence[str],
+    truths: Sequence[str],
+    budgets: Sequence[int],
+    resamples: int,
+    seed: int,
+) -> tuple[Array, Array]:
+    """Logarithms of the values (S, T, budgets) and of their resamples (S, T, budgets, B); NaN where there is none."""
+    shape = (len(solvers), len(truths), len(budgets))
+    values, redrawn = np.full(shape, np.nan), np.full((*shape, resamples), np.nan)
+    for t, truth in enumerate(truths):
+        random = np.random.default_rng((seed, 2, t))
+        n = joined.truths[truth].n
+        drawn = random.integers(0, n, (resamples, n))
+        for s, solver in enumerate(solvers):
+            if not _whole(joined, measure, solver, truth, budgets):
+                continue
+            chance = np.random.default_rng((seed, 3, s, t)).standard_normal((len(budgets), resamples))
+            for b, budget in enumerate(budgets):
+                cell = joined.cell(solver, truth, budget) or Cell(truth, budget, failure="not measured")
+                values[s, t, b] = math.log(max(measure.of(cell), _SMALLEST))
+                redrawn[s, t, b] = np.log(np.maximum(measure.resamples(cell, drawn, chance[b]), _SMALLEST))
+    return values, redrawn
+
+
+def _whole(joined: Joined, measure: Measure, solver: str, truth: str, budgets: Sequence[int]) -> bool:
+    """Whether the solver has this measure on a truth at all budgets."""
+    cells = [joined.cell(solver, truth, budget) for budget in budgets]
+    return all(cell is not None and measure.takes(cell) for cell in cells)
+
+
+def _measured(joined: Joined, measure: Measure, solver: str, budgets: Sequence[int]) -> bool:
+    """Whether it has this measure anywhere, and not failures alone."""
+    cells = [joined.cell(solver, truth, budget) for truth in joined.truths for budget in budgets]
+    return any(cell is not None and not cell.failure and measure.takes(cell) for cell in cells)
