@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a score network on images, signals or points",
     "sample": "draw samples from a trained model with any solver",
     "compare": "compare solvers at equal budgets and write a report",
+    "bench": "rank solvers on problems whose answer is known, yours among them",
     "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
     "likelihood": "evaluate a data set: exact likelihood, bits per dimension, variational bounds",
     "restore": "inpaint, deblur or super-resolve test samples or your own, with the truth beside them",

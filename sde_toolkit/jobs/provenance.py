@@ -17,7 +17,7 @@ import torch
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
 
-__all__ = ["provenance_of", "source_digest", "toolkit_version", "weights_digest"]
+__all__ = ["provenance_of", "provenance_of_run", "source_digest", "toolkit_version", "weights_digest"]
 
 _PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
 
@@ -27,9 +27,10 @@ def provenance_of(
 ) -> dict[str, Any]:
     """Plain data for JSON. ``weights``: "ema" or "raw", None for a model without a file; ``command``: its
     words, ``sys.argv`` by default."""
+    run = provenance_of_run(command)
     return {
-        "command": shlex.join(sys.argv if command is None else command),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": run["command"],
+        "date": run["date"],
         "model": {
             "name": model_name,
             "weights": weights,
@@ -38,6 +39,16 @@ def provenance_of(
             "description": model.description(),
         },
         "seed": seed,
+        "versions": run["versions"],
+        "machine": run["machine"],
+    }
+
+
+def provenance_of_run(command: list[str] | None = None) -> dict[str, Any]:
+    """The same without a model: command, date, versions and machine."""
+    return {
+        "command": shlex.join(sys.argv if command is None else command),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",

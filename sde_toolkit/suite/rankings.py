@@ -5,7 +5,8 @@ figure of a solver is the geometric mean of these ratios over the truths. Its in
 1979): truths are drawn with replacement, and on each of them the noises, the same for all solvers. So a difference
 between two solvers is paired: which of them is better on the same truths and noises.
 
-A cell without samples counts as if every sample were the data's mean: an error, and a distance, of 1.
+A value above 1 counts as 1, and so does a cell without samples: if every sample were the data's mean, the error and the
+distance would be about 1. So one cell in which a solver explodes does not decide its figure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,6 @@ from sde_toolkit.suite.suite_results import Cell, Joined
 __all__ = ["Measure", "Ranking", "Standing", "rank"]
 
 Array = NDArray[np.float64]
-_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,14 @@ def _logarithms(
             chance = np.random.default_rng((seed, 3, s, t)).standard_normal((len(budgets), resamples))
             for b, budget in enumerate(budgets):
                 cell = joined.cell(solver, truth, budget) or Cell(truth, budget, failure="not measured")
-                values[s, t, b] = math.log(max(measure.of(cell), _SMALLEST))
-                redrawn[s, t, b] = np.log(np.maximum(measure.resamples(cell, drawn, chance[b]), _SMALLEST))
+                values[s, t, b] = _logarithm(measure.of(cell))
+                redrawn[s, t, b] = _logarithm(measure.resamples(cell, drawn, chance[b]))
     return values, redrawn
+
+
+def _logarithm(values: Any) -> Any:
+    """Of values between rounding and 1."""
+    return np.log(np.clip(np.nan_to_num(values, nan=1.0), 1e-12, 1.0))
 
 
 def _whole(joined: Joined, measure: Measure, solver: str, truth: str, budgets: Sequence[int]) -> bool:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.evaluation.naming import file_names
 from sde_toolkit.evaluation.page import Definitions, Page, Section, facts_of, require_packages, write_page
 from sde_toolkit.evaluation.report_table import Column, Line, Table, plus_minus
 from sde_toolkit.files.whole import write_all
 from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.suite.rankings import Measure, Ranking, rank
 from sde_toolkit.suite.suite_figures import curves
-from sde_toolkit.suite.suite_results import Cell, Joined
+from sde_toolkit.suite.suite_results import Cell, Joined, SolverResults
 
 __all__ = ["ranking_table", "suite_findings", "suite_page", "suite_records", "write_suite"]
 
@@ -29,11 +28,16 @@ def write_suite(joined: Joined, directory: str | Path, provenance: Mapping[str, 
     """
     require_packages("the suite's report")
     folder = Path(directory)
-    names = file_names(results.solver for results in joined.solvers)
-    (folder / "solvers").mkdir(parents=True, exist_ok=True)
-    write_all(folder / "solvers", {f"{names[r.solver]}.json": r.as_bytes() for r in joined.solvers})
+    place = folder / "solvers"
+    place.mkdir(parents=True, exist_ok=True)
+    write_all(place, {r.file_name: r.as_bytes() for r in to_write(joined, folder)})
     page = suite_page(joined, dict(provenance or {}))
     return write_page(page, folder, {}, {"results.csv": suite_records(joined)}, results_name=None, markdown=True)
+
+
+def to_write(joined: Joined, folder: Path) -> list[SolverResults]:
+    """The results that are not in this folder yet."""
+    return [r for r in joined.solvers if r.file is None or r.file.resolve().parent != (folder / "solvers").resolve()]
 
 
 def suite_records(joined: Joined) -> list[dict[str, Any]]:
@@ -218,8 +222,9 @@ def _explanations(joined: Joined) -> list[tuple[str, str]]:
         (
             "Ratios and intervals",
             "A value is divided by the smallest one of all solvers in its cell; the geometric mean is taken over "
-            "truths and budgets. Intervals: 95 % over resampled truths and resampled noises, the same for all solvers. A cell "
-            "without samples counts as 1, the error of samples that are all the data's mean.",
+            "truths and budgets. Intervals: 95 % over resampled truths and resampled noises, the same for all solvers. "
+            "A value above 1 counts as 1, and so does a cell without samples: samples that are all the data's mean "
+            "have about this error and this distance.",
         ),
         (
             "Code",

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.naming import file_names
 from sde_toolkit.evaluation.page import json_data
 from sde_toolkit.files.plain import UnreadableFileError, read_json
+from sde_toolkit.jobs.fingerprints import digest
 from sde_toolkit.jobs.provenance import source_digest, toolkit_version
 from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.suite.truth import FlowErrors, Truth
@@ -128,17 +129,20 @@ class TruthFacts:
 
 @dataclass(frozen=True, eq=False)
 class SolverResults:
-    """All cells of one solver, the truths they are about, and the code that computed them."""
+    """All cells of one solver, the truths they are about, and the code that computed them; ``file``: it was read from."""
 
     solver: str
     cells: tuple[Cell, ...]
     truths: Mapping[str, TruthFacts]
     code: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def file_name(self) -> str:
-        """``NAME.json``, in letters that every file system takes."""
-        return f"{re.sub(r'(?a)[^A-Za-z0-9_.=+-]+', '_', self.solver).strip('_.') or 'solver'}.json"
+        """``NAME.json``. A name that is no name of a file gets a digest, so that no two solvers share a file."""
+        safe = file_names([self.solver])[self.solver]
+        mark = "" if safe == self.solver else f"-{digest({'solver': self.solver})[:6]}"
+        return f"{safe}{mark}.json"
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -183,7 +187,7 @@ def _read(file: Path, name: str) -> SolverResults:
         content = read_json(file)
         if content["format"] != _FORMAT:
             raise ValueError(content["format"])
-        return SolverResults.from_record(content)
+        return replace(SolverResults.from_record(content), file=file)
     except (OSError, UnreadableFileError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"it holds no results of the suite that can be read ({type(error).__name__})"
         raise ArgumentError(name, str(file), problem, "Remove the file, or measure that solver again.") from None
@@ -234,8 +238,8 @@ def join_results(new: Sequence[SolverResults], others: Iterable[SolverResults] =
         if strange:
             left_out.append(f"{results.solver} on {', '.join(strange)}: measured on another truth of that name.")
         cells = tuple(cell for cell in results.cells if cell.truth not in strange)
-        found[results.solver] = SolverResults(results.solver, cells, results.truths, results.code)
-    return Joined(tuple(found.values()), facts, tuple(left_out))
+        found[results.solver] = replace(results, cells=cells)
+    return Joined(tuple(found[name] for name in sorted(found)), facts, tuple(left_out))
 
 
 def _number(value: Any) -> float:
