@@ -31,9 +31,8 @@ def run(config: DictConfig) -> None:
     place = join(config)
     progress = switch(config, "progress")
     require_progress(progress and place.main)
-    request = SuiteRequest(
-        build_solvers(config), _truths(config.truth), listed(config.budgets), progress and place.main
-    )
+    shown = progress and place.main
+    request = SuiteRequest(build_solvers(config), _truths(config.truth), listed(config.budgets), shown)
     others = _others(config, place.directory)
     with place.holding("bench", _files(request, others, place.directory)):
         joined = _measured(config, place, request, others)
@@ -110,5 +109,5 @@ def _print(joined: Joined, page: Path) -> None:
             print(f"\n{title}: ratio to the best solver of each cell\n{ranking_table(joined, measure, ranking).text()}")
     print()
     for sentence in suite_findings(joined):
-        print(sentence.replace("**", ""))
+        print(sentence)
     print(f"\nreport: {page}")

@@ -13,7 +13,19 @@ from collections.abc import Sequence
 
 __all__ = ["folder_name", "quote_paths"]
 
-_PATHS = ("output", "model", "samples", "against", "resume", "initial", "calibrations", "file", "metric", "truth", "join")
+_PATHS = (
+    "output",
+    "model",
+    "samples",
+    "against",
+    "resume",
+    "initial",
+    "calibrations",
+    "file",
+    "metric",
+    "truth",
+    "join",
+)
 _LISTS = ("calibrations", "path", "metric", "model", "truth", "join")  # where [a,b] is a list, unless that is a file
 _SPECIAL = ("", "null", "???")
 _PLAIN = re.compile(r"\.|(/|\.{1,2}/)?[A-Za-z_][A-Za-z0-9_./-]*")

@@ -62,9 +62,8 @@ def suite_page(joined: Joined, provenance: Mapping[str, Any]) -> Page:
         Section("Ranking: distance of distributions", _ranked(joined, Measure.DISTANCE, distance, _OF_DATA))
     )
     sections += [
-        Section(
-            "Every cell", (_KEY, *(block for m in (Measure.ERROR, Measure.DISTANCE) for block in _cells(joined, m)))
-        ),
+        Section("Every cell: error against the exact flow", (_ERRORS, *_cells(joined, Measure.ERROR))),
+        Section("Every cell: distance of distributions", (_DISTANCES, *_cells(joined, Measure.DISTANCE))),
         Section("The truths", (Definitions(tuple(_about(joined))),)),
         Section("How this was measured", (Definitions(tuple(_explanations(joined))),)),
     ]
@@ -85,9 +84,7 @@ def suite_findings(joined: Joined, flow: Ranking | None = None, distance: Rankin
         if len(ranked) < 2:
             continue
         first, others = ranked[0], [name for name in ranking.leaders if name != ranked[0].solver]
-        text = (
-            f"Smallest {what} over {_truth_count(ranking)} and all budgets: **{first.solver}**, {_times(first.ratio)} "
-        )
+        text = f"Smallest {what} over {_truth_count(ranking)} and all budgets: {first.solver}, {_times(first.ratio)} "
         text += f"the best of each cell (95 %: {_times(first.low)} to {_times(first.high)})"
         if others:
             text += f". Not told apart from it: {', '.join(others)}."
@@ -172,7 +169,7 @@ def _cells(joined: Joined, measure: Measure) -> list[Any]:
                 failures.append(f"**{results.solver}** on {cell.truth} at {cell.budget}: {cell.failure}")
     if not lines:
         return []
-    return [Table(columns, tuple(lines)), *(failures if measure is Measure.ERROR else ())]
+    return [Table(columns, tuple(lines)), *failures]
 
 
 def _value(cell: Cell | None, measure: Measure, facts: Any) -> str:
@@ -250,7 +247,5 @@ _OF_FLOW = "RMSE to the endpoint of the exact flow, for solvers of the flow. 1 i
 _OF_MEDIAN = "The median over samples of the error against the exact flow: how good a typical sample is."
 _OF_DATA = "Sliced Wasserstein distance to real samples, for all solvers. Near the floor all ratios tend to 1."
 _MATRIX = "In how many resamples the solver of the row is better than that of the column; * at 97.5 % or more."
-_KEY = (
-    "Error against the exact flow ± standard error (median), as a part of the data's size; then the distance to real "
-    "samples. Columns are numbers of evaluations."
-)
+_ERRORS = "RMSE ± standard error (median of the samples), as a part of the data's size, by evaluations."
+_DISTANCES = "Distance ± standard error by evaluations; ≈ marks what is within two standard errors of the floor."

@@ -129,7 +129,10 @@ class TruthFacts:
 
 @dataclass(frozen=True, eq=False)
 class SolverResults:
-    """All cells of one solver, the truths they are about, and the code that computed them; ``file``: it was read from."""
+    """All cells of one solver, facts about their truths and about the code that computed them.
+
+    ``file``: where it was read from.
+    """
 
     solver: str
     cells: tuple[Cell, ...]
@@ -214,7 +217,7 @@ class Joined:
 
 
 def join_results(new: Sequence[SolverResults], others: Iterable[SolverResults] = ()) -> Joined:
-    """Results of this run and of others. A solver of this run replaces one of its name.
+    """Results of this run and of others, by name. A solver of this run replaces one of its name.
 
     Cells on another truth of the same name (another digest) are left out.
 
