@@ -60,7 +60,7 @@ def _candidate(name: Any, given: Any) -> Candidate:
         remedy = "Use sde_toolkit.ddim(), for example, or a function run(denoise, sigmas, x, rng)."
         raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", remedy)
     if is_run_function(given):
-        return ForeignSolver(str(getattr(given, "__name__", name)), given)
+        return ForeignSolver(name if isinstance(name, str) else str(getattr(given, "__name__", name)), given)
     if getattr(given, "__module__", "") == Solver.__module__ and not isinstance(given, Solver):
         problem = "the function that makes a solver, not a solver"
         raise ArgumentError(f"solvers[{name!r}]", given, problem, f"Call it: {given.__name__}().")

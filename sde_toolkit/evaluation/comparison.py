@@ -19,6 +19,7 @@ from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, planned
 from sde_toolkit.evaluation.comparison_request import BUDGETS, ComparisonRequest, check_judge, named_models
 from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
 from sde_toolkit.evaluation.page import require_packages
+from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.real_samples import judge_of_data
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.files.folders_to_write import why_not_writable
@@ -181,14 +182,16 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
     ]
     bar.close()
     rows, samples, draws, sets = zip(*found, strict=True)
-    return Comparison(
+    comparison = Comparison(
         request=request,
         rows=rows,
         samples=samples,
         draws=draws,
         sets=sets,
         endpoints=endpoints,
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
         processes=team.size,
         store=store,
     )
+    paired = PairedDifferences.of(comparison, request.progress)
+    return replace(comparison, paired=paired, seconds=time.perf_counter() - began)

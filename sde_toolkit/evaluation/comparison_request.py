@@ -79,6 +79,8 @@ class ComparisonRequest:
         check_count("n", self.n, "512 is the default.", least=2)
         check_count("seeds", self.seeds, "1 is the default.")
         check_amount("n", self.n, self.n * self.seeds * math.prod(event_shape))
+        if not isinstance(self.references, bool):
+            raise ArgumentError("references", self.references, "neither True nor False", "True is the default.")
         check_batches(self.batch_size, torch.float32)
         check_condition(self.condition, self.n)
         if self.judge is not None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import Endpoint
+from sde_toolkit.evaluation.error_parts import ErrorParts
+from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.planned_run import USUAL
 from sde_toolkit.jobs.fingerprints import tensor_digest, weights_digest_of
 from sde_toolkit.jobs.provenance import provenance_of, source_digest, toolkit_version
@@ -95,7 +97,8 @@ class Comparison:
     ``samples``: for each row the samples (n, *event) of the first seed in data space; empty if it failed. Sample i of
     every row comes from the same noise stream (seed, i), so that columns can be compared by eye. ``draws``: for each
     row and each seed the samples in model space; ``sets``: those that are judged, with their features. Both are empty
-    if the row failed. ``endpoints``: the exact endpoints of the flow of each model, for each seed.
+    if the row failed. ``endpoints``: the exact endpoints of the flow of each model, for each seed. ``paired``: the
+    differences between rows; ``error_parts``: whose error it is, by the row's place and the metric's name.
     """
 
     request: ComparisonRequest
@@ -107,6 +110,8 @@ class Comparison:
     seconds: float
     processes: int = 1
     store: PartStore | None = None
+    paired: PairedDifferences | None = None
+    error_parts: Mapping[int, Mapping[str, ErrorParts]] | None = None
 
     @property
     def endpoint(self) -> Endpoint | None:

@@ -1,6 +1,7 @@
 """Solvers are compared at budgets that are kept, from the same noise, and the files say what was measured."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import sde_toolkit
 from sde_toolkit import (
     VESDE,
     VPSDE,
@@ -34,6 +36,7 @@ from sde_toolkit import (
 from sde_toolkit.data.pictures import contact_sheet, sample_rows
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import planned_run, report
+from sde_toolkit.evaluation.candidates import USUAL_SOLVERS
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.figures import figure_names
@@ -47,7 +50,8 @@ from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
 from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.metrics.sliced import SlicedWasserstein
-from sde_toolkit.sampling import usual_plan
+from sde_toolkit.models import clip_x0
+from sde_toolkit.sampling import ForeignSolver, usual_plan
 
 SOLVERS = {
     "em": euler_maruyama(),
@@ -526,3 +530,206 @@ def test_a_run_is_the_usual_plan_of_its_budget(solver):
     assert row.times == tuple(plan.grid.tolist())
     assert row.tweedie == plan.tweedie
     assert row.times[0] < 1
+
+
+# One call
+
+
+def counted(model):
+    """The model, and a list that grows with each evaluation of its network."""
+    calls = []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    return model, calls
+
+
+def euler(denoise, sigmas, x, rng):
+    for r, s in itertools.pairwise(sigmas):
+        x = x + (s - r) * (x - denoise(x, r)) / r
+    return x
+
+
+def test_one_call_makes_judge_metrics_and_report(tmp_path):
+    model = ring()
+    real = model.draw(120, generator=torch.Generator().manual_seed(1))
+    options = {"n": 30, "endpoint_n": 0, "references": False}
+    by_hand = compare_solvers(model, ["ddim"], [5], judge=Judge(real, 30, exact_features(model, real)), **options)
+    spread = {"spread": lambda generated, real: abs(generated.std() - real.std())}
+    for data in (real, real.numpy()):
+        got = compare_solvers(model, ["ddim"], [5], data=data, metrics=spread, to=tmp_path / "run", **options)
+        (row,), (expected,) = got.rows, by_hand.rows
+        assert {name: row.measured[name] for name in expected.measured} == expected.measured
+        assert row.measured["spread"].value >= 0
+    content = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))
+    assert content["provenance"]["model"]["description"]
+    assert content["rows"][0]["spread"] == row.measured["spread"].value
+
+
+def fails(*arguments):
+    raise RuntimeError("my own mistake")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"data": torch.zeros(9, 3)}, DataError, r"\(3,\)"),
+        ({"data": torch.zeros(3, 2)}, DataError, "fewer than 4"),
+        ({"data": "digits"}, DataError, "not real samples"),
+        ({"data": torch.full((9, 2), torch.nan)}, DataError, "finite"),
+        ({"data": torch.zeros(9, 2), "features": "classifier"}, ArgumentError, "features"),
+        ({"data": torch.zeros(9, 2), "features": "looks"}, ArgumentError, "features"),
+        ({"data": torch.zeros(9, 2), "judge": judge_of(ring(), 4)}, ArgumentError, "judge= and data="),
+        ({"metrics": {"mine": fails}}, ArgumentError, "real samples"),
+        ({"metrics": [SlicedWasserstein()]}, ArgumentError, "real samples"),
+        ({"metrics": {"nfe": fails}}, ArgumentError, "nfe"),
+        ({"metrics": {"mine": fails}, "data": torch.randn(9, 2)}, RuntimeError, "my own mistake"),
+        ({"metrics": {"mine": lambda x, y: "good"}, "data": torch.randn(9, 2)}, ArgumentError, "number"),
+        ({"solvers": {"mine": lambda denoise, sigmas, x, rng: fails()}}, RuntimeError, "my own mistake"),
+        ({"solvers": {"mine": lambda denoise, sigmas, x, rng: None}}, ArgumentError, "mine"),
+        ({"to": ""}, ArgumentError, "to="),
+        ({"to": 3}, ArgumentError, "to=3"),
+        ({"to": "FILE/report"}, ArgumentError, "is a file"),
+        ({"references": "no"}, ArgumentError, "references"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_the_first_evaluation(options, error, said, tmp_path):
+    (tmp_path / "file").touch()
+    if options.get("to") == "FILE/report":
+        options = {"to": tmp_path / "file/report"}
+    model, calls = counted(ring())
+    with pytest.raises(error, match=said):
+        compare_solvers(model, **{"solvers": "ddim", "budgets": [4], "n": 4, **options})
+    assert not calls
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_of_the_report_is_named_before_the_first_evaluation(monkeypatch, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    model, calls = counted(ring())
+    with pytest.raises(MissingDependencyError, match=package):
+        compare_solvers(model, "ddim", [4], n=4, to=tmp_path)
+    assert not calls
+
+
+def test_the_usual_rows_run_on_their_own_grids():
+    model = ring(FlowMatching())
+    got = compare_solvers(model, budgets=[6], n=4, endpoint_n=0, references=False)
+    assert [row.solver for row in got.rows] == list(USUAL_SOLVERS)
+    assert {row.grid_set for row in got.rows} == {"usual"}
+    for row in got.rows:
+        assert not row.failure
+        assert row.nfe <= 6
+        if row.solver == "auto":
+            plan, usual = auto(model, 6), "its own"
+        else:
+            solver = getattr(sde_toolkit, row.solver)()
+            plan, usual = usual_plan(model, solver, nfe=6), solver.usual_grid.__name__
+        assert (row.times, row.tweedie, row.grid) == (tuple(plan.grid.tolist()), plan.tweedie, usual)
+        assert got.label(row) == row.solver
+
+
+def test_a_users_function_that_implements_a_preset_draws_its_samples():
+    model = disc()
+    solvers = {"ddim": ddim(), "mine": euler, "again": ForeignSolver("x", euler, grid=grids.uniform)}
+    got = compare_solvers(model, solvers, [4, 9], grids=grids.uniform, n=7, batch_size=3, endpoint_n=2)
+    for budget in (4, 9):
+        ours, *theirs = (k for k, row in enumerate(got.rows) if row.budget == budget)
+        for k in theirs:
+            assert torch.allclose(got.samples[k], got.samples[ours], atol=1e-4)
+            assert got.rows[k].nfe == got.rows[ours].nfe == budget
+            assert got.rows[k].measured["rmse"].value == pytest.approx(got.rows[ours].measured["rmse"].value, rel=1e-3)
+    whole = compare_solvers(model, {"mine": euler}, [4], grids=grids.uniform, n=7, batch_size=None, endpoint_n=0)
+    assert torch.equal(whole.samples[0], got.samples[1])
+
+
+def test_a_foreign_solver_that_fails_in_the_run_is_a_row_with_its_reason():
+    def picky(denoise, sigmas, x, rng):
+        if len(x) == 5:  # not in the rehearsal
+            raise ValueError("no fives")
+        return euler(denoise, sigmas, x, rng)
+
+    got = compare_solvers(ring(), {"mine": picky, "ddim": ddim()}, [4], n=5, endpoint_n=0)
+    mine, ours = got.rows
+    assert "ValueError: no fives" in mine.failure
+    assert "test_comparison.py" in mine.failure
+    assert not ours.failure
+
+
+# Several seeds, several models, time
+
+
+def test_the_mean_over_seeds_is_that_of_the_single_runs():
+    model, options = disc(), {"n": 30, "endpoint_n": 2, "batch_size": 16}
+    judge = judge_of(model, 30)
+    solvers = ["ddim", "ddpm"]
+    alone = [compare_solvers(model, solvers, [5], seed=seed, judge=judge, **options) for seed in (4, 5)]
+    together = compare_solvers(model, solvers, [5], seed=4, seeds=2, judge=judge, **options)
+    for k, row in enumerate(together.rows):
+        for name, found in row.measured.items():
+            single = [one.rows[k].measured[name] for one in alone]
+            assert found.value == pytest.approx(np.mean([each.value for each in single]))
+            spread = np.std([each.value for each in single], ddof=1)
+            least = max(spread, math.sqrt(np.mean([each.error**2 for each in single]))) / math.sqrt(2)
+            assert found.error == pytest.approx(least)
+        assert all(torch.equal(x, one.draws[k][0]) for x, one in zip(together.draws[k], alone, strict=True))
+
+
+def test_seeds_make_errors_smaller_and_cover_the_truth():
+    """Many samples give the value; three seeds of few samples lie about it as their error says."""
+    model = ring()
+    judge = judge_of(model, 40, n_real=400)
+    (truth,) = compare_solvers(model, ddpm(), [5], n=40, seed=50, seeds=40, judge=judge, endpoint_n=0).rows
+    far = []
+    for seed in range(12):
+        (row,) = compare_solvers(model, ddpm(), [5], n=40, seed=3 * seed, seeds=3, judge=judge, endpoint_n=0).rows
+        found = row.measured["sliced_wasserstein"]
+        far.append((found.value - truth.measured["sliced_wasserstein"].value) / found.error)
+    assert 0.3 < np.sqrt(np.mean(np.square(far))) < 1.7
+
+
+def test_every_model_has_its_rows_and_its_own_exact_flow():
+    wide, narrow = disc(), GaussianMixture(torch.tensor([[0.3, -0.2]]), VPSDE(), std=0.3)
+    options = {"n": 4, "endpoint_n": 2}
+    both = compare_solvers({"wide": wide, "narrow": narrow}, ["ddim", "ddpm"], [5], **options)
+    assert [row.solver for row in both.rows] == ["ddim, wide", "ddpm, wide", "ddim, narrow", "ddpm, narrow"]
+    assert [row.model for row in both.rows] == ["wide"] * 2 + ["narrow"] * 2
+    for k, (name, model) in enumerate({"wide": wide, "narrow": narrow}.items()):
+        alone = compare_solvers(model, ["ddim", "ddpm"], [5], **options)
+        assert torch.equal(both.samples[2 * k], alone.samples[0])
+        assert both.rows[2 * k].measured == alone.rows[0].measured
+        assert torch.equal(both.endpoints[name][0].x, alone.endpoint.x)
+
+
+def test_a_clipped_and_a_guided_model_are_compared_by_name():
+    model = ring()
+    models = {"plain": model, "clipped": clip_x0(model, -1.0, 1.0)}
+    got = compare_solvers(models, ["ddim", "ddpm"], [4], n=8, endpoint_n=0)
+    expected = sample(models["clipped"], ddim(), grids.uniform(model.sde, 3), shape=(8, 2), tweedie=True).data
+    assert torch.equal(got.samples[2], expected)
+
+
+def test_rows_take_turns_and_the_first_batch_is_not_timed(monkeypatch):
+    order, clock = [], iter(range(1000))
+
+    def draw(self, model, first, last, **options):
+        order.append((self.name, first))
+        return planned_run.DrawnBatch(torch.zeros(last - first, 2), 4, float(next(clock)), math.nan)
+
+    monkeypatch.setattr(planned_run.SolverRun, "draw", draw)
+    got = compare_solvers(ring(), ["ddim", "ddpm"], [4], n=11, batch_size=3, endpoint_n=0)
+    assert order == [(name, first) for first in (0, 3, 6, 9) for name in ("ddim", "ddpm")]
+    ddim_row, ddpm_row = got.rows  # their batches take 0, 2, 4, 6 and 1, 3, 5, 7 seconds; the last ones are smaller
+    assert (ddim_row.timing.median_seconds, ddpm_row.timing.median_seconds) == (3.0, 4.0)
+    assert (ddim_row.timing.low, ddim_row.timing.high, ddim_row.timing.batches) == (2.5, 3.5, 2)
+    assert ddim_row.seconds == 12.0
+    one = compare_solvers(ring(), ["ddim"], [4], n=3, batch_size=None, endpoint_n=0)
+    assert one.rows[0].timing.batches == 1
+
+
+def test_hashes_name_model_data_and_code():
+    judge = judge_of(ring(), 4)
+    got = compare_solvers(ring(), "ddim", [3], n=4, endpoint_n=0, judge=judge).hashes()
+    assert got == compare_solvers(ring(), "ddpm", [4], n=4, endpoint_n=0, judge=judge).hashes()
+    other = compare_solvers(disc(), "ddim", [3], n=4, endpoint_n=0, judge=judge_of(disc(), 4)).hashes()
+    assert got["models"] != other["models"]
+    assert got["data"] != other["data"]
+    assert got["code"] == other["code"]
