@@ -31,7 +31,7 @@ from sde_toolkit.models.prediction import Kind
 from sde_toolkit.models.time_inputs import DiscreteIndex, NoiseAngle, NoiseLevel, NoiseRatio, ScaledTime
 from sde_toolkit.sde import EDMSDE, SDE, VESDE, CosineVPSDE, DiscreteVPSDE, FlowMatching, Time
 
-__all__ = ["Training", "betas_of", "diffusers_grid", "training_of"]
+__all__ = ["UNREADABLE", "Training", "betas_of", "diffusers_grid", "training_of"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def training_of(scheduler: Any) -> Training:
         remedy = 'Pass an object such as DDPMScheduler(), or its config with "_class_name".'
         raise ArgumentError("scheduler", scheduler, "not a scheduler of diffusers", remedy)
     for kind in type(scheduler).__mro__:
-        if kind.__name__ in _UNREADABLE:
-            problem = f"a {kind.__name__} has {_UNREADABLE[kind.__name__]}"
+        if kind.__name__ in UNREADABLE:
+            problem = f"a {kind.__name__} has {UNREADABLE[kind.__name__]}"
             raise ArgumentError("scheduler", type(scheduler).__name__, problem, _OTHERWISE)
         if kind.__name__ in _KINDS:
             return _KINDS[kind.__name__](scheduler, config)
@@ -82,7 +82,7 @@ def training_of(scheduler: Any) -> Training:
 
 _OTHERWISE = "Pass the scheduler that the network was trained with, or build ScoreModel(network, sde, ...) yourself."
 
-_UNREADABLE = {
+UNREADABLE = {
     "CMStochasticIterativeScheduler": "consistency models, which answer with the end of a trajectory, not with E[x_0]",
     "ConsistencyDecoderScheduler": "consistency models, which answer with the end of a trajectory, not with E[x_0]",
     "SCMScheduler": "consistency models, which answer with the end of a trajectory, not with E[x_0]",

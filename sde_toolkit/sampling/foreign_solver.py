@@ -43,7 +43,7 @@ from sde_toolkit.solvers import GridBuilder
 
 __all__ = ["ForeignPlan", "ForeignSample", "ForeignSolver", "is_run_function", "plan_foreign", "run_foreign"]
 
-Run: TypeAlias = Callable[[Callable[[Tensor, Any], Tensor], Tensor, Tensor, SampleNoise], Tensor]
+Run: TypeAlias = Callable[[Any, Tensor, Tensor, Any], Tensor]
 """run(denoise, sigmas, x, rng) -> x."""
 
 _REHEARSED = 2  # samples in a rehearsal
@@ -175,9 +175,15 @@ class _Rehearsal:
     allowed: int
     device: torch.device
     known: dict[tuple[int, int], tuple[Tensor, int]] = field(default_factory=dict)
+    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def levels(self, steps: int) -> tuple[Tensor, Tensor]:
         """(times, sigmas) of so many steps: steps + 1 levels, the last of them 0."""
+        if steps not in self.found:
+            self.found[steps] = self._levels(steps)
+        return self.found[steps]
+
+    def _levels(self, steps: int) -> tuple[Tensor, Tensor]:
         one = self._built(1)
         if self._ratio(one[-1:]).item() == 0:
             times = one if steps == 1 else self._built(steps)
