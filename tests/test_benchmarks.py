@@ -15,6 +15,7 @@ CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
     ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
     ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
+    ("gpu.py", ["--device", "cpu", "--tiny", "--parts", "agreement", "noise", "steps"], "over one generator"),
     ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM"], "| PiGDM"),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
