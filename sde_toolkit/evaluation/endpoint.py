@@ -31,7 +31,7 @@ from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver, probability_flow
 
-__all__ = ["Endpoint", "checked_endpoint", "endpoint_cost", "flow_endpoint", "solve_endpoint"]
+__all__ = ["Endpoint", "checked_endpoint", "endpoint_cost", "endpoint_solver", "flow_endpoint", "solve_endpoint"]
 
 
 CHECKED = 16  # samples that are solved again, by default
@@ -119,7 +119,7 @@ def solve_endpoint(
     device: torch.device | str,
 ) -> tuple[Tensor, int, float]:
     """The endpoints of samples ``first`` to ``last`` − 1 in model space, evaluations of each sample, and seconds."""
-    solver, intervals, dtype = _how(model, steps, finer)
+    solver, intervals, dtype = endpoint_solver(model, steps, finer)
     start = per_sample_noise(seed, first, (last - first, *(model.event_shape or ())), device=device)()
     start = start * model.sde.sigma(1.0).to(device, start.dtype)
     grid = grids.quadratic(model.sde, intervals)
@@ -139,7 +139,7 @@ def endpoint_cost(model: ScoreModel, steps: int) -> tuple[int, int]:
     return (300, 400) if model.has_exact_score else (2 * steps + 1, 6 * steps + 1)
 
 
-def _how(model: ScoreModel, steps: int, finer: bool) -> tuple[Solver, int, torch.dtype]:
+def endpoint_solver(model: ScoreModel, steps: int, finer: bool = False) -> tuple[Solver, int, torch.dtype]:
     """Solver, intervals of its grid, and precision."""
     if model.has_exact_score:
         tolerance = 1e-10 if finer else 1e-9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,10 @@ class PlannedRun(ABC):
         """Whether it solves the probability flow."""
         return self.eta == 0
 
+    def in_double(self) -> PlannedRun | None:
+        """The same run in float64; None if its solver cannot."""
+        return None
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What its samples depend on, besides the model."""
@@ -119,6 +123,10 @@ class SolverRun(PlannedRun):
     solver: Solver
     grid: Tensor
     denoises: bool
+    dtype: torch.dtype | None = None
+
+    def in_double(self) -> SolverRun:
+        return replace(self, dtype=torch.float64)
 
     @property
     def evals_per_step(self) -> int:
@@ -173,6 +181,7 @@ class SolverRun(PlannedRun):
             condition=condition,
             tweedie=self.denoises,
             device=device,
+            dtype=self.dtype,
             callback=lambda step: callback(self.evals_per_step),
         )
         if self.denoises:

@@ -156,14 +156,12 @@ class Metric(ABC):
     def between_pairs(self, one: SampleSet, other: SampleSet) -> Resampled:
         """The distance of two sets whose samples i belong together, such as two ends of the same noise.
 
-        A pair leaves as a whole. For ``Against.NOTHING`` the difference of the two values.
+        A pair leaves as a whole.
         """
 
         def between(places: NDArray[np.int64]) -> float:
             return self.value(one.at(places), other.at(places))
 
-        if self.against is Against.NOTHING:
-            return self.resample(one, SampleSet(one.data[:0])) - self.resample(other, SampleSet(other.data[:0]))
         return Resampled.of(self.value(one, other), leave_blocks_out(between, len(one)), [])
 
     def prepare(self, real: RealParts) -> Prepared | None:

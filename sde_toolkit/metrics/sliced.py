@@ -215,6 +215,22 @@ class SlicedWasserstein(Metric):
     def _between(self, a: SampleSet, b: SampleSet, blocks: int) -> Estimate:
         return sliced_wasserstein(a.features, b.features, projections=self.projections, seed=self.seed, blocks=blocks)
 
+    def resample(self, generated: SampleSet, reference: SampleSet) -> Resampled:
+        x, y = two_sets(generated.features, reference.features)
+        directions = random_directions(x.shape[1], self.projections, self.seed)
+        to, own = _Reference(_Sorted.of(y, directions)), _Sorted.of(x, directions)
+        return to.resample(own, to.distance(own))
+
+    def between_pairs(self, one: SampleSet, other: SampleSet) -> Resampled:
+        x, y = two_sets(one.features, other.features)
+        directions = random_directions(x.shape[1], self.projections, self.seed)
+        a, b = _Sorted.of(x, directions), _Sorted.of(y, directions)
+
+        def between(places: NDArray[np.int64]) -> float:
+            return _Cells.of(b.only(places), len(places)).distance(a.only(places))
+
+        return Resampled.of(_Cells.of(b.values, len(b)).distance(a.values), leave_blocks_out(between, len(a)), [])
+
     def prepare(self, real: RealParts) -> _SlicedParts:
         return _SlicedParts(self, real)
 
