@@ -1,9 +1,13 @@
 """Samplers of diffusers, k-diffusion and azula as rows: the method that their name says, on our noise."""
 
+from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sde_toolkit import (
     VESDE,
@@ -19,6 +23,7 @@ from sde_toolkit import (
     euler_ancestral,
     grids,
     heun,
+    interop,
     sample,
     unipc,
 )
@@ -210,13 +215,10 @@ def test_what_cannot_be_a_row_is_refused_when_it_is_made():
 
 @pytest.mark.parametrize(("make", "package"), [(azula_solver, "azula"), (k_diffusion_solver, "k-diffusion")])
 def test_a_library_that_is_not_installed_is_named(make, package):
-    try:
-        __import__(package.replace("-", "_"))
-    except ImportError:
-        with pytest.raises(MissingDependencyError, match=package):
-            make("euler")
-    else:
+    if find_spec(package.replace("-", "_")) is not None:
         pytest.skip(f"{package} is installed")
+    with pytest.raises(MissingDependencyError, match=package):
+        make("euler")
 
 
 def test_rows_are_named_after_their_library_and_options():
@@ -224,3 +226,16 @@ def test_rows_are_named_after_their_library_and_options():
     named = diffusers_solver("UniPCMultistepScheduler", solver_order=3)
     assert named.name == "diffusers:UniPCMultistep[solver_order=3]"
     assert diffusers_solver("DDIM", name="theirs").name == "theirs"
+
+
+def test_the_command_line_offers_the_three_libraries():
+    folder = Path(__file__).parents[2] / "configs" / "solver"
+    files = [file for file in folder.glob("*.yaml") if "sde_toolkit.interop" in file.read_text(encoding="utf-8")]
+    assert {file.stem.split("_")[0] for file in files} == {"diffusers", "k", "azula"}
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith(f"# @package solvers.{file.stem}\n")
+        part = yaml.safe_load(text)
+        make = getattr(interop, part.pop("_target_").rpartition(".")[2])
+        with suppress(MissingDependencyError):
+            assert drawn(mixture(VPSDE()), make(**part), nfe=5)[1].nfe <= 5
