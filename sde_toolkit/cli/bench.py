@@ -12,7 +12,7 @@ from sde_toolkit.cli.parts import build_solvers
 from sde_toolkit.cli.setup import Workplace, command_words, join, listed, switch
 from sde_toolkit.cli.user_files import is_user_file, load_object
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.page import require_packages
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.jobs.provenance import provenance_of_run
 from sde_toolkit.progress import require_progress
 from sde_toolkit.suite.listing import truth_names
@@ -27,7 +27,7 @@ __all__ = ["run"]
 
 def run(config: DictConfig) -> None:
     """Check everything, measure, join, write the page, print the rankings."""
-    require_packages("the suite's report")
+    require_report_packages()
     place = join(config)
     progress = switch(config, "progress")
     require_progress(progress and place.main)

@@ -31,10 +31,11 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
-from sde_toolkit.evaluation.figures import figure_names
-from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.comparison_tables import comparison_table
+from sde_toolkit.evaluation.findings import comparison_findings
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.real_samples import usual_features
-from sde_toolkit.evaluation.report import require_report_packages, write_report
+from sde_toolkit.evaluation.report import report_files
 from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.models.mixture import GaussianMixture
@@ -152,8 +153,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, d
 
 def _files(request: ComparisonRequest) -> list[str]:
     """The names of the files that the command writes."""
-    pictures = figure_names([run.grid_set for run in request.runs], {run.budget for run in request.runs})
-    return ["report.html", "results.json", "results.csv", CONFIG, *(f"{name}.png" for name in pictures)]
+    return [*report_files(request.runs), CONFIG]
 
 
 def _compare(
@@ -169,7 +169,7 @@ def _compare(
         record = comparison.provenance(name, one, command_words())
         record["weights"] = {model or name: each for model, each in weights.items()}
         record["config"] = OmegaConf.to_container(config, resolve=True)
-        write_report(comparison, place.directory, record, title=f"Solver comparison: {Path(name).name}")
+        comparison.write(place.directory, record, title=f"Solver comparison: {Path(name).name}")
         save_config(config, place.directory)  # last, so that it always belongs to the report
         comparison.forget_parts()
     return comparison

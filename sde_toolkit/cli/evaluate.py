@@ -19,7 +19,7 @@ from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, l
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError, warn_caller
 from sde_toolkit.evaluation.drawing import Drawn
-from sde_toolkit.evaluation.page import require_packages
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.quality_report import quality_table, write_quality_report
 from sde_toolkit.evaluation.sample_files import has_samples, read_samples
 from sde_toolkit.files.plain import UnreadableFileError, read_json
@@ -45,7 +45,7 @@ _DRAWS = 10_000  # from an exact mixture, by default
 
 def run(config: DictConfig) -> None:
     """Read or draw the samples, measure them, write ``evaluation.json`` and ``report.html``."""
-    require_packages("the report on samples")
+    require_report_packages()
     place = join(config)
     against = None if config.against is None else Quality.load(str(config.against))
     if against is not None and place.main:

@@ -26,7 +26,7 @@ from sde_toolkit.cli.setup import command_words, instantiate, join, switch
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.evaluation.density import LikelihoodRequest, evaluate_likelihood, write_likelihood_report
 from sde_toolkit.evaluation.density.density_findings import Background, likelihood_findings, likelihood_table
-from sde_toolkit.evaluation.density.density_report import require_likelihood_packages
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.likelihood import Divergence, ExactTrace, GaussianPrior, Hutchinson, Levels, Quadrature
 from sde_toolkit.models.mixture import GaussianMixture
@@ -48,7 +48,7 @@ _FILES = (
 
 def run(config: DictConfig) -> None:
     """Check everything, evaluate what is missing, write the report, print the table."""
-    require_likelihood_packages()
+    require_report_packages()
     _check_resume(config)
     progress, check_declaration = switch(config, "progress"), switch(config, "check_declaration")
     require_progress(progress)

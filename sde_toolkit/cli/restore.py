@@ -22,13 +22,11 @@ from sde_toolkit.cli.parts import (
 )
 from sde_toolkit.cli.setup import Workplace, command_words, instantiate, join, switch
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.restoration import Restoration, RestorationRequest, Steps, restore_in_team
 from sde_toolkit.evaluation.restoration.restoration_figures import figure_names
 from sde_toolkit.evaluation.restoration.restoration_findings import restoration_findings, restoration_table
-from sde_toolkit.evaluation.restoration.restoration_report import (
-    require_restoration_packages,
-    write_restoration_report,
-)
+from sde_toolkit.evaluation.restoration.restoration_report import write_restoration_report
 from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
@@ -40,7 +38,7 @@ _SAMPLES, _SAMPLES_OF_MIXTURES = 16, 500
 
 def run(config: DictConfig) -> None:
     """Check everything, restore, write the report, print the table."""
-    require_restoration_packages()
+    require_report_packages()
     progress = switch(config, "progress")
     require_progress(progress)
     place = join(config)

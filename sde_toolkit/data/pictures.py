@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import MissingDependencyError
+from sde_toolkit.data.blank_figures import FAINT, INK, new_figure, require_matplotlib, text_width
+from sde_toolkit.data.sample_panels import Backdrop, panels_of
 
-__all__ = ["contact_sheet", "new_figure", "picture_kind", "require_pictures", "sample_rows"]
+__all__ = ["Backdrop", "Sheet", "contact_sheet", "picture_kind", "require_pictures", "sample_rows"]
 
-INK, FAINT = "#1f2937", "#9ca3af"
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A figure with one row or panel per set of samples.
+
+    ``boxes``: where each of them lies, as (left, top, width, height) in shares of the figure, from the upper left.
+    """
+
+    figure: Any
+    boxes: tuple[Box, ...]
 
 
 def picture_kind(event_shape: tuple[int, ...]) -> str:
@@ -28,21 +42,6 @@ def picture_kind(event_shape: tuple[int, ...]) -> str:
     return "lines" if len(event_shape) in (1, 2) else "none"
 
 
-def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure, sizes in inches. It needs no display and does not touch pyplot's global state.
-
-    Raises:
-        MissingDependencyError: without matplotlib.
-    """
-    require_pictures()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def require_pictures(event_shape: tuple[int, ...] | None = None) -> None:
     """Refuse before any work if pictures of events of this shape (None: of any shape) cannot be drawn.
 
@@ -50,62 +49,83 @@ def require_pictures(event_shape: tuple[int, ...] | None = None) -> None:
         MissingDependencyError: without matplotlib.
     """
     if event_shape is None or picture_kind(event_shape) != "none":
-        try:
-            import matplotlib.backends.backend_agg
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError("matplotlib", "figures", "cli", error) from None
+        require_matplotlib()
 
 
-def sample_rows(rows: Sequence[tuple[str, Tensor]], real: Tensor | None = None, *, columns: int = 16) -> Any | None:
-    """A figure with one labelled row (images) or panel (points, signals, numbers) per set; None for other event shapes.
+def sample_rows(
+    rows: Sequence[tuple[str, Tensor]],
+    real: Tensor | None = None,
+    *,
+    backdrop: Backdrop | None = None,
+    columns: int = 16,
+) -> Sheet | None:
+    """One labelled row (images) or panel (points, signals, numbers) per set; None for other event shapes.
+
+    All panels have the same axes. At most 1000 points are drawn in each.
 
     Args:
         rows: (label, samples (n, *event)) in data space; an empty set has an empty row or panel.
         real: real samples, drawn last and set apart.
+        backdrop: what points and histograms are drawn on; ``real`` by default.
         columns: images shown of each set.
     """
     known = [(label, x) for label, x in rows] + ([("real data", real)] if real is not None else [])
     shapes = {tuple(x.shape[1:]) for _, x in known if len(x)}
     if len(shapes) != 1:
         return None
-    event_shape = shapes.pop()
-    kind = picture_kind(event_shape)
+    kind = picture_kind(shapes.pop())
     if kind == "image":
         return _image_rows(known, real is not None, columns)
     if kind == "none":
         return None
-    return _panel_figure(known, kind, real is not None)
+    return Sheet(*panels_of(known, kind, backdrop or Backdrop(real), real_last=real is not None))
 
 
-def contact_sheet(x: Tensor) -> Any | None:
-    """A figure of all samples of one set (n, *event) in data space: a square of images, or one panel."""
+def contact_sheet(x: Tensor, backdrop: Backdrop | None = None, *, most: int | None = None) -> Any | None:
+    """A figure of one set (n, *event) in data space: a square of images, or one panel.
+
+    ``backdrop``: what points and histograms are drawn on; its real samples also fix black and white, and the axes.
+    ``most``: images shown at most.
+    """
     kind = picture_kind(tuple(x.shape[1:]))
     if kind == "none" or len(x) == 0:
         return None
     if kind != "image":
-        return _panel_figure([(f"{len(x)} samples", x)], kind, False, size=4.5)
-    columns = int(np.ceil(np.sqrt(len(x))))
-    rows = [("", part) for part in x.split(columns)]
-    return _image_rows(rows, False, columns)
+        return panels_of([(f"{len(x)} samples", x)], kind, backdrop or Backdrop(), real_last=False, size=4.5)[0]
+    return _image_square(x[:most].float(), None if backdrop is None else backdrop.real)
 
 
-def _image_rows(rows: Sequence[tuple[str, Tensor]], real_last: bool, columns: int) -> Any:
+def _image_square(x: Tensor, like: Tensor | None) -> Any:
+    """Images row by row, as one picture."""
+    columns = math.ceil(math.sqrt(len(x)))
+    low, high = _grey_range(x if like is None else like.float())
+    height, width = x.shape[-2:]
+    gap = max(1, round(0.07 * height))
+    pixels = np.concatenate([_strip(part, columns, height, width, gap, low, high) for part in x.split(columns)])
+    unit = max(4.5 / pixels.shape[1], 1 / 150)
+    figure = new_figure(pixels.shape[1] * unit, pixels.shape[0] * unit)
+    figure.set_layout_engine(None)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(pixels, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
+    axes.set_axis_off()
+    return figure
+
+
+def _image_rows(rows: Sequence[tuple[str, Tensor]], real_last: bool, columns: int) -> Sheet:
     """Images as a strip for each row, drawn pixel by pixel with a gap of a few pixels between them."""
     shown = [x[:columns].float() for _, x in rows]
     low, high = _grey_range(shown[-1] if real_last else torch.cat(shown))
-    height, width = shown[0].shape[-2:]
+    height, width = next(x for x in shown if len(x)).shape[-2:]
     gap = max(1, round(0.07 * height))
     strips = [_strip(x, columns, height, width, gap, low, high) for x in shown]
-    labelled = any(label for label, _ in rows)
     inches = 0.62 if columns <= 16 else 10 / columns
-    left = 1.75 if labelled else 0.1
+    left = 0.25 + max(text_width(label, 10) for label, _ in rows)
     unit = inches / (width + gap)
     total_height = sum(s.shape[0] for s in strips) * unit + 0.25 * real_last
     figure = new_figure(left + columns * inches + 0.1, total_height + 0.15)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     w, h = figure.get_size_inches()
-    y = h - 0.07
+    y, boxes = h - 0.07, list[Box]()
     for i, ((label, _), strip) in enumerate(zip(rows, strips, strict=True)):
         if real_last and i == len(rows) - 1:
             y -= 0.2
@@ -117,7 +137,8 @@ def _image_rows(rows: Sequence[tuple[str, Tensor]], real_last: bool, columns: in
         axes.imshow(strip, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
         axes.set_axis_off()
         figure.text((left - 0.12) / w, (y + tall / 2) / h, label, ha="right", va="center", fontsize=10, color=INK)
-    return figure
+        boxes.append((0.0, 1 - (y + tall) / h, 1.0, tall / h))
+    return Sheet(figure, tuple(boxes))
 
 
 def _line(x: list[float], y: list[float]) -> Any:
@@ -144,54 +165,3 @@ def _grey_range(x: Tensor) -> tuple[float, float]:
         if abs(low - a) < margin and abs(high - b) < margin:
             return a, b
     return (low, high) if high > low else (low - 1, low + 1)
-
-
-def _panel_figure(sets: Sequence[tuple[str, Tensor]], kind: str, real_last: bool, size: float = 2.3) -> Any:
-    rows = -(-len(sets) // (3 if kind == "lines" else 5))
-    columns = -(-len(sets) // rows)
-    wide = 1.5 if kind == "lines" else 1.0
-    figure = new_figure(columns * size * wide, rows * (size + 0.25))
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=kind != "lines").ravel()
-    for panel in axes[len(sets) :]:
-        panel.set_axis_off()
-    reference = sets[-1][1].float() if real_last else torch.cat([x for _, x in sets]).float()
-    bounds = _bounds(reference)
-    for i, ((label, x), panel) in enumerate(zip(sets, axes, strict=False)):
-        real = real_last and i == len(sets) - 1
-        panel.set_title(label, fontsize=10, color=INK)
-        _style_axes(panel)
-        values = x.detach().cpu().float().numpy()
-        colour = "#374151" if real else "#2563eb"
-        if kind == "points":
-            panel.scatter(values[:, 0], values[:, 1], s=3, alpha=0.5, linewidths=0, color=colour)
-            panel.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
-        elif kind == "histogram":
-            density = len(values) > 0
-            panel.hist(values.ravel(), bins=40, range=bounds[0], density=density, color=colour)
-        else:
-            _draw_lines(panel, values, colour)
-    return figure
-
-
-def _draw_lines(panel: Any, values: np.ndarray, colour: str, shown: int = 8) -> None:
-    """Signals below one another. The channels of one signal are drawn over each other."""
-    signals = values[:shown, None] if values.ndim == 2 else values[:shown]
-    offset = 0.7 * float(np.ptp(signals)) if signals.size else 1.0
-    for i, signal in enumerate(signals):
-        for channel, line in enumerate(signal):
-            panel.plot(line - i * offset, linewidth=0.9, color=colour, alpha=1 / (1 + 0.5 * channel))
-    panel.set_yticks([])
-
-
-def _bounds(x: Tensor) -> list[tuple[float, float]]:
-    """The range of each coordinate, widened by 15 % on either side."""
-    flat = x.reshape(len(x), -1)
-    low, high = flat.amin(0), flat.amax(0)
-    pad = 0.15 * (high - low).clamp(min=1e-6)
-    return list(zip((low - pad).tolist(), (high + pad).tolist(), strict=True))
-
-
-def _style_axes(panel: Any) -> None:
-    panel.tick_params(labelsize=7, colors=FAINT, length=2)
-    for side in panel.spines.values():
-        side.set_color("#d1d5db")

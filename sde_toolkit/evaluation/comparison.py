@@ -18,7 +18,7 @@ from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, planned_evaluations
 from sde_toolkit.evaluation.comparison_request import BUDGETS, ComparisonRequest, check_judge, named_models
 from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
-from sde_toolkit.evaluation.page import require_packages
+from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.real_samples import judge_of_data
 from sde_toolkit.evaluation.rows import Comparison, Row
@@ -150,7 +150,7 @@ def check_report_folder(to: Any) -> None:
     problem = why_not_writable(Path(to).absolute())
     if problem:
         raise ArgumentError("to", str(to), problem, "Name another folder.")
-    require_packages("the comparison's report")
+    require_report_packages()
 
 
 def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path | None) -> Comparison | None:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count
-from sde_toolkit.data.pictures import INK, new_figure
+from sde_toolkit.data.blank_figures import INK, new_figure
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.figures import style_axes
+from sde_toolkit.evaluation.figure_style import style_axes
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import RungeKutta4
 from sde_toolkit.metrics.distances import rmse

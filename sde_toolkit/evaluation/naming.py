@@ -1,11 +1,11 @@
-"""Names that users give, made safe for file names and for labels of figures."""
+"""Names that users give: made safe for file names and for labels of figures, and listed in a sentence."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["file_names", "literal"]
+__all__ = ["file_names", "literal", "names_in_words"]
 
 _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)  # by Windows
 _LONGEST = 60
@@ -33,3 +33,10 @@ def literal(name: str) -> str:
     short = name if len(name) <= 48 else f"{name[:32]}…{name[-15:]}"
     shown = short.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
     return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
+def names_in_words(names: Sequence[str], most: int = 4) -> str:
+    """``a, b and c``; of more than ``most`` names the last ones as ``2 others``."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} others"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -21,28 +21,57 @@ from sde_toolkit.evaluation.report_table import Table, as_csv
 from sde_toolkit.files.whole import write_all
 
 __all__ = [
+    "VECTORS",
     "Block",
     "Definitions",
+    "Enlargement",
     "Figure",
     "Page",
     "Section",
     "as_png",
+    "as_vectors",
     "checked_provenance",
     "facts_of",
     "json_data",
-    "require_packages",
+    "require_report_packages",
     "write_page",
 ]
+
+VECTORS = ("pdf", "svg")  # kinds of files beside a PNG, without loss at any size
+
+
+@dataclass(frozen=True, eq=False)
+class Enlargement:
+    """A picture that a click on part of a figure opens.
+
+    ``box``: that part, as (left, top, width, height) in shares of the figure. ``name``: of the picture's file, without
+    suffix; ``title``: what it shows; ``png``: its content.
+    """
+
+    box: tuple[float, float, float, float]
+    name: str
+    title: str
+    png: bytes
+
+    @property
+    def style(self) -> str:
+        """The place of the part, for HTML."""
+        sides = zip(("left", "top", "width", "height"), self.box, strict=True)
+        return "; ".join(f"{side}: {100 * share:.2f}%" for side, share in sides)
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A matplotlib figure, its file's name without suffix, and its caption; ``narrow``: not as wide as the page."""
+    """A matplotlib figure, its file's name without suffix, and its caption.
+
+    ``narrow``: not as wide as the page. ``enlargements``: of its parts.
+    """
 
     name: str
     caption: str
     drawing: Any
     narrow: bool = False
+    enlargements: tuple[Enlargement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,10 +108,16 @@ class Page:
         """All figures, in their order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
 
+    @property
+    def enlargements(self) -> list[Enlargement]:
+        """The enlargements of all figures."""
+        return [part for figure in self.figures for part in figure.enlargements]
+
     def html(self, pictures: Mapping[str, bytes] | None = None) -> str:
         """The page with its pictures inside; ``pictures``: the PNGs by their figures' names, where they are known."""
         drawn = {f.name: as_png(f.drawing) for f in self.figures} if pictures is None else pictures
-        return self._render("page.html.j2", escape=True, pictures=drawn)
+        larger = {part.name: part.png for part in self.enlargements}
+        return self._render("page.html.j2", escape=True, pictures={**larger, **drawn})
 
     def markdown(self) -> str:
         """The same in Markdown, with links to the pictures' files."""
@@ -119,6 +154,8 @@ def write_page(
     *,
     results_name: str | None = "results.json",
     markdown: bool = False,
+    vectors: bool = False,
+    more: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write ``report.html``, the results as JSON, a CSV for each of ``tables``, and the PNGs; returns the page's path.
 
@@ -128,12 +165,14 @@ def write_page(
         tables: records by the names of their files.
         results_name: of the JSON file; None: it is written elsewhere.
         markdown: write ``report.md``, too.
+        vectors: write figures as PDF and SVG, too, but not those of samples.
+        more: further files, by name.
 
     Raises:
         ArgumentError: for a provenance that JSON cannot hold.
         OSError: naming the file that cannot be written; none is replaced then.
     """
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes] = dict(more or {})
     pictures = {figure.name: as_png(figure.drawing) for figure in page.figures}
     if results_name is not None:
         files[results_name] = _as_bytes(_as_json(results) + "\n")
@@ -143,31 +182,47 @@ def write_page(
         files["report.md"] = _as_bytes(page.markdown())
     files["report.html"] = _as_bytes(page.html(pictures))
     files |= {f"{name}.png": content for name, content in pictures.items()}
+    for figure in page.figures if vectors else ():
+        if figure.enlargements:  # samples: pixels, at any size
+            continue
+        files |= {f"{figure.name}.{kind}": as_vectors(figure.drawing, kind) for kind in VECTORS}
+    files |= {f"{part.name}.png": part.png for part in page.enlargements}
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    for place in {(folder / name).parent for name in files}:
+        place.mkdir(parents=True, exist_ok=True)
     write_all(folder, files)
     return folder / "report.html"
 
 
-def require_packages(what: str, *more: tuple[str, str]) -> None:
-    """Refuse before the work if a package for a report is missing.
-
-    ``what``: the report, in words; ``more``: further modules and the packages that bring them.
+def require_report_packages() -> None:
+    """Refuse before the work if a package for reports is missing.
 
     Raises:
-        MissingDependencyError: without matplotlib or jinja2, or one of the others.
+        MissingDependencyError: without matplotlib or jinja2.
     """
-    for module, package in (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), *more):
+    for package in ("matplotlib", "jinja2"):
         try:
-            __import__(module)
+            __import__(package)
         except ImportError as error:
-            raise MissingDependencyError(package, what, "cli", error) from None
+            raise MissingDependencyError(package, "a report", "cli", error) from None
 
 
 def as_png(figure: Any) -> bytes:
     """A matplotlib figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_vectors(figure: Any, kind: str) -> bytes:
+    """A matplotlib figure that was drawn before, as "pdf" or "svg". The same figure gives the same bytes: no date."""
+    import matplotlib
+
+    figure.set_layout_engine(None)  # the layout is that of the PNG
+    buffer = io.BytesIO()
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "sde_toolkit", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=dates[kind])
     return buffer.getvalue()
 
 

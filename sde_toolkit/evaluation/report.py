@@ -1,37 +1,37 @@
-"""A comparison as files: one self-contained page, pictures, CSV and JSON that say the same."""
+"""A comparison as files: one self-contained page, figures, tables to paste, CSV and JSON that say the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit.data.pictures import picture_kind
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.figures import SHEET, comparison_figures
-from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.comparison_results import comparison_results, paired_records
+from sde_toolkit.evaluation.comparison_tables import PARTS, comparison_table, parts_tables, time_meaning
+from sde_toolkit.evaluation.figures import CURVES, comparison_figures
+from sde_toolkit.evaluation.findings import comparison_findings
+from sde_toolkit.evaluation.latex import latex_table
 from sde_toolkit.evaluation.page import (
+    VECTORS,
     Block,
     Definitions,
     Page,
     Section,
     checked_provenance,
     facts_of,
-    require_packages,
+    require_report_packages,
     write_page,
 )
+from sde_toolkit.evaluation.planned_run import PlannedRun
 from sde_toolkit.evaluation.rows import Comparison
+from sde_toolkit.evaluation.sample_sheets import ARRAYS, row_files, sample_arrays, sample_sheets, sheet_names
 from sde_toolkit.metrics.judge import Judge
 
-__all__ = ["require_report_packages", "write_report"]
+__all__ = ["report_files", "write_report"]
 
-
-def require_report_packages() -> None:
-    """Refuse before the work if a package is missing.
-
-    Raises:
-        MissingDependencyError: without matplotlib, jinja2 or POT.
-    """
-    require_packages("the comparison's report", ("ot", "POT"))
+TEX, MARKDOWN, PAIRS = "table.tex", "table.md", "paired.csv"
 
 
 def write_report(
@@ -41,7 +41,14 @@ def write_report(
     *,
     title: str = "Solver comparison",
 ) -> Path:
-    """Write ``report.html``, ``results.json``, ``results.csv`` and one PNG per figure; returns the page's path.
+    """Write a comparison as files; returns the page's path.
+
+        report.html                    all of it, in one file that needs no other
+        results.json, results.csv      the numbers, with the hashes of model, data and code; a line for each row
+        table.tex, table.md            the table, for LaTeX with booktabs and for Markdown
+        paired.csv                     the difference of each pair of rows, with its interval
+        error.png, pareto.pdf, ...     each figure of curves as PNG, PDF and SVG
+        samples/, samples.npz          the samples of each row as a picture; as arrays, if they are no more than 32 MiB
 
     Everything is composed before the first file is written, and the files appear together.
 
@@ -53,69 +60,40 @@ def write_report(
         ArgumentError: for what is no comparison, or a provenance that JSON cannot hold.
         OSError: naming the file that cannot be written; none is replaced then.
     """
-    require_packages("the comparison's report")
+    require_report_packages()
     if not isinstance(comparison, Comparison):
         raise ArgumentError("comparison", comparison, "not a comparison", "Pass what compare_solvers returned.")
     about = checked_provenance(provenance)
     page = comparison_page(comparison, about, title)
+    table = comparison_table(comparison)
+    more = {
+        TEX: latex_table(table, _in_words(comparison, title), "tab:solvers").encode(),
+        MARKDOWN: f"{table.markdown()}\n".encode(),
+    }
+    arrays = sample_arrays(comparison)
+    if arrays is not None:
+        more[ARRAYS] = arrays
+    tables = {"results.csv": comparison.records()}
+    if comparison.paired is not None and len(comparison.paired):
+        tables[PAIRS] = paired_records(comparison)
     results = comparison_results(comparison, about)
-    return write_page(page, directory, results, {"results.csv": comparison.records()})
+    return write_page(page, directory, results, tables, vectors=True, more=more)
 
 
-def comparison_results(comparison: Comparison, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a comparison but its samples, as plain data: what ``results.json`` holds."""
-    endpoint, request = comparison.endpoint, comparison.request
-    n_real = 0 if comparison.judge is None else len(comparison.judge.real)
-    return {
-        "findings": comparison_findings(comparison),
-        "rows": comparison.records(),
-        "metrics": {
-            metric.name: {
-                "heading": metric.heading,
-                "meaning": metric.meaning,
-                "lower_is_better": metric.lower_is_better,
-                **metric.conditions(comparison.n, n_real),
-            }
-            for metric in comparison.metrics
-        },
-        "real_data": _real_data(comparison),
-        "exact_flow": None
-        if endpoint is None
-        else {
-            "method": endpoint.method,
-            "samples": endpoint.n,
-            "nfe": endpoint.nfe,
-            "own_error": endpoint.error.value,
-            "checked": endpoint.checked,
-            "seconds": endpoint.seconds,
-        },
-        "samples_per_row": request.n,
-        "seed": request.seed,
-        "batch_size": request.batch_size,
-        "device": str(request.device),
-        "processes": comparison.processes,
-        "seconds": comparison.seconds,
-        "times": {f"{row.solver}, {row.grid}, {row.nfe}": list(row.times) for row in comparison.rows},
-        "provenance": dict(provenance),
-    }
+def report_files(runs: Sequence[PlannedRun]) -> list[str]:
+    """The names of all files that the report of these runs may have."""
+    figures = [*CURVES, *dict.fromkeys(sheet_names([(run.grid_set, run.budget) for run in runs]))]
+    rows = row_files([(run.name, run.grid_name, run.budget) for run in runs])
+    drawn = [f"{name}.{kind}" for name in CURVES for kind in VECTORS] + [f"{name}.png" for name in figures]
+    own = ["report.html", "results.json", "results.csv", TEX, MARKDOWN, PAIRS, ARRAYS]
+    return [*own, *drawn, *(f"{name}.png" for name in rows)]
 
 
-def _real_data(comparison: Comparison) -> dict[str, Any]:
-    judge = comparison.judge
-    if judge is None:
-        return {"skipped": comparison.request.without_judge}
-    found: dict[str, Any] = {
-        "source": judge.source,
-        "count": len(judge.real),
-        "compared": judge.n,
-        "features": judge.features.name,
-        "splits": judge.parts.splits,
-    }
-    for metric in comparison.metrics:
-        floor = comparison.floor(metric)
-        if floor is not None:
-            found |= {metric.name: floor.value, f"{metric.name}_error": floor.error}
-    return found
+def _in_words(comparison: Comparison, title: str) -> str:
+    """The caption of the table in LaTeX."""
+    bold = "In bold: the best at each budget, and what its paired interval at 95 % does not tell from it."
+    judged = "" if comparison.judge is None else " ≈: within two standard errors of as many real samples."
+    return f"{title}. {comparison.n} samples per row; ± is one standard error. {bold}{judged}"
 
 
 def comparison_page(comparison: Comparison, provenance: Mapping[str, Any], title: str) -> Page:
@@ -128,28 +106,39 @@ def comparison_page(comparison: Comparison, provenance: Mapping[str, Any], title
         device=str(request.device),
         seconds=comparison.seconds,
     )
-    figures = comparison_figures(comparison)
     marks = " “≈” marks what is within two standard errors of real data: by that measure alone it cannot be told "
     key = "± is one standard error." + (f"{marks}apart from them." if comparison.judge is not None else "")
+    key += " **Bold**: the best at its budget, and what is not told apart from it at 95 %."
     failed = [row for row in comparison.rows if row.failure]
     failures = [f"**{comparison.label(row)} at {row.nfe}** failed: {row.failure}" for row in failed]
     together = "Every solver starts from the same initial noise: look down a column."
-    if comparison.judge is not None:
+    if picture_kind(request.event_shape) != "image":
+        together = "Every solver starts from the same initial noise."
+    elif comparison.judge is not None:
         together += " The real data in the last place have no noise to start from and belong to no column."
-    sheets: list[Block] = [figure for figure in figures if figure.name.startswith(SHEET)]
+    parts: list[Block] = [
+        block for metric, table in parts_tables(comparison) for block in (f"**{metric.label()}**", table)
+    ]
     sections = [
         Section("Results", (comparison_table(comparison), key, *failures)),
-        Section("Curves", tuple(figure for figure in figures if not figure.name.startswith(SHEET))),
-        Section("Samples", (together, *sheets)),
+        Section("Whose error is it?", (*parts, Definitions(tuple(PARTS.items())), _PARTS_KEY)),
+        Section("Curves", tuple(comparison_figures(comparison))),
+        Section("Samples", (together, *sample_sheets(comparison))),
         Section("How this was measured", (Definitions(tuple(_explanations(comparison))),)),
     ]
-    return Page(title, comparison_findings(comparison), facts, sections, provenance)
+    shown = [section for section in sections if section.heading != "Whose error is it?" or parts]
+    return Page(title, comparison_findings(comparison), facts, shown, provenance)
+
+
+_PARTS_KEY = (
+    "The parts are distances of their own and need not add up. A part that is zero within its error was not found; “–” "
+    "was not measured."
+)
 
 
 def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
     """What was done, term by term."""
     request, endpoint, judge = comparison.request, comparison.endpoint, comparison.judge
-    grids = ", ".join(dict.fromkeys(row.grid for row in comparison.rows))
     found = [
         (
             "Budget",
@@ -169,8 +158,7 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
         ),
         (
             "Grid",
-            f"{grids}, the same for all solvers. Which grid is best differs between solvers; compare others with "
-            "`grid=[uniform,karras]`. All times are in `results.json`.",
+            _grids(comparison),
         ),
     ]
     if endpoint is not None:
@@ -191,11 +179,20 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
     found.append(
         (
             "Wall time",
-            f"One run per row after a warm-up, batch size {request.batch_size or request.n}; “overhead” is the share "
-            "spent on noise, arithmetic and bookkeeping. Not repeated: other work on the machine shows in it.",
+            f"Seconds are the {time_meaning(comparison)}. “Overhead” is the share spent on noise, arithmetic and "
+            "bookkeeping. Other work on the machine shows in it.",
         )
     )
     return found
+
+
+def _grids(comparison: Comparison) -> str:
+    """Which grids there are, and what they are for."""
+    grids = list(dict.fromkeys(row.grid for row in comparison.rows))
+    each = len({row.grid_set for row in comparison.rows}) == 1 and len(grids) > 1
+    said = "Each solver runs on the grid that is usual for it: see the column" if each else ", ".join(grids)
+    other = "`grid=uniform` puts all on one grid" if each else "compare others with `grid=[uniform,karras]`"
+    return f"{said}. Which grid is best differs between solvers; {other}. All times are in `results.json`."
 
 
 def _of_judge(judge: Judge) -> str:

@@ -25,18 +25,30 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """The cells of a line; it begins a group of lines, or it is the floor that the others are read against."""
+    """The cells of a line; it begins a group of lines, or it is the floor that the others are read against.
+
+    ``best``: places of the cells that are set in bold: the best of their group, and all that cannot be told from it.
+    """
 
     cells: tuple[str, ...]
     kind: Literal["", "group", "floor"] = ""
+    best: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and lines with a cell for each column."""
+    """Columns, and lines with a cell for each column; ``sortable``: by a click on a heading, on the page."""
 
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
+    sortable: bool = False
+
+    @property
+    def parts(self) -> list[tuple[str, list[Line]]]:
+        """The lines by HTML's name of their part of the table: the floor stays below when the others are sorted."""
+        floor = [line for line in self.lines if line.kind == "floor"]
+        body = ("tbody", [line for line in self.lines if line.kind != "floor"])
+        return [body, ("tfoot", floor)] if floor else [body]
 
     def text(self) -> str:
         """For a terminal, with a blank line between groups."""
@@ -53,6 +65,15 @@ class Table:
             out += {"": [], "group": [""], "floor": [rule]}[line.kind]
             out.append(line_of(line.cells))
         return "\n".join(out)
+
+    def markdown(self) -> str:
+        """For Markdown, the best in bold."""
+        heads, rules = zip(*((c.heading, "---" if c.left else "---:") for c in self.columns), strict=True)
+        lines = [heads, rules]
+        for line in self.lines:
+            lines.append(tuple(f"**{cell}**" if k in line.best else cell for k, cell in enumerate(line.cells)))
+        escaped = (" | ".join(cell.replace("|", r"\|") for cell in cells) for cells in lines)
+        return "\n".join(f"| {cells} |" for cells in escaped)
 
     @property
     def key(self) -> list[Column]:

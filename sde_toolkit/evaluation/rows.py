@@ -16,8 +16,8 @@ from sde_toolkit.evaluation.endpoint import Endpoint
 from sde_toolkit.evaluation.error_parts import ErrorParts
 from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.planned_run import USUAL
-from sde_toolkit.jobs.fingerprints import tensor_digest, weights_digest_of
-from sde_toolkit.jobs.provenance import provenance_of, source_digest, toolkit_version
+from sde_toolkit.jobs.fingerprints import behaviour, digest, model_fingerprint, tensor_digest
+from sde_toolkit.jobs.provenance import code_identity, provenance_of
 from sde_toolkit.jobs.store import PartStore
 from sde_toolkit.metrics.judge import Judge
 from sde_toolkit.metrics.metric import Against, Estimate, Metric, SampleSet
@@ -79,6 +79,11 @@ class Row:
     grid_set: str = USUAL
     model: str = ""
     failure: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the row failed since its samples are not finite."""
+        return "not finite" in self.failure
 
     @property
     def deterministic(self) -> bool:
@@ -179,10 +184,14 @@ class Comparison:
         return record
 
     def hashes(self) -> dict[str, Any]:
-        """SHA-256 of what the rows depend on: the weights of each model, the real samples, the code."""
-        models = {name: weights_digest_of(model) for name, model in self.request.all_models.items()}
-        code = {"version": toolkit_version(), "source_sha256": source_digest()}
-        return {"models": models, "data": None if self.judge is None else tensor_digest(self.judge.real), "code": code}
+        """What the rows depend on: hashes of each model with its weights, of the real samples, and of the code."""
+        shape = self.request.event_shape
+        models = {
+            name: digest({**model_fingerprint(model), "behaviour": behaviour(model, shape)})
+            for name, model in self.request.all_models.items()
+        }
+        real = None if self.judge is None else tensor_digest(self.judge.real)
+        return {"models": models, "data": real, "code": code_identity()}
 
     def forget_parts(self) -> None:
         """Delete the finished parts, which an interrupted comparison continues from. Its report is there now."""

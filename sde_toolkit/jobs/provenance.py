@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
@@ -17,7 +19,14 @@ import torch
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
 
-__all__ = ["provenance_of", "provenance_of_run", "source_digest", "toolkit_version", "weights_digest"]
+__all__ = [
+    "code_identity",
+    "provenance_of",
+    "provenance_of_run",
+    "source_digest",
+    "toolkit_version",
+    "weights_digest",
+]
 
 _PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
 
@@ -56,6 +65,24 @@ def provenance_of_run(command: list[str] | None = None) -> dict[str, Any]:
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+@functools.cache
+def code_identity() -> dict[str, str | None]:
+    """This package: its version, the digest of its source, and the commit it is checked out at, where there is one."""
+    checkout = Path(__file__).parent.parent.parent
+    return {"version": toolkit_version(), "source_sha256": source_digest(), "commit": _commit(checkout)}
+
+
+def _commit(checkout: Path) -> str | None:
+    """The commit of a checkout; None if it is none, or without git."""
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+    return None
 
 
 def weights_digest(model_name: str, weights: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sde_toolkit.data.pictures import FAINT, new_figure
-from sde_toolkit.evaluation.figures import COLOURS
+from sde_toolkit.data.blank_figures import FAINT, new_figure
+from sde_toolkit.evaluation.figure_style import COLOURS
 from sde_toolkit.evaluation.naming import literal
 from sde_toolkit.evaluation.page import Figure
 from sde_toolkit.suite.rankings import Measure

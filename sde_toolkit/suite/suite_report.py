@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.evaluation.page import Definitions, Page, Section, facts_of, require_packages, write_page
+from sde_toolkit.evaluation.page import Definitions, Page, Section, facts_of, require_report_packages, write_page
 from sde_toolkit.evaluation.report_table import Column, Line, Table, plus_minus
 from sde_toolkit.files.whole import write_all
 from sde_toolkit.metrics.metric import Estimate
@@ -26,7 +26,7 @@ def write_suite(joined: Joined, directory: str | Path, provenance: Mapping[str, 
     Raises:
         OSError: naming the file that cannot be written.
     """
-    require_packages("the suite's report")
+    require_report_packages()
     folder = Path(directory)
     place = folder / "solvers"
     place.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ class SampleSheet:
         Raises:
             MissingDependencyError: if it is not installed.
         """
-        from sde_toolkit.data.pictures import new_figure
+        from sde_toolkit.data.blank_figures import new_figure
 
         new_figure(1, 1)
 

@@ -1,14 +1,10 @@
 """Solvers are compared at budgets that are kept, from the same noise, and the files say what was measured."""
 
-import csv
 import itertools
 import json
 import math
-import re
-import subprocess
 import sys
 import tracemalloc
-from importlib import metadata
 
 import numpy as np
 import pytest
@@ -18,13 +14,11 @@ import sde_toolkit
 from sde_toolkit import (
     VESDE,
     VPSDE,
-    Affine,
     FlowMatching,
     GaussianMixture,
     Identity,
     ScoreModel,
     SubVPSDE,
-    UNet,
     auto,
     ddim,
     ddpm,
@@ -33,22 +27,17 @@ from sde_toolkit import (
     probability_flow,
     sample,
 )
-from sde_toolkit.data.pictures import contact_sheet, sample_rows
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
-from sde_toolkit.evaluation import planned_run, report
+from sde_toolkit.evaluation import planned_run
 from sde_toolkit.evaluation.candidates import USUAL_SOLVERS
 from sde_toolkit.evaluation.comparison import compare_solvers
+from sde_toolkit.evaluation.comparison_tables import comparison_table
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.evaluation.figures import figure_names
-from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
-from sde_toolkit.evaluation.report import require_report_packages, write_report
-from sde_toolkit.evaluation.report_table import plus_minus
+from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.integrators import Euler, Heun
-from sde_toolkit.jobs.provenance import provenance_of
 from sde_toolkit.metrics.distances import Plausible
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
-from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.metrics.sliced import SlicedWasserstein
 from sde_toolkit.models import clip_x0
 from sde_toolkit.sampling import ForeignSolver, usual_plan
@@ -360,165 +349,6 @@ def test_bad_judges_are_refused():
         Judge(real, 4, features, splits=1)
     with pytest.raises(DataError, match="samples"):
         quick_judge(real, 4, features, splits=2, projections=2)(real[:2])
-
-
-# The report
-
-
-@pytest.fixture(scope="module")
-def written(compared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    write_report(compared, folder, provenance_of(ring(), "ring <b>", None, seed=0), title="Rings & <things>")
-    return folder
-
-
-def test_page_csv_and_json_say_the_same(compared, written):
-    content = json.loads((written / "results.json").read_text(encoding="utf-8"))
-    with (written / "results.csv").open(encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    page = (written / "report.html").read_text(encoding="utf-8")
-    assert len(content["rows"]) == len(table) == len(compared.rows)
-    for row, in_json, in_csv in zip(compared.rows, content["rows"], table, strict=True):
-        assert in_csv["solver"] == in_json["solver"] == row.solver
-        assert int(in_csv["nfe"]) == in_json["nfe"] == row.nfe
-        assert float(in_csv["kernel_distance"]) == in_json["kernel_distance"] == row.measured["kernel_distance"].value
-        assert (in_csv["rmse"] == "") == (in_json["rmse"] is None) == ("rmse" not in row.measured)
-        assert plus_minus(row.measured["sliced_wasserstein"]) in page
-        assert content["times"][f"{row.solver}, {row.grid}, {row.nfe}"] == list(row.times)
-    assert all(sentence in page for sentence in content["findings"])
-
-
-def test_the_page_needs_nothing_but_itself(written):
-    page = (written / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|<link|<script|@import|url\(", page)
-    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
-    assert "Rings &amp; &lt;things&gt;" in page
-    assert "ring <b>" not in page
-
-
-def test_every_figure_is_a_file_and_on_the_page(written):
-    names = {path.stem for path in written.glob("*.png")}
-    assert names == {"error", "distances", "time", "samples_usual_5", "samples_usual_8"}
-    assert (written / "report.html").read_text(encoding="utf-8").count("<img") == len(names)
-
-
-def test_provenance_is_complete(written):
-    record = json.loads((written / "results.json").read_text(encoding="utf-8"))["provenance"]
-    assert record["versions"]["torch"] == metadata.version("torch")
-    assert {"command", "date", "model", "seed", "machine"} <= set(record)
-    assert record["machine"]["cpu_threads"] == torch.get_num_threads()
-
-
-ODD = ["karras, 1/7", "karras, 1:7", "KARRAS, 1_7", "..", "$\\frac$", "_hidden", "CON", "é <b>", "x" * 300, ""]
-
-
-def test_names_may_have_any_character(tmp_path):
-    """Every grid has a picture of its own, whatever it is called, and every solver its row."""
-    builders = dict.fromkeys(ODD, grids.karras)
-    got = compare_solvers(disc(), {"$\\frac$": ddim(), "a/b": ddpm()}, [4], grids=builders, n=4, endpoint_n=2)
-    write_report(got, tmp_path / "run", provenance_of(ring(), "ring", None, seed=0))
-    sheets = [path.stem for path in (tmp_path / "run").glob("samples_*.png")]
-    assert len(sheets) == len({sheet.lower() for sheet in sheets}) == len(ODD)
-    assert all(re.fullmatch(r"[\w.-]{1,100}", sheet, re.ASCII) for sheet in sheets)
-    rows = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["grid"] for row in rows[::2]] == ODD
-    assert {path.parent for path in tmp_path.rglob("*.*")} == {tmp_path / "run"}
-    declared = figure_names(ODD, [4])
-    assert {path.stem for path in (tmp_path / "run").glob("*.png")} <= set(declared)
-
-
-def test_a_report_needs_no_provenance_and_is_whole_or_absent(tmp_path, monkeypatch):
-    compared = compare_solvers(disc(), ddim(), [3], n=4, endpoint_n=0)
-    page = write_report(compared, tmp_path / "bare")
-    assert "5 CPU" not in page.read_text(encoding="utf-8")
-    assert json.loads((tmp_path / "bare/results.json").read_text(encoding="utf-8"))["provenance"] == {}
-    write_report(compared, tmp_path / "some", {"note": "mine", "model": None})
-    for wrong in ({"x": object()}, {"x": torch.zeros(2)}):
-        with pytest.raises(ArgumentError, match="provenance"):
-            write_report(compared, tmp_path / "none", wrong)
-    with pytest.raises(ArgumentError, match="comparison"):
-        write_report(None, tmp_path / "none")
-    monkeypatch.setattr(report, "comparison_page", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_report(compared, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-def test_without_real_data_the_reason_is_stated(tmp_path):
-    torch.manual_seed(0)
-    network = UNet(1, widths=(8, 8), attention_levels=(), blocks_per_level=1, dims=1)
-    model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 16), transform=Affine(0.0, 2.0)).eval()
-    got = compare_solvers(
-        model,
-        {"ddim": ddim(), "ddpm": ddpm()},
-        [3],
-        n=4,
-        endpoint_n=2,
-        endpoint_steps=4,
-        without_judge="none of that shape",
-    )
-    write_report(got, tmp_path, provenance_of(model, "tiny", None, seed=0))
-    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert content["real_data"] == {"skipped": "none of that shape"}
-    assert set(content["metrics"]) == {"rmse"}
-    assert "kernel_distance" not in content["rows"][0]
-    assert "none of that shape" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert not (tmp_path / "distances.png").exists()
-
-
-def pixels(figure):
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba()).copy()
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2,), (), (1,), (16,), (2, 16)])
-def test_every_common_event_has_a_picture_that_shows_its_samples(shape):
-    """Another first or last sample, in any of the sets, is another picture; the same samples are the same picture."""
-    x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
-    sheet = pixels(contact_sheet(x))
-    assert np.array_equal(sheet, pixels(contact_sheet(x.clone())))
-    rows = [("one", x), ("empty", x[:0])]
-    both = pixels(sample_rows(rows, x))
-    for k in (0, 4):
-        moved = x.clone()
-        moved[k] = moved[k] + 0.5 if shape in ((), (1,)) else 1 - moved[k].flip(-1)  # into another bin
-        assert not np.array_equal(sheet, pixels(contact_sheet(moved)))
-        assert not np.array_equal(both, pixels(sample_rows([("one", moved), *rows[1:]], x)))
-        assert not np.array_equal(both, pixels(sample_rows(rows, moved)))
-
-
-def test_events_without_a_picture_have_none():
-    assert contact_sheet(torch.randn(5, 2, 3, 4, 5)) is None
-
-
-@pytest.mark.parametrize(
-    ("estimate", "shown"),
-    [
-        (Estimate(0.01234, 0.0045), "0.0123 ± 0.0045"),
-        (Estimate(12.34, 1.1), "12.3 ± 1.1"),
-        (Estimate(123.4, 25.0), "123 ± 25"),
-        (Estimate(0.5, 0.0), "0.5"),
-        (Estimate(0.5, math.nan), "0.5"),
-    ],
-)
-def test_numbers_are_rounded_by_their_error(estimate, shown):
-    assert plus_minus(estimate) == shown
-
-
-def test_optional_packages_are_loaded_only_where_they_are_used():
-    check = (
-        "import sys, sde_toolkit.evaluation, sde_toolkit.jobs.provenance;"
-        "print({'ot', 'matplotlib', 'jinja2', 'hydra', 'omegaconf'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(("module", "package"), [("ot", "POT"), ("matplotlib", "matplotlib"), ("jinja2", "jinja2")])
-def test_a_missing_package_is_named_before_the_work(monkeypatch, module, package):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"{package}.*sde-toolkit\[cli\]"):
-        require_report_packages()
 
 
 @pytest.mark.parametrize("solver", [ddim(), probability_flow()], ids=lambda solver: solver.name)

@@ -25,7 +25,8 @@ from sde_toolkit.evaluation import (
     evaluate_samples,
     flat_features,
 )
-from sde_toolkit.evaluation.findings import comparison_findings, comparison_table
+from sde_toolkit.evaluation.comparison_tables import comparison_table
+from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.evaluation.quality_report import quality_table, write_quality_report
 from sde_toolkit.evaluation.report import write_report
 from sde_toolkit.metrics.distances import Plausible

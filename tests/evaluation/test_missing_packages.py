@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_toolkit.data.pictures import new_figure
+from sde_toolkit.data.blank_figures import new_figure
 from sde_toolkit.errors import MissingDependencyError, _torchvision_for
 from sde_toolkit.evaluation import FID, data_extractor, evaluate_samples, inception_extractor
 from sde_toolkit.progress import progress_bar

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_toolkit.data.pictures import FAINT, INK, new_figure, picture_kind
+from sde_toolkit.data.blank_figures import FAINT, INK, new_figure
+from sde_toolkit.data.pictures import picture_kind
 from sde_toolkit.evaluation.density.density_findings import Background, scale, spread, unit
 from sde_toolkit.evaluation.density.evaluating import DatasetLikelihood
-from sde_toolkit.evaluation.figures import COLOURS, style_axes
+from sde_toolkit.evaluation.figure_style import COLOURS, style_axes
 from sde_toolkit.evaluation.page import Figure
 
 __all__ = ["likelihood_figures"]
@@ -86,7 +87,7 @@ def _extremes(result: DatasetLikelihood) -> Any:
     cell, text = 0.78, 0.2
     tall = cell * height / width
     figure = new_figure(1.0 + columns * (cell + 0.06), len(rows) * (tall + text) + 0.35)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     w, h = figure.get_size_inches()
     low, high = _range(result)
     y, before = h - 0.06, ""

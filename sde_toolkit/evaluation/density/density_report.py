@@ -25,21 +25,12 @@ from sde_toolkit.evaluation.page import (
     Section,
     checked_provenance,
     facts_of,
-    require_packages,
+    require_report_packages,
     write_page,
 )
 from sde_toolkit.evaluation.report_table import Column, Line, Table
 
-__all__ = ["require_likelihood_packages", "write_likelihood_report"]
-
-
-def require_likelihood_packages() -> None:
-    """Refuse before the work if a package is missing.
-
-    Raises:
-        MissingDependencyError: without matplotlib or jinja2.
-    """
-    require_packages("the likelihood report")
+__all__ = ["write_likelihood_report"]
 
 
 def write_likelihood_report(
@@ -51,7 +42,7 @@ def write_likelihood_report(
     title: str = "Likelihood",
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``samples.csv``, ``results.json`` and the PNGs; returns the page's path."""
-    require_likelihood_packages()
+    require_report_packages()
     about = checked_provenance(provenance)
     page = likelihood_page(result, background, about, title)
     tables = {"samples.csv": sample_records(result, background)}

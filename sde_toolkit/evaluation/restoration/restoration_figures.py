@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.pictures import FAINT, INK, new_figure, picture_kind
-from sde_toolkit.evaluation.figures import COLOURS, MARKERS, style_axes
+from sde_toolkit.data.blank_figures import FAINT, INK, new_figure
+from sde_toolkit.data.pictures import picture_kind
+from sde_toolkit.evaluation.figure_style import COLOURS, MARKERS, style_axes
 from sde_toolkit.evaluation.naming import literal
 from sde_toolkit.evaluation.page import Figure
 from sde_toolkit.evaluation.restoration.restoration_pictures import picture_of_images, picture_of_lines

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.data.pictures import INK, new_figure, picture_kind
-from sde_toolkit.evaluation.figures import COLOURS, style_axes
+from sde_toolkit.data.blank_figures import INK, new_figure
+from sde_toolkit.data.pictures import picture_kind
+from sde_toolkit.evaluation.figure_style import COLOURS, style_axes
 from sde_toolkit.evaluation.naming import literal
 from sde_toolkit.evaluation.restoration.restoration_results import EXACT, Restoration
 from sde_toolkit.evaluation.restoration.restoration_tasks import hidden_places
@@ -73,7 +74,7 @@ class _Sheet:
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = new_figure(width, height)
-        self.figure.set_layout_engine("none")
+        self.figure.set_layout_engine(None)
         self.width, self.height = width, height
 
     def image(self, pixels: Array, x: float, y: float, wide: float, tall: float) -> None:

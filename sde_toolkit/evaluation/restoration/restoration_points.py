@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sde_toolkit.data.pictures import FAINT, INK, new_figure
-from sde_toolkit.evaluation.figures import COLOURS, style_axes
+from sde_toolkit.data.blank_figures import FAINT, INK, new_figure
+from sde_toolkit.evaluation.figure_style import COLOURS, style_axes
 from sde_toolkit.evaluation.naming import literal
 from sde_toolkit.evaluation.restoration.restoration_pictures import rows_of_case
 from sde_toolkit.evaluation.restoration.restoration_results import EXACT, Restoration

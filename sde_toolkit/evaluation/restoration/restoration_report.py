@@ -15,7 +15,7 @@ from sde_toolkit.evaluation.page import (
     Section,
     checked_provenance,
     facts_of,
-    require_packages,
+    require_report_packages,
     write_page,
 )
 from sde_toolkit.evaluation.restoration.restoration_figures import restoration_figures
@@ -25,16 +25,7 @@ from sde_toolkit.evaluation.restoration.restoration_scores import DISTANCE
 from sde_toolkit.files.whole import atomic_file
 from sde_toolkit.jobs.fingerprints import fingerprint_data
 
-__all__ = ["require_restoration_packages", "write_restoration_report"]
-
-
-def require_restoration_packages() -> None:
-    """Refuse before the work if a package is missing.
-
-    Raises:
-        MissingDependencyError: without matplotlib, jinja2 or POT.
-    """
-    require_packages("the report on a restoration", ("ot", "POT"))
+__all__ = ["write_restoration_report"]
 
 
 def write_restoration_report(
@@ -53,7 +44,7 @@ def write_restoration_report(
         ArgumentError: for a provenance that JSON cannot hold.
         OSError: naming the file that cannot be written.
     """
-    require_restoration_packages()
+    require_report_packages()
     about = checked_provenance(provenance)
     page = restoration_page(result, about, title)
     folder = Path(directory)
