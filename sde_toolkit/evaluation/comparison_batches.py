@@ -57,7 +57,7 @@ class ComparisonBatches:
             "steps": request.endpoint_steps,
         }
         runs = [[run.name, run.grid_name, run.settings()] for run in request.runs]
-        models = {name: model.description() for name, model in (request.models or {}).items()}
+        models = {name: model_fingerprint(model) for name, model in (request.models or {}).items()}
         return {
             "work": "comparison/2",
             "model": model_fingerprint(request.model),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
-from sde_toolkit.evaluation import drawing
+from sde_toolkit.evaluation import planned_run
 
 MIXTURE = "model={path:mixture}"
 QUIET = "progress=false"
@@ -111,7 +111,7 @@ def test_a_comparison_says_the_same_but_for_its_seconds(command, forks, tmp_path
 def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
     words = ["sample", MIXTURE, "n=10", "batch_size=3", "nfe=4"]
     assert command(*words, "output=whole")[0] == 0
-    real, calls = drawing.sample, []
+    real, calls = planned_run.sample, []
 
     def killed(*args, **options):
         if len(calls) == 2:
@@ -120,7 +120,7 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
         return real(*args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(drawing, "sample", killed)
+        patched.setattr(planned_run, "sample", killed)
         status, _, err = command(*words, "output=again")
     assert status == 130
     assert (
@@ -136,7 +136,7 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
     assert status == 2
     assert "settings.seed (0 there, 1 here)" in err
     drawn = []
-    monkeypatch.setattr(drawing, "sample", lambda *a, **o: drawn.append(o["first_index"]) or real(*a, **o))
+    monkeypatch.setattr(planned_run, "sample", lambda *a, **o: drawn.append(o["first_index"]) or real(*a, **o))
     status, out, err = command(*words, "output=again")
     assert status == 0, err
     assert drawn == [3, 6, 9]

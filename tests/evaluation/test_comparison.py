@@ -30,11 +30,13 @@ from sde_toolkit import (
 from sde_toolkit.errors import ArgumentError, DataError, MissingDependencyError
 from sde_toolkit.evaluation import planned_run
 from sde_toolkit.evaluation.candidates import USUAL_SOLVERS
-from sde_toolkit.evaluation.comparison import compare_solvers
+from sde_toolkit.evaluation.comparison import compare_in_team, compare_solvers
+from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.comparison_tables import comparison_table
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.integrators import Euler, Heun
+from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.distances import Plausible
 from sde_toolkit.metrics.judge import Judge, classifier_features, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance, kernel_distance
@@ -563,3 +565,30 @@ def test_hashes_name_model_data_and_code():
     assert got["models"] != other["models"]
     assert got["data"] != other["data"]
     assert got["code"] == other["code"]
+
+
+def test_an_interrupted_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatch):
+    options = {"solvers": ["ddim", "ddpm"], "budgets": [4], "n": 7, "seeds": 2, "batch_size": 3, "endpoint_n": 0}
+    request = ComparisonRequest(model=disc(), **options)
+    whole = compare_in_team(request, Team(), None)
+    real, drawn = planned_run.SolverRun.draw, []
+
+    def killed(self, model, first, last, **rest):
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        drawn.append(first)
+        return real(self, model, first, last, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(planned_run.SolverRun, "draw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare_in_team(request, Team(), tmp_path)
+        again = ComparisonRequest(model=disc(), **{**options, "seeds": 3})
+        with pytest.raises(ArgumentError, match="settings.seeds"):
+            compare_in_team(again, Team(), tmp_path)
+        drawn.clear()
+        patched.setattr(planned_run.SolverRun, "draw", lambda *a, **o: drawn.append(1) or real(*a, **o))
+        resumed = compare_in_team(request, Team(), tmp_path)
+    assert len(drawn) == 2 * 2 * 3 - 5
+    for one, other in zip(whole.draws, resumed.draws, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
