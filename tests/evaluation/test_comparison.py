@@ -584,7 +584,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             compare_in_team(request, Team(), tmp_path)
         again = ComparisonRequest(model=disc(), **{**options, "seeds": 3})
-        with pytest.raises(ArgumentError, match="settings.seeds"):
+        with pytest.raises(ArgumentError, match=r"settings\.seeds"):
             compare_in_team(again, Team(), tmp_path)
         drawn.clear()
         patched.setattr(planned_run.SolverRun, "draw", lambda *a, **o: drawn.append(1) or real(*a, **o))
