@@ -17,10 +17,12 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, planned_evaluations
 from sde_toolkit.evaluation.comparison_request import BUDGETS, ComparisonRequest, check_judge, named_models
+from sde_toolkit.evaluation.error_parts import error_parts
 from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
 from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.real_samples import judge_of_data
+from sde_toolkit.evaluation.references import solve_references
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.files.folders_to_write import why_not_writable
 from sde_toolkit.jobs.sharing import do_parts
@@ -173,6 +175,7 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
         begin=lambda own: work.begin(own, request.progress and team.main),
     )
     work.bar.close()
+    references = solve_references(request, team, store_in=store_in, progress=request.progress)
     if parts is None:
         return None
     endpoints = endpoints_of(request, parts)
@@ -193,5 +196,9 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
         processes=team.size,
         store=store,
     )
-    paired = PairedDifferences.of(comparison, request.progress)
-    return replace(comparison, paired=paired, seconds=time.perf_counter() - began)
+    comparison = replace(
+        comparison,
+        paired=PairedDifferences.of(comparison, request.progress),
+        error_parts=error_parts(comparison, references, request.progress),
+    )
+    return replace(comparison, seconds=time.perf_counter() - began)

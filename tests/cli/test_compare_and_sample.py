@@ -17,6 +17,7 @@ from sde_toolkit.evaluation.candidates import USUAL_SOLVERS
 
 MIXTURE = "model={path:mixture}"
 FEW = ["n=8", "n_real=40", "budgets=[3,5]", "exact_flow.n=4", "exact_flow.steps=4", "progress=false", "output=run"]
+FEW += ["references=false"]
 
 
 @pytest.fixture
