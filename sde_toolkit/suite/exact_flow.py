@@ -65,17 +65,23 @@ class ExactFlow:
         return self.own.square().mean().sqrt().item()
 
 
-def solve_flow(model: ScoreModel, noise: Tensor, *, steps: tuple[int, int] = _STEPS) -> ExactFlow:
+def solve_flow(
+    model: ScoreModel,
+    noise: Tensor,
+    *,
+    steps: tuple[int, int] = _STEPS,
+    tolerances: tuple[float, float] = _TOLERANCES,
+) -> ExactFlow:
     """The probability flow from x = σ(1) ``noise`` at t=1 down to the data, denoised at the end if noise is left there.
 
     Exact scores are followed to t=0, networks to the SDE's ``sampling_end``.
 
     Args:
         noise: (n, *event), standard normal.
-        steps: of the two solves of a network.
+        steps: of the two solves of a network, the finer one last; ``tolerances``: of those of an exact score.
     """
     if model.has_exact_score:
-        coarse, fine = (_solve_exactly(model, noise, tolerance) for tolerance in _TOLERANCES)
+        coarse, fine = (_solve_exactly(model, noise, tolerance) for tolerance in tolerances)
     else:
         coarse, fine = (_solve_network(model, noise, count) for count in steps)
     return ExactFlow(fine, (fine - coarse).square().flatten(1).mean(1).sqrt())

@@ -145,15 +145,19 @@ class _Cells:
 
     def _cell(self, truth: Truth, solver: str, budget: int) -> Arrays:
         """Samples of a solver and their distance to real ones, or the reason why there are none."""
-        began = time.perf_counter()
+        began, given = time.perf_counter(), self.request.candidates[solver]
         try:
-            (run,) = plan_all(truth.model, {solver: self.request.candidates[solver]}, [budget], None)
+            (run,) = plan_all(truth.model, {solver: given}, [budget], None)
             if run.nfe > budget:
                 return {"failure": np.array(f"it takes {run.nfe} evaluations")}
             drawn = run.draw(truth.model, 0, truth.n, seed=truth.seed)
             distance = truth.distance(drawn.x)
         except SDEToolkitError as error:
             return {"failure": np.array(str(error))}
+        except Exception as error:  # of a user's function: the other cells are measured all the same
+            if isinstance(given, Solver):
+                raise
+            return {"failure": np.array(f"{type(error).__name__}: {error}")}
         return {
             "x": drawn.x.detach().cpu().numpy(),
             "nfe": np.array(drawn.nfe),

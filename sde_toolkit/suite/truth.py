@@ -183,7 +183,7 @@ class Truth:
         held, others = drawn[: self.n], drawn[self.n :].flatten(1).double()
         mean = others.mean(0)
         ridge = (self.resolution or (1e-3 if self.is_exact else 0.05)) * self.size
-        values, vectors = torch.linalg.eigh(torch.cov(others.mT))
+        values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(others.mT)))
         return mean, vectors / (values.clamp(min=0) + ridge**2).sqrt(), held, others
 
     def _whiten(self, x: Tensor) -> Tensor:
