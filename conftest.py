@@ -2,10 +2,14 @@
 
 import os
 import signal
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is faster, here and in subprocesses
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, here and in subprocesses
+
+_cache = tempfile.TemporaryDirectory(prefix="sde_toolkit_tests_")  # removed when the tests end
+os.environ.setdefault("SDE_TOOLKIT_CACHE", _cache.name)  # nothing is written to the cache of who runs the tests
 
 import pytest
 from hypothesis import settings

@@ -32,6 +32,6 @@ if __name__ == "__main__":
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **small_arrays(flow))
         SHIPPED.mkdir(exist_ok=True)
-        write_atomically(SHIPPED / f"flow-{truth.digest}.npz", buffer.getvalue())
+        write_atomically(SHIPPED / f"{truth.digest}.npz", buffer.getvalue())
         size, own = buffer.tell() / 1000, flow.own_error / truth.size
         print(f"{name}: {size:.0f} kB, own error {own:.1e} of the data's size", flush=True)

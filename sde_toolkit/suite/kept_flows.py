@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,22 @@ import torch
 
 from sde_toolkit.data.reading import read_numpy
 from sde_toolkit.errors import DataError
+from sde_toolkit.files.user_cache import user_cache
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.suite.exact_flow import ExactFlow
 
-__all__ = ["FOLDER", "SHIPPED", "folder_of_flows", "keep_flow", "kept_flow", "small_arrays"]
-
-FOLDER = "SDE_TOOLKIT_CACHE"
-"""The environment variable that names another folder."""
+__all__ = ["SHIPPED", "keep_flow", "kept_flow", "small_arrays"]
 
 SHIPPED = Path(__file__).parent / "shipped"
 _known: dict[str, ExactFlow] = {}
 _LEVELS = 65535
 
 
-def folder_of_flows() -> Path:
-    """Where references are kept: ``$SDE_TOOLKIT_CACHE``, or ``sde_toolkit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    named = os.environ.get(FOLDER)
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sde_toolkit"
-
-
 def kept_flow(digest: str, shape: tuple[int, ...]) -> ExactFlow | None:
     """The flow of the truth with this digest, (n, *event) = ``shape``; None if it is not there, or damaged."""
-    for folder in (SHIPPED, folder_of_flows()):
+    for folder in (SHIPPED, user_cache("flows")):
         if digest not in _known:
-            found = _read(folder / f"flow-{digest}.npz", shape)
+            found = _read(folder / f"{digest}.npz", shape)
             if found is not None:
                 _known[digest] = found
     return _known.get(digest)
@@ -51,7 +39,7 @@ def keep_flow(digest: str, flow: ExactFlow) -> None:
     _known[digest] = flow
     buffer = io.BytesIO()
     np.savez(buffer, x=flow.x.numpy(), own=flow.own.numpy())
-    file = folder_of_flows() / f"flow-{digest}.npz"
+    file = user_cache("flows") / f"{digest}.npz"
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, buffer.getvalue())

@@ -25,7 +25,6 @@ from sde_toolkit.suite import (
     read_results,
     run_suite,
 )
-from sde_toolkit.suite.kept_flows import FOLDER
 from sde_toolkit.suite.suite_results import TruthFacts
 
 SMALL = {"budgets": [4, 8]}
@@ -48,7 +47,7 @@ def mine(model, nfe):
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "flows"))
+    monkeypatch.setenv("SDE_TOOLKIT_CACHE", str(tmp_path))
 
 
 def pair(std=0.2, name="pair"):
