@@ -8,9 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is fa
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests of Ctrl-C need it, here and in subprocesses
 
-_cache = tempfile.TemporaryDirectory(prefix="sde_toolkit_tests_")  # removed when the tests end
-os.environ.setdefault("SDE_TOOLKIT_CACHE", _cache.name)  # nothing is written to the cache of who runs the tests
-
 import pytest
 from hypothesis import settings
 from sybil import Sybil
@@ -19,6 +16,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
 
+_cache = tempfile.TemporaryDirectory(prefix="sde_toolkit_tests_")  # removed when the tests end
+os.environ.setdefault("SDE_TOOLKIT_CACHE", _cache.name)  # nothing is written to the cache of who runs the tests
 os.fsync = os.fstat  # nobody cuts the power during a test; what is refused for a bad descriptor still is
 
 settings.register_profile("local", deadline=None)  # a loaded machine is slow, not wrong
