@@ -10,6 +10,7 @@ from sde_toolkit.integrators.exponential import Exponential, ddim_noise, eta_fam
 from sde_toolkit.integrators.frozen import FrozenEDM, FrozenNoise, FrozenX0
 from sde_toolkit.integrators.integrator import AffineStep, DenseIntegrator, Integrator
 from sde_toolkit.integrators.interpolation import bh1, bh2
+from sde_toolkit.integrators.landing import Landing
 from sde_toolkit.integrators.langevin import Corrector, Langevin, expected_norms, mean_norms, own_norms
 from sde_toolkit.integrators.learned import LearnedVariance
 from sde_toolkit.integrators.linear_step import LinearStep, RecordedStep
@@ -52,6 +53,7 @@ __all__ = [
     "HalfLogSNR",
     "Heun",
     "Integrator",
+    "Landing",
     "Langevin",
     "LearnedVariance",
     "LinearStep",

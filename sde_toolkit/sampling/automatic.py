@@ -1,12 +1,10 @@
 """From a budget to a plan: the grid that is usual for a solver, or the best solver and grid known without calibration.
 
-:func:`usual_plan` builds the grid that a solver names, ended as usual. :func:`auto` reads a table of solvers and grids:
-exponential multistep methods on a grid that is dense around the λ at which data take shape
-(:func:`sde_toolkit.grids.sech`), then a Tweedie step. For the flow the table was chosen by the geometric mean of the
-ratio to the best configuration, over random mixtures in 2 to 64 dimensions (``python benchmarks/choose_auto.py``) and,
-up to 10 evaluations, the embedded MNIST network; for the SDE by the variance within the modes of random mixtures and
-their sliced Wasserstein distance (``--eta 1``). At 8 and 10 evaluations the choice was made among the rows that are
-good on the ring of benchmarks/sampling_against_peers.py, too.
+:func:`usual_plan` builds the grid that a solver names, ended as usual. :func:`auto` reads a table of solvers. For the
+flow the steps are short where the flow of the model bends, which is measured once per model (:mod:`.bending`). The
+table was chosen over small trained networks and mixtures, half of which were kept out
+(``python benchmarks/choose_auto.py``). For the SDE the table was chosen by the variance within the modes of random
+mixtures and their sliced Wasserstein distance (``--eta 1``).
 
 The tables are for data of size σ_d = 1. For others every λ in them is moved by −log σ_d: data and noise of twice the
 size get the same times, and samples of twice the size.
@@ -15,62 +13,55 @@ size get the same times, and samples of twice the size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.equation import ReverseEquation, check_eta
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
-from sde_toolkit.integrators import Corrected, FrozenEDM, Integrator, Multistep
+from sde_toolkit.integrators import Corrected, FrozenEDM, Landing, Multistep
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.bending import assumed, least_time, measured
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Plan", "auto", "usual_plan"]
 
 _FIRST = -7.0  # λ, for data of size 1
 
-Method = Callable[[float], Integrator]
-"""σ_d to an integrator."""
 
-
-def _edm(order: int) -> Method:
-    return lambda sigma_data: Multistep(order, FrozenEDM(sigma_data))
-
-
-def _corrected(order: int) -> Method:
-    return lambda sigma_data: Corrected(Multistep(order, FrozenEDM(sigma_data)))
-
-
-# Budget from which the row holds, method, center and width of grids.sech, and the λ at which it ends, at σ_d = 1.
-_FLOW: tuple[tuple[int, Method, float, float, float], ...] = (
-    (1, _corrected(2), 0.0, 1.5, 1.6),
-    (8, _edm(2), 0.75, 2.5, 2.75),
-    (10, _corrected(2), 0.75, 2.0, 2.75),
-    (15, _corrected(3), 0.75, 2.0, 3.5),
-    (20, _corrected(3), 0.75, 1.5, 4.5),
-    (30, _corrected(3), 0.75, 1.5, 6.0),
-    (50, _corrected(4), 0.75, 1.5, 6.0),
+# The flow. Budget from which the row holds, order of the predictor, and λ of the last evaluation, at σ_d = 1.
+_FLOW: tuple[tuple[int, int, float], ...] = (
+    (1, 2, 2.5),
+    (7, 2, 3.0),
+    (10, 2, 3.5),
+    (15, 3, 4.5),
+    (24, 3, 5.5),
 )
-_SDE: tuple[tuple[int, Method, float, float, float], ...] = (
-    (1, _edm(2), 0.0, 3.0, 3.5),
-    (20, _corrected(2), 0.0, 3.0, 3.5),
-    (50, _corrected(2), 1.5, 2.0, 5.0),
-    (100, _corrected(2), 1.5, 2.0, 6.0),
+# The SDE. Budget, order, whether UniPC's corrector is used, center and width of grids.sech, and the last λ, at σ_d = 1.
+_SDE: tuple[tuple[int, int, bool, float, float, float], ...] = (
+    (1, 2, False, 0.0, 3.0, 3.5),
+    (20, 2, True, 0.0, 3.0, 3.5),
+    (50, 2, True, 1.5, 2.0, 5.0),
+    (100, 2, True, 1.5, 2.0, 6.0),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to run: ``sample(model, plan.solver, plan.grid, tweedie=plan.tweedie)``."""
+    """What to run: ``sample(model, plan.solver, plan.grid, tweedie=plan.tweedie)``.
+
+    ``measuring``: evaluations, of one sample each, that were spent once on this model before the plan could be made.
+    """
 
     solver: Solver
     grid: Tensor
     tweedie: bool
+    measuring: int = 0
 
     @property
     def nfe(self) -> int:
@@ -78,31 +69,81 @@ class Plan:
         return (self.solver.integrator.evals_per_step or 1) * (len(self.grid) - 1) + self.tweedie
 
 
-def auto(model: ScoreModel, nfe: int, eta: float = 0.0) -> Plan:
-    """The best known solver and grid for at most ``nfe`` evaluations, the last of them to denoise.
+def auto(
+    model: ScoreModel,
+    nfe: int,
+    eta: float = 0.0,
+    *,
+    event_shape: tuple[int, ...] | None = None,
+    measure: bool = True,
+) -> Plan:
+    """The best known solver and grid for at most ``nfe`` evaluations per sample.
 
-    A guided model needs several evaluations of networks for one of its own (``model.evaluations_inside``).
-    The grid is where the data take shape, which depends on their size: ``model.sigma_data`` should be √E[x_0²].
+    η = 0: UniPC's corrector around a multistep method in EDM's F, on a grid that goes from t = 1 to the data. The last
+    step lands at σ = 0, so that no evaluation is spent on denoising. The steps are short where the flow of this model
+    bends. This is measured once per model, by 24 evaluations of a batch of 4
+    (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not depend on the samples that
+    are drawn afterwards. A model that does not answer without a condition, or whose event shape is unknown, gets the
+    grid that is good for mixtures.
 
-    η = 0 is the flow; any other η gets the table that was made for η = 1.
+    Any other η gets the table that was made for η = 1, and a last evaluation that denoises.
+
+    A guided model needs several evaluations of networks for one of its own (``model.evaluations_inside``). Data and
+    noise of twice the size get the same plan in units of twice the size: ``model.sigma_data`` should be √E[x_0²]. The
+    measurement corrects it if it is wrong by more than a factor of 2.
+
+    Args:
+        model: any score model.
+        nfe: evaluations per sample, at least 1; at least 2 if η is not 0.
+        eta: stochasticity.
+        event_shape: of one sample, if the model does not know it.
+        measure: False takes the grid for mixtures, without any evaluation.
 
     Raises:
-        ArgumentError: if ``nfe`` is not a whole number of at least 2, or ``eta`` is negative.
+        ArgumentError: if ``nfe`` is not such a number, or ``eta`` is negative.
     """
-    check_count("nfe", nfe, "A step and the denoising at the end take two evaluations.", least=2, most=MOST)
     check_eta(eta)
-    name = "auto" if eta == 0 else f"auto[eta={eta:g}]"
-    sde, inside = model.sde, model.evaluations_inside
-    if nfe < 2 * inside:
-        problem = f"every evaluation of this model is {inside} of networks, and two of them are needed"
-        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={2 * inside} or more.")
-    nfe //= inside
-    rows = _FLOW if eta == 0 else _SDE
-    _, method, center, width, last = max((row for row in rows if row[0] <= nfe), key=lambda row: row[0])
-    size = model.sigma_data
+    least = 1 if eta == 0 else 2
+    check_count("nfe", nfe, "A step and the denoising at the end take two evaluations.", least=least, most=MOST)
+    inside = model.evaluations_inside
+    if nfe < least * inside:
+        needed = "one of them is" if least == 1 else "two of them are"
+        problem = f"every evaluation of this model is {inside} of networks, and {needed} needed"
+        raise ArgumentError("nfe", nfe, problem, f"Pass nfe={least * inside} or more.")
+    if eta != 0:
+        return _sde_plan(model, nfe // inside, eta)
+    shape = model.event_shape if event_shape is None else tuple(event_shape)
+    return _flow_plan(model, nfe // inside, shape if measure else None)
+
+
+def _flow_plan(model: ScoreModel, evaluations: int, event_shape: tuple[int, ...] | None) -> Plan:
+    """That of the probability flow; measured if the event shape is given."""
+    _, order, last = max((row for row in _FLOW if row[0] <= evaluations), key=lambda row: row[0])
+    found = measured(model, event_shape) if event_shape is not None and evaluations > 1 else None
+    bending = assumed(model) if found is None else found
+    sde, size, least = model.sde, bending.sigma_data, least_time(model)
+    method = Corrected(Multistep(order, FrozenEDM(size)))
+    to_data = Solver("auto", 0.0, Landing(method) if sde.sigma(0.0) > 0 else method)
+    data = torch.zeros(1, dtype=torch.float64)
+    if evaluations == 1:
+        return Plan(to_data, torch.cat([torch.ones_like(data), data]), False)
+    wanted, known = last - math.log(size), sde.half_log_snr(least).item()
+    end = least if wanted >= known else sde.inverse_half_log_snr(wanted).item()
+    grid = bending.grid(sde, evaluations - 1, end)
+    if end == least and sde.sigma(0.0) > 0:  # the noise of the SDE ends here: x̂_0 is what is left to compute
+        return Plan(Solver("auto", 0.0, method), grid, True, bending.evaluations)
+    return Plan(to_data, torch.cat([grid, data]), False, bending.evaluations)
+
+
+def _sde_plan(model: ScoreModel, evaluations: int, eta: float) -> Plan:
+    """That of the reverse SDE, from its table."""
+    row = max((row for row in _SDE if row[0] <= evaluations), key=lambda row: row[0])
+    _, order, corrected, center, width, last = row
+    sde, size = model.sde, model.sigma_data
+    method = Multistep(order, FrozenEDM(size))
     end = sde.inverse_half_log_snr(min(last - math.log(size), sde.half_log_snr(0.0).item())).item()
-    grid = sech(sde, nfe - 1, center=center, width=width, sigma_data=size, end=end)
-    return Plan(Solver(name, eta, method(size)), grid, True)
+    grid = sech(sde, evaluations - 1, center=center, width=width, sigma_data=size, end=end)
+    return Plan(Solver(f"auto[eta={eta:g}]", eta, Corrected(method) if corrected else method), grid, True)
 
 
 def usual_plan(

@@ -148,9 +148,10 @@ def sample(
         MaxEvaluationsError: from an adaptive integrator that reached its ``max_nfe``.
     """
     began = time.perf_counter()
-    plan = _plan_of(model, solver, grid, steps, nfe, tweedie)
-    solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
+    check_model(model)
     shape = _check_start(model, shape, x_start)
+    plan = _plan_of(model, solver, grid, steps, nfe, tweedie, shape[1:])
+    solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     check_generator(generator)
     check_path(path, solver, generator)
     options = check_run(
@@ -214,11 +215,16 @@ class _Starts:
 
 
 def _plan_of(
-    model: Any, solver: Any, grid: Tensor | None, steps: int | None, nfe: int | None, tweedie: bool | None
+    model: ScoreModel,
+    solver: Any,
+    grid: Tensor | None,
+    steps: int | None,
+    nfe: int | None,
+    tweedie: bool | None,
+    event_shape: tuple[int, ...],
 ) -> Plan:
     """Solver, grid and last step: as they were given, as usual for the solver, or by ``auto``."""
     if solver == "auto":
-        check_model(model)
         check_evaluation_mode(model)
         for name, value in (("grid", grid), ("steps", steps), ("tweedie", tweedie)):
             if value is not None:
@@ -226,7 +232,7 @@ def _plan_of(
                 raise ArgumentError(name, value, problem, "Leave it out, and pass nfe.")
         if nfe is None:
             raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
-        return auto(model, nfe)
+        return auto(model, nfe, event_shape=event_shape)
     check_parts(model, solver)
     check_evaluation_mode(model)
     if grid is not None:
