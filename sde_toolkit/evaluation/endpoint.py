@@ -27,6 +27,7 @@ from sde_toolkit.metrics.metric import Estimate
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import per_sample_noise
+from sde_toolkit.sampling.automatic import usual_plan
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver, probability_flow
@@ -121,8 +122,9 @@ def solve_endpoint(
     """The endpoints of samples ``first`` to ``last`` − 1 in model space, evaluations of each sample, and seconds."""
     solver, intervals, dtype = endpoint_solver(model, steps, finer)
     start = per_sample_noise(seed, first, (last - first, *(model.event_shape or ())), device=device)()
-    start = start * model.sde.sigma(1.0).to(device, start.dtype)
-    grid = grids.quadratic(model.sde, intervals)
+    exact = model.has_exact_score  # an adaptive solver in λ cannot start where α = 0
+    grid = usual_plan(model, solver).grid if exact else grids.quadratic(model.sde, intervals)
+    start = start * model.sde.sigma(grid[0]).to(device, start.dtype)
     done = sample(
         model, solver, grid, x_start=start, condition=condition, tweedie=True, dtype=dtype, batch_size=batch_size
     )

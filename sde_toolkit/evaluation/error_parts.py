@@ -117,9 +117,11 @@ class _Side:
     def _to_the_flow(self, metric: Metric, k: int, again: Tensor | None) -> ErrorParts:
         """In model space, sample by sample."""
         flow, end, x = self.references.flow, self._stopped(k), self.comparison.draws[k][0]
-        truncation, rounding = Estimate(0.0, 0.0), None
+        truncation: Estimate | None = Estimate(0.0, 0.0)
+        rounding = None
         if end is not None and flow is not None:
-            truncation = metric.compute(SampleSet(end), SampleSet(flow))
+            images = "package" in self.references.sources.values()  # of 8 bits, too coarse to be compared one by one
+            truncation = None if images else metric.compute(SampleSet(end), SampleSet(flow))
         if again is not None:
             rounding = metric.compute(SampleSet(x[: len(again)]), SampleSet(again))
         return ErrorParts(None, self.comparison.rows[k].measured[metric.name], truncation, rounding)

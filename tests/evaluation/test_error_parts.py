@@ -10,6 +10,8 @@ from sde_toolkit import (
     MLP,
     VESDE,
     VPSDE,
+    FlowMatching,
+    GaussianMixture,
     ScoreModel,
     ddim,
     ddpm,
@@ -23,6 +25,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import references as module
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
+from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.error_parts import error_parts, error_parts_records
 from sde_toolkit.evaluation.references import ending_of, solve_references
 from sde_toolkit.integrators import Heun, Time
@@ -216,6 +219,17 @@ def test_the_flow_of_a_network_is_its_endpoint():
     references = solve_references(found.request, cache=False)[""]
     assert torch.equal(references.flow, found.endpoint.x)
     assert references.ends == {}
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), FlowMatching()], ids=["vp", "flow matching"])
+def test_two_solves_of_the_exact_flow_agree(sde):
+    """dopri5 in the endpoint, UniPC in the references; also where the noise has no signal in it, α(1) = 0."""
+    model = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), sde, std=0.3)
+    request = request_of(model, judge=None, endpoint_n=8)
+    ends, references = flow_endpoint(model, 8), solve_references(request, cache=False)[""]
+    stopped = references.ends[ending_of(request.runs[0], model)]
+    assert rmse(ends.x, stopped).value < 2e-3  # it starts at λ = −7 where α(1) = 0
+    assert rmse(stopped, references.flow).value < 2e-3
 
 
 def test_nobodys_own_network_is_kept(tmp_path):
