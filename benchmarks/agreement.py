@@ -10,16 +10,17 @@ agreement: schedulers that cast their sample to float32 stop at about 1e-6.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
+import diffusers
 import torch
-from peers import with_diffusers
 from peers.problems import Problem, load
 from peers.ratio_grids import build
-from peers.with_kdiffusion import sampling
 from report import Report, parser
 from torch import Tensor
 
@@ -42,6 +43,7 @@ from sde_toolkit import (
     unipc,
 )
 from sde_toolkit.integrators import Corrected, FrozenNoise, Multistep, bh1, bh2
+from sde_toolkit.interop import diffusers_solver, k_diffusion_solver
 
 __all__ = ["PEERS", "Case", "Noise", "Peer", "ours"]
 
@@ -83,40 +85,37 @@ class Peer:
     note: str = ""
 
 
-def kdiffusion(function: Callable[..., Tensor], case: Case, noisy: bool = False, **options: Any) -> Tensor:
+def kdiffusion(sampler: str, case: Case, noisy: bool = False, **options: Any) -> Tensor:
     """A sampler of k-diffusion; its ``noise_sampler`` is ours."""
     extra = {"noise_sampler": case.noise()} if noisy else {}
-    return function(case.problem.denoise, case.problem.y_start, case.grid, disable=True, **extra, **options)
+    solver = k_diffusion_solver(sampler, **extra, **options)
+    return solver.run(case.problem.denoise, case.grid, case.problem.y_start, case.noise())
 
 
 def scheduler(kind: str, case: Case, noisy: bool = False, **options: Any) -> Tensor:
     """A scheduler of diffusers on the same levels; every draw it makes is replaced by ours."""
-    if not kind.startswith(("DEIS", "SASolver")):
-        options["final_sigmas_type"] = "zero" if float(case.grid[-1]) == 0 else "sigma_min"
-    made = with_diffusers.make(case.problem, kind, lower_order_final=False, **options)
-    if not noisy:
-        return with_diffusers.simulate(case.problem, made, kind, 0, case.grid)
-    module = f"{type(made).__module__}.randn_tensor"
-    with mock.patch(module, case.noise()):
-        return with_diffusers.simulate(case.problem, made, kind, 0, case.grid)
+    solver = diffusers_solver(kind, last="step", lower_order_final=False, **options)
+    own = import_module(getattr(diffusers, f"{kind}Scheduler").__module__)
+    with mock.patch.object(own, "randn_tensor", case.noise()) if noisy else nullcontext():
+        return solver.run(case.problem.denoise, case.grid, case.problem.y_start, case.noise())
 
 
 def _peers() -> dict[str, list[Peer]]:
     k, d = partial(partial, kdiffusion), partial(partial, scheduler)
     single = {"tolerance": 3e-6}
     table = {
-        "ddim": [Peer("k-diffusion sample_euler", k(sampling.sample_euler))],
-        "heun_edm": [Peer("k-diffusion sample_heun", k(sampling.sample_heun), note="Euler in the step to 0")],
-        "dpm_2": [Peer("k-diffusion sample_dpm_2", k(sampling.sample_dpm_2), note="Euler in the step to 0")],
-        "dpmpp_2s": [Peer("k-diffusion dpmpp_2s_ancestral eta=0", k(sampling.sample_dpmpp_2s_ancestral, eta=0.0))],
+        "ddim": [Peer("k-diffusion sample_euler", k("euler"))],
+        "heun_edm": [Peer("k-diffusion sample_heun", k("heun"), note="Euler in the step to 0")],
+        "dpm_2": [Peer("k-diffusion sample_dpm_2", k("dpm_2"), note="Euler in the step to 0")],
+        "dpmpp_2s": [Peer("k-diffusion dpmpp_2s_ancestral eta=0", k("dpmpp_2s_ancestral", eta=0.0))],
         "dpmpp_2m": [
-            Peer("k-diffusion sample_dpmpp_2m", k(sampling.sample_dpmpp_2m)),
+            Peer("k-diffusion sample_dpmpp_2m", k("dpmpp_2m")),
             Peer("diffusers DPMSolverMultistep 2 midpoint", d("DPMSolverMultistep", solver_order=2), **single),
         ],
         "dpmpp_2m_heun": [
             Peer(
                 "k-diffusion dpmpp_2m_sde heun eta=0",
-                k(sampling.sample_dpmpp_2m_sde, noisy=True, eta=0.0, solver_type="heun"),
+                k("dpmpp_2m_sde", noisy=True, eta=0.0, solver_type="heun"),
             ),
             Peer("diffusers DPMSolverMultistep 2 heun", d("DPMSolverMultistep", solver_type="heun"), **single),
         ],
@@ -124,7 +123,7 @@ def _peers() -> dict[str, list[Peer]]:
             Peer("diffusers DPMSolverMultistep 3", d("DPMSolverMultistep", solver_order=3), **single),
             Peer(
                 "k-diffusion dpmpp_3m_sde eta=0",
-                k(sampling.sample_dpmpp_3m_sde, noisy=True, eta=0.0),
+                k("dpmpp_3m_sde", noisy=True, eta=0.0),
                 note="another second step",
             ),
         ],
@@ -135,23 +134,23 @@ def _peers() -> dict[str, list[Peer]]:
                 **single,
             )
         ],
-        "euler_ancestral": [Peer("k-diffusion", k(sampling.sample_euler_ancestral, noisy=True), draws=1)],
-        "dpm_2_ancestral": [Peer("k-diffusion", k(sampling.sample_dpm_2_ancestral, noisy=True), draws=1)],
-        "dpmpp_2s_ancestral": [Peer("k-diffusion", k(sampling.sample_dpmpp_2s_ancestral, noisy=True), draws=1)],
+        "euler_ancestral": [Peer("k-diffusion", k("euler_ancestral", noisy=True), draws=1)],
+        "dpm_2_ancestral": [Peer("k-diffusion", k("dpm_2_ancestral", noisy=True), draws=1)],
+        "dpmpp_2s_ancestral": [Peer("k-diffusion", k("dpmpp_2s_ancestral", noisy=True), draws=1)],
         "dpmpp_sde": [
             Peer(
                 "k-diffusion",
-                k(sampling.sample_dpmpp_sde, noisy=True),
+                k("dpmpp_sde", noisy=True),
                 draws=2,
                 note="two independent draws per step here",
             )
         ],
-        "dpmpp_3m_sde": [Peer("k-diffusion", k(sampling.sample_dpmpp_3m_sde, noisy=True), draws=1)],
+        "dpmpp_3m_sde": [Peer("k-diffusion", k("dpmpp_3m_sde", noisy=True), draws=1)],
     }
     for kind in ("midpoint", "heun"):
         sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "solver_type": kind}
         table[f"dpmpp_2m_sde_{kind}"] = [
-            Peer("k-diffusion", k(sampling.sample_dpmpp_2m_sde, noisy=True, solver_type=kind), draws=1),
+            Peer("k-diffusion", k("dpmpp_2m_sde", noisy=True, solver_type=kind), draws=1),
             Peer("diffusers", d("DPMSolverMultistep", noisy=True, **sde), draws=1, **single),
         ]
     for order in (1, 2, 3):

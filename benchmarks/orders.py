@@ -11,18 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
-from peers import with_azula, with_diffusers
 from peers.problems import Problem
-from peers.with_kdiffusion import sampling
 from report import Report, parser
 from torch import Tensor
 
 from sde_toolkit import VPSDE, Solver, dpmpp_2m, dpmpp_3m, gaussian, sample, unipc
 from sde_toolkit.integrators import FrozenNoise, Multistep
+from sde_toolkit.interop import azula_solver, diffusers_solver, k_diffusion_solver
+from sde_toolkit.sampling import ForeignSolver
 
 HIGH, LOW, STD, MEAN = 10.0, 0.05, 0.4, 0.7
 
@@ -51,18 +51,12 @@ def grid(steps: int, power: float) -> Tensor:
     return HIGH * (LOW / HIGH) ** u
 
 
-def with_k(function: Callable[..., Tensor], problem: Problem, levels: Tensor) -> Tensor:
-    return function(problem.denoise, problem.y_start, levels, disable=True)
+def by(solver: ForeignSolver, problem: Problem, levels: Tensor) -> Tensor:
+    return solver.run(problem.denoise, levels, problem.y_start, lambda: torch.zeros_like(problem.y_start))
 
 
-def with_a(name: str, problem: Problem, levels: Tensor) -> Tensor:
-    return with_azula.simulate(name, problem, with_azula.TableSchedule(levels), len(levels) - 1)
-
-
-def with_d(kind: str, options: dict[str, Any], problem: Problem, levels: Tensor) -> Tensor:
-    final = {} if kind.startswith("DEIS") else {"final_sigmas_type": "sigma_min"}
-    scheduler = with_diffusers.make(problem, kind, lower_order_final=False, **final, **options)
-    return with_diffusers.simulate(problem, scheduler, kind, 0, levels)
+def scheduler(kind: str, **options: Any) -> Callable[[Problem, Tensor], Tensor]:
+    return partial(by, diffusers_solver(kind, last="step", lower_order_final=False, **options))
 
 
 def with_us(solver: Solver, problem: Problem, levels: Tensor) -> Tensor:
@@ -86,30 +80,30 @@ def mine() -> dict[str, Callable[[Problem, Tensor], Tensor]]:
 
 
 def peers() -> dict[str, Callable[[Problem, Tensor], Tensor]]:
-    sde = {"eta": 0.0, "noise_sampler": 0}
+    k_diffusion: dict[str, tuple[str, dict[str, Any]]] = {
+        "dpmpp_2m": ("dpmpp_2m", {}),
+        "dpmpp_3m_sde eta=0": ("dpmpp_3m_sde", {"eta": 0.0}),
+        "lms-3": ("lms", {"order": 3}),
+        "heun": ("heun", {}),
+        "dpm_2": ("dpm_2", {}),
+        "dpmpp_2s eta=0": ("dpmpp_2s_ancestral", {"eta": 0.0}),
+    }
     rows: dict[str, Callable[[Problem, Tensor], Tensor]] = {
-        "k-diffusion dpmpp_2m": partial(with_k, sampling.sample_dpmpp_2m),
-        "k-diffusion dpmpp_3m_sde eta=0": partial(with_k, partial(sampling.sample_dpmpp_3m_sde, **sde)),
-        "k-diffusion lms-3": partial(with_k, partial(sampling.sample_lms, order=3)),
-        "k-diffusion heun": partial(with_k, sampling.sample_heun),
-        "k-diffusion dpm_2": partial(with_k, sampling.sample_dpm_2),
-        "k-diffusion dpmpp_2s eta=0": partial(with_k, partial(sampling.sample_dpmpp_2s_ancestral, eta=0.0)),
+        f"k-diffusion {name}": partial(by, k_diffusion_solver(sampler, **options))
+        for name, (sampler, options) in k_diffusion.items()
     }
-    rows |= {
-        f"azula {name}": partial(with_a, name) for name in ("xEAB-2", "xEAB-3", "xEAB-4", "zEAB-3", "vAB-3", "REAB-3")
-    }
-    for algorithm in ("dpmsolver++", "dpmsolver"):
-        for order in (2, 3):
-            options: dict[str, Any] = {"solver_order": order, "algorithm_type": algorithm}
-            rows[f"diffusers DPMSolverMultistep {order} {algorithm}"] = partial(with_d, "DPMSolverMultistep", options)
-    for order in (1, 2, 3):
-        for kind in ("bh1", "bh2"):
-            options = {"solver_order": order, "solver_type": kind}
-            rows[f"diffusers UniPC {order} {kind}"] = partial(with_d, "UniPCMultistep", options)
-            plain = {**options, "disable_corrector": list(range(10_000))}
-            rows[f"diffusers UniPC {order} {kind}, no corrector"] = partial(with_d, "UniPCMultistep", plain)
+    for name, order in (("xEAB", 2), ("xEAB", 3), ("xEAB", 4), ("zEAB", 3), ("vAB", 3), ("REAB", 3)):
+        rows[f"azula {name}-{order}"] = partial(by, azula_solver(name, last="step", order=order))
+    for algorithm, order in product(("dpmsolver++", "dpmsolver"), (2, 3)):
+        made = scheduler("DPMSolverMultistep", solver_order=order, algorithm_type=algorithm)
+        rows[f"diffusers DPMSolverMultistep {order} {algorithm}"] = made
+    for order, kind in product((1, 2, 3), ("bh1", "bh2")):
+        options = {"solver_order": order, "solver_type": kind}
+        rows[f"diffusers UniPC {order} {kind}"] = scheduler("UniPCMultistep", **options)
+        plain = {**options, "disable_corrector": list(range(10_000))}
+        rows[f"diffusers UniPC {order} {kind}, no corrector"] = scheduler("UniPCMultistep", **plain)
     for order in (2, 3):
-        rows[f"diffusers DEIS {order}"] = partial(with_d, "DEISMultistep", {"solver_order": order})
+        rows[f"diffusers DEIS {order}"] = scheduler("DEISMultistep", solver_order=order)
     return rows
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from peers.problems import Problem
+from peers.ratio_grids import build
 from torch import Tensor
 
-__all__ = ["Configuration", "Row", "measure"]
+from sde_toolkit.sampling import ForeignSolver
+
+__all__ = ["Configuration", "OnGrid", "Row", "measure"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,31 @@ class Configuration:
     @property
     def name(self) -> str:
         return f"{self.library} {self.sampler} [{self.grid}]"
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A foreign solver on a grid of :mod:`ratio_grids`; ``ratios``: instead of the kinds that are there.
+
+    ``per_step``: evaluations in a step; that to 0 takes ``spared`` less.
+    """
+
+    solver: ForeignSolver
+    kind: str
+    low: float
+    ending: str
+    per_step: int = 1
+    spared: int = 0
+    ratios: Callable[[Problem, str, int, float], Tensor] | None = None
+
+    def __call__(self, problem: Problem, nfe: int) -> Tensor:
+        denoises = self.ending == "denoise"
+        steps = (nfe - denoises + self.spared * (self.ending == "zero")) // self.per_step
+        levels = build(problem, self.kind, steps + denoises, self.low, self.ending, self.ratios)
+        y = problem.y_start
+        if len(levels) > 1:
+            y = self.solver.run(problem.denoise, levels, y, lambda: torch.zeros_like(problem.y_start))
+        return problem.denoise(y, self.low) if denoises else y
 
 
 @dataclass(frozen=True)

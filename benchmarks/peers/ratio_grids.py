@@ -56,7 +56,14 @@ def ratios(problem: Problem, kind: str, n: int, low: float) -> Tensor:
     return grid
 
 
-def build(problem: Problem, kind: str, n: int, low: float, ending: str) -> Tensor:
-    """The grid for n evaluations of a sampler with one per step."""
-    grid = ratios(problem, kind, n + (ending == "stop"), low)
+def build(
+    problem: Problem,
+    kind: str,
+    n: int,
+    low: float,
+    ending: str,
+    between: Callable[[Problem, str, int, float], Tensor] | None = None,
+) -> Tensor:
+    """The grid for n evaluations of a sampler with one per step. ``between``: in place of :func:`ratios`."""
+    grid = (between or ratios)(problem, kind, n + (ending == "stop"), low)
     return torch.cat([grid, grid.new_zeros(1)]) if ending == "zero" else grid

@@ -1,99 +1,61 @@
-"""azula's samplers, on tables of σ/α with α=1 (its samplers see only σ/α, up to scale) and on its own schedules."""
+"""azula's samplers, as rows of the toolkit (:func:`sde_toolkit.interop.azula_solver`) on every grid.
+
+Its samplers see σ/α only, up to scale, so that its own schedules are grids of σ/α as well.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from azula import noise
-from azula import sample as samplers
-from peers.configuration import Configuration
+from peers.configuration import Configuration, OnGrid
 from peers.problems import Problem
-from peers.ratio_grids import KINDS, LOWS, build
+from peers.ratio_grids import ENDINGS, KINDS, LOWS
 from torch import Tensor
 
-__all__ = ["AzulaDenoiser", "TableSchedule", "configurations"]
+from sde_toolkit.interop import azula_solver
 
-SAMPLERS: dict[str, tuple[Callable[..., Any], int]] = {
-    "DDIM": (samplers.DDIMSampler, 1),
-    "Euler": (samplers.EulerSampler, 1),
-    "Heun": (samplers.HeunSampler, 2),
-    "Ito eta=0": (partial(samplers.ItoSampler, eta=0.0), 1),
+__all__ = ["configurations"]
+
+# row: (sampler, evaluations per step, options)
+SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    **{name: (name, 1, {}) for name in ("DDIM", "Euler")},
+    "Heun": ("Heun", 2, {}),
+    "Ito eta=0": ("Ito", 1, {"eta": 0.0}),
     **{
-        f"{name}-{order}": (partial(getattr(samplers, f"{name}Sampler"), order=order), 1)
+        f"{name}-{order}": (name, 1, {"order": order})
         for name, order in product(("zAB", "vAB", "zEAB", "xEAB", "REAB"), (2, 3, 4))
     },
-    "PC delta=0": (partial(samplers.PCSampler, delta=0.0), 2),
+    "PC delta=0": ("PC", 2, {"delta": 0.0}),
 }
 
 
-class TableSchedule:
-    """α = 1 and σ from a grid: time 1 is its first entry, 0 its last."""
+def own_ratios(problem: Problem, kind: str, n: int, low: float) -> Tensor:
+    """σ/α of azula's schedule at n equal times from 1 to 0, with the ends as asked.
 
-    def __init__(self, grid: Tensor) -> None:
-        self.grid = grid
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = self.grid[((1 - t) * (len(self.grid) - 1)).round().long()]
-        return torch.ones_like(sigma), sigma
-
-
-class AzulaDenoiser:
-    """What azula's samplers ask of a denoiser: ``schedule``, and a call whose result has ``mean``."""
-
-    def __init__(self, problem: Problem, schedule: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self.problem, self.schedule = problem, schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
-        alpha, sigma = self.schedule(t)
-        return SimpleNamespace(mean=self.problem.denoise(x_t / alpha, sigma / alpha))
-
-
-def simulate(sampler: str, problem: Problem, schedule: Callable[..., Any], steps: int) -> Tensor:
-    """x/α at azula's time 0."""
-    solver = SAMPLERS[sampler][0](AzulaDenoiser(problem, schedule), steps=steps, silent=True, dtype=torch.float64)
-    ends = [schedule(torch.tensor(t, dtype=torch.float64))[0] for t in (1.0, 0.0)]
-    return solver(ends[0] * problem.y_start) / ends[1]
-
-
-def run(sampler: str, kind: str, low: float, ending: str, problem: Problem, nfe: int) -> Tensor:
-    per_step = SAMPLERS[sampler][1]
-    if ending == "denoise":
-        grid = build(problem, kind, (nfe - 1) // per_step + 1, low, ending)
-        return problem.denoise(simulate(sampler, problem, TableSchedule(grid), len(grid) - 1), low)
-    grid = build(problem, kind, nfe // per_step, low, ending)
-    return simulate(sampler, problem, TableSchedule(grid), len(grid) - 1)
-
-
-def native(kind: str, problem: Problem, low: float) -> Callable[..., Any]:
-    """azula's schedule with σ/α at its times 1 and 0 as asked (for VP and cosine, σ_min is σ/α at 0 as α is 1)."""
-    high = problem.highest
-    if kind in ("VP", "Cosine"):
-        alpha = math.sqrt((1 + low**2) / (1 + high**2))
-        return {"VP": noise.VPSchedule, "Cosine": noise.CosineSchedule}[kind](alpha, low)
-    return {"Rectified": noise.RectifiedSchedule, "Decay": noise.DecaySchedule}[kind](1 / high, low)
-
-
-def run_native(sampler: str, kind: str, low: float, ending: str, problem: Problem, nfe: int) -> Tensor:
-    per_step, schedule = SAMPLERS[sampler][1], native(kind, problem, low)
-    if ending == "stop":
-        return simulate(sampler, problem, schedule, nfe // per_step)
-    return problem.denoise(simulate(sampler, problem, schedule, (nfe - 1) // per_step), low)
+    Of VP and cosine σ_min is σ/α at time 0, where α is 1.
+    """
+    name, high = kind.removeprefix("own "), problem.highest
+    if name in ("VP", "Cosine"):
+        schedule = getattr(noise, f"{name}Schedule")(math.sqrt((1 + low**2) / (1 + high**2)), low)
+    else:
+        schedule = getattr(noise, f"{name}Schedule")(1 / high, low)
+    alpha, sigma = schedule(torch.linspace(1.0, 0.0, n, dtype=torch.float64))
+    return sigma / alpha
 
 
 def configurations(kinds: list[str] = KINDS, lows: list[float] = LOWS) -> list[Configuration]:
     """Every deterministic sampler on every grid, its own schedules included."""
-    endings = ("zero", "stop", "denoise")
-    rows = [
-        Configuration("azula", sampler, f"{kind} {low:g} {ending}", partial(run, sampler, kind, low, ending))
-        for sampler, kind, low, ending in product(SAMPLERS, kinds, lows, endings)
-    ]
-    return rows + [
-        Configuration("azula", sampler, f"own {kind} {low:g} {ending}", partial(run_native, sampler, kind, low, ending))
-        for sampler, kind, low, ending in product(SAMPLERS, ("VP", "Cosine", "Rectified", "Decay"), lows, endings[1:])
-    ]
+    rows = []
+    for label, (sampler, per_step, options) in SAMPLERS.items():
+        solver = azula_solver(sampler, last="step", **options)
+        for kind, low, ending in product(kinds, lows, ENDINGS):
+            run = OnGrid(solver, kind, low, ending, per_step)
+            rows.append(Configuration("azula", label, f"{kind} {low:g} {ending}", run))
+        for name, low, ending in product(("VP", "Cosine", "Rectified", "Decay"), lows, ENDINGS[1:]):
+            run = OnGrid(solver, f"own {name}", low, ending, per_step, ratios=own_ratios)
+            rows.append(Configuration("azula", label, f"own {name} {low:g} {ending}", run))
+    return rows

@@ -1,32 +1,30 @@
-"""diffusers' schedulers, driven as its pipelines drive them, with ε read at the σ/α that the scheduler stands at.
+"""diffusers' schedulers, as rows of the toolkit (:func:`sde_toolkit.interop.diffusers_solver`).
 
-A scheduler knows 1000 noise levels. Here they are those of t from t(low) to 1, written into ``alphas_cumprod`` in
-float64 (``table`` names low; ``native`` is the usual 1/1000 … 1). Rows ``by hand`` overwrite the scheduler's
-``sigmas`` with a grid of :mod:`ratio_grids`, which reaches grids that diffusers has no option for. Steps that a
-scheduler makes in integer timesteps (DDIM, PNDM) are given as asked: their floor is the peer's.
+A scheduler knows 1000 noise levels. Here they are those of t from t(low) to 1 (``table`` names low; ``native`` is the
+usual 1/1000 ... 1), and it chooses among them by its own spacing. Rows ``by hand`` are on a grid of :mod:`ratio_grids`,
+which reaches grids that diffusers has no option for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
-from peers.configuration import Configuration
+from peers.configuration import Configuration, OnGrid
 from peers.problems import Problem
-from peers.ratio_grids import ENDINGS, KINDS, LOWS, build
+from peers.ratio_grids import ENDINGS, KINDS, LOWS
 from torch import Tensor
 
-__all__ = ["configurations", "make", "simulate"]
+from sde_toolkit.interop import diffusers_solver
+from sde_toolkit.interop.diffusers_levels import own_levels
+
+__all__ = ["configurations"]
 
 diffusers.utils.logging.set_verbosity_error()  # DPMSolverSinglestep says at every odd budget that it changed an option
-VARIANCE_EXPLODING = ("Euler", "Heun", "LMS", "KDPM2", "EDM")  # their sample is x/α; the others' is VP's x
-INTEGER_TIME = ("DDIM", "DDPM", "PNDM")
 SPACINGS = {
     "linspace": {"timestep_spacing": "linspace"},
     "leading": {"timestep_spacing": "leading"},
@@ -39,94 +37,19 @@ SPACINGS = {
 TABLES = ["native", "0.002", "0.03"]
 
 
-def make(problem: Problem, kind: str, table: str = "native", **options: Any) -> Any:
-    """A scheduler whose 1000 levels are the problem's."""
-    name = f"{kind}Scheduler"
-    if kind.startswith("EDM"):
-        return getattr(diffusers, name)(sigma_max=problem.highest, **options)
-    if kind == "IPNDM":  # it makes levels of its own, from σ/α = ∞ on
-        return diffusers.IPNDMScheduler(**options)
-    low = 1e-3 if table == "native" else problem.time(float(table))
-    levels = problem.ratio(torch.linspace(low, 1.0, 1000, dtype=torch.float64))
-    alphas_cumprod = 1 / (1 + levels**2)
-    betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-    scheduler = getattr(diffusers, name)(trained_betas=betas.numpy().astype(np.float32), **options)
-    scheduler.alphas_cumprod = alphas_cumprod
-    return scheduler
-
-
-def stands_at(scheduler: Any, kind: str, i: int, t: Tensor) -> float:
-    """σ/α at which the scheduler wants its evaluation."""
-    if kind.startswith(INTEGER_TIME):
-        alpha_squared = float(scheduler.alphas_cumprod[int(t)])
-        return math.sqrt((1 - alpha_squared) / alpha_squared)
-    if kind == "IPNDM":
-        return float(scheduler.betas[i] / scheduler.alphas[i].clamp(min=1e-8))
-    index = 0 if scheduler.step_index is None else scheduler.step_index
-    interpolated = kind == "KDPM2Discrete" and not scheduler.state_in_first_order
-    return float((scheduler.sigmas_interpol if interpolated else scheduler.sigmas)[index])
-
-
-def simulate(
-    problem: Problem,
-    scheduler: Any,
-    kind: str,
-    steps: int,
-    grid: Tensor | None = None,
-    y: Tensor | None = None,
-    **step: Any,
-) -> Tensor:
-    """x/α after the scheduler's last step, from ``y`` (default: the problem's noise).
-
-    ``grid`` overwrites the scheduler's sigmas; ``step`` goes to ``scheduler.step``.
-    """
-    scheduler.set_timesteps(len(grid) - 1 if grid is not None else steps)
-    if grid is not None:
-        scheduler.sigmas = grid
-    if hasattr(scheduler, "set_begin_index"):  # without it, equal rounded timesteps make it skip its first step
-        scheduler.set_begin_index(0)
-    exploding = kind.startswith(VARIANCE_EXPLODING)
-    y = problem.y_start if y is None else y
-    x = y if exploding else y / math.sqrt(1 + problem.highest**2)
-    ratio = problem.highest
-    for i, t in enumerate(scheduler.timesteps):
-        ratio = min(stands_at(scheduler, kind, i, t), 1e6)
-        y = x if exploding else x * math.sqrt(1 + ratio**2)
-        x_0 = problem.denoise(y, ratio)
-        if kind.startswith("EDM"):
-            data = scheduler.config.sigma_data
-            skip, out = data**2 / (ratio**2 + data**2), ratio * data / math.sqrt(ratio**2 + data**2)
-            output = (x_0 - skip * y) / out
-        elif kind == "IPNDM":  # its arithmetic takes v = α ε − σ x_0
-            output = ((y - x_0) / ratio - ratio * x_0) / math.sqrt(1 + ratio**2)
-        else:
-            output = (y - x_0) / ratio
-        if hasattr(scheduler, "is_scale_input_called"):
-            scheduler.is_scale_input_called = True
-        x = scheduler.step(output, t, x, **step).prev_sample
-    if kind.startswith(INTEGER_TIME):
-        last = float(scheduler.final_alpha_cumprod) if hasattr(scheduler, "final_alpha_cumprod") else 1.0
-    else:
-        last = 1.0 if kind == "IPNDM" else 1 / (1 + float(scheduler.sigmas[-1]) ** 2)
-    return x if exploding else x / math.sqrt(last)
-
-
-def steps_for(kind: str, nfe: int) -> int:
-    """The most steps within the budget."""
-    if kind in ("HeunDiscrete", "KDPM2Discrete"):
-        return (nfe + 1) // 2
-    return nfe - (kind == "PNDM")
-
-
 def run(kind: str, table: str, options: dict[str, Any], problem: Problem, nfe: int) -> Tensor:
-    return simulate(problem, make(problem, kind, table, **options), kind, steps_for(kind, nfe))
-
-
-def run_by_hand(
-    kind: str, options: dict[str, Any], grid: str, low: float, ending: str, problem: Problem, nfe: int
-) -> Tensor:
-    y = simulate(problem, make(problem, kind, **options), kind, nfe, build(problem, grid, nfe, low, ending))
-    return problem.denoise(y, low) if ending == "denoise" else y
+    """On the levels that the scheduler chooses among the problem's, most steps within the budget."""
+    low = 1e-3 if table == "native" else problem.time(float(table))
+    trained = problem.ratio(torch.linspace(low, 1.0, 1000, dtype=torch.float64))
+    two_evaluations = kind in ("HeunDiscrete", "KDPM2Discrete")
+    n = (nfe + 1) // 2 if two_evaluations else nfe - (kind == "PNDM")
+    levels = own_levels(getattr(diffusers, f"{kind}Scheduler"), options, n, trained)
+    ends_above_0 = kind.startswith("DEIS") or options.get("final_sigmas_type") == "sigma_min"
+    ends_above_0 |= options.get("set_alpha_to_one") is False
+    levels = torch.cat([levels, trained[:1] if ends_above_0 else levels.new_zeros(1)])
+    return diffusers_solver(kind, last="step", **options).run(
+        problem.denoise, levels, problem.y_start, lambda: torch.zeros_like(problem.y_start)
+    )
 
 
 def _label(kind: str, options: dict[str, Any]) -> str:
@@ -195,11 +118,7 @@ def configurations(
         for spacing, final, table in product(spacings, finals, tables):
             add(kind, {**options, **final}, table, spacing)
         for grid, low, ending in product(kinds, lows, ENDINGS):
-            final = (
-                {} if kind.startswith("DEIS") else {"final_sigmas_type": "zero" if ending == "zero" else "sigma_min"}
-            )
-            own = {**options, **final}
-            runner = partial(run_by_hand, kind, own, grid, low, ending)
+            runner = OnGrid(diffusers_solver(kind, last="step", **options), grid, low, ending)
             rows.append(Configuration("diffusers", _label(kind, options), f"by hand {grid} {low:g} {ending}", runner))
     for kind, options, spacings in _others():
         known = tables if not kind.startswith(("EDM", "IPNDM")) else ["native"]

@@ -1,78 +1,43 @@
-"""k-diffusion's samplers, in their own language: D(x/α, σ/α) and a grid of σ/α."""
+"""k-diffusion's samplers, as rows of the toolkit (:func:`sde_toolkit.interop.k_diffusion_solver`) on every grid."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
-from collections.abc import Callable
-from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from peers.configuration import Configuration
-from peers.problems import Problem
-from peers.ratio_grids import ENDINGS, KINDS, LOWS, build
-from torch import Tensor
+from peers.configuration import Configuration, OnGrid
+from peers.ratio_grids import KINDS, LOWS
+
+from sde_toolkit.interop import k_diffusion_solver
+from sde_toolkit.interop.foreign_k_diffusion import k_diffusion_functions
 
 __all__ = ["configurations", "sampling"]
 
+sampling = k_diffusion_functions()
 
-def _sampling() -> Any:
-    """``k_diffusion.sampling`` without its package, whose other modules import image libraries."""
-    specification = importlib.util.find_spec("k_diffusion")
-    if specification is None or specification.origin is None:
-        raise ImportError("k-diffusion is not installed: pip install --no-deps k-diffusion torchsde trampoline")
-    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-    package.__path__ = [str(Path(specification.origin).parent)]
-    utils.append_dims = lambda x, dims: x[(...,) + (None,) * (dims - x.ndim)]  # type: ignore[attr-defined]
-    package.utils = utils  # type: ignore[attr-defined]
-    sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
-    return importlib.import_module("k_diffusion.sampling")
-
-
-sampling = _sampling()
-
-# sampler: (function, evaluations per step). With the last sigma 0, a two-evaluation sampler saves one in its last step.
-SAMPLERS: dict[str, tuple[Callable[..., Tensor], int]] = {
-    "euler": (sampling.sample_euler, 1),
-    **{f"lms-{order}": (partial(sampling.sample_lms, order=order), 1) for order in (2, 3, 4)},
-    "dpmpp_2m": (sampling.sample_dpmpp_2m, 1),
-    "dpmpp_2m_sde-midpoint eta=0": (partial(sampling.sample_dpmpp_2m_sde, eta=0.0, noise_sampler=0), 1),
-    "dpmpp_2m_sde-heun eta=0": (partial(sampling.sample_dpmpp_2m_sde, eta=0.0, noise_sampler=0, solver_type="heun"), 1),
-    "dpmpp_3m_sde eta=0": (partial(sampling.sample_dpmpp_3m_sde, eta=0.0, noise_sampler=0), 1),
-    "heun": (sampling.sample_heun, 2),
-    "dpm_2": (sampling.sample_dpm_2, 2),
-    "dpmpp_2s eta=0": (partial(sampling.sample_dpmpp_2s_ancestral, eta=0.0), 2),
+# row: (sampler, evaluations per step, options). A two-evaluation sampler saves one in its step to 0.
+SAMPLERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "euler": ("euler", 1, {}),
+    **{f"lms-{order}": ("lms", 1, {"order": order}) for order in (2, 3, 4)},
+    "dpmpp_2m": ("dpmpp_2m", 1, {}),
+    "dpmpp_2m_sde-midpoint eta=0": ("dpmpp_2m_sde", 1, {"eta": 0.0}),
+    "dpmpp_2m_sde-heun eta=0": ("dpmpp_2m_sde", 1, {"eta": 0.0, "solver_type": "heun"}),
+    "dpmpp_3m_sde eta=0": ("dpmpp_3m_sde", 1, {"eta": 0.0}),
+    "heun": ("heun", 2, {}),
+    "dpm_2": ("dpm_2", 2, {}),
+    "dpmpp_2s eta=0": ("dpmpp_2s_ancestral", 2, {"eta": 0.0}),
 }
 
 
-def run(sampler: str, kind: str, low: float, ending: str, problem: Problem, nfe: int) -> Tensor:
-    function, per_step = SAMPLERS[sampler]
-    if ending == "denoise":
-        raise ValueError("the same as zero")
-    steps = nfe if per_step == 1 else (nfe + 1) // 2 if ending == "zero" else nfe // 2
-    grid = build(problem, kind, steps, low, ending)
-    return function(problem.denoise, problem.y_start, grid, disable=True)
-
-
-def run_fast(low: float, ending: str, problem: Problem, nfe: int) -> Tensor:
-    """DPM-Solver-fast plans its own orders; it cannot go to 0, so that ``denoise`` spends one evaluation."""
-    budget = nfe - (ending == "denoise")
-    y = sampling.sample_dpm_fast(problem.denoise, problem.y_start, low, problem.highest, budget, disable=True)
-    return problem.denoise(y, low) if ending == "denoise" else y
-
-
 def configurations(kinds: list[str] = KINDS, lows: list[float] = LOWS) -> list[Configuration]:
-    """Every deterministic sampler on every grid."""
-    rows = [
-        Configuration("k-diffusion", sampler, f"{kind} {low:g} {ending}", partial(run, sampler, kind, low, ending))
-        for sampler, kind, low, ending in product(SAMPLERS, kinds, lows, ("zero", "stop"))
-    ]
-    rows += [
-        Configuration("k-diffusion", "dpm_fast", f"logsnr {low:g} {ending}", partial(run_fast, low, ending))
-        for low, ending in product(lows, ENDINGS[1:])
-    ]
+    """Every deterministic sampler on every grid. DPM-Solver-fast plans its own orders, and cannot go to 0."""
+    rows = []
+    for (label, (sampler, per_step, options)), kind, low, ending in product(
+        SAMPLERS.items(), kinds, lows, ("zero", "stop")
+    ):
+        run = OnGrid(k_diffusion_solver(sampler, **options), kind, low, ending, per_step, spared=per_step - 1)
+        rows.append(Configuration("k-diffusion", label, f"{kind} {low:g} {ending}", run))
+    for low, ending in product(lows, ("stop", "denoise")):
+        run = OnGrid(k_diffusion_solver("dpm_fast"), "logsnr", low, ending)
+        rows.append(Configuration("k-diffusion", "dpm_fast", f"logsnr {low:g} {ending}", run))
     return rows

@@ -23,10 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.grids import from_sigmas
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.interop.diffusers_training import UNREADABLE
-from sde_toolkit.sde import SDE
 
 __all__ = ["Language", "language_of", "own_levels", "ratio_of", "scheduler_at"]
 
@@ -42,7 +40,7 @@ _REFUSED = {
     "DDIMInverseScheduler": "the way from data to noise",
     "DPMSolverMultistepInverseScheduler": "the way from data to noise",
     "RePaintScheduler": "pictures with a hole",
-    "SASolverScheduler": "noise that depends on the numbers of its training timesteps",
+    "SASolverScheduler": "noise that depends on the numbers of its training timesteps, without a constant tau_func",
     "CogVideoXDPMScheduler": "a loop of its own pipeline",
 }
 _OF_A_GRID = {
@@ -69,7 +67,7 @@ def language_of(kind: Any, config: Mapping[str, Any]) -> Language:
         ArgumentError: for a class whose levels cannot be chosen, with the reason.
     """
     name, takes = kind.__name__, inspect.signature(kind.__init__).parameters
-    if name in _REFUSED:
+    if name in _REFUSED and not (name == "SASolverScheduler" and config.get("tau_func")):
         problem, remedy = f"it is for {_REFUSED[name]}", "Choose another one, such as DPMSolverMultistepScheduler."
         raise ArgumentError("scheduler", name, problem, remedy)
     if name.startswith(_FLOW) or config.get("use_flow_sigmas"):
@@ -167,40 +165,35 @@ def ratio_of(scheduler: Any, language: Language, timestep: Tensor) -> float:
     return math.sqrt((1 - kept) / kept)
 
 
-def own_levels(kind: Any, config: Mapping[str, Any], sde: SDE, steps: int, start: float) -> Tensor:
-    """Times of the levels that a scheduler chooses for ``steps`` + 1 evaluations, if it was trained on this SDE.
+def own_levels(kind: Any, config: Mapping[str, Any], n: int, trained: Tensor, lowest: float = 0.0) -> Tensor:
+    """The n levels σ/α at which a scheduler evaluates its network by its own spacing: decreasing float64, above 0.
 
-    Its training levels are those of the SDE: at i/N where the SDE has N steps, else at 1000 equal times.
-
-    Raises:
-        GridError: if σ/α is infinite at ``start``.
+    Args:
+        trained: levels of its training, rising float64.
+        lowest: the smallest level of the SDE, for schedulers that are not told their training levels.
     """
-    N = int(getattr(sde, "N", 1000))
-    trained = torch.exp(-sde.half_log_snr(torch.linspace(1 / N, 1.0, N, dtype=torch.float64) * start))
-    if bool(trained[-1].isinf()):
-        raise GridError("start", start, "σ/α is infinite there", "Start a little below t=1.")
-    high = trained[-1].item()
     language, takes = language_of(kind, config), inspect.signature(kind.__init__).parameters
     config = {**config, **({"final_sigmas_type": "sigma_min"} if "final_sigmas_type" in takes else {})}
-    if kind.__name__ == "IPNDMScheduler":  # σ = sin²(πs/2) at equal steps of s, from s of the highest level
-        s = math.asin(math.sqrt(high / math.sqrt(1 + high**2))) * torch.linspace(1, 0, steps + 2, dtype=torch.float64)
-        return from_sigmas(sde, (torch.sin(s) ** 2 / torch.sqrt(1 - torch.sin(s) ** 4))[:-1])
+    high = trained[-1].item()
+    if kind.__name__ == "IPNDMScheduler":  # σ = sin²(πs/2) at equal steps of s, from that of the highest level
+        first = math.asin(math.sqrt(high / math.sqrt(1 + high**2)))
+        sigma = torch.sin(first * torch.linspace(1, 0, n + 1, dtype=torch.float64)[:-1]) ** 2
+        return sigma / torch.sqrt(1 - sigma**2)
     if language == "edm":
-        lowest = max(float(config.get("sigma_min", 0.002)), torch.exp(-sde.half_log_snr(0.0)).item())
-        scheduler = kind(**{**config, "sigma_min": lowest, "sigma_max": high})
+        ends = {"sigma_min": max(float(config.get("sigma_min", 0.002)), lowest), "sigma_max": high}
+        scheduler = kind(**{**config, **ends})
     elif "trained_betas" in takes:
         scheduler = _with_table(kind, config, trained)
     else:
         scheduler = kind(**config)
-    scheduler.set_timesteps(steps + 1)
+    scheduler.set_timesteps(n)
     if not isinstance(getattr(scheduler, "sigmas", None), Tensor):
         kept = scheduler.alphas_cumprod[scheduler.timesteps.unique_consecutive().long()]
-        return from_sigmas(sde, torch.sqrt((1 - kept) / kept))
-    levels = scheduler.sigmas.double().unique_consecutive()[: steps + 1]
+        return torch.sqrt((1 - kept) / kept)
+    levels = scheduler.sigmas.double().unique_consecutive()[:n]
     if language == "flow":  # times of the straight path, moved into the range of the SDE
-        lowest, highest = (float(r / (1 + r)) for r in (trained[0], trained[-1]))
-        lowest = max(lowest, levels[-1].item())
-        scale = (highest - lowest) / (levels[0] - levels[-1]) if len(levels) > 1 else 1.0
-        levels = highest + (levels - levels[0]) * scale
+        last = max(lowest / (1 + lowest), levels[-1].item())
+        scale = (high / (1 + high) - last) / (levels[0] - levels[-1]) if n > 1 else 1.0
+        levels = high / (1 + high) + (levels - levels[0]) * scale
         levels = levels / (1 - levels)
-    return from_sigmas(sde, torch.cat([levels[:1].clamp(max=high), levels[1:]]))
+    return torch.cat([levels[:1].clamp(max=high), levels[1:]])

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sde_toolkit.errors import ArgumentError, MissingDependencyError
+from sde_toolkit.errors import ArgumentError, GridError, MissingDependencyError
+from sde_toolkit.grids import from_sigmas
 from sde_toolkit.interop.diffusers_levels import Language, language_of, own_levels, ratio_of, scheduler_at
 from sde_toolkit.interop.foreign_names import row_name
 from sde_toolkit.sampling.foreign_denoiser import Denoiser, SampleNoise
@@ -103,7 +104,10 @@ def _named(name: str) -> Any:
 
 @dataclass(frozen=True)
 class _OwnGrid:
-    """The grid builder of a scheduler's own spacing."""
+    """The grid builder of a scheduler's own spacing.
+
+    Its training levels are those of the SDE: at i/N where the SDE has N steps, else at 1000 equal times.
+    """
 
     kind: Any
     config: dict[str, Any]
@@ -113,7 +117,12 @@ class _OwnGrid:
         return "its own"
 
     def __call__(self, sde: SDE, steps: int, start: float = 1.0) -> Tensor:
-        return own_levels(self.kind, self.config, sde, steps, start)
+        N = int(getattr(sde, "N", 1000))
+        trained = torch.exp(-sde.half_log_snr(torch.linspace(1 / N, 1.0, N, dtype=torch.float64) * start))
+        if bool(trained[-1].isinf()):
+            raise GridError("start", start, "σ/α is infinite there", "Start a little below t=1.")
+        lowest = torch.exp(-sde.half_log_snr(torch.zeros((), dtype=torch.float64))).item()
+        return from_sigmas(sde, own_levels(self.kind, self.config, steps + 1, trained, lowest))
 
 
 @dataclass(frozen=True)
