@@ -44,13 +44,15 @@ class Extractor:
     """``module`` maps prepared samples to features (B, d); ``prepare`` maps samples in data space, float32 and already
     on their levels, and the number of levels (None: continuous) to what the module is shown.
 
-    ``about``: plain data for the record: where the module is from, and how images are resized.
+    ``about``: plain data for the record: where the module is from, and how images are resized. ``kept``: whether the
+    features of real data are kept for further evaluations (:mod:`.feature_cache`).
     """
 
     name: str
     module: Callable[[Tensor], Tensor]
     prepare: Callable[[Tensor, int | None], Tensor]
     about: dict[str, Any]
+    kept: bool = False
 
     @torch.no_grad()
     def __call__(self, x: Tensor, levels: int | None = None) -> Tensor:
@@ -121,6 +123,7 @@ def inception_extractor(weights_path: str | Path | None = None, antialias: bool 
             "resize": "299x299, bilinear" + ("" if antialias else " as TensorFlow 1 (corners not aligned)"),
             "antialias": antialias,
         },
+        kept=True,
     )
 
 
@@ -170,7 +173,7 @@ def classifier_extractor() -> Extractor:
     """The 64 penultimate activations of the shipped MNIST classifier, for images (n, 1, 28, 28) in 0..255."""
     classifier = MNISTClassifier.from_pretrained()
     about = {"library": "sde_toolkit", "layer": "64 penultimate activations", "resize": None, "antialias": None}
-    return Extractor("classifier", _Features(classifier), _as_is, about)
+    return Extractor("classifier", _Features(classifier), _as_is, about, kept=True)
 
 
 class _Features(nn.Module):

@@ -18,6 +18,7 @@ from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.extractors import Extractor
+from sde_toolkit.metrics.feature_cache import keep_features, kept_features
 from sde_toolkit.progress import progress_bar
 
 __all__ = ["Extraction", "Reference", "extract_features"]
@@ -86,8 +87,13 @@ def extract_features(
         fixed = {name: part for name, part in conditions.items() if name != "metrics"}
         store = PartStore(Path(directory), {"work": "features/1", **fixed, "what": what}, "output")
     sets = {"samples": Reference(samples), "reference": reference}
+    key = _key(reference, extractor, levels, batch_size) if team.main else None
+    kept = None if key is None else kept_features(key)
+    known = team.agree(kept is not None)
     parts: list[Part] = []
     for name, values in sets.items():
+        if name == "reference" and known:
+            continue
         for first, last in cut(len(values), batch_size):
             parts.append(Part(len(parts), first, last, name, last - first))
     bar: Any = None
@@ -109,14 +115,27 @@ def extract_features(
         return None
     features, hashes = {}, {}
     for name in sets:
-        arrays = done.of(name)
-        features[name] = torch.from_numpy(np.concatenate([part["features"] for part in arrays]))
-        joined = np.concatenate([part["hashes"] for part in arrays]).tobytes()
-        hashes[name] = hashlib.sha256(joined).hexdigest()
+        arrays = [kept] if name == "reference" and kept is not None else done.of(name)
+        features[name] = torch.from_numpy(np.concatenate([part["features"] for part in arrays]).astype(np.float64))
+        joined = np.concatenate([part["hashes"] for part in arrays])
+        hashes[name] = hashlib.sha256(joined.tobytes()).hexdigest()
+        if name == "reference" and key is not None and kept is None:
+            keep_features(key, {"features": features[name].numpy(), "hashes": joined})
         if not bool(features[name].isfinite().all()):
             problem = f"features of the {name} hold NaN or infinity"
             raise DataError("extractor", extractor.name, problem, "Check that the data have the range that it expects.")
     return Extraction(features["samples"], features["reference"], hashes, store)
+
+
+def _key(reference: Reference, extractor: Extractor, levels: int | None, batch_size: int) -> dict[str, Any] | None:
+    """All that the features of the reference depend on; None if they are not kept."""
+    if not extractor.kept:
+        return None
+    hashes = hashlib.sha256()
+    for first, last in cut(len(reference), batch_size):
+        hashes.update(_hashes(reference.rows(first, last)).tobytes())
+    extractors = extractor.description()
+    return {"work": "features/1", "data": hashes.hexdigest(), "extractor": extractors, "levels": levels}
 
 
 def _hashes(x: Tensor) -> np.ndarray:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.errors import DataError
+from sde_toolkit.jobs.fingerprints import tensor_digest, weights_digest_of
 from sde_toolkit.metrics.classifier import MNISTClassifier
 from sde_toolkit.metrics.distances import Plausible
+from sde_toolkit.metrics.feature_cache import keep_features, kept_features
 from sde_toolkit.metrics.kernels import Kernel, KernelDistance, cubic, rational_quadratic
 from sde_toolkit.metrics.metric import Array, Estimate, Metric, SampleSet, check_metrics
 from sde_toolkit.metrics.sliced import SlicedWasserstein
@@ -27,7 +30,8 @@ class Features:
     """The space in which samples are compared.
 
     ``extract`` maps data (n, *event) to features (n, d) and to one truth value per sample, the answers to the question
-    of ``plausible`` (None where nothing is asked). ``kernel`` is that of the kernel distance.
+    of ``plausible`` (None where nothing is asked). ``kernel`` is that of the kernel distance. ``identity``: plain data
+    that tell this extractor from all others; features of real data are then kept (:mod:`.feature_cache`).
     """
 
     name: str
@@ -35,6 +39,21 @@ class Features:
     kernel: Kernel
     kernel_name: str
     plausible: Plausible | None = None
+    identity: Mapping[str, Any] | None = None
+
+    def real_set(self, data: Tensor) -> SampleSet:
+        """Real data (N, *event) with their features, which are extracted once for all comparisons."""
+        if self.identity is None:
+            return self.sample_set(data)
+        key = {"work": "features/1", "data": tensor_digest(data), "extractor": dict(self.identity)}
+        kept = kept_features(key)
+        if kept is not None:
+            return SampleSet(data, kept["features"].astype(np.float64), kept.get("plausible"))
+        features, plausible = self.extract(data)
+        keep_features(
+            key, {"features": features} if plausible is None else {"features": features, "plausible": plausible}
+        )
+        return SampleSet(data, features, plausible)
 
     def sample_set(self, data: Tensor) -> SampleSet:
         """Data (n, *event) with their features."""
@@ -75,6 +94,7 @@ def classifier_features(confidence: float = 0.9) -> Features:
             f"share of images to which the package's MNIST classifier gives a class with probability {confidence:g} "
             "or more (it was trained to be unsure about noise; it does not see diversity)",
         ),
+        {"name": "classifier", "weights_sha256": weights_digest_of(classifier), "confidence": confidence},
     )
 
 
@@ -157,7 +177,7 @@ class Judge:
         self.source = source
         self.features = features
         self.metrics = check_metrics(features.usual_metrics(seed) if metrics is None else metrics)
-        self.parts = RealParts(features.sample_set(real), n, splits, seed)
+        self.parts = RealParts(features.real_set(real), n, splits, seed)
         for metric in self.metrics:
             self.parts.prepared(metric)
 
