@@ -25,6 +25,18 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where to run the laws that have a meaning on a device: cuda")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On a device only the tests that ask for it are run: those with the fixture ``device``."""
+    if config.getoption("device") != "cpu":
+        left_out = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+
+
 @pytest.fixture
 def in_empty_folder(tmp_path):
     """Examples write their files here, not into the checkout."""

@@ -3,7 +3,17 @@
 import sys
 
 import pytest
+import torch
 from forks import Forks
+
+
+@pytest.fixture
+def device(request):
+    """Where ``pytest --device`` says; the CPU by default."""
+    found = torch.device(request.config.getoption("device"))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"there is no {found} here: torch.cuda.is_available() says False")
+    return found
 
 
 @pytest.fixture

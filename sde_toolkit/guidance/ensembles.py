@@ -11,7 +11,8 @@ from torch import Tensor
 from sde_toolkit.checks import check_count
 from sde_toolkit.guidance.systematic_resampling import effective_size
 from sde_toolkit.guidance.weight_rules import WeightRule
-from sde_toolkit.noise.streams import Purpose, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose, check_stream
 from sde_toolkit.transforms import Transform
 
 __all__ = ["Ensemble"]
@@ -107,10 +108,10 @@ class Ensemble:
             ArgumentError: unless ``m`` is a whole number of at least 1.
         """
         check_count("m", m, "Pass m=16, for example.")
-        streams = sample_streams(seed, self.first_index, self.x.shape[0], Purpose.SELECTION)
-        uniform = torch.stack([torch.from_numpy(stream.random(m)) for stream in streams]).to(self.weights.device)
+        check_stream(seed, self.first_index)
+        draws = KeyedDraws(seed, Purpose.SELECTION, self.weights.device)
         upto = self.weights.cumsum(1)
-        uniform = uniform.to(upto.dtype) * upto[:, -1:]
+        uniform = draws.uniform(0, self.first_index, (self.x.shape[0], m)).to(upto) * upto[:, -1:]
         chosen = torch.searchsorted(upto, uniform, right=True).clamp(max=self.particles - 1)
         rows = self.x.flatten(0, 1)
         first = self.particles * torch.arange(len(chosen), device=chosen.device).unsqueeze(1)

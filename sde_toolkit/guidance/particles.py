@@ -6,13 +6,13 @@ that the samples of an ensemble depend on one another. An ensemble depends on no
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +33,8 @@ from sde_toolkit.guidance.weight_rules import WeightRule
 from sde_toolkit.guidance.weighted_step import EnsembleNoise, WeightedStep, repeated
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose, per_sample_noise
 from sde_toolkit.sampling.arguments import check_model, check_run, check_shape
 from sde_toolkit.sampling.automatic import usual_plan
 from sde_toolkit.sampling.loop import Options, rows_of, solve
@@ -183,7 +184,7 @@ class _EnsembleStarts:
         dtype, device = self.options.dtype, self.options.device
         index, shape = self.first_index + first, (last - first, *self.shape[1:])
         normal = per_sample_noise(self.seed, index, shape, dtype=dtype, device=device)
-        noise = _Noise(normal, sample_streams(self.seed, index, last - first, Purpose.RESAMPLING), device)
+        noise = _Noise(normal, KeyedDraws(self.seed, Purpose.RESAMPLING, device), index, last - first, device)
         return self.model.sde.sigma(self.grid[0]).to(device, dtype) * normal(), lambda step: noise
 
 
@@ -192,14 +193,17 @@ class _Noise:
     """See :class:`EnsembleNoise`."""
 
     normal: Callable[[], Tensor]
-    streams: list[np.random.Generator]
+    draws: KeyedDraws
+    first_index: int
+    n: int
     device: torch.device
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __call__(self) -> Tensor:
         return self.normal()
 
     def offsets(self) -> Tensor:
-        uniform = torch.tensor([stream.random() for stream in self.streams], dtype=torch.float64)
+        uniform = self.draws.uniform(next(self.numbers), self.first_index, (self.n,))
         return doubled(uniform.to(self.device, torch.float32 if self.device.type == "mps" else None, non_blocking=True))
 
 

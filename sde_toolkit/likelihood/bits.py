@@ -30,7 +30,8 @@ from sde_toolkit.likelihood.levels import Levels, check_fits
 from sde_toolkit.likelihood.result import LogLikelihood
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose, check_stream
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model, check_shape, state_dtype
 
@@ -193,8 +194,8 @@ def dequantise(
     if generator is not None:
         uniform = torch.rand((draws, *x.shape), generator=generator, dtype=torch.float64, device=generator.device)
     else:
-        streams = sample_streams(seed, first_index, len(x), Purpose.DEQUANTISATION)
-        uniform = torch.from_numpy(np.stack([s.random((draws, *x.shape[1:])) for s in streams], 1))
+        keyed = KeyedDraws(seed, Purpose.DEQUANTISATION, values.device)
+        uniform = torch.stack([keyed.uniform(k, first_index, tuple(x.shape)) for k in range(draws)])
     return (values + (uniform.to(values.device) - 0.5) * levels.width).unbind()
 
 

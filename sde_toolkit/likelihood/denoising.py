@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,8 @@ from sde_toolkit.likelihood.decoders import GaussianDensity, LevelMap
 from sde_toolkit.likelihood.flow_requests import into_model_space
 from sde_toolkit.likelihood.spread import standard_error
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.noise.streams import Purpose, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Noise, Purpose, per_sample_noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.monitors import Meter
@@ -45,8 +45,7 @@ def _strata(draws: int) -> list[int]:
 
 def stratified_uniforms(seed: int, first_index: int, n: int, draws: int) -> Tensor:
     """(n, draws) float64 in (0, 1): draws in turn, two to a stratum, strata as wide as they have draws."""
-    inside = np.stack([s.random(draws) for s in sample_streams(seed, first_index, n, Purpose.TIMES)])
-    inside = np.maximum(inside, 2.0**-54)
+    inside = KeyedDraws(seed, Purpose.TIMES).uniform(0, first_index, (n, draws)).clamp(min=2.0**-54).numpy()
     sizes = np.array(_strata(draws))
     low = np.repeat(np.cumsum(sizes) - sizes, sizes)
     return torch.from_numpy((low + np.repeat(sizes, sizes) * inside) / draws)
@@ -195,17 +194,15 @@ class Denoising:
         inputs = [shaped(c) for c in self.model.network_inputs(t)]
         return inputs, [shaped(c) for c in weights], (n**2).reshape(times.shape)
 
-    def _noise(self, first: int, last: int, purpose: Purpose) -> Any:
-        streams = sample_streams(self.request.seed, self.request.first_index + first, last - first, purpose)
-        shape = self.y.shape[1:]
-
-        def draw() -> Tensor:
-            drawn = np.empty((len(streams), *shape), np.float32)
-            for i, stream in enumerate(streams):
-                drawn[i] = stream.standard_normal(shape, np.float32)
-            return torch.from_numpy(drawn).to(self.meter.device, self.request.dtype, non_blocking=True)
-
-        return draw
+    def _noise(self, first: int, last: int, purpose: Purpose) -> Noise:
+        return per_sample_noise(
+            self.request.seed,
+            self.request.first_index + first,
+            (last - first, *self.y.shape[1:]),
+            dtype=self.request.dtype,
+            device=self.meter.device,
+            purpose=purpose,
+        )
 
     def _check(self, values: Tensor, times: Tensor) -> None:
         wrong = ~values.isfinite()

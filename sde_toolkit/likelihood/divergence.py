@@ -15,14 +15,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.checks import MOST, check_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.likelihood.jacobian import Mode, Products
-from sde_toolkit.noise.streams import Purpose, check_stream, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose, check_stream
 
 __all__ = ["Divergence", "ExactTrace", "HutchPlusPlus", "Hutchinson"]
 
@@ -50,7 +50,9 @@ class Divergence(ABC):
         """Refuse events of a dimension that this divergence cannot take."""
 
     @abstractmethod
-    def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
+    def directions(
+        self, events: tuple[int, ...], seed: int, first_index: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """The probes of the samples first_index, ...: (P, n, *event) float32, from the streams of the samples."""
 
     @abstractmethod
@@ -87,8 +89,10 @@ class ExactTrace(Divergence):
                 f"Use Hutchinson(probes=8), or ExactTrace(max_dimension={dimension}) if you can wait.",
             )
 
-    def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
-        return torch.empty((0, *events))
+    def directions(
+        self, events: tuple[int, ...], seed: int, first_index: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        return torch.empty((0, *events), device=device)
 
     def traces(self, products: Products, x: Tensor, directions: Tensor) -> Tensor:
         D = math.prod(x.shape[1:])
@@ -128,8 +132,10 @@ class Hutchinson(Divergence):
     def check(self, dimension: int) -> None:
         """Every dimension is accepted."""
 
-    def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
-        return draw_probes(self.distribution, self.probes, events, seed, first_index)
+    def directions(
+        self, events: tuple[int, ...], seed: int, first_index: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        return draw_probes(self.distribution, self.probes, events, seed, first_index, device)
 
     def traces(self, products: Products, x: Tensor, directions: Tensor) -> Tensor:
         return (directions * products(directions, last=True)).reshape(len(directions), len(x), -1).sum(-1)
@@ -164,8 +170,10 @@ class HutchPlusPlus(Divergence):
             problem = f"a sketch of rank {self.rank} spans all {dimension} dimensions"
             raise ArgumentError("divergence", self, problem, "Use ExactTrace().")
 
-    def directions(self, events: tuple[int, ...], seed: int, first_index: int) -> Tensor:
-        return draw_probes("rademacher", self.rank + self.probes, events, seed, first_index)
+    def directions(
+        self, events: tuple[int, ...], seed: int, first_index: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        return draw_probes("rademacher", self.rank + self.probes, events, seed, first_index, device)
 
     def traces(self, products: Products, x: Tensor, directions: Tensor) -> Tensor:
         sketch = self._flat(products(directions[: self.rank]))  # (R, D, rank)
@@ -206,15 +214,15 @@ def check_distribution(distribution: str) -> None:
 
 
 def draw_probes(
-    distribution: Distribution, probes: int, events: tuple[int, ...], seed: int, first_index: int
+    distribution: Distribution,
+    probes: int,
+    events: tuple[int, ...],
+    seed: int,
+    first_index: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(probes, n, *event) float32; those of sample i depend on the seed and on i alone."""
+    """(probes, n, *event) float32, on ``device`` if it is CUDA; those of sample i depend on the seed and on i alone."""
     check_stream(seed, first_index)
-    n, shape = events[0], (probes, *events[1:])
-    drawn = np.empty((n, *shape), np.float32)
-    for i, stream in enumerate(sample_streams(seed, first_index, n, Purpose.PROBES)):
-        if distribution == "gaussian":
-            drawn[i] = stream.standard_normal(shape, np.float32)
-        else:
-            drawn[i] = 2 * stream.integers(0, 2, shape, dtype=np.int8) - 1
-    return torch.from_numpy(drawn).movedim(1, 0).contiguous()
+    draws = KeyedDraws(seed, Purpose.PROBES, device)
+    kind = draws.normal if distribution == "gaussian" else draws.sign
+    return torch.stack([kind(k, first_index, events) for k in range(probes)])

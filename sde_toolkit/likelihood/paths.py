@@ -108,7 +108,8 @@ class FlowDensity:
     def batch(self, equation: ReverseEquation, x: Tensor, first: int) -> BatchDensity:
         """The density of x (B, *event), the samples from ``first`` on; Richardson's estimate from a second solve."""
         request = self.request
-        probes = request.divergence.directions(tuple(x.shape), request.seed, request.first_index + first).to(x)
+        events, index = tuple(x.shape), request.first_index + first
+        probes = request.divergence.directions(events, request.seed, index, x.device).to(x)
         solve_one = self._together if isinstance(request.quadrature, Joint) else self._one_after_the_other
         fine, *coarse = [solve_one(equation, path, rules, x, probes) for path, rules in self.solves]
         if not coarse:

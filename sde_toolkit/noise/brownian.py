@@ -10,9 +10,9 @@ clock and x̂_0 constant in time, every grid ends in the same sample.
 The path is a virtual Brownian tree. W = 0 at t = 1; from there to t = 1/2, 1/4, 1/8, ... by independent increments;
 inside [2⁻ᵏ⁻¹, 2⁻ᵏ] by halving t ``levels`` times, each midpoint by a Brownian bridge (Lévy's construction) in the
 clock. Inside the last cells, of width 2⁻ˡᵉᵛᵉˡˢ relative to t, all points share one normal: every increment has the
-exact law if no two times of a grid lie in one cell. The normals of a node come from numpy's Philox, keyed by
-(seed, sample index), at the counter of the node. Batch, split, device, grid and order of calls have no
-influence. In memory are only the nodes from the root to the cell of the last time.
+exact law if no two times of a grid lie in one cell. The number of the draw (:mod:`.keyed_draws`) names the node, so
+batch, split, grid and order of calls have no influence. The tree is on the device of the samples, in float64. In
+memory are only the nodes from the root to the cell of the last time.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.checks import check_positive, is_count
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.noise.streams import Noise, check_noise_dtype, check_stream
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Noise, Purpose, check_noise_dtype, check_stream
 from sde_toolkit.sde import SDE, check_sde
 
 __all__ = ["BrownianPath", "Clock", "ExponentialClock", "time_clock"]
@@ -37,7 +37,6 @@ Clock = Callable[[SDE, Tensor], Tensor]
 """(sde, times) to the clock there: float64, strictly monotone in t, finite for 0 < t <= 1."""
 
 _OCTAVES = 40  # below 2⁻⁴⁰, one increment leads to t = 0
-_BROWNIAN_KEY = 0x42726F776E  # separates these keys from the default streams of the same samples
 
 
 def time_clock(sde: SDE, t: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class BrownianPath:
         tree = _Tree(self, sde, times, shape, seed, first_index)
         if not all(math.isfinite(tree.clock[t]) for t in tree.times):
             raise ArgumentError("times", 0.0, "the clock is infinite at t=0, and so is W", "Stop short of t=0.")
-        return torch.from_numpy(np.stack([tree.value(t) for t in tree.times]))
+        return torch.stack([tree.value(t) for t in tree.times])
 
     def step_noise(
         self,
@@ -117,7 +116,7 @@ class BrownianPath:
             ArgumentError, GridError: as :meth:`values`.
         """
         check_noise_dtype(dtype)
-        tree = _Tree(self, sde, grid, shape, seed, first_index)
+        tree = _Tree(self, sde, grid, shape, seed, first_index, device)
 
         def noise_of(step: int) -> Noise:
             draws = iter([tree.times[step : step + 2]])
@@ -127,7 +126,7 @@ class BrownianPath:
                 if ends is None:
                     problem = "the integrator draws more than once per step, and a path has one increment per step"
                     raise ArgumentError("path", self, problem, "Leave path out, or take an integrator of one draw.")
-                return torch.from_numpy(tree.normal(*ends)).to(device, dtype)
+                return tree.normal(*ends).to(device, dtype)
 
             return draw
 
@@ -142,35 +141,39 @@ class _Tree:
     """
 
     def __init__(
-        self, path: BrownianPath, sde: SDE, times: Tensor, shape: tuple[int, ...], seed: int, first_index: int
+        self,
+        path: BrownianPath,
+        sde: SDE,
+        times: Tensor,
+        shape: tuple[int, ...],
+        seed: int,
+        first_index: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         check_sde(sde)
         check_stream(seed, first_index)
         self.levels, self.shape, self.times = path.levels, tuple(shape), _checked_times(times)
         self.clock = _clock_table(path.clock, sde, {u for t in self.times for u in self._asked(t)})
-        self.ends = [np.zeros(self.shape)]  # W at 1, 1/2, 1/4, ... as far as asked for
-        self.line: dict[tuple[int, int], np.ndarray] = {}  # W at the midpoints above the cell asked for last
-        self.latest: tuple[float, np.ndarray] | None = None
-        self.streams = []
-        for i in range(self.shape[0]):
-            key = np.random.SeedSequence(seed, spawn_key=(first_index + i, _BROWNIAN_KEY)).generate_state(2, np.uint64)
-            stream = np.random.Philox(key=key)
-            self.streams.append((np.random.Generator(stream), stream, stream.state))
+        self.first_index, self.draws = first_index, KeyedDraws(seed, Purpose.PATH, device)
+        at_1 = torch.zeros(self.shape, dtype=torch.float64, device=self.draws.device)
+        self.ends = [at_1]  # W at 1, 1/2, 1/4, ... as far as asked for
+        self.line: dict[tuple[int, int], Tensor] = {}  # W at the midpoints above the cell asked for last
+        self.latest: tuple[float, Tensor] | None = None
 
-    def normal(self, t: float, s: float) -> np.ndarray:
+    def normal(self, t: float, s: float) -> Tensor:
         """(W(s) − W(t)) / √|v(s) − v(t)|."""
         if math.isinf(self.clock[s]):
-            return self._draw(_OCTAVES, 0).astype(np.float64)
+            return self._draw(_OCTAVES, 0)
         begin, end = self.value(t), self.value(s)
         return (end - begin) / math.sqrt(abs(self.clock[s] - self.clock[t]))
 
-    def value(self, t: float) -> np.ndarray:
+    def value(self, t: float) -> Tensor:
         """W(t), (B, *event)."""
         if self.latest is None or self.latest[0] != t:
             self.latest = (t, self._value(t))
         return self.latest[1]
 
-    def _value(self, t: float) -> np.ndarray:
+    def _value(self, t: float) -> Tensor:
         k = _octave(t)
         if k < 0:
             return self.ends[0]
@@ -180,7 +183,7 @@ class _Tree:
             std = math.sqrt(abs(self.clock[lower] - self.clock[upper]))
             self.ends.append(self.ends[j] + std * self._draw(j, 0))
         low, high, w_low, w_high, place = _lower_end(k), 2.0**-k, self.ends[k + 1], self.ends[k], 1
-        line: dict[tuple[int, int], np.ndarray] = {}
+        line: dict[tuple[int, int], Tensor] = {}
         for level in range(self.levels + 1):
             if t == low:
                 break
@@ -199,21 +202,14 @@ class _Tree:
         self.line = line
         return w_low
 
-    def _bridge(
-        self, low: float, middle: float, high: float, w_low: np.ndarray, w_high: np.ndarray, z: np.ndarray
-    ) -> np.ndarray:
+    def _bridge(self, low: float, middle: float, high: float, w_low: Tensor, w_high: Tensor, z: Tensor) -> Tensor:
         a, m, b = (self.clock[u] for u in (low, middle, high))
         weight = (m - a) / (b - a)
         return w_low + weight * (w_high - w_low) + math.sqrt(abs((m - a) * (1 - weight))) * z
 
-    def _draw(self, octave: int, place: int) -> np.ndarray:
-        """The standard normals of one node, float32."""
-        z = np.empty(self.shape, np.float32)
-        for i, (generator, stream, state) in enumerate(self.streams):
-            state["state"]["counter"][:] = (0, 0, place, octave)
-            stream.state = state
-            z[i] = generator.standard_normal(self.shape[1:], np.float32)
-        return z
+    def _draw(self, octave: int, place: int) -> Tensor:
+        """The standard normals of one node, float64."""
+        return self.draws.normal((octave << 48) + place, self.first_index, self.shape).to(torch.float64)
 
     def _asked(self, t: float) -> list[float]:
         """The times at which the clock must be known to find W(t)."""

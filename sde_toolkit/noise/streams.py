@@ -1,12 +1,14 @@
 """Where noise comes from: by default one stream per sample, on request one generator for the whole batch.
 
-A stream is numpy's ``SeedSequence(seed, spawn_key=(index,))``, where index is the sample's position among all. Its
-numbers do not depend on batch size, split, number of processes or device. They are drawn on the host. A
-``torch.Generator`` draws on its device, and its numbers depend on the batch.
+A stream belongs to (seed, purpose, sample), where sample is the place among all samples. Its numbers are those of
+:class:`~sde_toolkit.noise.keyed_draws.KeyedDraws`. They do not depend on batch size, split or number of processes. They
+are drawn on the device where they are needed, from the same integers on each. A ``torch.Generator`` draws on its
+device too, but its numbers depend on the batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from enum import IntEnum
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.noise.keyed_draws import KeyedDraws
 
 __all__ = [
     "Noise",
@@ -26,17 +29,16 @@ __all__ = [
     "check_stream",
     "generator_for",
     "per_sample_noise",
-    "sample_streams",
     "shared_noise",
 ]
 
-
-_BYTES_OF_A_STREAM = 1000  # bytes of the state of one stream, about
+_LARGEST = 2**64 - 1
 
 
 class Purpose(IntEnum):
-    """What a sample's stream is for, other than sampling: one seed serves all purposes, and no draw is used twice."""
+    """What a sample's random numbers are for: one seed serves all purposes, and no draw is used twice."""
 
+    SAMPLING = 0
     PROBES = 1
     TIMES = 2
     PERTURBATION = 3
@@ -47,6 +49,13 @@ class Purpose(IntEnum):
     RESAMPLING = 8
     SELECTION = 9
     FOREIGN = 10
+    PATH = 11
+    TRAINING_ORDER = 12
+    TRAINING_TIME = 13
+    TRAINING_NOISE = 14
+    TRAINING_AUGMENTATION = 15
+    TRAINING_LABEL = 16
+    TRAINING_NETWORK = 17
 
 
 class Once(IntEnum):
@@ -62,7 +71,7 @@ class Once(IntEnum):
     OPERATOR_CHECK = 7
 
 
-_OF_A_RUN = 0x52756E  # the keys of samples are (index,) and (index, purpose)
+_OF_A_RUN = 0x52756E
 
 Noise = Callable[[], Tensor]
 """Returns the next standard normal draw, shape (B, *event)."""
@@ -72,10 +81,11 @@ def check_stream(seed: int, first_index: int) -> None:
     """Refuse a seed or an index that names no stream.
 
     Raises:
-        ArgumentError: if ``seed`` or ``first_index`` is negative or not a whole number.
+        ArgumentError: unless ``seed`` and ``first_index`` are whole numbers from 0 to 2⁶⁴ − 1.
     """
     for name, value in (("seed", seed), ("first_index", first_index)):
-        check_count(name, value, f"Pass {name}=0, for example.", least=0)
+        if check_count(name, value, f"Pass {name}=0, for example.", least=0) > _LARGEST:
+            raise ArgumentError(name, value, "it has more than 64 bits", f"Pass {name}=0, for example.")
 
 
 def check_noise_dtype(dtype: torch.dtype) -> None:
@@ -86,12 +96,6 @@ def check_noise_dtype(dtype: torch.dtype) -> None:
     """
     if not dtype.is_floating_point:
         raise ArgumentError("dtype", dtype, "noise needs a floating-point type", "Pass torch.float32 or another float.")
-
-
-def sample_streams(seed: int, first_index: int, n: int, purpose: Purpose | None = None) -> list[np.random.Generator]:
-    """The streams of the samples ``first_index``, ..., ``first_index + n − 1``; by default the streams for sampling."""
-    keys = [(first_index + i,) if purpose is None else (first_index + i, int(purpose)) for i in range(n)]
-    return [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys]
 
 
 def generator_for(seed: int, use: Once, number: int = 0) -> torch.Generator:
@@ -107,12 +111,11 @@ def per_sample_noise(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    purpose: Purpose | None = None,
+    purpose: Purpose = Purpose.SAMPLING,
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
-    ``purpose``: by default sampling. Drawn in float32 and then cast: a float64 run has the same noise as a float32
-    run.
+    Drawn in float32 and then cast: a float64 run has the same noise as a float32 run.
 
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
@@ -120,14 +123,10 @@ def per_sample_noise(
     check_stream(seed, first_index)
     check_noise_dtype(dtype)
     check_amount("shape", shape, math.prod(shape))
-    check_amount("shape", shape, shape[0], bytes_each=_BYTES_OF_A_STREAM)
-    streams = sample_streams(seed, first_index, shape[0], purpose)
+    draws, numbers = KeyedDraws(seed, purpose, device), itertools.count()
 
     def draw() -> Tensor:
-        noise = np.empty(shape, np.float32)
-        for i, stream in enumerate(streams):
-            noise[i] = stream.standard_normal(shape[1:], np.float32)
-        return torch.from_numpy(noise).to(device, dtype, non_blocking=True)
+        return draws.normal(next(numbers), first_index, shape).to(device, dtype, non_blocking=True)
 
     return draw
 

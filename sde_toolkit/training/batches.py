@@ -20,11 +20,14 @@ from sde_toolkit.data import Dataset, ParallelStream, Stream
 from sde_toolkit.data.parallel import outlive_signals
 from sde_toolkit.errors import DataError, SDEToolkitError
 from sde_toolkit.losses import low_discrepancy
-from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose
+from sde_toolkit.training.draws import UndrawnNoise, epoch_order
 
 __all__ = [
     "PassInputs",
     "Portion",
+    "ReadInputs",
     "Recipe",
     "check_labels",
     "held_out_inputs",
@@ -47,9 +50,25 @@ class PassInputs(NamedTuple):
     uniform: Tensor | None
     normal: Tensor | None
 
-    def to(self, device: torch.device) -> PassInputs:
-        """A copy on ``device``."""
-        return PassInputs._make(None if part is None else part.to(device, non_blocking=True) for part in self)
+
+class ReadInputs(NamedTuple):
+    """A :class:`PassInputs` as it is read, on the CPU. Its noise is not drawn yet."""
+
+    x: Tensor
+    u: Tensor
+    noise: UndrawnNoise
+    labels: Tensor | None
+    uniform: Tensor | None
+    normal: Tensor | None
+
+    def on(self, device: torch.device | str) -> PassInputs:
+        """A copy on ``device``, with the noise drawn there."""
+
+        def moved(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device, non_blocking=True)
+
+        x, u = (part.to(device, non_blocking=True) for part in (self.x, self.u))
+        return PassInputs(x, u, self.noise.on(device), moved(self.labels), moved(self.uniform), moved(self.normal))
 
 
 class Portion(NamedTuple):
@@ -72,21 +91,23 @@ class Recipe:
     label_dropout: float = 0.0
     no_class: int | None = None
 
-    def complete(self, portion: Portion, x: Tensor, labels: Tensor | None) -> PassInputs:
+    def complete(self, portion: Portion, x: Tensor, labels: Tensor | None) -> ReadInputs:
         """The samples of a portion with their times, noise and augmentation draws."""
-        draws, (step, first, n) = KeyedDraws(self.seed), portion
+        step, first, n = portion
+        times = KeyedDraws(self.seed, Purpose.TRAINING_TIME)
         if self.low_discrepancy:
-            offset = draws.uniform(Use.TIME, step, 0, 1, 1)
+            offset = times.uniform(step, 0, (1, 1))
             u = low_discrepancy(self.batch_size, offset)[first : first + n]
         else:
-            u = draws.uniform(Use.TIME, step, first, n, 1)[:, 0]
-        noise = draws.normal(Use.NOISE, step, first, tuple(x.shape))
-        uniform = draws.uniform(Use.AUGMENTATION, step, first, n, self.uniforms) if self.uniforms else None
-        normal = draws.normal(Use.AUGMENTATION, step, first + (1 << 32), (n, self.normals)) if self.normals else None
+            u = times.uniform(step, first, (n,))
+        noise = UndrawnNoise(self.seed, step, first, tuple(x.shape))
+        of_augmentation = KeyedDraws(self.seed, Purpose.TRAINING_AUGMENTATION)
+        uniform = of_augmentation.uniform(step, first, (n, self.uniforms)) if self.uniforms else None
+        normal = of_augmentation.normal(step, first, (n, self.normals)) if self.normals else None
         if labels is not None and self.label_dropout:
-            hidden = draws.uniform(Use.LABEL, step, first, n, 1)[:, 0] < self.label_dropout
+            hidden = KeyedDraws(self.seed, Purpose.TRAINING_LABEL).uniform(step, first, (n,)) < self.label_dropout
             labels = torch.where(hidden, self.no_class or 0, labels)
-        return PassInputs(x, u, noise, labels, uniform, normal)
+        return ReadInputs(x, u, noise, labels, uniform, normal)
 
 
 @dataclass
@@ -98,7 +119,7 @@ class _Portions(torch.utils.data.Dataset[Any]):
     recipe: Recipe
     orders: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __getitem__(self, portion: Portion) -> PassInputs | SDEToolkitError:
+    def __getitem__(self, portion: Portion) -> ReadInputs | SDEToolkitError:
         """The inputs of a portion. An error is returned, not raised: torch would put a traceback into its message."""
         chosen = torch.from_numpy(self._chosen(portion))
         labels = None if self.labels is None else self.labels[chosen]
@@ -135,7 +156,7 @@ def inputs_from_data(
     use_labels: bool,
     workers: int = 0,
     pin: bool = False,
-) -> Generator[PassInputs, None, None]:
+) -> Generator[ReadInputs, None, None]:
     """The inputs of the given portions, in order. ``workers`` processes read ahead.
 
     Raises:
@@ -167,7 +188,7 @@ def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> St
 
 def inputs_from_stream(
     stream: Stream, recipe: Recipe, portions: Iterator[Portion], *, classes: int | None
-) -> Generator[PassInputs, None, None]:
+) -> Generator[ReadInputs, None, None]:
     """The inputs of the given portions, from the present place of the stream. A batch is read when it is asked for.
 
     Raises:
@@ -195,7 +216,7 @@ def check_labels(argument: str, owner: str, labels: Tensor, classes: int) -> Non
 
 def held_out_inputs(
     dataset: Dataset, recipe: Recipe, count: int, size: int, rank: int, processes: int, *, use_labels: bool
-) -> Iterator[PassInputs]:
+) -> Iterator[ReadInputs]:
     """The first ``count`` test samples in batches of ``size``. This process takes every ``processes``-th batch.
 
     Times and noise depend on a sample's place only, so that the held-out loss changes with the network alone.

@@ -1,68 +1,51 @@
-"""The random numbers of training. Each is a function of (seed, use, step, index) and of nothing else.
+"""The random numbers of training. Each is a function of (seed, purpose, step, index) and of nothing else.
 
 So there is no random state to save. Step 61 draws the same numbers in a run that was killed and continues as in one
-that was never stopped, on any number of processes and reading workers. The generator is the counter-based Philox 4×64
-(Salmon et al. 2011). Its key is the seed, its counter is (0, use, index, step). The index of a sample is its place in
-the batch of all processes.
+that was never stopped, on any number of processes and reading workers. They are those of
+:class:`~sde_toolkit.noise.keyed_draws.KeyedDraws`: the draw is the step, and the index of a sample is its place in the
+batch of all processes.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["KeyedDraws", "Use", "epoch_order", "step_seed"]
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose
+
+__all__ = ["NOISE_VERSION", "UndrawnNoise", "epoch_order", "step_seed"]
+
+NOISE_VERSION = 2  # of the random numbers of a step; the runs of another version are not continued
 
 
-class Use(IntEnum):
-    """What random numbers are used for. No two uses share a number."""
+@dataclass(frozen=True)
+class UndrawnNoise:
+    """The noise of the samples ``first``, ... of a step, which is drawn where the step is taken.
 
-    ORDER = 0
-    TIME = 1
-    NOISE = 2
-    AUGMENTATION = 3
-    LABEL = 4
-    NETWORK = 5
+    ``shape``: (n, *event).
+    """
 
+    seed: int
+    step: int
+    first: int
+    shape: tuple[int, ...]
 
-class KeyedDraws:
-    """The random numbers of one run. To move the generator to a key takes about 2 µs, so each sample has its own."""
-
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed)
-        self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state  # a copy of the new state, which has no words buffered
-
-    def at(self, use: Use, step: int, index: int) -> np.random.Generator:
-        """The generator at (use, step, index). It is the same object every time: draw before you ask for the next."""
-        state = self._state
-        state["state"]["counter"][:] = (0, int(use), index, step)
-        self._bits.state = state
-        return self._generator
-
-    def uniform(self, use: Use, step: int, first: int, n: int, width: int) -> Tensor:
-        """Uniform on [0, 1), float64, (n, width), for the samples ``first``, …, ``first + n − 1``."""
-        out = np.empty((n, width))
-        for i in range(n):
-            self.at(use, step, first + i).random(out=out[i])
-        return torch.from_numpy(out)
-
-    def normal(self, use: Use, step: int, first: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal, float32, of ``shape`` (n, ...), for the samples ``first``, …, ``first + n − 1``."""
-        out = np.empty(shape, np.float32)
-        for i in range(shape[0]):
-            out[i] = self.at(use, step, first + i).standard_normal(shape[1:], np.float32)
-        return torch.from_numpy(out)
+    def on(self, device: torch.device | str) -> Tensor:
+        """Standard normal, float32."""
+        draws = KeyedDraws(self.seed, Purpose.TRAINING_NOISE, device)
+        return draws.normal(self.step, self.first, self.shape).to(device, non_blocking=True)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order in which epoch number ``epoch`` visits its n samples."""
-    return KeyedDraws(seed).at(Use.ORDER, epoch, 0).permutation(n)
+    return KeyedDraws(seed, Purpose.TRAINING_ORDER).generator(epoch).permutation(n)
 
 
 def step_seed(seed: int, step: int, rank: int, part: int) -> int:
     """The seed of torch's own draws in the network (dropout), for pass ``part`` of a step on process ``rank``."""
-    return int(KeyedDraws(seed).at(Use.NETWORK, step, rank << 20 | part).integers(2**63))
+    generator = KeyedDraws(seed, Purpose.TRAINING_NETWORK).generator(step, rank << 20 | part)
+    return int(generator.integers(2**63))

@@ -7,6 +7,7 @@ from typing import Any
 
 from sde_toolkit.data import Dataset
 from sde_toolkit.jobs.fingerprints import digest, fingerprint_data, tensor_digest
+from sde_toolkit.training.draws import NOISE_VERSION
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.trial import held_numbers, try_parts
@@ -45,6 +46,7 @@ def describe_run(objective: Objective, dataset: Dataset, options: TrainingOption
         "times": objective.times,
         "augmentation": objective.augmentation,
         "t_min": objective.t_min,
+        "noise_version": NOISE_VERSION,
         "data": _describe_data(dataset),
         "model": model.description(),
         "held": {"loss": held_numbers(objective.loss)},

@@ -190,7 +190,7 @@ def restoring(folder: Path) -> Iterator[None]:
         raise CheckpointError(folder, problem, _remove_it(folder)) from error
 
 
-_OPTIONS_OF_OLD_RUNS = {"options.ema_warmup": False}  # of runs that began before the option existed
+_OF_OLD_RUNS = {"options.ema_warmup": False, "noise_version": 1}  # of runs that began before these were written
 
 
 def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
@@ -201,13 +201,19 @@ def check_run(folder: Path, run: Mapping[str, Any], free: Set[str]) -> None:
     """
     made_with = _read_run(folder)
     part = differing_part(made_with.get("behaviour"), run["behaviour"])
-    then, now = ({**_OPTIONS_OF_OLD_RUNS, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
+    then, now = ({**_OF_OLD_RUNS, **dict(flat({**of, "behaviour": None}))} for of in (made_with, run))
     for key in [key for key in now if key.endswith(f".{OWN}") and key not in then]:
         bare = key.removesuffix(OWN) + CLASS  # earlier versions wrote so of the user's own parts
         if bare in then:
             then[key] = then.pop(bare)
     if "held" not in made_with:  # earlier versions did not write it
         now = {key: value for key, value in now.items() if not key.startswith("held.")}
+    if then["noise_version"] != now["noise_version"]:
+        problem = (
+            "the random numbers of training have changed since it was made, so its run cannot be continued exactly"
+        )
+        remedy = "Train in another folder; the command's initial=FOLDER starts from these weights."
+        raise CheckpointError(folder, problem, remedy)
     for key in sorted({*then, *now} - free):
         if then.get(key) != now.get(key):
             raise CheckpointError(

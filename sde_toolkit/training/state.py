@@ -22,8 +22,8 @@ from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import (
-    PassInputs,
     Portion,
+    ReadInputs,
     Recipe,
     held_out_inputs,
     inputs_from_data,
@@ -90,7 +90,7 @@ class TrainingState:
 
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def inputs(self, last: int) -> Generator[PassInputs, None, None]:
+    def inputs(self, last: int) -> Generator[ReadInputs, None, None]:
         """This process's passes of the steps from here to ``last``."""
         options, rank = self.options, self.accelerator.process_index
         augmentation, classes = self.inner.augmentation, self.model.num_classes
@@ -116,7 +116,7 @@ class TrainingState:
             self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin
         )
 
-    def advance(self, inputs: Iterator[PassInputs]) -> None:
+    def advance(self, inputs: Iterator[ReadInputs]) -> None:
         """Take one step. If the gradient is not finite, weights and optimizer stay as they are.
 
         The host does not wait for the device.
@@ -124,7 +124,7 @@ class TrainingState:
         accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
         self.objective.train()
         for part in range(self.passes):
-            drawn = next(inputs).to(accelerator.device)
+            drawn = next(inputs).on(accelerator.device)
             torch.manual_seed(step_seed(self.options.seed, self.step, accelerator.process_index, part))
             with contextlib.nullcontext() if part == self.passes - 1 else accelerator.no_sync(self.objective):
                 losses, lambdas = self.objective(drawn)
@@ -162,7 +162,7 @@ class TrainingState:
         self.inner.eval()
         for drawn in held_out_inputs(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
             with accelerator.autocast():
-                losses, lambdas = self.inner(drawn.to(accelerator.device))
+                losses, lambdas = self.inner(drawn.on(accelerator.device))
             total += losses.double().sum()
             tally.add_losses(losses, lambdas)
         self.inner.train()

@@ -33,7 +33,6 @@ REFUSED = {
     "evaluations of auto": lambda: sample(MODEL, "auto", nfe=TRILLION, shape=(2, 2)),
     "auto": lambda: auto(MODEL, TRILLION),
     "streams": lambda: per_sample_noise(0, 0, (TRILLION, 2)),
-    "streams of nothing": lambda: per_sample_noise(0, 0, (TRILLION, 0)),
     "the prior": lambda: MODEL.sde.prior_sampling((TRILLION, 2)),
     "drawn samples": lambda: draw_samples(MODEL, RUN, TRILLION),
     "compared samples": lambda: compare_solvers(MODEL, {"ddim": ddim()}, [5], n=TRILLION),

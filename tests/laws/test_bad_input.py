@@ -237,6 +237,7 @@ def test_sample_refuses_a_bad_start(options, words):
 def test_streams_are_named_by_whole_numbers():
     refused(lambda: per_sample_noise(-1, 0, (2,)), "seed=-1")
     refused(lambda: per_sample_noise(0, -2, (2,)), "first_index=-2")
+    refused(lambda: per_sample_noise(2**64, 0, (2,)), f"seed={2**64}", "64 bits")
 
 
 def test_shapes_of_t_and_x_must_fit():

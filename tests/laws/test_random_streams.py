@@ -5,7 +5,6 @@ import itertools
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from quickly import calibrate
@@ -15,7 +14,7 @@ from sde_toolkit import VPSDE, GaussianMixture, Solver, ddim
 from sde_toolkit.calibration import calibrating, distributions, gradient, problem
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.integrators import Exponential, Multistep
-from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise, sample_streams
+from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise
 
 ROOT = Path(sde_toolkit.__file__).parent
 
@@ -36,8 +35,8 @@ def unrelated(draws):
 
 @pytest.mark.parametrize("seed", [0, 1, 5 + 2**32])
 def test_the_streams_of_a_sample_differ_by_purpose_and_index(seed):
-    keys = [(purpose, index) for purpose in (None, *Purpose) for index in (0, 1, 2, 6)]
-    unrelated([sample_streams(seed, index, 1, purpose)[0].standard_normal(2000) for purpose, index in keys])
+    keys = [(purpose, index) for purpose in Purpose for index in (0, 1, 2, 6)]
+    unrelated([per_sample_noise(seed, index, (1, 2000), purpose=purpose)() for purpose, index in keys])
 
 
 def test_what_a_run_draws_once_differs_by_use_number_and_seed():
@@ -45,13 +44,6 @@ def test_what_a_run_draws_once_differs_by_use_number_and_seed():
     draws = [torch.randn(2000, generator=generator_for(*key), dtype=torch.float64) for key in keys]
     bare = [torch.randn(2000, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1)]
     unrelated([*draws, *bare])
-
-
-def test_the_noise_of_a_purpose_is_that_of_its_streams():
-    for purpose in (None, Purpose.CALIBRATION):
-        streams = sample_streams(3, 5, 4, purpose)
-        expected = np.stack([stream.standard_normal(2, np.float32) for stream in streams])
-        assert torch.equal(per_sample_noise(3, 5, (4, 2), purpose=purpose)(), torch.from_numpy(expected))
 
 
 # Calibration: what a search sees, what chooses and what judges
@@ -116,10 +108,9 @@ def test_the_sets_have_the_sizes_that_are_promised(n, seconds, fit, monkeypatch)
 
 MAKERS = {"default_rng", "SeedSequence", "Philox", "RandomState", "manual_seed"}
 KNOWN = {
-    "noise/streams.py": "the streams themselves",
-    "noise/brownian.py": "paths: keys of their own, (index, a constant)",
+    "noise/philox.py": "all that is keyed by a Purpose",
+    "noise/streams.py": "what a run draws once",
     "sampling/foreign_denoiser.py": "torch's global numbers while foreign code runs, seeded by Purpose.FOREIGN",
-    "training/draws.py": "training: (use, step, index)",
     "training/state.py": "seeds of training.draws",
     "training/trial.py": "a trial of a run's parts",
     "data/stream.py": "orders of data: keys of their own",

@@ -2,10 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from densities import F64, PUBLIC_SDES, asked, mixture, name, points
+from noted_blocks import NotedBlocks
 from scipy.stats import kstest
 
 from sde_toolkit import (
@@ -31,17 +31,15 @@ from sde_toolkit.likelihood import (
     Joint,
     Quadrature,
     Refined,
-    bits,
     denoising,
     dequantise,
     discrete_bound,
-    divergence,
     finite_differences,
     reverse,
 )
 from sde_toolkit.likelihood.bits import BitsPerDim
 from sde_toolkit.likelihood.joint import JointEquation
-from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
+from sde_toolkit.noise.streams import Purpose, per_sample_noise
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
@@ -181,33 +179,16 @@ def test_the_default_detail_of_bits_is_the_spread_of_the_noise_over_a_bin(levels
     assert not torch.allclose(found.grid, other, rtol=1e-4, atol=0) or spread > 1.0
 
 
-def test_no_two_purposes_share_a_stream():
-    """The first numbers of every purpose, and of the sampling itself, from one seed and index."""
-    purposes = [None, *Purpose]
-    first = np.stack([sample_streams(5, 3, 1, purpose)[0].random(4) for purpose in purposes])
-    assert len(np.unique(first)) == first.size
+def test_probes_are_not_the_noise_of_samples():
     sampled = per_sample_noise(5, 3, (1, 4))()
     probes = Hutchinson(1, "gaussian").directions((1, 4), 5, 3)[0]
     assert not torch.isin(sampled, probes).any()
 
 
-def recorded(monkeypatch):
-    """What streams are opened from now on: (purpose, seed, first, last)."""
-    opened = []
-
-    def record(seed, first_index, n, purpose=None):
-        opened.append((purpose, seed, first_index, first_index + n))
-        return sample_streams(seed, first_index, n, purpose)
-
-    for module in (bits, denoising, divergence):
-        monkeypatch.setattr(module, "sample_streams", record)
-    return opened
-
-
-def test_every_draw_of_a_likelihood_and_of_a_bound_has_a_stream_of_its_own(monkeypatch):
-    """No stream is opened twice in one call, which would draw the same numbers for two things."""
+def test_every_draw_of_a_likelihood_and_of_a_bound_has_blocks_of_its_own(monkeypatch):
+    """No block is drawn twice in one call, which would give the same numbers to two things."""
     model = mixture(VPSDE())
-    x, noisy, opened = points(model, 5), GaussianDensity(denoise=True), recorded(monkeypatch)
+    x, noisy, noted = points(model, 5), GaussianDensity(denoise=True), NotedBlocks(monkeypatch)
     levels = Levels(16, -3.0, 3.0)
     whole = levels.at(levels.index(x.clamp(-3, 3)))
     grid = grids.uniform_lambda(VPSDE(), 6, end=0.02)
@@ -231,11 +212,10 @@ def test_every_draw_of_a_likelihood_and_of_a_bound_has_a_stream_of_its_own(monke
     }
     for purposes, calls in uses.items():
         for call in calls:
-            opened.clear()
+            noted.walks.clear()
             call()
-            assert {purpose for purpose, *_ in opened} == purposes
-            rows = [(purpose, seed, i) for purpose, seed, first, last in opened for i in range(first, last)]
-            assert len(rows) == len(set(rows))
+            assert noted.purposes == purposes
+            assert noted.shared() == []
 
 
 def test_an_adaptive_joint_solve_is_driven_by_every_probe_alike():
@@ -244,8 +224,8 @@ def test_an_adaptive_joint_solve_is_driven_by_every_probe_alike():
     x = points(model, 4)
 
     class Swapped(Hutchinson):
-        def directions(self, events, seed, first_index):
-            return super().directions(events, seed, first_index).flip(0)
+        def directions(self, events, seed, first_index, device="cpu"):
+            return super().directions(events, seed, first_index, device).flip(0)
 
     solver = probability_flow(PerSample(rtol=1e-4, atol=1e-4))
     plain, swapped = (

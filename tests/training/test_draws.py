@@ -1,21 +1,22 @@
-"""The random numbers of training: functions of (seed, use, step, index), spread as they say."""
-
-import collections
+"""The random numbers of training: functions of (seed, purpose, step, index), spread as they say."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noted_blocks import NotedBlocks
 from scipy.stats import kstest
 
 from sde_toolkit import MLP, VPSDE, ScoreModel
 from sde_toolkit.data import Dataset
 from sde_toolkit.data.augmentation import Draws as AugmentationDraws
 from sde_toolkit.losses.times import TimeDistribution
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose
 from sde_toolkit.training import TrainingOptions, train
 from sde_toolkit.training.batches import Portion, Recipe
-from sde_toolkit.training.draws import KeyedDraws, Use, epoch_order, step_seed
+from sde_toolkit.training.draws import epoch_order, step_seed
 
 X = torch.zeros(24, 3, 5)
 
@@ -24,16 +25,16 @@ X = torch.zeros(24, 3, 5)
 def test_a_batch_is_the_same_in_any_portions(cut, step, seed, spread):
     recipe = Recipe(seed, 24, spread, uniforms=2, normals=3, label_dropout=0.5, no_class=7)
     labels = torch.arange(24)
-    whole = recipe.complete(Portion(step, 0, 24), X, labels)
-    first = recipe.complete(Portion(step, 0, cut), X[:cut], labels[:cut])
-    second = recipe.complete(Portion(step, cut, 24 - cut), X[cut:], labels[cut:])
+    whole = recipe.complete(Portion(step, 0, 24), X, labels).on("cpu")
+    first = recipe.complete(Portion(step, 0, cut), X[:cut], labels[:cut]).on("cpu")
+    second = recipe.complete(Portion(step, cut, 24 - cut), X[cut:], labels[cut:]).on("cpu")
     for part, one, two in zip(whole, first, second, strict=True):
         assert torch.equal(part, torch.cat([one, two]))
 
 
 def test_noise_and_independent_times_have_their_distributions():
     recipe = Recipe(3, 4000, low_discrepancy=False, uniforms=1, normals=1)
-    batch = recipe.complete(Portion(5, 0, 4000), torch.zeros(4000, 4), None)
+    batch = recipe.complete(Portion(5, 0, 4000), torch.zeros(4000, 4), None).on("cpu")
     assert kstest(batch.noise.flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(batch.normal.flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(batch.u.numpy(), "uniform").pvalue > 1e-4
@@ -49,14 +50,15 @@ def test_low_discrepancy_times_are_evenly_spread_and_each_is_uniform():
 
 
 def test_neighbouring_keys_are_uncorrelated():
-    """Steps, indices, uses and seeds that differ by one share nothing."""
+    """Steps, indices, purposes and seeds that differ by one share nothing."""
     n = 20_000
 
-    def draw(seed, use, step, index):
-        return KeyedDraws(seed).at(use, step, index).standard_normal(n, np.float32)
+    def draw(seed, purpose, step, index):
+        return KeyedDraws(seed, purpose).normal(step, index, (1, n))[0].numpy()
 
-    drawn = [draw(0, Use.NOISE, 4, 9), draw(1, Use.NOISE, 4, 9), draw(0, Use.AUGMENTATION, 4, 9)]
-    drawn += [draw(0, Use.NOISE, 5, 9), draw(0, Use.NOISE, 4, 10)]
+    noise = Purpose.TRAINING_NOISE
+    drawn = [draw(0, noise, 4, 9), draw(1, noise, 4, 9), draw(0, Purpose.TRAINING_AUGMENTATION, 4, 9)]
+    drawn += [draw(0, noise, 5, 9), draw(0, noise, 4, 10)]
     correlation = np.corrcoef(drawn) - np.eye(len(drawn))
     assert np.abs(correlation).max() < 5 / n**0.5
 
@@ -106,21 +108,17 @@ class Stirred:
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Every key that is drawn from, and every batch that is made, while a run trains."""
-    keys, batches, at, complete = [], [], KeyedDraws.at, Recipe.complete
-
-    def recording_at(self, use, step, index):
-        keys.append((int(self._state["state"]["key"][0]), int(use), step, index))
-        return at(self, use, step, index)
+def batches(monkeypatch):
+    """Every batch that is made while a run trains."""
+    found, complete = [], Recipe.complete
 
     def recording_complete(self, portion, x, labels):
-        batches.append((portion, complete(self, portion, x, labels)))
-        return batches[-1][1]
+        read = complete(self, portion, x, labels)
+        found.append(read.on("cpu"))
+        return read
 
-    monkeypatch.setattr(KeyedDraws, "at", recording_at)
     monkeypatch.setattr(Recipe, "complete", recording_complete)
-    return keys, batches
+    return found
 
 
 def labelled(steps, folder, **given):
@@ -135,22 +133,19 @@ def labelled(steps, folder, **given):
     train(model, data, folder, options, augmentation=Stirred())
 
 
-def test_no_two_purposes_share_a_random_stream(tmp_path, drawn):
-    """In a run of several epochs and passes no key is drawn from twice, whatever it was for."""
-    keys, _ = drawn
+def test_no_two_purposes_share_a_random_stream(tmp_path, monkeypatch):
+    """In a run of several epochs and passes no block is drawn twice, whatever it was for."""
+    noted = NotedBlocks(monkeypatch)
     labelled(8, tmp_path, low_discrepancy=False, pass_size=8, held_out=8)
-    drawn_for = {use for _, use, _, _ in keys}
-    assert drawn_for == {int(use) for use in Use}, "everything was drawn"
-    times_drawn = collections.Counter(keys)
-    assert [key for key, times in times_drawn.items() if times > 1] == []
+    assert noted.purposes == {purpose for purpose in Purpose if purpose.name.startswith("TRAINING")}
+    assert noted.shared() == []
 
 
 @pytest.mark.parametrize("spread", [True, False])
-def test_held_out_noise_and_times_are_not_those_of_training(tmp_path, drawn, spread):
+def test_held_out_noise_and_times_are_not_those_of_training(tmp_path, batches, spread):
     """Not of any step: else the held-out loss would be of noise that the network has seen."""
-    _, batches = drawn
     labelled(30, tmp_path, low_discrepancy=spread)
-    *trained, held_out = [batch for _, batch in batches]
+    *trained, held_out = batches
     assert len(trained) == 30
     seen = torch.stack([batch.noise for batch in trained])
     assert (seen - held_out.noise).abs().min() > 0
@@ -159,11 +154,10 @@ def test_held_out_noise_and_times_are_not_those_of_training(tmp_path, drawn, spr
     assert not set(held_out.u.tolist()) & {u for batch in trained for u in batch.u.tolist()}
 
 
-def test_every_evaluation_sees_the_same_held_out_noise(tmp_path, drawn):
-    _, batches = drawn
+def test_every_evaluation_sees_the_same_held_out_noise(tmp_path, batches):
     labelled(10, tmp_path / "a")
     labelled(20, tmp_path / "b")
-    one, two = batches[10][1], batches[-1][1]
+    one, two = batches[10], batches[-1]
     assert torch.equal(one.noise, two.noise)
     assert torch.equal(one.u, two.u)
 

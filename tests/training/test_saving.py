@@ -87,6 +87,19 @@ def test_a_run_of_before_the_warm_up_of_its_average_goes_on_without_and_only_so(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_run_that_drew_other_random_numbers_is_not_continued(tmp_path):
+    vectors(tmp_path, options=SHORT, until=10)
+    file = tmp_path / "checkpoints/step-000000010/run.yaml"
+    text = file.read_text()
+    assert "noise_version: 2\n" in text
+    for before in ("", "noise_version: 1\n"):  # runs of before they were numbered, and of another number
+        file.write_text(text.replace("noise_version: 2\n", before))
+        with pytest.raises(CheckpointError, match="draws other random numbers .* initial=FOLDER"):
+            vectors(tmp_path, options=SHORT)
+    file.write_text(text)
+    vectors(tmp_path, options=SHORT)
+
+
 def test_an_average_that_stays_at_the_first_weights_is_said_before_the_first_step(tmp_path):
     long = dataclasses.replace(SHORT, ema_decay=0.999)
     with pytest.warns(UserWarning, match="worth using from step 4604 on"):
