@@ -25,23 +25,23 @@ class HostBoxMuller:
     """On the CPU, by numpy, in memory that is used again."""
 
     def __init__(self) -> None:
-        self._buffers = np.ones((3, 0), np.float32)
+        self._buffers = np.empty((3, 0), np.float32)
 
     def __call__(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """r, cos θ, sin θ of uint64 words of any shape. They are overwritten by the next call."""
         n = words.size
         padded = -(-n // _VECTOR) * _VECTOR
         if padded > self._buffers.shape[1]:
-            self._buffers = np.ones((3, padded), np.float32)
+            self._buffers = np.empty((3, padded), np.float32)
         halves = words.astype("<u8", copy=False).view("<u4").reshape(-1, 2)
         r, cosine, sine = buffers = self._buffers[:, :padded]
-        r[:n] = halves[:, 0]
+        r[:n], r[n:] = halves[:, 0], 0
         r += np.float32(0.5)
         r *= np.float32(UNIT)
         np.log(r, out=r)
         r *= np.float32(-2)
         np.sqrt(r, out=r)
-        sine[:n] = halves.view("<i4")[:, 1]
+        sine[:n], sine[n:] = halves.view("<i4")[:, 1], 0
         sine *= np.float32(ANGLE)
         np.cos(sine, out=cosine)
         np.sin(sine, out=sine)

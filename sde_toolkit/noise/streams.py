@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _LARGEST = 2**64 - 1
+_AHEAD, _SMALL = 16, 1 << 12  # so many draws of at most so many numbers are drawn together, after the first
 
 
 class Purpose(IntEnum):
@@ -123,12 +124,18 @@ def per_sample_noise(
     check_stream(seed, first_index)
     check_noise_dtype(dtype)
     check_amount("shape", shape, math.prod(shape))
-    draws, numbers = KeyedDraws(seed, purpose, device), itertools.count()
+    draws = KeyedDraws(seed, purpose, device)
+    ahead = _AHEAD if math.prod(shape) <= _SMALL and draws.device.type == "cpu" else 1
 
-    def draw() -> Tensor:
-        return draws.normal(next(numbers), first_index, shape).to(device, dtype, non_blocking=True)
+    def drawn() -> Iterator[Tensor]:
+        yield draws.normal(0, first_index, shape).to(device, dtype, non_blocking=True)
+        for number in itertools.count(1, ahead):
+            if ahead == 1:
+                yield draws.normal(number, first_index, shape).to(device, dtype, non_blocking=True)
+            else:
+                yield from draws.normals(number, ahead, first_index, shape).to(device, dtype, non_blocking=True)
 
-    return draw
+    return drawn().__next__
 
 
 def shared_noise(

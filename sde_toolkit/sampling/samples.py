@@ -121,7 +121,7 @@ def sample(
         seed, first_index: sample i has its own noise stream (seed, first_index + i), whatever the batch. Its first draw
             is the start; it is dropped where ``x_start`` is given. A run that continues another one needs another seed,
             or a ``path``, so that it does not use the same noise again.
-        generator: draws all noise instead. It is faster, and the samples then depend on the batch.
+        generator: draws all noise instead. The samples then depend on the batch.
         path: takes the noise of the steps from a Brownian path, so that a finer grid refines the same path.
         batch_size: samples that go through the network together; all by default.
         tweedie: after the last step replace x by the denoised estimate x̂_0, by one more evaluation. By default this is

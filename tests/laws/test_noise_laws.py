@@ -125,8 +125,13 @@ def test_any_order_of_the_draws_gives_the_same():
     forward = [draws.normal(k, 0, (4, 5)) for k in range(5)]
     for k in (3, 0, 4, 2):
         assert torch.equal(draws.normal(k, 0, (4, 5)), forward[k])
-    steps = per_sample_noise(3, 0, (4, 5))
-    assert all(torch.equal(steps(), expected) for expected in forward)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 8), (1, 2), (3, 2001), (0, 2), (3,)], ids=str)
+def test_draws_that_are_made_ahead_are_the_same(shape):
+    steps, draws = per_sample_noise(3, 7, shape), KeyedDraws(3, Purpose.SAMPLING)
+    for k in range(40):
+        assert torch.equal(steps(), draws.normal(k, 7, shape))
 
 
 def test_a_float64_run_has_the_noise_of_a_float32_run(device):
