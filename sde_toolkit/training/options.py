@@ -89,6 +89,7 @@ class TrainingOptions:
                 check_count(name, getattr(self, name), self._remedy(name))
         for name in ("warmup_steps", "held_out", "seed", "workers"):
             check_count(name, getattr(self, name), self._remedy(name), least=0)
+        self._require("seed", self.seed < 2**64 - 1, "must be less than 2^64 - 1")  # held-out noise has the next one
         for name in ("learning_rate", "max_gradient_norm", "epsilon"):
             check_positive(name, getattr(self, name), self._remedy(name))
         for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "compile"):

@@ -49,7 +49,7 @@ def test_the_integral_of_an_exact_score_is_a_difference_of_divergences(sde):
     model = mixture(sde)
     x, back = copies(POINTS, 64)
     end = 0.01
-    found = variational_bound(model, x, draws=500, end=end, **F64)
+    found = variational_bound(model, x, draws=640, end=end, **F64)
     points = doubles(*POINTS)
     first, last = torch.ones((), dtype=torch.float64), torch.as_tensor(end, dtype=torch.float64)
     at_start = divergence_at(model, points, first) if sde.alpha(1.0) > 0 else torch.zeros(5)
