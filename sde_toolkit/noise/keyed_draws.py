@@ -104,10 +104,14 @@ class KeyedDraws:
             bits = ((words.unsqueeze(2) >> places) & 1).flatten(1)[:, :numbers]
         return (2 * bits.to(torch.float32) - 1).reshape(shape)
 
-    def generator(self, draw: int, index: int = 0) -> np.random.Generator:
-        """numpy's generator for (draw, index), on the CPU. Its numbers follow each other: draw them at once."""
+    def integers(self, draw: int, first: int, n: int) -> list[int]:
+        """A whole number of 63 bits for each of n samples."""
+        return [word % 2**64 >> 1 for word in self._words(Kind.ANY, draw, first, (n,))[:, 0].tolist()]
+
+    def generator(self, draw: int) -> np.random.Generator:
+        """numpy's generator for a draw, on the CPU, for what needs an unknown count of numbers, such as an order."""
         host = HostPhilox(self.key)
-        host.start((Kind.ANY << 192) + (draw << 128) + (index << 64) + 1)
+        host.start((Kind.ANY << 192) + (draw << 128) + 1)
         return np.random.Generator(host.bits)
 
     def _blocks(self, kind: Kind, draw: int, first: int, n: int, numbers: int) -> Blocks:

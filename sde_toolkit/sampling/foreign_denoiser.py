@@ -20,7 +20,8 @@ from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, MaxEvaluationsError
 from sde_toolkit.models.score_model import Inputs
-from sde_toolkit.noise.streams import Purpose, per_sample_noise, sample_streams
+from sde_toolkit.noise.keyed_draws import KeyedDraws
+from sde_toolkit.noise.streams import Purpose, per_sample_noise
 
 __all__ = ["Denoiser", "GaussianDenoiser", "ModelDenoiser", "SampleNoise", "noise_of_samples"]
 
@@ -49,8 +50,7 @@ class SampleNoise:
 
     def seeds(self, n: int | None = None) -> list[int]:
         """A whole number for each sample (of the first n), for code that seeds generators of its own."""
-        streams = sample_streams(self.seed, self.first_index, n or self.shape[0], Purpose.FOREIGN)
-        return [int(stream.integers(2**63)) for stream in streams]
+        return KeyedDraws(self.seed, Purpose.FOREIGN).integers(0, self.first_index, n or self.shape[0])
 
 
 class _NoiseOfSamples(TorchFunctionMode):

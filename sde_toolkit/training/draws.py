@@ -47,5 +47,4 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def step_seed(seed: int, step: int, rank: int, part: int) -> int:
     """The seed of torch's own draws in the network (dropout), for pass ``part`` of a step on process ``rank``."""
-    generator = KeyedDraws(seed, Purpose.TRAINING_NETWORK).generator(step, rank << 20 | part)
-    return int(generator.integers(2**63))
+    return KeyedDraws(seed, Purpose.TRAINING_NETWORK).integers(step, rank << 20 | part, 1)[0]
