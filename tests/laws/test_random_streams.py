@@ -133,6 +133,16 @@ KNOWN = {
     "evaluation/restoration/restoration_tasks.py": "hidden places, by the task's seed",
     "cli/evaluate.py": "real data for a command",
     "cli/train.py": "first weights",
+    "cli/real_data.py": "real data for a command",
+    "evaluation/real_samples.py": "real data to compare with",
+    "evaluation/linear_reference.py": "directions of projections, by their own seed",
+    "interop/foreign_diffusers.py": "generators of a foreign solver, seeded by Purpose.FOREIGN",
+    "metrics/sliced.py": "directions of projections, by the metric's seed",
+    "suite/rankings.py": "resampled rankings, by the seed of the page",
+    "suite/catalogue/far_modes.py": "a fixed truth",
+    "suite/catalogue/molecule.py": "a fixed truth",
+    "suite/catalogue/planes.py": "a fixed truth",
+    "suite/catalogue/unequal.py": "a fixed truth",
 }
 
 
