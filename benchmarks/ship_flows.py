@@ -21,7 +21,7 @@ from sde_toolkit.suite.kept_flows import SHIPPED, small_arrays
 
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--steps", type=int, nargs=2, default=[800, 1600], help="of the solve and of the finer one")
+    words.add_argument("--steps", type=int, nargs=2, default=[400, 800], help="of the solve and of the finer one")
     words.add_argument("--truths", nargs="+", default=["small_network", "image_network"])
     given = words.parse_args()
     for name, truth in truths(given.truths).items():

@@ -99,6 +99,8 @@ def test_an_interrupted_run_continues_and_finds_the_same(tmp_path, monkeypatch):
     )
     found, _ = measuring.measure_suite(request, store_in=tmp_path / "run")
     assert sorted(computed) == list(range(5))  # each part once
+    with pytest.raises(ArgumentError, match="budgets"):  # its parts are there, of another request
+        measuring.measure_suite(measuring.SuiteRequest(["ddim", "ddpm"], [pair()], [4, 9]), store_in=tmp_path / "run")
     assert list(map(without_times, found)) == list(map(without_times, whole))
 
 

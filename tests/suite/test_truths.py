@@ -187,3 +187,11 @@ def test_what_is_no_truth_is_refused_by_name(make, argument):
     with pytest.raises(ArgumentError) as refused:
         make()
     assert refused.value.argument == argument
+
+
+def test_the_own_error_covers_the_error_of_a_rough_solve():
+    truth = replace(truths(["ring"])["ring"], n=16)
+    rough = solve_flow(truth.model, truth.noise(), tolerances=(1e-1, 1e-2))
+    apart = (rough.x - truth.flow().x).square().flatten(1).mean(1).sqrt()
+    assert apart.square().mean().sqrt() < rough.own_error
+    assert rough.own_error < 10 * apart.square().mean().sqrt()
