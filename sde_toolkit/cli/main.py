@@ -13,7 +13,7 @@ from typing import Any
 from sde_toolkit.cli.signals import stopping_with_a_message
 from sde_toolkit.cli.speech import in_shell_words, one_line
 from sde_toolkit.cli.user_files import separate_user_solvers
-from sde_toolkit.cli.words import quote_paths
+from sde_toolkit.cli.words import quote_paths, words_in_list
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
 from sde_toolkit.progress import close_bars
 
@@ -23,12 +23,14 @@ COMMANDS = {
     "train": "train a score network on images, signals or points",
     "sample": "draw samples from a trained model with any solver",
     "compare": "compare solvers at equal budgets and write a report",
+    "table": "join comparisons into one table: models by solvers, for a terminal, Markdown, LaTeX and CSV",
     "bench": "rank solvers on problems whose answer is known, yours among them",
     "calibrate": "find the time grid and weights with the smallest error for a model and a budget",
     "likelihood": "evaluate a data set: exact likelihood, bits per dimension, variational bounds",
     "restore": "inpaint, deblur or super-resolve test samples or your own, with the truth beside them",
     "evaluate": "measure samples against real data: FID, KID, precision and recall, feature distances",
 }
+POSITIONAL = {"table": "runs"}  # the setting that takes the words of a command that are no settings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,6 +55,8 @@ def _run(command: str, overrides: list[str]) -> None:
         import hydra
     except ImportError as error:
         raise SystemExit(str(MissingDependencyError("hydra-core", "the command line", "cli", error))) from None
+    if command in POSITIONAL:
+        overrides = words_in_list(overrides, POSITIONAL[command])
     overrides = sorted(
         quote_paths(separate_user_solvers(overrides)), key=lambda word: word not in ("-m", "--multirun")
     )  # argparse: flags first

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 
-__all__ = ["folder_name", "quote_paths"]
+__all__ = ["folder_name", "quote_paths", "words_in_list"]
 
 _PATHS = (
     "output",
@@ -43,6 +43,16 @@ def quote_paths(words: Sequence[str]) -> list[str]:
     """
     several = any(word in ("-m", "--multirun") or word.lower() == "hydra.mode=multirun" for word in words)
     return [_quote_word(word, several) for word in words]
+
+
+def words_in_list(words: Sequence[str], name: str) -> list[str]:
+    """``runs/a runs/b metric=rmse`` as ``runs=[runs/a,runs/b] metric=rmse``, for the setting of this name.
+
+    Flags stay, and so do settings, unless there is a file of that name.
+    """
+    paths = [word for word in words if not word.startswith("-") and ("=" not in word or _exists(word))]
+    rest = [word for word in words if word not in paths]
+    return [f"{name}=[{','.join(map(_quoted, paths))}]", *rest] if paths else rest
 
 
 def _quote_word(word: str, several: bool) -> str:

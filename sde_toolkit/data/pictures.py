@@ -66,7 +66,8 @@ def sample_rows(
     Args:
         rows: (label, samples (n, *event)) in data space; an empty set has an empty row or panel.
         real: real samples, drawn last and set apart.
-        backdrop: what points and histograms are drawn on; ``real`` by default.
+        backdrop: what points and histograms are drawn on, ``real`` by default. Its samples fix black and white, too,
+            where there are no real ones.
         columns: images shown of each set.
     """
     known = [(label, x) for label, x in rows] + ([("real data", real)] if real is not None else [])
@@ -75,7 +76,7 @@ def sample_rows(
         return None
     kind = picture_kind(shapes.pop())
     if kind == "image":
-        return _image_rows(known, real is not None, columns)
+        return _image_rows(known, real is not None, columns, backdrop)
     if kind == "none":
         return None
     return Sheet(*panels_of(known, kind, backdrop or Backdrop(real), real_last=real is not None))
@@ -111,10 +112,11 @@ def _image_square(x: Tensor, like: Tensor | None) -> Any:
     return figure
 
 
-def _image_rows(rows: Sequence[tuple[str, Tensor]], real_last: bool, columns: int) -> Sheet:
+def _image_rows(rows: Sequence[tuple[str, Tensor]], real_last: bool, columns: int, backdrop: Backdrop | None) -> Sheet:
     """Images as a strip for each row, drawn pixel by pixel with a gap of a few pixels between them."""
     shown = [x[:columns].float() for _, x in rows]
-    low, high = _grey_range(shown[-1] if real_last else torch.cat(shown))
+    like = shown[-1] if real_last else None if backdrop is None else backdrop.real
+    low, high = _grey_range(torch.cat(shown) if like is None else like.float())
     height, width = next(x for x in shown if len(x)).shape[-2:]
     gap = max(1, round(0.07 * height))
     strips = [_strip(x, columns, height, width, gap, low, high) for x in shown]

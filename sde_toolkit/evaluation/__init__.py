@@ -3,6 +3,7 @@
 from sde_toolkit.evaluation.comparison import Comparison, Row, compare_in_team, compare_solvers
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
+from sde_toolkit.evaluation.joined_comparisons import JoinedComparisons, join_comparisons
 from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
 from sde_toolkit.evaluation.report import write_report
 from sde_toolkit.jobs.team import Team
@@ -37,6 +38,7 @@ __all__ = [
     "Estimate",
     "Extractor",
     "FlowError",
+    "JoinedComparisons",
     "Judge",
     "KernelDistance",
     "LocalErrors",
@@ -63,6 +65,7 @@ __all__ = [
     "flat_features",
     "flow_endpoint",
     "inception_extractor",
+    "join_comparisons",
     "kernel_distance",
     "local_errors",
     "module_extractor",

@@ -2,8 +2,8 @@
 
     outside the data    samples beyond the range of the real data by a tenth of its width, more often than real ones are
     behind linear       at the largest budget all rows are farther from the data than a Gaussian of the same moments
-    starved by a grid   twice as far as the same solver on another grid; or as the best row, where one step of the grid
-                        spans a third of all of log(α/σ) and twice its equal share
+    starved by a grid   twice as far as the same solver on another grid; or as the best row, where the last step of the
+                        grid spans a third of all of log(α/σ) and a quarter more than an equal share
     truncation          the end of the grid costs more than all the other parts of the error
     network             the network's own error is larger than what the solver adds
 
@@ -25,7 +25,7 @@ from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.standings import budgets_of, chief_metrics, clearly_worse, distances_of, standing
 from sde_toolkit.metrics.metric import Axis, Estimate, Metric
 
-__all__ = ["comparison_cautions", "largest_step", "outside_share"]
+__all__ = ["comparison_cautions", "last_step", "outside_share"]
 
 _MARGIN = 0.1  # of the range of the data
 _LONG_STEP = 1 / 3  # of the range of log(α/σ)
@@ -107,7 +107,7 @@ def _starved(comparison: Comparison) -> list[str]:
             rows = [row for row in comparison.rows if row.budget == budget and metric.name in row.measured]
             for row in rows:
                 sentence = "" if row in known else _by_another_grid(comparison, metric, row, rows)
-                sentence = sentence or ("" if row in known else _by_a_long_step(comparison, metric, row, budget))
+                sentence = sentence or ("" if row in known else _by_a_long_last_step(comparison, metric, row, budget))
                 if sentence:
                     known.add(row)
                     said.append(sentence)
@@ -132,18 +132,18 @@ def _by_another_grid(comparison: Comparison, metric: Metric, row: Row, rows: Ite
     )
 
 
-def _by_a_long_step(comparison: Comparison, metric: Metric, row: Row, budget: int) -> str:
-    """One step of the grid is long, and the row is twice as far as the best one."""
+def _by_a_long_last_step(comparison: Comparison, metric: Metric, row: Row, budget: int) -> str:
+    """The last step of the grid is long, and the row is twice as far as the best one."""
     found = standing(comparison, metric, budget)
     if found is None or row in found.tied or not _twice_as_far(comparison, metric, row, found.best):
         return ""
-    longest, steps = largest_step(comparison, row), len(row.times) - 1
-    if longest is None or longest < max(_LONG_STEP, 2 / steps):
+    last, steps = last_step(comparison, row), len(row.times) - 1
+    if last is None or last < max(_LONG_STEP, 1.25 / steps):
         return ""
     ratio = found.rows[row].value / found.rows[found.best].value
     return (
-        f"The grid {row.grid} may starve {comparison.label(row)} at {row.nfe} evaluations: one of its {steps} steps "
-        f"spans {longest:.0%} of log(α/σ), and its {metric.heading} is {ratio:.1f} times that of "
+        f"The grid {row.grid} may starve {comparison.label(row)} at {row.nfe} evaluations: the last of its {steps} "
+        f"steps spans {last:.0%} of log(α/σ), and its {metric.heading} is {ratio:.1f} times that of "
         f"{comparison.label(found.best)}."
     )
 
@@ -160,12 +160,15 @@ def _twice_as_far(comparison: Comparison, metric: Metric, row: Row, other: Row) 
     return clearly_worse(metric, far, near)
 
 
-def largest_step(comparison: Comparison, row: Row) -> float | None:
-    """The longest step of a row's grid, as a share of the range of log(α/σ) that its finite times span."""
-    times = torch.tensor(row.times, dtype=torch.float64)
-    levels = comparison.request.model.sde.half_log_snr(times)
+def last_step(comparison: Comparison, row: Row) -> float | None:
+    """The last step of a row's grid as a share of the range of log(α/σ) that its times span, without infinite ends.
+
+    At high noise a long step costs little: the flow is nearly linear there. At the end of the grid it does.
+    """
+    model = comparison.request.all_models.get(row.model, comparison.request.model)
+    levels = model.sde.half_log_snr(torch.tensor(row.times, dtype=torch.float64))
     steps = levels[levels.isfinite()].diff()
-    return None if len(steps) < 2 else (steps.max() / steps.sum()).item()
+    return None if len(steps) < 2 else (steps[-1] / steps.sum()).item()
 
 
 def _of_parts(comparison: Comparison) -> list[str]:
@@ -187,8 +190,8 @@ def _of_parts(comparison: Comparison) -> list[str]:
             named = [comparison.label(comparison.rows[k]) for k in learned]
             most = max(found.value for k in learned if (found := parts[k].network) is not None)
             said.append(
-                f"At {budgets[-1]} evaluations the network's own error ({metric.heading} {most:.2g}) is larger than "
-                f"what {names_in_words(named)} add{'s' * (len(named) == 1)}: a better solver hardly helps."
+                f"At {budgets[-1]} evaluations the error of the network itself ({metric.heading} {most:.2g}) is larger "
+                f"than what {names_in_words(named)} add{'s' * (len(named) == 1)}: a better solver hardly helps."
             )
     return said
 

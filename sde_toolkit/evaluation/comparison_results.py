@@ -76,16 +76,15 @@ def _real_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def paired_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """A record for each pair of rows, metric and budget, with the labels of both rows."""
+    """A record for each pair of rows, metric and budget, with the solver and the grid of both."""
     paired = comparison.paired
     if paired is None:
         return []
-    labels = [comparison.label(row) for row in comparison.rows]
-    return [
-        {"metric": found["metric"], "budget": found["budget"], "row": labels[found["row"]],
-         "minus": labels[found["minus"]], **{k: v for k, v in found.items() if k not in _NAMED}}
-        for found in paired.records()
-    ]  # fmt: skip
-
-
-_NAMED = ("metric", "budget", "row", "minus")
+    rows = comparison.rows
+    found = []
+    for pair in paired.records():
+        one, other = rows[pair["row"]], rows[pair["minus"]]
+        names = {"row": one.solver, "row_grid": one.grid, "minus": other.solver, "minus_grid": other.grid}
+        numbers = {name: value for name, value in pair.items() if name not in ("metric", "budget", *names)}
+        found.append({"metric": pair["metric"], "budget": pair["budget"], **names, **numbers})
+    return found

@@ -55,7 +55,10 @@ def _led(comparison: Comparison, metric: Metric, what: str) -> str:
     if all(len(best.tied) == len(best.rows) for best in found.values()):
         at = " and ".join(map(str, found))
         return f"By {metric.heading} no solver is measurably closer to {what} than another at {at} network evaluations."
-    said = "; ".join(f"{_leaders(comparison, best)} at {budget}" for budget, best in found.items())
+    names = {budget: _leaders(comparison, best) for budget, best in found.items()}
+    same = len(set(names.values())) == 1
+    at = " and ".join(map(str, names))
+    said = f"{names[min(names)]} at {at}" if same else "; ".join(f"{led} at {budget}" for budget, led in names.items())
     return f"Closest to {what}, by {metric.heading}: {said} network evaluations."
 
 
@@ -63,8 +66,7 @@ def _leaders(comparison: Comparison, found: Standing) -> str:
     """The best, and all that it does not surely beat."""
     if len(found.tied) == len(found.rows):
         return "none for sure"
-    value = f" ({found.rows[found.best].value:.3g})"
-    return f"{_names(comparison, found.tied)}{value if len(found.tied) == 1 else ' (not told apart)'}"
+    return f"{_names(comparison, found.tied)}{'' if len(found.tied) == 1 else ' (not told apart)'}"
 
 
 def _first_at_floor(comparison: Comparison) -> str:

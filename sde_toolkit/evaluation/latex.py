@@ -49,9 +49,7 @@ def latex_table(table: Table, caption: str, label: str) -> str:
 
 
 def _cell(cell: str, column: Column, *, best: bool) -> str:
-    text = latex_text(cell)
-    if not column.left:
-        text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)  # a minus, not a hyphen
+    text = latex_text(cell if column.left else re.sub(r"(?<![\w.])-(?=\d)", "−", cell))  # a minus, not a hyphen
     return rf"\textbf{{{text}}}" if best else text
 
 

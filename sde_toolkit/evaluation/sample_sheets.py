@@ -59,8 +59,9 @@ def _real(comparison: Comparison) -> Tensor | None:
 
 
 def _backdrop(comparison: Comparison) -> Backdrop:
-    """The exact density where the model has one, else real data."""
+    """The exact density where the model has one, else real data, else the ends of the exact flow."""
     model, real = comparison.request.model, _real(comparison)
+    real = comparison.endpoint_data if real is None else real
     exact = model.has_exact_score and comparison.request.condition is None
     return Backdrop(real, getattr(model, "log_prob", None) if exact else None)
 
@@ -71,7 +72,8 @@ def _caption(comparison: Comparison, row: Row, backdrop: Backdrop) -> str:
     several = len({other.grid_set for other in comparison.rows}) > 1
     on = f", grid {row.grid_set}" if several and row.budget is not None else ""
     behind = {"points": "Behind the points", "histogram": "The line"}.get(picture_kind(comparison.request.event_shape))
-    what = "the exact density" if backdrop.log_density else "the real data" if backdrop.real is not None else ""
+    samples = "the real data" if comparison.judge is not None else "the end of the exact flow"
+    what = "the exact density" if backdrop.log_density else samples if backdrop.real is not None else ""
     drawn = f" {behind} is {what}." if behind and what else ""
     return f"Samples: {of}{on}. Evaluations used in brackets.{drawn}"
 
