@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,13 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, d
     model = models.first
     if endpoint_n and isinstance(model, GaussianMixture):
         endpoint_n = n
+    real, source = real_data(config, models.prior, n_real, n, models.labels, models.measured)
+    features = None if real is None else usual_features(models.prior, real, config.features)
+    judge = None
+    if place.main and real is not None and features is not None:
+        judge = Judge(real, n, features, source=source, seed=seed)
+    for each in (models.names or {"": model}).values():
+        each.to(place.device)
     request = ComparisonRequest(
         model=model,
         models=models.names,
@@ -128,26 +135,19 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, d
         n=n,
         seed=seed,
         seeds=seeds,
+        judge=judge,
+        without_judge=source,
+        metrics=metrics if place.main and metrics else None,
         endpoint_n=endpoint_n if models.exact_flow else 0,
         endpoint_steps=endpoint_steps,
         references=switch(config, "references") and models.exact_flow,
         batch_size=batch_size,
         device=place.device,
+        condition=map_rows(models.condition, lambda part: part.to(place.device)),
         check_declaration=switch(config, "check_declaration"),
         progress=progress,
     )
     check_room("n", n, request.event_shape, len(request.runs) * seeds)
-    real, source = real_data(config, models.prior, n_real, n, models.labels, models.measured)
-    features = None if real is None else usual_features(models.prior, real, config.features)
-    judge = None
-    if place.main and real is not None and features is not None:
-        judge = Judge(real, n, features, source=source, seed=seed)
-    if place.main and metrics:
-        request = replace(request, judge=judge, metrics=metrics)
-    for each in request.all_models.values():
-        each.to(place.device)
-    condition = map_rows(models.condition, lambda part: part.to(place.device))
-    request = replace(request, judge=judge, without_judge=source, condition=condition)
     return request, {name: weights for name, (_, weights) in loaded.items()}
 
 

@@ -12,11 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.checks import check_count
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, planned_evaluations
-from sde_toolkit.evaluation.comparison_request import BUDGETS, ComparisonRequest, check_judge, named_models
+from sde_toolkit.evaluation.comparison_request import (
+    BUDGETS,
+    ComparisonRequest,
+    check_judge,
+    check_models,
+    named_models,
+)
 from sde_toolkit.evaluation.error_parts import error_parts
 from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
 from sde_toolkit.evaluation.page import require_report_packages
@@ -106,38 +113,35 @@ def compare_solvers(
         check_report_folder(to)
     require_progress(progress)
     first, models = named_models(model)
-    request = ComparisonRequest(
-        model=first,
-        models=models,
-        solvers=solvers,
-        budgets=budgets,
-        grids=grids,
-        n=n,
-        seed=seed,
-        seeds=seeds,
-        endpoint_n=endpoint_n,
-        endpoint_steps=endpoint_steps,
-        references=references,
-        batch_size=batch_size,
-        device=device,
-        condition=condition,
-        check_declaration=check_declaration,
-        progress=progress,
-        without_judge=without_judge,
-    )
+    check_models({"": first, **(models or {})})
+    check_count("n", n, "512 is the default.", least=2)
     if judge is None and data is not None:
         judge = judge_of_data(first, data, n, features=features, n_real=n_real, seed=seed)
     elif judge is not None:
-        if data is not None:
-            problem = "a judge has its own real data"
-            raise ArgumentError("data", type(data).__name__, problem, "Give one of judge= and data=.")
-        check_judge(first, judge, n)
-        check_range(first.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
-    request = replace(request, judge=judge, metrics=metrics)
+        _check_given_judge(first, judge, data, n)
+    request = ComparisonRequest(
+        model=first, models=models, solvers=solvers, budgets=budgets, grids=grids, n=n, seed=seed, seeds=seeds,
+        judge=judge, without_judge=without_judge, metrics=metrics, endpoint_n=endpoint_n,
+        endpoint_steps=endpoint_steps, references=references, batch_size=batch_size, device=device,
+        condition=condition, check_declaration=check_declaration, progress=progress,
+    )  # fmt: skip
     found = cast(Comparison, compare_in_team(request, Team(), None))  # a team of one is its own main process
     if to is not None:
         found.write(to)
     return found
+
+
+def _check_given_judge(model: ScoreModel, judge: Any, data: Any, n: int) -> None:
+    """Check that a judge of the caller's fits the model, and that no other data are given.
+
+    Raises:
+        SDEToolkitError: naming what does not fit.
+    """
+    if data is not None:
+        problem = "a judge has its own real data"
+        raise ArgumentError("data", type(data).__name__, problem, "Give one of judge= and data=.")
+    check_judge(model, judge, n)
+    check_range(model.transform, judge.real, name="judge", remedy="Pass real data as the model was trained on.")
 
 
 def check_report_folder(to: Any) -> None:

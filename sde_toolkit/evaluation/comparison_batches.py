@@ -146,6 +146,9 @@ class ComparisonBatches:
 
 
 def planned_evaluations(request: ComparisonRequest) -> int:
-    """The expected number of evaluations of the network, times samples; an estimate for exact models."""
+    """The expected number of evaluations of the network, times samples; an estimate for exact models.
+
+    The references, which are kept, are not counted.
+    """
     warm_up = min(request.n, request.batch_size or request.n)
     return warm_up + round(sum(part.cost for part in ComparisonBatches(request).parts()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.arguments import check_batches, check_model
 
-__all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "named_models"]
+__all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "check_models", "named_models"]
 
 BUDGETS = (5, 10, 20)
 _TRIED = 32  # samples of each set in the first try of a metric
@@ -72,7 +72,7 @@ class ComparisonRequest:
 
     def __post_init__(self) -> None:
         solvers, grids = named_solvers(self.solvers), named_grids(self.grids)
-        event_shape = _check_models({"": self.model, **(self.models or {})})
+        event_shape = check_models({"": self.model, **(self.models or {})})
         if not solvers:
             raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
         _check_budgets(self.budgets)
@@ -85,16 +85,12 @@ class ComparisonRequest:
         check_condition(self.condition, self.n)
         if self.judge is not None:
             check_judge(self.model, self.judge, self.n)
-        runs: list[PlannedRun] = []
-        for name, model in self.all_models.items():
-            planned = plan_all(model, solvers, self.budgets, grids)
-            if name:
-                planned = [replace(r, name=f"{r.name}, {name}", model=model, model_name=name) for r in planned]
-            runs += planned
+        measured = self._metrics()
+        runs = plan_all(self.all_models, solvers, self.budgets, grids)  # last, as planners may evaluate the model
         if not runs:
             remedy = f"Use {list(BUDGETS)}, for example."
             raise ArgumentError("budgets", list(self.budgets), "there is no budget to run the solvers at", remedy)
-        for attribute, value in (("runs", tuple(runs)), ("event_shape", event_shape), ("measured", self._metrics())):
+        for attribute, value in (("runs", tuple(runs)), ("event_shape", event_shape), ("measured", measured)):
             object.__setattr__(self, attribute, value)
 
     def _metrics(self) -> tuple[Metric, ...]:
@@ -152,7 +148,7 @@ def named_models(model: Any) -> tuple[ScoreModel, dict[str, ScoreModel] | None]:
     return next(iter(model.values())), dict(model)
 
 
-def _check_models(models: Mapping[str, Any]) -> tuple[int, ...]:
+def check_models(models: Mapping[str, Any]) -> tuple[int, ...]:
     """Check models, and return the shape of their events.
 
     Raises:

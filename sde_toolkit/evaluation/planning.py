@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.evaluation.candidates import Candidate, grid_title
 from sde_toolkit.evaluation.foreign_run import plan_foreign_run
-from sde_toolkit.evaluation.planned_run import PlannedRun, SolverRun
+from sde_toolkit.evaluation.planned_run import USUAL, PlannedRun, SolverRun
 from sde_toolkit.grids import uniform
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.automatic import Plan, usual_plan
@@ -80,36 +81,79 @@ def _cannot_run(name: str, grid_name: str, error: SDEToolkitError) -> ArgumentEr
     return ArgumentError("solver", name, problem, "Choose another grid, or leave the solver out.")
 
 
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """What becomes one run: a solver for a model on a grid at a budget; None where grid or budget do not matter."""
+
+    model_name: str
+    model: ScoreModel
+    name: str
+    given: Candidate
+    grid: tuple[str, GridBuilder] | None
+    grid_set: str
+    budget: int | None
+
+    @property
+    def planner(self) -> bool:
+        """Whether a function decides what is run: it may evaluate the model to do so."""
+        return not isinstance(self.given, Solver | ForeignSolver | Plan)
+
+    def run(self) -> PlannedRun:
+        """The planned run, with the model's name in its own where there is one."""
+        grid_name, build = self.grid or (OWN, uniform)
+        found = plan_on(self.model, self.name, self.given, grid_name, build, self.budget or 0)
+        found = replace(found, grid_set=self.grid_set)
+        if self.model_name == "":
+            return found
+        name = f"{found.name}, {self.model_name}"
+        return replace(found, name=name, model=self.model, model_name=self.model_name)
+
+
 def plan_all(
-    model: ScoreModel,
+    models: Mapping[str, ScoreModel],
     solvers: Mapping[str, Candidate],
     budgets: Sequence[int],
     grids: Mapping[str, GridBuilder] | None,
 ) -> list[PlannedRun]:
-    """Every solver at every budget, on its usual grid (``grids=None``) or on each of these grids.
+    """Every solver for every model at every budget, on its usual grid (``grids=None``) or on each of these grids.
 
-    The order: grids, budgets, solvers. Planners bring their own grid: they stand among the others where every solver
-    has its own, and else after them. Plans and adaptive solvers run once and come last.
+    The order: models, grids, budgets, solvers. Planners bring their own grid: they stand among the others where every
+    solver has its own, and else after them. Plans and adaptive solvers run once and come last. Planners are asked when
+    all others are planned, since they may evaluate a model, and everything else that can be refused is refused before.
+
+    Raises:
+        SDEToolkitError: for what cannot run.
     """
+    cells = [cell for name, model in models.items() for cell in _cells(name, model, solvers, sorted(budgets), grids)]
+    runs = {k: cell.run() for k, cell in enumerate(cells) if not cell.planner}
+    runs |= {k: cell.run() for k, cell in enumerate(cells) if cell.planner}
+    return [runs[k] for k in range(len(cells))]
+
+
+def _cells(
+    model_name: str,
+    model: ScoreModel,
+    solvers: Mapping[str, Candidate],
+    budgets: Sequence[int],
+    grids: Mapping[str, GridBuilder] | None,
+) -> Iterator[_Cell]:
+    """The runs of a model, in the order of the report."""
+    of_model = partial(_Cell, model_name, model)
     stepping = {name: given for name, given in solvers.items() if not _runs_once(given)}
-    runs: list[PlannedRun] = []
     if grids is None:
-        runs += [_usual_run(model, *item, budget) for budget in sorted(budgets) for item in stepping.items()]
+        for budget in budgets:
+            yield from (of_model(name, given, _usual_grid(given), USUAL, budget) for name, given in stepping.items())
     else:
         on_grids = {name: given for name, given in stepping.items() if isinstance(given, Solver | ForeignSolver)}
-        for grid_name, build in grids.items():
-            for budget in sorted(budgets):
-                planned = (plan_on(model, *item, grid_name, build, budget) for item in on_grids.items())
-                runs += [replace(run, grid_set=grid_name) for run in planned]
+        for grid in grids.items():
+            for budget in budgets:
+                yield from (of_model(name, given, grid, grid[0], budget) for name, given in on_grids.items())
         for name, given in stepping.items():
             if name not in on_grids:
-                runs += [replace(_usual_run(model, name, given, budget), grid_set=OWN) for budget in sorted(budgets)]
+                yield from (of_model(name, given, None, OWN, budget) for budget in budgets)
     for name, given in solvers.items():
-        if isinstance(given, Plan):
-            runs.append(run_of(model, name, given, OWN))
-        elif isinstance(given, Solver) and _runs_once(given):
-            runs.append(plan_run(model, name, given, "adaptive", uniform, 0))
-    return runs
+        if _runs_once(given):
+            yield of_model(name, given, None, USUAL, None)
 
 
 def _runs_once(given: Candidate) -> bool:
@@ -117,14 +161,16 @@ def _runs_once(given: Candidate) -> bool:
     return isinstance(given, Plan) or (isinstance(given, Solver) and given.integrator.evals_per_step is None)
 
 
-def _usual_run(model: ScoreModel, name: str, given: Candidate, budget: int) -> PlannedRun:
-    """A solver on its usual grid, or what a planner makes of the budget."""
-    build: GridBuilder = uniform  # of planners, which do not use it
+def _usual_grid(given: Candidate) -> tuple[str, GridBuilder] | None:
+    """Name and builder of the grid that is usual for a solver; None for planners."""
+    build: GridBuilder
     if isinstance(given, Solver):
         build = given.usual_grid
     elif isinstance(given, ForeignSolver):
         build = given.grid
-    return plan_on(model, name, given, grid_title(build) or OWN, build, budget)
+    else:
+        return None
+    return grid_title(build) or OWN, build
 
 
 def plan_on(

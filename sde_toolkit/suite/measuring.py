@@ -147,7 +147,7 @@ class _Cells:
         """Samples of a solver and their distance to real ones, or the reason why there are none."""
         began, given = time.perf_counter(), self.request.candidates[solver]
         try:
-            (run,) = plan_all(truth.model, {solver: given}, [budget], None)
+            (run,) = plan_all({"": truth.model}, {solver: given}, [budget], None)
             if run.nfe > budget:
                 return {"failure": np.array(f"it takes {run.nfe} evaluations")}
             drawn = run.draw(truth.model, 0, truth.n, seed=truth.seed)

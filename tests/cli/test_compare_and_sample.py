@@ -103,6 +103,7 @@ def test_planned_evaluations_are_those_that_are_made(checkpoint):
     seen = []
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     solvers, options = {"ddim": ddim(), "heun": probability_flow()}, {"n": 7, "endpoint_n": 5, "endpoint_steps": 4}
+    options["references"] = False
     compare_solvers(model, solvers, [3, 6], batch_size=3, **options)
     assert sum(seen) == planned_evaluations(ComparisonRequest(model, solvers, [3, 6], batch_size=3, **options))
 

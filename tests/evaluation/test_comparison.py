@@ -229,7 +229,10 @@ def test_a_solver_that_diverges_is_a_row_that_says_so():
         ({"judge": judge_of(ring(), 8)}, "judge.*8 samples"),
         ({"model": torch.nn.Identity()}, "ScoreModel"),
         ({"solvers": {"x": "ddims"}}, r"solvers\['x'\]"),
-        ({"solvers": {"x": lambda model, budget: auto(model, budget + 1)}}, "a plan of 6 evaluations"),
+        (
+            {"solvers": {"x": lambda model, budget: usual_plan(model, ddim(), nfe=budget + 1)}},
+            "a plan of 6 evaluations",
+        ),
         ({"seeds": 0}, "seeds=0"),
         ({"model": {}}, "names of models"),
         ({"model": {"a": ring(), "b": GaussianMixture(torch.zeros(1, 3), VPSDE(), std=1.0)}}, r"\(3,\)"),
@@ -592,3 +595,25 @@ def test_an_interrupted_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatc
     assert len(drawn) == 2 * 2 * 3 - 5
     for one, other in zip(whole.draws, resumed.draws, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def test_planners_are_asked_when_all_else_is_accepted():
+    """A planner may evaluate the model: whatever is refused is refused before it is asked."""
+    asked = []
+
+    def planner(model, nfe):
+        asked.append(nfe)
+        return auto(model, nfe)
+
+    options = {"budgets": [4], "n": 4, "endpoint_n": 0}
+    for wrong in (
+        {"solvers": {"planner": planner, "rk4": sde_toolkit.rk4()}},  # needs more than 4 evaluations
+        {"solvers": {"planner": planner}, "data": torch.zeros(9, 3)},
+        {"solvers": {"planner": planner}, "metrics": {"mine": fails}, "data": torch.randn(9, 2)},
+        {"solvers": {"planner": planner}, "condition": torch.zeros(3)},
+    ):
+        with pytest.raises((ArgumentError, RuntimeError)):
+            compare_solvers(ring(), **options, **wrong)
+    assert not asked
+    compare_solvers({"a": ring(), "b": disc()}, {"planner": planner}, **options)
+    assert asked == [4, 4]
