@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from noted_blocks import NotedBlocks
 from scipy.stats import binomtest, kstest, norm
 
-from sde_toolkit.noise import keyed_draws
 from sde_toolkit.noise.box_muller import HostBoxMuller, normals_by_torch
 from sde_toolkit.noise.keyed_draws import KeyedDraws
 from sde_toolkit.noise.philox import Blocks, HostPhilox, philox, signed, words_by_torch
 from sde_toolkit.noise.streams import Purpose, per_sample_noise
+from sde_toolkit.noise.word_sources import DeviceWords
 
 WORD = st.integers(0, 2**64 - 1)
 CPU = torch.device("cpu")
@@ -43,15 +43,8 @@ def unsigned(words):
 def drawn_there(seed, purpose, device):
     """The draws of a device; on the CPU those of torch's operations."""
     draws = KeyedDraws(seed, purpose, device)
-    draws._host = None
+    draws.source = DeviceWords(device)
     return draws
-
-
-@pytest.fixture
-def without_kernels(device, monkeypatch):
-    """On the CPU there is no Triton, even where it is installed."""
-    if device.type == "cpu":
-        monkeypatch.setattr(keyed_draws, "_kernels", lambda device: None)
 
 
 # The integers
@@ -88,7 +81,6 @@ def test_the_walk_carries_from_word_to_word(place, device):
 SHAPES = [(5,), (4, 1), (3, 2), (512, 2), (2, 7), (3, 3, 8), (2, 40_001), (9, 129), (0, 3), (3, 0)]
 
 
-@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_device_and_the_cpu_draw_the_same(shape, device):
     seed, first = 2**63 + 11, 2**40 + 3
@@ -166,14 +158,14 @@ def test_the_kernels_give_the_same_when_triton_interprets_them():
     """On the CPU: what a GPU computes with is run by numpy."""
     script = """
 import contextlib, torch
-from sde_toolkit.noise import keyed_draws, philox_kernels
+from sde_toolkit.noise import keyed_draws, philox_kernels, word_sources
 torch.cuda.device = lambda device: contextlib.nullcontext()
 for shape in [(5,), (2, 7), (3, 3, 8), (9, 129)]:
     found = []
     for kernels in (None, philox_kernels):
-        keyed_draws._kernels = lambda device: kernels
+        word_sources._kernels = lambda device: kernels
         draws = keyed_draws.KeyedDraws(2**63 + 1, 4)
-        draws._host = None
+        draws.source = word_sources.DeviceWords(torch.device("cpu"))
         found.append([kind(3, 2**64 - 2, shape) for kind in (draws.uniform, draws.sign, draws.normal)])
     for one, two in zip(*found):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
