@@ -20,6 +20,7 @@ from sde_toolkit import ScoreModel
 from sde_toolkit.data import mnist_test_images
 from sde_toolkit.evaluation import Judge, classifier_features, flat_features
 from sde_toolkit.evaluation.reference_cache import SHIPPED, image_bytes
+from sde_toolkit.transforms import Transform
 
 COMMAND = "compare solver=[ddim,ddpm] budgets=[2] exact_flow.n=1 progress=false output=compared"
 
@@ -39,7 +40,7 @@ def main() -> None:
     show_rounding(list(solved.values()), transform)
 
 
-def show_rounding(solved: list[torch.Tensor], transform) -> None:
+def show_rounding(solved: list[torch.Tensor], transform: Transform) -> None:
     """Distances to real digits, of the samples and of their 8-bit images."""
     real = mnist_test_images().test
     for features in (classifier_features(), flat_features(transform, real)):
@@ -48,9 +49,8 @@ def show_rounding(solved: list[torch.Tensor], transform) -> None:
             exact = transform.inverse(x)
             found, rounded = judge(exact), judge(exact.clamp(0, 255).round())
             for name in found:
-                print(
-                    f"{features.name[:30]}, {name}: {found[name]}, 8 bits {rounded[name].value - found[name].value:+.1e}"
-                )
+                change = rounded[name].value - found[name].value
+                print(f"{features.name[:30]}, {name}: {found[name]}, 8 bits {change:+.1e}")
 
 
 if __name__ == "__main__":

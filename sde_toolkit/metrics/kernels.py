@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -222,6 +223,7 @@ class KernelSums:
         self.kernel = kernel
         self.values = real.whole.features
         self.parts = real.parts
+        self._known: WeakKeyDictionary[SampleSet, tuple[Array, Array, Array]] = WeakKeyDictionary()
         places = np.arange(len(self.values))
         self._rest = np.stack([1.0 - np.isin(places, a) for a, _ in self.parts], axis=1)  # (N, splits)
         self._first, totals = kernel_sums(kernel, self.values, self.values, 1 - self._rest)
@@ -240,9 +242,11 @@ class KernelSums:
         return Resampled.of(*_mmd_without_each(*sums[0])).moved_to(mean)
 
     def _sums(self, generated: SampleSet) -> list[tuple[Array, Array, Array, Array]]:
-        """What :func:`unbiased_mmd` takes, for each split."""
-        within = within_sums(self.kernel, generated.features)
-        to_rest, to_values = kernel_sums(self.kernel, generated.features, self.values, self._rest)
+        """What :func:`unbiased_mmd` takes, for each split; computed once for each set."""
+        if generated not in self._known:
+            within = within_sums(self.kernel, generated.features)
+            self._known[generated] = within, *kernel_sums(self.kernel, generated.features, self.values, self._rest)
+        within, to_rest, to_values = self._known[generated]
         return [(within, self._within[r], to_rest[:, r], to_values[b]) for r, (_, b) in enumerate(self.parts)]
 
     @cached_property
