@@ -13,7 +13,7 @@ READ = ["--images", "200", "--megabytes", "4", "--cap", "128", "--seconds", "0.1
 PEERS = ("diffusers", "azula", "flow_matching", "zuko", "k_diffusion")
 CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
-    ("mnist_solvers.py", ["--n", "4", "--ddpm-steps", "2", "--ddim-steps", "2", "--nfe", "2"], "| `ddim` "),
+    ("suite.py", ["--solvers", "ddim", "heun", "--peers", "--truths", "molecule", "--budgets", "4"], "| heun "),
     ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
     ("gpu.py", ["--device", "cpu", "--tiny", "--parts", "agreement", "noise", "steps"], "over one generator"),
     ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM"], "| PiGDM"),
