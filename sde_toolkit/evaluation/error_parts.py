@@ -132,10 +132,12 @@ class _Side:
         end = self._stopped(k)
         if base is None:
             return ErrorParts()
+        if len(base) < len(own):  # without real data there are as many references as endpoints
+            own = own.at(np.arange(len(base)))
         if row.deterministic or metric.lower_is_better is not True or metric.against is Against.NOTHING:
             discretisation = self._apart(metric, own, base)
         else:
-            discretisation = _beyond_halves(metric, own, base)
+            discretisation = beyond_halves(metric, own, base)
         truncation = Estimate(0.0, 0.0)
         if end is not None and self._flow is not None:
             truncation = self._apart(metric, self._set(end), self._flow)
@@ -206,7 +208,7 @@ class _Side:
         return _if_it_can(lambda: run.draw(model, 0, n, **options).x.cpu())
 
 
-def _beyond_halves(metric: Metric, own: SampleSet, base: SampleSet) -> Estimate:
+def beyond_halves(metric: Metric, own: SampleSet, base: SampleSet) -> Estimate:
     """The distance of one half of a row's samples to the other half of the reference, less that of the reference."""
     halves = RealParts(base, len(base) // 2, _HALVINGS)
     values: list[float] = []

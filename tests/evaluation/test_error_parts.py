@@ -26,12 +26,15 @@ from sde_toolkit.evaluation import references as module
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.evaluation.error_parts import error_parts, error_parts_records
+from sde_toolkit.evaluation.error_parts import beyond_halves, error_parts, error_parts_records
 from sde_toolkit.evaluation.references import ending_of, solve_references
 from sde_toolkit.integrators import Heun, Time
 from sde_toolkit.metrics.distances import rmse
+from sde_toolkit.metrics.estimates import Estimate
 from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 from sde_toolkit.metrics.kernels import KernelDistance
+from sde_toolkit.metrics.metric import SampleSet
+from sde_toolkit.metrics.sliced import SlicedWasserstein
 from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.sampling import Plan
 
@@ -94,6 +97,16 @@ def test_the_discretisation_of_stochastic_rows_is_zero_for_fine_ones(exact):
         coarse, fine = (part.discretisation for part in parts_of(found, parts, "ddpm", metric))
         assert abs(fine.value) < 3 * fine.error
         assert fine.value < coarse.value
+
+
+def test_an_sde_that_is_compared_with_itself_is_at_no_distance():
+    """Exactly: one half is compared with the other, less the same half with the same other."""
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for metric in (KernelDistance(), SlicedWasserstein(4)):
+        own, base = (SampleSet(x, x.numpy().copy()) for _ in range(2))
+        assert beyond_halves(metric, own, base) == Estimate(0.0, 0.0)
+        moved = SampleSet(x + 1, x.numpy() + 1)
+        assert beyond_halves(metric, moved, base).value > 3 * beyond_halves(metric, moved, base).error > 0
 
 
 def test_deterministic_rows_are_held_against_the_flow_sample_by_sample(exact):
