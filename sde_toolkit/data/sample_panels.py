@@ -120,6 +120,7 @@ class _Scene:
                 origin="lower",
                 aspect="auto",
                 cmap="Greys",
+                interpolation="bilinear",
                 vmin=0,
                 vmax=2.4,
             )
@@ -128,13 +129,14 @@ class _Scene:
             panel.scatter(behind[:, 0], behind[:, 1], s=6, linewidths=0, color="#dfe3e8", rasterized=True)
         shown = x[:MOST_POINTS].numpy()
         size, alpha = (4.0, 0.75) if len(shown) < 400 else (3.0, 0.5)
+        size *= (panel.get_window_extent().width / panel.figure.dpi / 2.3) ** 0.8
         panel.scatter(shown[:, 0], shown[:, 1], s=size, alpha=alpha, linewidths=0, color=colour, rasterized=True)
         panel.set(xlim=self.x, ylim=self.y)
         self._count_outside(panel, x, torch.tensor([self.x, self.y]))
 
     def _density(self, log_density: Callable[[Tensor], Tensor]) -> np.ndarray:
         """The density's square root over the panel, 1 at its peak: thin parts stay visible."""
-        side = 120
+        side = 140
         xs, ys = torch.linspace(*self.x, side).double(), torch.linspace(*self.y, side).double()
         grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
         values: np.ndarray = log_density(grid).reshape(side, side).detach().cpu().numpy()

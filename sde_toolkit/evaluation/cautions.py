@@ -101,38 +101,36 @@ def _behind_linear(comparison: Comparison) -> str:
 
 def _starved(comparison: Comparison) -> list[str]:
     """Rows that another grid would serve, by the chief metrics that are always positive."""
-    said, known = list[str](), set[Row]()
+    on_another, long_last = dict[Row, str](), dict[Row, str]()
     for metric in [m for m in chief_metrics(comparison) if m.axis is Axis.LOG]:
         for budget in budgets_of(comparison):
             rows = [row for row in comparison.rows if row.budget == budget and metric.name in row.measured]
             for row in rows:
-                sentence = "" if row in known else _by_another_grid(comparison, metric, row, rows)
-                sentence = sentence or ("" if row in known else _by_a_long_last_step(comparison, metric, row, budget))
-                if sentence:
-                    known.add(row)
-                    said.append(sentence)
-    if len(said) > _MOST:
-        return [*said[:_MOST], f"The same is true of {len(said) - _MOST} more rows."]
+                if row not in on_another and (words := _on_another_grid(comparison, metric, row, rows)):
+                    on_another[row] = words
+                elif row not in long_last and (words := _long_last_step(comparison, metric, row, budget)):
+                    long_last[row] = words
+    said = []
+    if on_another:
+        found = names_in_words(list(on_another.values()))
+        said.append(f"Some grids starve their solvers, which do better on others: {found}.")
+    if long_last:
+        found = names_in_words(list(long_last.values()))
+        said.append(f"Some grids may starve their solvers: their last step spans much of log(α/σ). These are {found}.")
     return said
 
 
-_MOST = 3
-
-
-def _by_another_grid(comparison: Comparison, metric: Metric, row: Row, rows: Iterable[Row]) -> str:
+def _on_another_grid(comparison: Comparison, metric: Metric, row: Row, rows: Iterable[Row]) -> str:
     """The same solver is twice as close on another grid of this comparison."""
     others = [other for other in rows if other.solver == row.solver and other.grid != row.grid]
     best = min(others, key=lambda other: other.measured[metric.name].value, default=None)
     if best is None or not _twice_as_far(comparison, metric, row, best):
         return ""
     ratio = row.measured[metric.name].value / best.measured[metric.name].value
-    return (
-        f"The grid {row.grid} starves {row.solver} at {row.nfe} evaluations: its {metric.heading} is {ratio:.1f} times "
-        f"that on {best.grid}."
-    )
+    return f"{row.solver} on {row.grid} at {row.nfe} ({metric.heading} {ratio:.1f} times that on {best.grid})"
 
 
-def _by_a_long_last_step(comparison: Comparison, metric: Metric, row: Row, budget: int) -> str:
+def _long_last_step(comparison: Comparison, metric: Metric, row: Row, budget: int) -> str:
     """The last step of the grid is long, and the row is twice as far as the best one."""
     found = standing(comparison, metric, budget)
     if found is None or row in found.tied or not _twice_as_far(comparison, metric, row, found.best):
@@ -141,11 +139,8 @@ def _by_a_long_last_step(comparison: Comparison, metric: Metric, row: Row, budge
     if last is None or last < max(_LONG_STEP, 1.25 / steps):
         return ""
     ratio = found.rows[row].value / found.rows[found.best].value
-    return (
-        f"The grid {row.grid} may starve {comparison.label(row)} at {row.nfe} evaluations: the last of its {steps} "
-        f"steps spans {last:.0%} of log(α/σ), and its {metric.heading} is {ratio:.1f} times that of "
-        f"{comparison.label(found.best)}."
-    )
+    best = comparison.label(found.best)
+    return f"{row.solver} on {row.grid} at {row.nfe} ({last:.0%}, {metric.heading} {ratio:.1f} times that of {best})"
 
 
 def _twice_as_far(comparison: Comparison, metric: Metric, row: Row, other: Row) -> bool:

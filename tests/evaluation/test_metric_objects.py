@@ -201,7 +201,7 @@ def test_an_added_metric_is_in_the_table_the_csv_the_json_the_figure_and_the_pag
         *names, *(f"{name}_error" for name in names), "shift_of_mean_at_floor", "spread_at_floor",
     }  # fmt: skip
     assert content["real_data"]["shift_of_mean"] > 0
-    assert "y shift <of> mean" in " ".join(comparison_findings(compared))
+    assert "By shift <of> mean" in " ".join(comparison_findings(compared))
 
 
 def test_an_added_metric_has_a_panel_of_its_own(compared):
