@@ -162,7 +162,9 @@ def _compare(
     """The comparison, its report written; None in all processes but the main one."""
     name, model = model_name(config), request.model
     if place.main:
-        print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, seed {request.seed}")
+        last = request.seed + request.seeds - 1
+        seeds = f"seed {last}" if request.seeds == 1 else f"seeds {request.seed} to {last}"
+        print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, {seeds}")
     comparison = compare_in_team(request, place.team, place.directory)
     if comparison is not None:
         one = next(iter(weights.values())) if len(weights) == 1 else None

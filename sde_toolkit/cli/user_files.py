@@ -60,7 +60,7 @@ def separate_user_solvers(words: Sequence[str]) -> list[str]:
         found.append(f"solver=[{','.join(presets)}]")
         taken: set[str] = set(presets)
         for part in (part for part in parts if is_user_file(part)):
-            name, text = _named(part)
+            name, text = _name_and_place(part)
             if name in taken:
                 name = f"{re.sub(r'(?a)[^A-Za-z0-9_]', '_', Path(text.rsplit(':', 1)[0]).stem)}_{name}"
             taken.add(name)
@@ -68,7 +68,7 @@ def separate_user_solvers(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _named(text: str) -> tuple[str, str]:
+def _name_and_place(text: str) -> tuple[str, str]:
     """Name and ``path.py:object`` of ``name=path.py:object``; the object's name without one."""
     named = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", text)
     if named is None or Path(text.rsplit(":", 1)[0]).is_file():
@@ -99,7 +99,7 @@ def metrics_of_user(given: Sequence[Any]) -> dict[str, Any]:
         if not isinstance(text, str) or not is_user_file(text):
             problem = "not a function in a file"
             raise ArgumentError("metric", text, problem, "Give metric=my_file.py:my_function(generated, real).")
-        name, place = _named(text)
+        name, place = _name_and_place(text)
         if name in found:
             raise ArgumentError("metric", list(given), f"two are called {name!r}", f"Name one: other={place}.")
         found[name] = load_object("metric", place)

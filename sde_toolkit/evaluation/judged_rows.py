@@ -63,7 +63,7 @@ def judged_row(request: ComparisonRequest, parts: Parts, k: int, endpoints: Sequ
     sets = tuple(SampleSet(values) if judge is None else judge.sample_set(values) for values in data)
     measured = []
     for j, (x, of_seed) in enumerate(zip(draws, sets, strict=True)):
-        measured.append(_measure(request, x, of_seed, endpoints[j] if run.deterministic and endpoints else None))
+        measured.append(_values(request, x, of_seed, endpoints[j] if run.deterministic and endpoints else None))
         bar.update(1)
     seconds, network_seconds = ([float(arrays[name]) for arrays in own] for name in ("seconds", "network_seconds"))
     row = Row(
@@ -92,7 +92,7 @@ def mean_over_seeds(found: Sequence[Estimate]) -> Estimate:
     return Estimate(float(np.mean(values)), math.sqrt(variance / len(found)), found[0].also)
 
 
-def _measure(
+def _values(
     request: ComparisonRequest, x: Tensor, samples: SampleSet, endpoint: Endpoint | None
 ) -> dict[str, Estimate]:
     """Every metric that can be measured, by its name. ``x``: all samples in model space; ``samples``: the judged."""

@@ -20,7 +20,7 @@ from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["PlannedRun", "SolverRun", "plan_all", "plan_on", "plan_run", "run_of"]
 
-OWN = "its own"  # the name of the grid of a plan
+OWN_GRID = "its own"  # the name of the grid of a plan
 
 
 def plan_run(
@@ -100,7 +100,7 @@ class _Cell:
 
     def run(self) -> PlannedRun:
         """The planned run, with the model's name in its own where there is one."""
-        grid_name, build = self.grid or (OWN, uniform)
+        grid_name, build = self.grid or (OWN_GRID, uniform)
         found = plan_on(self.model, self.name, self.given, grid_name, build, self.budget or 0)
         found = replace(found, grid_set=self.grid_set)
         if self.model_name == "":
@@ -150,7 +150,7 @@ def _cells(
                 yield from (of_model(name, given, grid, grid[0], budget) for name, given in on_grids.items())
         for name, given in stepping.items():
             if name not in on_grids:
-                yield from (of_model(name, given, None, OWN, budget) for budget in budgets)
+                yield from (of_model(name, given, None, OWN_GRID, budget) for budget in budgets)
     for name, given in solvers.items():
         if _runs_once(given):
             yield of_model(name, given, None, USUAL, None)
@@ -170,7 +170,7 @@ def _usual_grid(given: Candidate) -> tuple[str, GridBuilder] | None:
         build = given.grid
     else:
         return None
-    return grid_title(build) or OWN, build
+    return grid_title(build) or OWN_GRID, build
 
 
 def plan_on(
@@ -186,8 +186,8 @@ def plan_on(
     if isinstance(given, Solver):
         return plan_run(model, name, given, grid_name, build, budget)
     if isinstance(given, Plan):
-        return run_of(model, name, given, OWN)
-    return replace(run_of(model, name, _planned(name, given, model, budget), OWN), budget=budget)
+        return run_of(model, name, given, OWN_GRID)
+    return replace(run_of(model, name, _planned(name, given, model, budget), OWN_GRID), budget=budget)
 
 
 def _planned(name: str, planner: Any, model: ScoreModel, budget: int) -> Plan:

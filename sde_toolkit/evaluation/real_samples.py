@@ -52,7 +52,7 @@ def judge_of_data(
     Raises:
         DataError, ArgumentError: for data that are not those of the model.
     """
-    real = _read(data, n_real, split, seed)
+    real = _real_samples(data, n_real, split, seed)
     shape = tuple(real.x.shape[1:])
     if shape != tuple(model.event_shape or ()):
         problem = f"its samples have shape {shape}, the model's {model.event_shape}"
@@ -65,7 +65,7 @@ def judge_of_data(
     return Judge(real.x, n, space, source=real.source, seed=seed)
 
 
-def _read(data: Any, n_real: int, split: str, seed: int) -> RealSamples:
+def _real_samples(data: Any, n_real: int, split: str, seed: int) -> RealSamples:
     if isinstance(data, Dataset):
         part, values, _ = part_of(data, split)
         index = some_of(torch.arange(len(values)), n_real, seed)
