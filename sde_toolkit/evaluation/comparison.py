@@ -66,7 +66,7 @@ def compare_solvers(
     endpoint_steps: int = 50,
     references: bool = True,
     batch_size: int | None = 64,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     condition: Any = None,
     check_declaration: bool = True,
     progress: bool = False,
@@ -77,7 +77,7 @@ def compare_solvers(
     (which is left out where the grid itself ends at the data). Adaptive solvers have no budget and run once.
 
     Args:
-        model: in evaluation mode, with an ``event_shape``, on ``device``; or several by their names, of the same
+        model: in evaluation mode, with an ``event_shape``; or several by their names, of the same
             events: wrapped, guided, rescheduled, clipped. Each solver then has a row for each.
         solvers: a mapping from the names of the rows, or a list or a single one, which keep their own names; a text
             names a preset. By default "auto", "dpmpp_2m", "unipc", "heun", "ddim", "ddpm", "euler_maruyama" and
@@ -102,6 +102,7 @@ def compare_solvers(
         endpoint_steps: fineness of that solve for networks, see :func:`flow_endpoint`.
         references: solve the network's flow and reverse SDE finely, to tell its errors from the solvers'.
         batch_size: samples that go through the network together; wall times depend on it.
+        device: that of the model by default.
         condition: handed to the network; tensors in it have one row for each of the n samples.
         check_declaration: warn if the model's declaration does not fit the real data (:meth:`ScoreModel.check`).
 

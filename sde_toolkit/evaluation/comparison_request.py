@@ -21,7 +21,8 @@ from sde_toolkit.metrics.metric import Against, Metric, check_metrics
 from sde_toolkit.models.conditions import check_condition
 from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.arguments import check_batches, check_model
+from sde_toolkit.noise.streams import check_stream
+from sde_toolkit.sampling.arguments import check_batches, check_model, device_of
 
 __all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "check_models", "named_models"]
 
@@ -41,7 +42,8 @@ class ComparisonRequest:
 
     ``models``: models of the same events by the names of their rows, such as one model under several guidances. Then
     every solver has a row for each of them: "ddim, guidance=3". ``model`` is the one that speaks for all in the report.
-    ``runs``: the planned runs, in order; ``event_shape``: of a sample; ``measured``: the metrics.
+    ``device``: that of the model by default. ``runs``: the planned runs, in order; ``event_shape``: of a sample;
+    ``measured``: the metrics.
 
     Raises:
         SDEToolkitError: for settings that do not fit together.
@@ -61,7 +63,7 @@ class ComparisonRequest:
     endpoint_steps: int = 50
     references: bool = True
     batch_size: int | None = 64
-    device: torch.device | str = "cpu"
+    device: Any = None
     condition: Any = None
     check_declaration: bool = True
     progress: bool = False
@@ -77,20 +79,26 @@ class ComparisonRequest:
             raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
         _check_budgets(self.budgets)
         check_count("n", self.n, "512 is the default.", least=2)
-        check_count("seeds", self.seeds, "1 is the default.")
+        check_stream(self.seed, 0)
+        check_stream(self.seed + check_count("seeds", self.seeds, "1 is the default.") - 1, self.n)
+        check_count("endpoint_n", self.endpoint_n, "64 is the default.", least=0)
+        check_count("endpoint_steps", self.endpoint_steps, "50 is the default.")
         check_amount("n", self.n, self.n * self.seeds * math.prod(event_shape))
-        if not isinstance(self.references, bool):
-            raise ArgumentError("references", self.references, "neither True nor False", "True is the default.")
+        for switch in ("references", "check_declaration", "progress"):
+            if not isinstance(getattr(self, switch), bool):
+                raise ArgumentError(switch, getattr(self, switch), "neither True nor False", "Pass True or False.")
         check_batches(self.batch_size, torch.float32)
         check_condition(self.condition, self.n)
         if self.judge is not None:
             check_judge(self.model, self.judge, self.n)
+        device = _device(self.model, self.device)
         measured = self._metrics()
         runs = plan_all(self.all_models, solvers, self.budgets, grids)  # last, as planners may evaluate the model
         if not runs:
             remedy = f"Use {list(BUDGETS)}, for example."
             raise ArgumentError("budgets", list(self.budgets), "there is no budget to run the solvers at", remedy)
-        for attribute, value in (("runs", tuple(runs)), ("event_shape", event_shape), ("measured", measured)):
+        found = {"runs": tuple(runs), "event_shape": event_shape, "measured": measured, "device": device}
+        for attribute, value in found.items():
             object.__setattr__(self, attribute, value)
 
     def _metrics(self) -> tuple[Metric, ...]:
@@ -168,6 +176,20 @@ def check_models(models: Mapping[str, Any]) -> tuple[int, ...]:
             problem = f"its samples have shape {shape}, those of the first model {first}"
             raise ArgumentError("model", which, problem, "Compare models of the same events.")
     return first
+
+
+def _device(model: ScoreModel, given: Any) -> torch.device:
+    """The device of a comparison, that of the model by default.
+
+    Raises:
+        ArgumentError: for what names no device.
+    """
+    if given is None:
+        return device_of(model, None)
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError):
+        raise ArgumentError("device", given, "it names no device", 'Pass "cpu", "cuda" or "cuda:0".') from None
 
 
 def _check_budgets(budgets: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.checks import check_count
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.metrics.judge import Features, Judge, classifier_features, exact_features, flat_features
@@ -52,6 +53,7 @@ def judge_of_data(
     Raises:
         DataError, ArgumentError: for data that are not those of the model.
     """
+    check_count("n_real", n_real, "2000 is the default.", least=_LEAST)
     real = _real_samples(data, n_real, split, seed)
     shape = tuple(real.x.shape[1:])
     if shape != tuple(model.event_shape or ()):

@@ -424,6 +424,17 @@ def fails(*arguments):
         ({"to": 3}, ArgumentError, "to=3"),
         ({"to": "FILE/report"}, ArgumentError, "is a file"),
         ({"references": "no"}, ArgumentError, "references"),
+        ({"seed": -1}, ArgumentError, "seed=-1"),
+        ({"seed": 2**64 - 1, "seeds": 2}, ArgumentError, "64 bits"),
+        ({"endpoint_n": -1}, ArgumentError, "endpoint_n"),
+        ({"endpoint_steps": 0}, ArgumentError, "endpoint_steps"),
+        ({"device": "nowhere"}, ArgumentError, "device"),
+        ({"batch_size": 0}, ArgumentError, "batch_size"),
+        ({"n": 2**60}, ArgumentError, "n="),
+        ({"condition": torch.zeros(3, 1)}, ArgumentError, "condition"),
+        ({"progress": "off"}, ArgumentError, "progress"),
+        ({"check_declaration": 1}, ArgumentError, "check_declaration"),
+        ({"n_real": 0, "data": torch.zeros(9, 2)}, ArgumentError, "n_real"),
     ],
 )
 def test_what_can_be_refused_is_refused_before_the_first_evaluation(options, error, said, tmp_path):
