@@ -143,8 +143,8 @@ class _Side:
             truncation = self._apart(metric, self._set(end), self._flow)
         rounding = None
         if again is not None:
-            places = np.arange(len(again))
-            rounding = _if_it_can(lambda: self._apart(metric, own.at(places), self._set(again, whole=False)))
+            first = self.comparison.sets[k][0].at(np.arange(len(again)))
+            rounding = _if_it_can(lambda: self._apart(metric, first, self._set(again, whole=False)))
         return ErrorParts(self._network(metric, row.deterministic), discretisation, truncation, rounding)
 
     def _network(self, metric: Metric, deterministic: bool) -> Estimate | None:
@@ -203,7 +203,7 @@ class _Side:
         run = request.runs[k].in_double()
         if run is None or model is None:
             return None
-        n = min(ROUNDED, len(self.comparison.draws[k][0]))
+        n = min(ROUNDED, len(self.comparison.sets[k][0]))
         options = {"seed": request.seed, "condition": rows_of(request.condition, 0, n), "device": request.device}
         return _if_it_can(lambda: run.draw(model, 0, n, **options).x.cpu())
 
