@@ -62,6 +62,7 @@ _NAMES = {
         "euler_ancestral",
         "euler_maruyama",
         "heun",
+        "ipndm",
         "pc",
         "probability_flow",
         "reverse_diffusion",
@@ -166,6 +167,7 @@ if TYPE_CHECKING:
     from sde_toolkit.solvers import euler_ancestral as euler_ancestral
     from sde_toolkit.solvers import euler_maruyama as euler_maruyama
     from sde_toolkit.solvers import heun as heun
+    from sde_toolkit.solvers import ipndm as ipndm
     from sde_toolkit.solvers import pc as pc
     from sde_toolkit.solvers import probability_flow as probability_flow
     from sde_toolkit.solvers import reverse_diffusion as reverse_diffusion

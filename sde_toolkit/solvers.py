@@ -16,6 +16,7 @@ from sde_toolkit.equation import check_eta
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import karras, quadratic, uniform, uniform_lambda
 from sde_toolkit.integrators import (
+    AdamsBashforth,
     AdaptiveSDE,
     Ancestral,
     ChurnedHeun,
@@ -68,6 +69,7 @@ __all__ = [
     "euler_ancestral",
     "euler_maruyama",
     "heun",
+    "ipndm",
     "pc",
     "probability_flow",
     "reverse_diffusion",
@@ -221,6 +223,11 @@ def dpmpp_3m_sde(eta: float = 1.0) -> Solver:
 def deis(order: int = 3) -> Solver:
     """tAB-DEIS: noise prediction, the polynomial in t (Zhang & Chen 2023, eq. 14 and 15)."""
     return Solver(f"deis[{order}]", 0.0, Multistep(order, FrozenNoise(), Time()), quadratic)
+
+
+def ipndm(order: int = 4) -> Solver:
+    """iPNDM: noise prediction, constant Adams-Bashforth weights of ``order`` values (Zhang & Chen 2023, appendix)."""
+    return Solver(f"ipndm[{order}]", 0.0, AdamsBashforth(order), karras)
 
 
 def unipc(order: int = 2, variant: TwoPoint = bh2) -> Solver:

@@ -28,10 +28,12 @@ from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.gradient import differentiable
 from sde_toolkit.calibration.judging import Judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
 from sde_toolkit.calibration.problem import NoiseSet, Problem
+from sde_toolkit.calibration.reference import solve_finely
 from sde_toolkit.calibration.refining import Refining
 from sde_toolkit.calibration.refusals import check_calibration, check_start_grid
 from sde_toolkit.calibration.stages import Stages
 from sde_toolkit.calibration.starts import Contender, auto_plan, default_solvers
+from sde_toolkit.calibration.trials import Trials
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition, map_rows
 from sde_toolkit.models.declaration import warn_if_wrong
@@ -46,7 +48,7 @@ __all__ = ["calibrate"]
 Strategy = Literal["gradient", "search"]
 
 _CHEAP = 1e-4  # seconds per sample and evaluation
-_REFERENCE, _SOLVES = 0.2, 4.5  # share of the time for the reference; fit, half as many to select, fresh, those again
+_REFERENCE, _SOLVES = 0.15, 4.5  # share of the time for the reference; fit, half as many to select, fresh, those again
 _REFINING = 0.25  # share of the time limit by which all targets are found
 
 
@@ -86,12 +88,12 @@ def calibrate(
         seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
             repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
-        reference_steps: of the fine solve before its first doubling. Default: 200 for exact scores, 100 for cheap
-            networks, 48 for others.
+        reference_steps: of the fine solve before its first doubling. Default: 100 for cheap models, 48 for others.
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
-        data: samples (N, *event) in the caller's space, on which the model's declaration is tried; nothing else depends
-            on them. A warning says if it looks wrong (:meth:`sde_toolkit.ScoreModel.check`).
+        data: samples (N, *event) in the caller's space, on which the model's declaration is tried. A warning says if it
+            looks wrong (:meth:`sde_toolkit.ScoreModel.check`). Gaussian starts take their mean and covariance; without
+            data, those of the ends of the flow.
         batch_size: samples that go through the network together.
         dtype: of the state. Default: float64 for networks with float64 parameters and for exact scores; else float32,
             in which ``sample`` asks a network, too. A network that does not take its default is asked in the other one:
@@ -118,9 +120,9 @@ def calibrate(
         problem.start = starting[0].item()
     cost = _cost(problem)
     cheap = cost < _CHEAP
-    usual = (200 if model.has_exact_score else 100) if cheap else 48
+    usual = 100 if cheap else 48
     problem.fine_steps = usual if reference_steps is None else reference_steps
-    n = n or _default_n(problem, cost, cheap, time_limit)
+    n = n or _default_n(problem, cheap, time_limit)
     problem.times = problem.fine_times(problem.fine_steps)
     with _Telling(began, time_limit, progress, callback) as tell:
         stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
@@ -129,7 +131,12 @@ def calibrate(
         reference = Refining(problem, fresh) if eta == 0 else None
         candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
         standard = auto_plan(model, nfe, 0.0, problem.start) if solvers is None and starting is None else None
-        ranked = stages.scored(fit, candidates, starting, [] if standard is None else [standard])
+        trials = Trials(stages, fit, candidates, starting)
+        trials.run()
+        if standard is not None:
+            trials.add(standard)
+            trials.vary(_moments_of(model, data, fit.target))
+        ranked = trials.ranked
         if not ranked:
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
@@ -206,6 +213,11 @@ def _with_better_targets(
     return replace(stages, time_limit=stages.time_limit - spare)
 
 
+def _moments_of(model: ScoreModel, data: Tensor | None, ends: Tensor) -> Tensor:
+    """The samples whose mean and covariance a start may follow: the data, or else the ends of the flow."""
+    return ends if data is None else model.transform.forward(data)
+
+
 def _choose(strategy: Strategy | None, stages: Stages, fit: NoiseSet, start: Contender) -> tuple[Strategy, str]:
     """The strategy, and a sentence about it for the result's reason."""
     if strategy == "search":
@@ -223,13 +235,21 @@ def _size(target: Tensor, otherwise: float) -> float:
     return target.double().square().mean().sqrt().item() or otherwise
 
 
-def _default_n(problem: Problem, cost: float, cheap: bool, time_limit: float) -> int:
-    """64; for cheap models 256 to 4096, as far as their reference takes a fifth of the time."""
+def _default_n(problem: Problem, cheap: bool, time_limit: float) -> int:
+    """64; for cheap models 256 to 4096, as far as their reference takes a seventh of the time."""
     if not cheap:
         return 64
-    in_bulk = min(cost, _cost(problem, 1024))
-    affordable = _REFERENCE * time_limit / (in_bulk * problem.fine_steps * _SOLVES)
+    affordable = _REFERENCE * time_limit / (_cost_of_a_step(problem, 1024) * problem.fine_steps * _SOLVES)
     return int(max(256, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
+
+
+@torch.no_grad()
+def _cost_of_a_step(problem: Problem, n: int) -> float:
+    """Seconds per sample of one step of the fine solve, by a solve of eight steps."""
+    x = torch.zeros(n, *problem.event_shape, dtype=problem.dtype, device=problem.device)
+    begin = time.perf_counter()
+    solve_finely(problem.flow, x, problem.fine_times(8)).end.sum().item()
+    return (time.perf_counter() - begin) / (9 * n)
 
 
 def _dtypes_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[list[torch.dtype], torch.device]:
@@ -277,8 +297,9 @@ def _own_dtype(model: ScoreModel) -> torch.dtype:
 
 
 @torch.no_grad()
-def _cost(problem: Problem, size: int = 32) -> float:
-    """Seconds per sample of one evaluation of ``size`` samples, after a first one that does not count."""
+def _cost(problem: Problem) -> float:
+    """Seconds per sample of one evaluation, after a first one that does not count."""
+    size = 32
     with refuse_random_numbers(problem.device, problem.model.network):
         _ask(problem, size)
     took = []

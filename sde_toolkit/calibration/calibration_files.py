@@ -16,6 +16,7 @@ import torch
 
 from sde_toolkit import integrators
 from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.integrators.gaussian_start import GaussianStart
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.models.checkpoint import state_of
 from sde_toolkit.models.descriptions import plain_data
@@ -26,6 +27,7 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["build_solver", "describe_solver", "model_digest", "sde_fingerprint"]
 
+_CALIBRATED = {"Tuned": Tuned, "GaussianStart": GaussianStart}  # that a file may name, besides what is published
 _TIMES = tuple(i / 16 for i in range(1, 16))
 
 
@@ -55,7 +57,7 @@ def _published_data(value: Any, where: str) -> Any:
 
 def _check_published(value: Any, part: Any, where: str) -> None:
     name = getattr(part, "__qualname__", None)
-    if part is not Tuned and (name not in integrators.__all__ or getattr(integrators, name) is not part):
+    if part not in _CALIBRATED.values() and (name not in integrators.__all__ or getattr(integrators, name) is not part):
         problem = "it is not a public part of sde_toolkit.integrators, so that a file cannot name it"
         raise ArgumentError(where, value, problem, "Keep the calibration in memory, or use one of this package.")
 
@@ -106,8 +108,8 @@ def _renamed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _published(place: Any, name: Any, kind: Any) -> Any:
-    if name == Tuned.__name__ and kind(Tuned):
-        return Tuned
+    if name in _CALIBRATED and kind(_CALIBRATED[name]):
+        return _CALIBRATED[name]
     found = getattr(integrators, name) if name in integrators.__all__ else None
     if found is None or not kind(found):
         problem = f"its solver has a part {shown(name)}, which sde_toolkit.integrators does not publish"

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import SDEToolkitError
@@ -58,8 +57,7 @@ def optimise(
     """The plan after the descent, which stops early at ``deadline`` (``time.monotonic``) or after four failures."""
     integrator, factors = _split_factors(plan.solver.integrator)
     weights = weights and factors is not None
-    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), plan.lowest_end(problem.earliest)
-    a = increments_of(plan.grid, end).requires_grad_(True)
+    a = plan.increments(problem.earliest).requires_grad_(True)
     groups = [{"params": [a], "rate": how.grid_rate}]
     if weights and factors is not None:
         factors = factors.requires_grad_(True)
@@ -82,7 +80,7 @@ def optimise(
         rows = torch.randperm(len(chosen), generator=generator)[:size].to(problem.device)
         before = [p.detach().clone() for p in parameters]
         try:
-            grid = grid_of(a, start, end, steps)
+            grid = plan.grid_at(a, problem.earliest)
             table = _table(problem, integrator, factors, grid)
             loss = problem.loss(
                 integrator,
@@ -109,24 +107,23 @@ def optimise(
             sizes[k] = 0.9 * usual + 0.1 * min(norm, 30 * usual)
             p.grad.mul_(min(1.0, 10 * usual / max(norm, 1e-300)))
         optimizer.step()
-        if not bool((grid_of(a.detach(), start, end, steps).diff() < 0).all()):  # rounding made two times equal
+        if not bool((plan.grid_at(a.detach(), problem.earliest).diff() < 0).all()):  # rounding made two times equal
             for p, old in zip(parameters, before, strict=True):
                 p.data.copy_(old)
             failures += 1
         tell(share)
-    return _with_factors(plan, integrator, grid_of(a.detach(), start, end, steps), factors)
+    return _with_factors(plan, integrator, plan.grid_at(a.detach(), problem.earliest), factors)
 
 
 def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int = 16) -> bool:
     """Whether the gradient in the grid is right: finite differences along it agree with its norm to a tenth."""
     integrator, factors = _split_factors(plan.solver.integrator)
-    steps, start, end = len(plan.grid) - 1, plan.grid[0].item(), plan.lowest_end(problem.earliest)
-    a = increments_of(plan.grid, end).requires_grad_(True)
+    a = plan.increments(problem.earliest).requires_grad_(True)
     rows = torch.arange(min(n, len(chosen)), device=problem.device)
     directions = problem.directions(generator_for(problem.seed, Once.GRADIENT_CHECK))
 
     def loss(at: Tensor) -> Tensor:
-        grid = grid_of(at, start, end, steps)
+        grid = plan.grid_at(at, problem.earliest)
         table = _table(problem, integrator, factors, grid)
         return problem.loss(integrator, grid, table, chosen, rows, directions, tweedie=plan.tweedie)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.calibration.increments import grid_of, increments_of, warp_modes
+from sde_toolkit.calibration.increments import warp_modes
 from sde_toolkit.calibration.plan_errors import combined
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.reference import solve_finely
@@ -56,9 +56,8 @@ def pattern_search(
     tell: Callable[[float], None] = lambda done: None,
 ) -> Contender:
     """The best grid found within ``runs`` runs of ``n`` noises, or before ``deadline``."""
-    steps, start = len(plan.grid) - 1, plan.grid[0].item()
-    end = plan.lowest_end(problem.earliest)
-    a = increments_of(plan.grid, end)
+    steps = len(plan.grid) - 1
+    a = plan.increments(problem.earliest)
     directions = warp_modes(a, steps, min(modes, max(steps - 1, 0)))
     sizes = torch.full((len(directions),), 0.4, dtype=a.dtype)
     best, value, done = plan, score(problem, plan, chosen, n), 1
@@ -68,7 +67,7 @@ def pattern_search(
                 if done >= runs or time.monotonic() > deadline:
                     return best
                 b = a + sign * sizes[d] * direction
-                grid = grid_of(b, start, end, steps)
+                grid = plan.grid_at(b, problem.earliest)
                 done += 1
                 tell(done / runs)
                 tried = replace(plan, grid=grid)

@@ -6,21 +6,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
 
 from sde_toolkit.calibration.gradient import Descending, optimise, with_ones
 from sde_toolkit.calibration.knots import dynamic_grids
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import fitted_weights, pattern_search, score
-from sde_toolkit.calibration.starts import Contender, usual_grids
+from sde_toolkit.calibration.starts import Contender, of_different_solvers
 from sde_toolkit.integrators import FrozenX0
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Stages"]
 
-_SCORING, _SHORT, _PATTERN, _FIRST, _WORKING = 0.25, 0.4, 0.5, 0.65, 0.9  # shares of the time limit by which stages end
+# shares of the time limit by which stages end
+_SHORT, _PATTERN, _FIRST, _WORKING = 0.45, 0.55, 0.68, 0.9
 _ITERATIONS, _RUNS = (600, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
 _LOST = 0.1  # of the data's size: the softened descent weighs errors above it less
 
@@ -50,65 +48,15 @@ class Stages:
         """Noises that a candidate is scored on."""
         return 512 if self.cheap else 24
 
-    def scored(
-        self, fit: NoiseSet, solvers: Sequence[Solver], starting: Tensor | None, more: Sequence[Contender] = ()
-    ) -> list[Contender]:
-        """Uncalibrated plans that can run, best first: all solvers on the best grids, the best solvers on all grids.
-
-        ``more``: plans that are tried besides, on their own grids.
-        """
-        problem, deadline = self.problem, self.until(_SCORING)
-        sde = problem.model.sde
-
-        def grids(solver: Solver) -> list[tuple[str, Tensor]]:
-            if starting is not None:
-                return [("the given grid", starting)]
-            return usual_grids(
-                sde,
-                self.steps(solver),
-                start=problem.start,
-                earliest=problem.earliest,
-                sigma_data=problem.model.sigma_data,
-            )
-
-        known: dict[tuple[int, str], tuple[float, Contender]] = {}
-
-        def run(k: int, label: str, times: Tensor) -> None:
-            late = bool(known) and time.monotonic() > deadline
-            if (k, label) not in known and not late:
-                plan = Contender(solvers[k], times, label)
-                known[k, label] = (score(problem, plan, fit, self.probes), plan)
-                self.tell("candidates", 0.0)
-
-        def best_of(keys: list[Any], place: int, count: int) -> list[Any]:
-            errors = {key: min([e for at, (e, _) in known.items() if at[place] == key] or [math.inf]) for key in keys}
-            return sorted(keys, key=lambda key: errors[key])[:count]
-
-        for k in range(min(2 if self.cheap else 1, len(solvers))):
-            for label, times in grids(solvers[k]):
-                run(k, label, times)
-        labels = best_of(list({label for _, label in known}), 1, 3 if self.cheap else 2)
-        for k, solver in enumerate(solvers):
-            for label, times in grids(solver):
-                if label in labels:
-                    run(k, label, times)
-        leaders = best_of(list(range(len(solvers))), 0, 3 if self.cheap else 1)
-        for k in leaders:
-            for label, times in grids(solvers[k]):
-                run(k, label, times)
-        tried = [*known.values(), *((score(problem, plan, fit, self.probes), plan) for plan in more)]
-        finite = [(e, plan) for e, plan in tried if math.isfinite(e)]
-        return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
-
     def dynamic(self, fit: NoiseSet, ranked: Sequence[Contender], count: int) -> list[Contender]:
         """The grids of dynamic programming under the best solvers, best first."""
         if self.problem.eta > 0:
             return []
         found = []
-        for start in _of_different_solvers(ranked, count):
+        for start in of_different_solvers(ranked, count):
             integrator = start.solver.integrator
             steps = self.steps(start.solver)
-            if steps < 2 or not start.tweedie:
+            if steps < 2 or not start.tweedie or integrator.first_evaluation is not None:
                 continue
             for label, times in dynamic_grids(self.problem, fit, integrator.frozen_quantity or FrozenX0(), steps):
                 plan = Contender(start.solver, times, label)
@@ -123,7 +71,7 @@ class Stages:
         how = self.descending(fit, ranked[0])
         found: list[Contender] = []
         if self.cheap:
-            starts = _of_different_solvers(ranked, 4)
+            starts = of_different_solvers(ranked, 4)
         else:  # one descent, from the best result of a search that takes half the time
             found = self.by_search(fit, select, ranked)
             starts = [min([ranked[0], *found], key=lambda plan: score(problem, plan, select))]
@@ -173,7 +121,7 @@ class Stages:
     def by_search(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
         """Dynamic programming, pattern search, least squares."""
         problem = self.problem
-        known = [*self.dynamic(fit, ranked, 2), *ranked[:2]]
+        known = [*self.dynamic(fit, ranked, 2 if self.cheap else 1), *ranked[:2]]
         known = sorted(known, key=lambda plan: score(problem, plan, fit, self.probes))[: 2 if self.cheap else 1]
         found = list(known)
         m = min(len(fit), 1024 if self.cheap else 32)
@@ -199,11 +147,3 @@ class Stages:
                     if time.monotonic() > self.until(_WORKING):
                         return found
         return found
-
-
-def _of_different_solvers(plans: Sequence[Contender], count: int) -> list[Contender]:
-    """The first plan of each of the first ``count`` solvers."""
-    first: dict[str, Contender] = {}
-    for plan in plans:
-        first.setdefault(repr(plan.solver), plan)
-    return list(first.values())[:count]

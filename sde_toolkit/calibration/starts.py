@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.reference import fine_grid
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid, karras, quadratic, sech, uniform, uniform_lambda
-from sde_toolkit.integrators import Corrected, FrozenEDM, FrozenNoise, FrozenX0, Multistep
+from sde_toolkit.integrators import (
+    AdamsBashforth,
+    Angle,
+    Corrected,
+    FrozenEDM,
+    FrozenNoise,
+    FrozenX0,
+    Multistep,
+    NoiseToSignal,
+)
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.automatic import auto
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Contender", "auto_plan", "default_solvers", "usual_grids"]
+__all__ = ["Contender", "auto_plan", "default_solvers", "of_different_solvers", "usual_grids"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +48,26 @@ class Contender:
         if self.tweedie is None:
             object.__setattr__(self, "tweedie", self.grid[-1].item() > 0)
 
+    @property
+    def first_evaluation(self) -> float:
+        """The time from which the network is asked: the grid's first, unless the integrator begins later."""
+        first, begin = self.grid[0].item(), self.solver.integrator.first_evaluation
+        return first if begin is None else min(first, begin)
+
     def lowest_end(self, earliest: float) -> float:
         """How far the last time may move: to ``earliest`` before a last denoising, else not at all."""
         end = self.grid[-1].item()
         return min(earliest, end) if self.tweedie else end
+
+    def increments(self, earliest: float) -> Tensor:
+        """The steps from the first evaluation on, as unconstrained numbers."""
+        times = torch.cat([self.grid.new_full((1,), self.first_evaluation), self.grid[1:]])
+        return increments_of(times, self.lowest_end(earliest))
+
+    def grid_at(self, a: Tensor, earliest: float) -> Tensor:
+        """The grid with these increments; differentiable in them."""
+        times = grid_of(a, self.first_evaluation, self.lowest_end(earliest), len(self.grid) - 1)
+        return times if self.first_evaluation == self.grid[0] else torch.cat([self.grid[:1].to(a), times[1:]])
 
     @property
     def nfe(self) -> int:
@@ -59,16 +85,22 @@ def auto_plan(model: ScoreModel, nfe: int, eta: float, start: float) -> Contende
 
 
 def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:
-    """Multistep methods in EDM, data and noise prediction, with and without a corrector; for few steps, low orders."""
-    found = []
+    """Multistep methods in EDM, data and noise prediction, with and without a corrector; for few steps, low orders.
+
+    And those whose polynomial reaches the data: of ε̂ in σ/α (Adams-Bashforth, DEIS's ρ), of F in the angle, and iPNDM.
+    """
+    found, orders = [], (2, 3) if nfe < 25 else (3, 4)
     for corrected in (True, False):
-        for order in (2, 3) if nfe < 25 else (3, 4):
+        for order in orders:
             for frozen in (FrozenEDM(sigma_data), FrozenX0(), FrozenNoise()):
                 inner = Multistep(order, frozen)
                 integrator = Corrected(inner) if corrected else inner
                 name = f"{type(frozen).__name__.removeprefix('Frozen').lower()}-{order}{'c' if corrected else ''}"
                 found.append(Solver(name, 0.0, integrator))
-    return found
+    for order in orders:
+        found.append(Solver(f"noise-{order} in τ", 0.0, Multistep(order, FrozenNoise(), NoiseToSignal())))
+        found.append(Solver(f"edm-{order} in φ", 0.0, Multistep(order, FrozenEDM(sigma_data), Angle(sigma_data))))
+    return found + [Solver(f"ipndm-{values}", 0.0, AdamsBashforth(values)) for values in (2, 3, 4)]
 
 
 _LAMBDA_ENDS = (2.0, 2.75, 3.5, 4.25, 5.0, 6.0)  # for data of size 1
@@ -117,3 +149,11 @@ def _of_one_end(sde: SDE, steps: int, start: float, end: float, sigma_data: floa
             yield name, check_grid(make())
         except SDEToolkitError:
             continue
+
+
+def of_different_solvers(plans: Sequence[Contender], count: int) -> list[Contender]:
+    """The first plan of each of the first ``count`` solvers."""
+    first: dict[str, Contender] = {}
+    for plan in plans:
+        first.setdefault(repr(plan.solver), plan)
+    return list(first.values())[:count]

@@ -1,5 +1,6 @@
 """Integrators: how an equation is discretised, each a frozen dataclass with its declared order. Grids are elsewhere."""
 
+from sde_toolkit.integrators.adams_bashforth import AdamsBashforth
 from sde_toolkit.integrators.adaptive import Scipy, TorchDiffEq
 from sde_toolkit.integrators.adaptive_sde import AdaptiveSDE
 from sde_toolkit.integrators.ancestral import Ancestral
@@ -31,6 +32,7 @@ from sde_toolkit.integrators.stepping import Statistics
 from sde_toolkit.integrators.tables import StepRow, Table
 
 __all__ = [
+    "AdamsBashforth",
     "AdaptiveSDE",
     "AffineStep",
     "Ancestral",

@@ -76,6 +76,11 @@ class Integrator(ABC):
         return None
 
     @property
+    def first_evaluation(self) -> float | None:
+        """The time of the first evaluation where a method makes none at a grid's first time; None for other methods."""
+        return None
+
+    @property
     def untuned(self) -> Integrator:
         """The method without the factors that were learned for it."""
         return self

@@ -34,7 +34,7 @@ from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 
-__all__ = ["Corrected", "Multistep"]
+__all__ = ["Corrected", "Multistep", "step_with_past"]
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,7 @@ class Multistep(Integrator):
         return self.order > 1 and not self.frozen.is_output_of(model)
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        y, now = _output_and_frozen(equation, x, row)
-        past = (now,) * (self.order - 1) if state is None else state
-        x = combine(row.weights, (x, y, *past))
-        if equation.eta > 0:
-            x.addcmul_(row.kappa, noise())
-        return x, (now, *past)[: self.order - 1]
+        return step_with_past(equation, x, row, state, noise, self.order - 1)
 
 
 @dataclass(frozen=True)
@@ -200,6 +195,18 @@ class Corrected(Integrator):
             base.addcmul_(row.kappa, noise())
         past = (now, *past[:-1])
         return _add(base, row.predict, past), (base, past)
+
+
+def step_with_past(
+    equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise, length: int
+) -> tuple[Tensor, Any]:
+    """One evaluation, and a combination of x, y and the last ``length`` values of F, which are the state."""
+    y, now = _output_and_frozen(equation, x, row)
+    past = (now,) * length if state is None else state
+    x = combine(row.weights, (x, y, *past))
+    if equation.eta > 0:
+        x.addcmul_(row.kappa, noise())
+    return x, (now, *past)[:length]
 
 
 def _head(equation: ReverseEquation, grid: Tensor, view: tuple[Tensor, ...], kappa: Tensor) -> dict[str, Any]:

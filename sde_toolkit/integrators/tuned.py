@@ -71,6 +71,10 @@ class Tuned(Integrator):
     order: ClassVar[int | None] = None
     evals_per_step: ClassVar[int | None] = 1
 
+    @property
+    def first_evaluation(self) -> float | None:
+        return self.integrator.first_evaluation
+
     def __post_init__(self) -> None:
         count = self.integrator.tunable_weights
         if count is None:
