@@ -5,7 +5,6 @@ The verdict comes with its record: plain data that says what was calibrated, on 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ class Judge:
         gains = score(problem, best, fresh) < score(problem, start, fresh)
         improved = best is not start and resolved and gains
         improved = improved and not any(self._loses(surely_worse, best, bar, fresh) for bar in bars)
-        reason = _reason(improved, best is start, resolved, before - after, Measured.of(after)) + note
+        reason = _reason(improved, best is start, resolved, before, after, problem.eta == 0) + note
         return Verdict(
             problem,
             start,
@@ -129,7 +128,7 @@ class Judge:
         )
 
 
-def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after: Measured) -> str:
+def _reason(improved: bool, is_start: bool, resolved: bool, before: Tensor, after: Tensor, pairs: bool) -> str:
     if not resolved:
         return "The uncalibrated start is as good as the reference can tell: this is that start. Raise reference_steps."
     if is_start:
@@ -137,10 +136,12 @@ def _reason(improved: bool, is_start: bool, resolved: bool, gain: Tensor, after:
             "Nothing that was tried beat the uncalibrated start on the noises kept for selection: this is that start."
         )
     if not improved:
-        return f"What was found did not beat the start on fresh noise ({after}): this is the uncalibrated start."
-    spread = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
-    certain = gain.mean().item() / spread if spread > 0 else math.inf
-    return f"Better on fresh noise by {certain:.1f} standard errors of the paired difference of squares."
+        found = Measured.of(after)
+        return f"What was found did not beat the start on fresh noise ({found}): this is the uncalibrated start."
+    if not pairs:
+        return "Better on fresh noise."
+    fewer = (after < before).double().mean().item()
+    return f"Better on fresh noise: on {100 * fewer:.0f} % of the noises, and surely worse in neither sense."
 
 
 def what_was_calibrated(problem: Problem, nfe: int) -> dict[str, Any]:

@@ -77,7 +77,10 @@ class AdamsBashforth(Integrator):
         return self.table(equation, grid, inputs=equation.inputs(t), view=view, weights=(A, B, *weights))
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
-        return step_with_past(equation, x, row, state, noise, self.values - 1)
+        x, past = step_with_past(equation, x, row, state, noise, self.values - 1)
+        if state is None:  # values of their own: torch compiles a step anew for tensors that are one and the same
+            past = tuple(value.clone() for value in past)
+        return x, past
 
 
 def _weights(p: int, width: int) -> Tensor:
