@@ -130,11 +130,11 @@ def calibrate(
         fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
         reference = Refining(problem, fresh) if eta == 0 else None
         candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
-        standard = auto_plan(model, nfe, 0.0, problem.start) if solvers is None and starting is None else None
+        standard = auto_plan(model, nfe, shape, problem.start) if solvers is None and starting is None else None
         trials = Trials(stages, fit, candidates, starting)
         trials.run()
         if standard is not None:
-            trials.add(standard)
+            trials.follow(standard)
             trials.vary(_moments_of(model, data, fit.target))
         ranked = trials.ranked
         if not ranked:

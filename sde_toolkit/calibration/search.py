@@ -89,6 +89,8 @@ def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: in
         return
     n = len(chosen) if n is None else min(n, len(chosen))
     targets = _states_at(problem, chosen, plan.grid, n)
+    if not plan.tweedie:  # the last step goes to the data
+        targets[-1] = chosen.target[:n]
     for ridge in RIDGES:
         rows = _fit(problem, chosen, plan, count, targets, ridge)
         if rows is not None:
@@ -132,7 +134,7 @@ def _fit(
     state = None
     found = []
     table = integrator.prepare(problem.descent.equation, plan.grid)
-    tilts = tilt(problem.descent.equation, plan.grid)
+    tilts = tilt(problem.descent.equation, plan.grid, integrator.first_evaluation)
     for k, wanted in enumerate(targets[1:]):
         memory: list[Tensor] = []
         equation = _remembering(problem, memory)

@@ -74,10 +74,10 @@ class Contender:
         return (self.solver.integrator.evals_per_step or 0) * (len(self.grid) - 1) + self.tweedie
 
 
-def auto_plan(model: ScoreModel, nfe: int, eta: float, start: float) -> Contender | None:
-    """What ``auto`` takes for this budget; None if it takes nothing, or starts at another time than the calibration."""
+def auto_plan(model: ScoreModel, nfe: int, event_shape: tuple[int, ...], start: float) -> Contender | None:
+    """What ``auto`` takes for the flow; None if it takes nothing, or starts at another time than the calibration."""
     try:
-        plan = auto(model, nfe, eta)
+        plan = auto(model, nfe, event_shape=event_shape)
     except SDEToolkitError:
         return None
     found = Contender(plan.solver, plan.grid, "auto", plan.tweedie)

@@ -58,6 +58,16 @@ class Trials:
         else:
             self._one_after_another()
 
+    def follow(self, standard: Contender) -> None:
+        """The plan of ``auto``, and all solvers on its grid."""
+        self.add(standard)
+        for solver in self.solvers:
+            plan: Contender | None = Contender(solver, standard.grid, "auto's grid", standard.tweedie)
+            if not standard.tweedie:
+                plan = landing(self.stages.problem, Contender(solver, standard.grid[:-1], "auto's grid"))
+            if plan is not None:
+                self.add(plan, self.stages.until(_SCORING))
+
     def vary(self, samples: Tensor) -> None:
         """Other ends and beginnings of the best plans of different solvers (:mod:`.variants`).
 

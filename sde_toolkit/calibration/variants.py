@@ -1,7 +1,7 @@
 """Other ends and beginnings of a plan, at the same number of evaluations.
 
-*Landing*: the last evaluation makes a step of the method to t = 0, instead of denoising. The step has the order of the
-method and weights of its own, where its polynomial is finite at the data. For SDEs with σ(0) = 0.
+*Landing*: the last evaluation makes a step of the method to the data, instead of denoising. The step has weights of its
+own, and the order of the method where its polynomial is finite at the data (:mod:`~sde_toolkit.integrators.landing`).
 
 *Gaussian start*: no evaluation above a time at which the data still look Gaussian
 (:mod:`~sde_toolkit.integrators.gaussian_start`); the grid begins there, so that all steps are finer. Mean and
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.starts import Contender, usual_grids
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators import Landing
 from sde_toolkit.integrators.gaussian_start import GaussianStart
 
 __all__ = ["gaussian_starts", "landing"]
@@ -28,18 +30,23 @@ _RANK = 16
 
 
 def landing(problem: Problem, plan: Contender) -> Contender | None:
-    """The plan with a last step to t = 0 in place of its denoising; None without one, or if noise is left at t = 0."""
-    if not plan.tweedie or problem.model.sde.sigma(0.0).item() > 0:
+    """The plan with a last step to the data in place of its denoising; None where it has none, or cannot go there."""
+    solver = plan.solver
+    if not plan.tweedie:
         return None
-    return replace(
-        plan, grid=torch.cat([plan.grid, plan.grid.new_zeros(1)]), label=f"{plan.label}, landing", tweedie=False
-    )
+    if problem.model.sde.sigma(0.0).item() > 0:
+        try:
+            solver = replace(solver, integrator=Landing(solver.integrator))  # type: ignore[arg-type]
+        except ArgumentError:
+            return None
+    grid = torch.cat([plan.grid, plan.grid.new_zeros(1)])
+    return replace(plan, solver=solver, grid=grid, label=f"{plan.label}, landing", tweedie=False)
 
 
 def gaussian_starts(problem: Problem, plan: Contender, samples: Tensor) -> Iterator[Contender]:
     """The plan from several later beginnings, on grids of its own kind; first without, then with directions."""
     sde, inner = problem.model.sde, plan.solver.integrator
-    landed = plan.grid[-1:] if sde.sigma(plan.grid[-1]).item() == 0 else plan.grid[:0]
+    landed = plan.grid[-1:] if plan.grid[-1].item() == 0 else plan.grid[:0]
     core = plan.grid[: len(plan.grid) - len(landed)]
     if len(core) < 3:
         return

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.integrators.adams_bashforth import AdamsBashforth
+from sde_toolkit.integrators.frozen import Frozen
 from sde_toolkit.integrators.integrator import Integrator
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.tables import StepRow, Table
@@ -61,19 +63,22 @@ class Landing(Integrator):
     keeps its order if its coordinate is finite there (``NoiseToSignal``, ``Angle``); in λ the last step is of order 1.
 
     Args:
-        integrator: an exponential multistep method, with or without the corrector.
+        integrator: an exponential multistep method, with or without the corrector, or iPNDM.
 
     Raises:
         ArgumentError: if ``integrator`` is something else, or if its coordinate is t.
     """
 
-    integrator: Multistep | Corrected = field(default_factory=Multistep)
+    integrator: Multistep | Corrected | AdamsBashforth = field(default_factory=Multistep)
 
     evals_per_step: ClassVar[int | None] = 1
     strong_order: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.integrator, (Multistep, Corrected)) and self.integrator.sees_alpha_sigma_only):
+        if not (
+            isinstance(self.integrator, (Multistep, Corrected, AdamsBashforth))
+            and self.integrator.sees_alpha_sigma_only
+        ):
             problem = "not a multistep method in α and σ alone: only their steps are known to reach σ = 0"
             remedy = "Pass Multistep(...) or Corrected(Multistep(...)), not in the coordinate Time()."
             raise ArgumentError("integrator", self.integrator, problem, remedy)
@@ -89,6 +94,22 @@ class Landing(Integrator):
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]
         return self.integrator.weak_order
+
+    @property
+    def place_of_x(self) -> int:  # type: ignore[override]
+        return self.integrator.place_of_x
+
+    @property
+    def tunable_weights(self) -> int | None:
+        return self.integrator.tunable_weights
+
+    @property
+    def linear_weights(self) -> int | None:
+        return self.integrator.linear_weights
+
+    @property
+    def frozen_quantity(self) -> Frozen | None:
+        return self.integrator.frozen_quantity
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """As ``integrator``, with σ = 0 at t = 0."""

@@ -30,11 +30,17 @@ from sde_toolkit.noise.streams import Noise
 __all__ = ["Tuned", "multiplied", "tilt"]
 
 
-def tilt(equation: ReverseEquation, grid: Tensor) -> Tensor:
-    """m/n for the steps of the grid, where F = m x + n y is EDM's and y a network's v; 0 for other networks."""
+def tilt(equation: ReverseEquation, grid: Tensor, begin: float | None = None) -> Tensor:
+    """m/n for the steps of the grid, where F = m x + n y is EDM's and y a network's v; 0 for other networks.
+
+    ``begin``: the time of the first evaluation, where it is below the grid's first time.
+    """
+    times = grid[:-1]
     if equation.model.prediction != "v":
-        return torch.zeros_like(grid[:-1])
-    m, n = FrozenEDM(equation.model.sigma_data).view(equation, grid[:-1])
+        return torch.zeros_like(times)
+    if begin is not None and begin < times[0]:
+        times = torch.cat([torch.full_like(times[:1], begin), times[1:]])
+    m, n = FrozenEDM(equation.model.sigma_data).view(equation, times)
     return m / n
 
 
@@ -111,7 +117,7 @@ class Tuned(Integrator):
     def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Table:
         """The table for a tensor of factors; differentiable in ``grid`` and ``factors``."""
         table = self.integrator.prepare(equation, grid)
-        return multiplied(self.integrator, table, factors, tilt(equation, grid))
+        return multiplied(self.integrator, table, factors, tilt(equation, grid, self.first_evaluation))
 
     def step(self, equation: ReverseEquation, x: Tensor, row: StepRow, state: Any, noise: Noise) -> tuple[Tensor, Any]:
         return self.integrator.step(equation, x, row, state, noise)
