@@ -59,7 +59,7 @@ class Stages:
             if steps < 2 or not start.tweedie or integrator.first_evaluation is not None:
                 continue
             for label, times in dynamic_grids(self.problem, fit, integrator.frozen_quantity or FrozenX0(), steps):
-                plan = Contender(start.solver, times, label)
+                plan = Contender(start.solver, times, label, start.tweedie)
                 found.append((score(self.problem, plan, fit, self.probes), plan))
                 self.tell("dynamic programming", 0.0)
         finite = [pair for pair in found if math.isfinite(pair[0])]

@@ -114,7 +114,7 @@ def usual_grids(
     usual = [value - math.log(sigma_data) for value in _LAMBDA_ENDS]
     lambdas = [value for value in usual if sde.half_log_snr(start).item() < value < last - 0.2]
     ends = [sde.inverse_half_log_snr(torch.tensor(v, dtype=torch.float64)).item() for v in lambdas]
-    if earliest <= sde.sampling_end and all(abs(end / sde.sampling_end - 1) > 0.1 for end in ends):
+    if 0 < sde.sampling_end >= earliest and all(abs(end / sde.sampling_end - 1) > 0.1 for end in ends):
         ends.append(sde.sampling_end)
     return [
         (f"{name} to t={end:.3g}", grid)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from quickly import calibrate
 
-from sde_toolkit import VESDE, VPSDE, FlowMatching, GaussianMixture, Solver, grids, sample
+from sde_toolkit import EDMSDE, VESDE, VPSDE, FlowMatching, GaussianMixture, Solver, grids, sample
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.starts import Contender, default_solvers, usual_grids
 from sde_toolkit.calibration.variants import gaussian_starts, landing
 from sde_toolkit.integrators import FrozenEDM, FrozenNoise, Multistep, NoiseToSignal
 
 FLOAT = torch.float64
-SDES = [VPSDE(), FlowMatching(), VESDE()]
+SDES = [VPSDE(), FlowMatching(), VESDE(), EDMSDE()]  # the last ends at t = 0 with noise left
 
 
 def problem_of(sde, dimension=2):
