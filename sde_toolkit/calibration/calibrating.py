@@ -15,7 +15,6 @@ The idea is that of Watson et al. 2021 (dynamic programming), Xia et al. 2023, S
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,9 +25,15 @@ from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.gradient import differentiable
-from sde_toolkit.calibration.judging import Judge, on_which_noises, what_it_took, what_was_calibrated, where_it_began
+from sde_toolkit.calibration.judging import (
+    Selection,
+    on_which_noises,
+    what_it_took,
+    what_was_calibrated,
+    where_it_began,
+)
+from sde_toolkit.calibration.probing import cost_of, default_n, dtypes_and_device, first_that_answers
 from sde_toolkit.calibration.problem import NoiseSet, Problem
-from sde_toolkit.calibration.reference import solve_finely
 from sde_toolkit.calibration.refining import Refining
 from sde_toolkit.calibration.refusals import check_calibration, check_start_grid
 from sde_toolkit.calibration.stages import Stages
@@ -37,8 +42,6 @@ from sde_toolkit.calibration.trials import Trials
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.conditions import check_condition, map_rows
 from sde_toolkit.models.declaration import warn_if_wrong
-from sde_toolkit.models.evaluation_mode import refuse_random_numbers
-from sde_toolkit.models.inspection import modules_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.solvers import Solver
@@ -48,7 +51,6 @@ __all__ = ["calibrate"]
 Strategy = Literal["gradient", "search"]
 
 _CHEAP = 1e-4  # seconds per sample and evaluation
-_REFERENCE, _SOLVES = 0.15, 4.5  # share of the time for the reference; fit, half as many to select, fresh, those again
 _REFINING = 0.25  # share of the time limit by which all targets are found
 
 
@@ -112,17 +114,17 @@ def calibrate(
         warn_if_wrong(model, data, condition=told)
     starting = None if grid is None else check_start_grid(grid, nfe, solvers)
     eta = 0.0 if solvers is None else solvers[0].eta
-    dtypes, device = _dtypes_and_device(model, dtype)
-    problem = _first_that_answers(
+    dtypes, device = dtypes_and_device(model, dtype)
+    problem = first_that_answers(
         [Problem(model, eta, seed, shape, dtype, device, batch_size, condition) for dtype in dtypes]
     )
     if starting is not None:
         problem.start = starting[0].item()
-    cost = _cost(problem)
+    cost = cost_of(problem)
     cheap = cost < _CHEAP
     usual = 100 if cheap else 48
     problem.fine_steps = usual if reference_steps is None else reference_steps
-    n = n or _default_n(problem, cheap, time_limit)
+    n = n or default_n(problem, cheap, time_limit)
     problem.times = problem.fine_times(problem.fine_steps)
     with _Telling(began, time_limit, progress, callback) as tell:
         stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
@@ -140,7 +142,7 @@ def calibrate(
         if not ranked:
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
-        judge = Judge(problem, standard if standard in ranked else None)
+        judge = Selection(problem, standard if standard in ranked else None)
         start = judge.best_start([*ranked[:4], *(p for p in ranked[4:] if p is standard)], fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
         chosen, note = _choose(strategy, stages, fit, start)
@@ -233,78 +235,3 @@ def _choose(strategy: Strategy | None, stages: Stages, fit: NoiseSet, start: Con
 def _size(target: Tensor, otherwise: float) -> float:
     """√E[x_0²] of the targets; ``otherwise`` if all of them are zero."""
     return target.double().square().mean().sqrt().item() or otherwise
-
-
-def _default_n(problem: Problem, cheap: bool, time_limit: float) -> int:
-    """64; for cheap models 256 to 4096, as far as their reference takes a seventh of the time."""
-    if not cheap:
-        return 64
-    affordable = _REFERENCE * time_limit / (_cost_of_a_step(problem, 1024) * problem.fine_steps * _SOLVES)
-    return int(max(256, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
-
-
-@torch.no_grad()
-def _cost_of_a_step(problem: Problem, n: int) -> float:
-    """Seconds per sample of one step of the fine solve, by a solve of eight steps."""
-    x = torch.zeros(n, *problem.event_shape, dtype=problem.dtype, device=problem.device)
-    begin = time.perf_counter()
-    solve_finely(problem.flow, x, problem.fine_times(8)).end.sum().item()
-    return (time.perf_counter() - begin) / (9 * n)
-
-
-def _dtypes_and_device(model: ScoreModel, dtype: torch.dtype | None) -> tuple[list[torch.dtype], torch.device]:
-    """The dtypes of the state to try, in order: the one that is asked for, or the model's own and the other one."""
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    if dtype not in (None, torch.float32, torch.float64):
-        raise ArgumentError("dtype", dtype, "the state is float32 or float64", "Leave it out.")
-    if dtype is not None:
-        return [dtype], device
-    own = _own_dtype(model)
-    return [own, torch.float32 if own == torch.float64 else torch.float64], device
-
-
-@torch.no_grad()
-def _first_that_answers(problems: Sequence[Problem]) -> Problem:
-    """The first whose model takes its dtype: a function may hold tensors of a dtype that nothing else tells."""
-    refused: RuntimeError | None = None
-    for problem in problems:
-        try:
-            _ask(problem, 1)
-        except RuntimeError as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            refused = refused or error
-        else:
-            return problem
-    raise refused or ArgumentError("dtype", None, "there is none to try", "Leave it out.")
-
-
-def _ask(problem: Problem, size: int) -> Tensor:
-    """One evaluation of ``size`` samples."""
-    x = torch.zeros(size, *problem.event_shape, dtype=problem.dtype, device=problem.device)
-    equation = problem.descent.equation
-    inputs = tuple(c.to(x.device, x.dtype) for c in equation.inputs(torch.tensor(0.5, dtype=torch.float64)))
-    return equation.output(x, inputs)
-
-
-def _own_dtype(model: ScoreModel) -> torch.dtype:
-    """float64 if all parameters are float64 (all buffers, if there are no parameters); also for functions."""
-    modules = [module for _, module in modules_of(model, "model")]
-    parameters = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
-    buffers = [b.dtype for module in modules for b in module.buffers() if b.is_floating_point()]
-    return torch.float64 if set(parameters or buffers) == {torch.float64} else torch.float32
-
-
-@torch.no_grad()
-def _cost(problem: Problem) -> float:
-    """Seconds per sample of one evaluation, after a first one that does not count."""
-    size = 32
-    with refuse_random_numbers(problem.device, problem.model.network):
-        _ask(problem, size)
-    took = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        _ask(problem, size).sum().item()
-        took.append(time.perf_counter() - begin)
-    return min(took) / size

@@ -82,16 +82,8 @@ def optimise(
         try:
             grid = plan.grid_at(a, problem.earliest)
             table = _table(problem, integrator, factors, grid)
-            loss = problem.loss(
-                integrator,
-                grid,
-                table,
-                chosen,
-                rows,
-                problem.directions(generator),
-                tweedie=plan.tweedie,
-                lost=how.lost,
-            )
+            where = (chosen, rows, problem.directions(generator))
+            loss = problem.loss(integrator, grid, table, *where, tweedie=plan.tweedie, lost=how.lost)
             gradients = torch.autograd.grad(loss, parameters)  # the network's own parameters get none
         except SDEToolkitError:
             failures += 1

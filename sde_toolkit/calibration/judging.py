@@ -24,7 +24,7 @@ from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Judge", "Verdict", "on_which_noises", "what_it_took", "what_was_calibrated", "where_it_began"]
+__all__ = ["Selection", "Verdict", "on_which_noises", "what_it_took", "what_was_calibrated", "where_it_began"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class Selection:
     """Chooses in two senses: mean square and median (η > 0: the distance alone).
 
     ``standard``: a plan that nothing may lose to, that of ``auto``; None if there is none.

@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_toolkit.calibration.problem import NoiseSet
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.starts import Contender, of_different_solvers, usual_grids
-from sde_toolkit.calibration.variants import gaussian_starts, landing
+from sde_toolkit.calibration.variants import gaussian_starts, with_landing
 from sde_toolkit.solvers import Solver
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Trials:
         for solver in self.solvers:
             plan: Contender | None = Contender(solver, standard.grid, "auto's grid", standard.tweedie)
             if not standard.tweedie:
-                plan = landing(self.stages.problem, Contender(solver, standard.grid[:-1], "auto's grid"))
+                plan = with_landing(self.stages.problem, Contender(solver, standard.grid[:-1], "auto's grid"))
             if plan is not None:
                 self.add(plan, self.stages.until(_SCORING))
 
@@ -75,7 +75,7 @@ class Trials:
         """
         problem, cheap, deadline = self.stages.problem, self.stages.cheap, self.stages.until(_VARYING)
         for plan in of_different_solvers(self.ranked, 8 if cheap else 5):
-            landed = landing(problem, plan)
+            landed = with_landing(problem, plan)
             if landed is not None:
                 self.add(landed, deadline, "variants")
         for plan in of_different_solvers(self.ranked, 3 if cheap else 2):

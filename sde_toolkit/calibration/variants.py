@@ -23,13 +23,13 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Landing
 from sde_toolkit.integrators.gaussian_start import GaussianStart
 
-__all__ = ["gaussian_starts", "landing"]
+__all__ = ["gaussian_starts", "with_landing"]
 
 _RATIOS = (20.0, 10.0, 5.0, 2.5, 1.25, 0.6)  # noise over data at the first evaluation
 _RANK = 16
 
 
-def landing(problem: Problem, plan: Contender) -> Contender | None:
+def with_landing(problem: Problem, plan: Contender) -> Contender | None:
     """The plan with a last step to the data in place of its denoising; None where it has none, or cannot go there."""
     solver = plan.solver
     if not plan.tweedie:

@@ -30,7 +30,7 @@ from sde_toolkit.calibration.descent import Descent
 from sde_toolkit.calibration.distributions import Likeness
 from sde_toolkit.calibration.gradient import Descending, differentiable, optimise
 from sde_toolkit.calibration.increments import grid_of, increments_of
-from sde_toolkit.calibration.judging import Judge
+from sde_toolkit.calibration.judging import Selection
 from sde_toolkit.calibration.knots import best_knots, gram_matrix, local_errors
 from sde_toolkit.calibration.problem import Problem, softened
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
@@ -258,7 +258,7 @@ def test_a_plan_that_overfits_is_caught_on_fresh_noise(monkeypatch):
     """Selection is fooled on purpose: what comes back is the start, with its own error."""
     model = mixture(VPSDE())
     bad = grids.uniform(model.sde, 4, end=0.9)
-    monkeypatch.setattr(Judge, "best", lambda self, found, start, select: Contender(start.solver, bad, "bad"))
+    monkeypatch.setattr(Selection, "best", lambda self, found, start, select: Contender(start.solver, bad, "bad"))
     found = quick(model, ddim(), 5, strategy="search", weights=False)
     assert not found.improved
     assert "did not beat" in found.reason

@@ -8,7 +8,7 @@ import torch
 
 from sde_toolkit import VPSDE, GaussianMixture, Solver, auto, grids, sample
 from sde_toolkit.calibration import calibrate, judging
-from sde_toolkit.calibration.judging import Judge
+from sde_toolkit.calibration.judging import Selection
 from sde_toolkit.calibration.plan_errors import Measured, combined, surely_worse, worse
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import ArgumentError
@@ -74,7 +74,7 @@ def judged(monkeypatch):
                 raise ArgumentError("grid", 0, "it cannot run", "Another.")
             return found
 
-        return Judge(SimpleNamespace(eta=0.0, squares=squares_of), standard)
+        return Selection(SimpleNamespace(eta=0.0, squares=squares_of), standard)
 
     return make
 
@@ -123,7 +123,7 @@ def test_a_plan_that_is_better_by_its_root_mean_square_alone_is_not_taken(judged
     fallen = judge.verdict(smooth, smooth, "fresh", Measured(0.0, 0.0))
     assert fallen.kept is fallen.start is standard
     assert "lost to auto" in fallen.reason
-    assert judging.Judge(judge.problem, None).best_start([smooth, standard], "fit", "select") is not None
+    assert judging.Selection(judge.problem, None).best_start([smooth, standard], "fit", "select") is not None
 
 
 @pytest.mark.parametrize("nfe", [8])

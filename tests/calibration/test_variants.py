@@ -7,7 +7,7 @@ from quickly import calibrate
 from sde_toolkit import EDMSDE, VESDE, VPSDE, FlowMatching, GaussianMixture, Solver, grids, sample
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.starts import Contender, default_solvers, usual_grids
-from sde_toolkit.calibration.variants import gaussian_starts, landing
+from sde_toolkit.calibration.variants import gaussian_starts, with_landing
 from sde_toolkit.integrators import FrozenEDM, FrozenNoise, Multistep, NoiseToSignal
 
 FLOAT = torch.float64
@@ -31,7 +31,7 @@ def test_they_cost_what_the_plan_costs_and_run(sde):
     problem = problem_of(sde)
     chosen = problem.noise_set(16)
     for plan in plans(problem, Multistep(2, FrozenNoise(), NoiseToSignal())):
-        landed = landing(problem, plan)
+        landed = with_landing(problem, plan)
         found = list(gaussian_starts(problem, plan, chosen.target)) + ([landed] if landed else [])
         assert len(found) >= 4
         if landed:
@@ -58,7 +58,7 @@ def test_increments_leave_the_beginning_where_it_is():
     problem = problem_of(VPSDE())
     chosen = problem.noise_set(16)
     (plan, *_) = plans(problem, Multistep(2))
-    for other in (plan, landing(problem, plan), *gaussian_starts(problem, plan, chosen.target)):
+    for other in (plan, with_landing(problem, plan), *gaussian_starts(problem, plan, chosen.target)):
         a = other.increments(problem.earliest)
         torch.testing.assert_close(other.grid_at(a, problem.earliest), other.grid, rtol=1e-12, atol=1e-15)
         moved = other.grid_at(a + torch.linspace(-1, 1, len(a), dtype=FLOAT), problem.earliest)

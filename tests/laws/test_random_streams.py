@@ -96,7 +96,7 @@ def test_the_sets_have_the_sizes_that_are_promised(n, seconds, fit, monkeypatch)
 
     By default 4096 for a model that costs less than 0.1 ms per sample, else 64.
     """
-    monkeypatch.setattr(calibrating, "_cost", lambda problem: seconds)
+    monkeypatch.setattr(calibrating, "cost_of", lambda problem: seconds)
     found = calibrate(mixture(), ddim(), 3, n=n, strategy="search", effort=0.01, reference_steps=12, weights=False)
     sizes = found.record["n"]
     assert sizes["fresh"] == sizes["fit"] == fit
