@@ -143,8 +143,10 @@ def calibrate(
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
         judge = Selection(problem, standard if standard in ranked else None)
-        start = judge.best_start([*ranked[:4], *(p for p in ranked[4:] if p is standard)], fit, select)
+        leaders = [*ranked[:6], *(plan for plan in ranked[6:] if plan is standard)]
+        start = judge.best_start(leaders, fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
+        start = judge.best_start(leaders, fit, select)  # again, by the better targets
         chosen, note = _choose(strategy, stages, fit, start)
         descend = stages.by_gradient if chosen == "gradient" else stages.by_search
         found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]

@@ -117,6 +117,10 @@ def test_a_plan_that_is_better_by_its_root_mean_square_alone_is_not_taken(judged
     assert judge.best_start([smooth, standard], "fit", "select") is standard
     assert judge.best([standard, smooth], standard, "select") is standard
     assert judge.best([standard, smooth, better], standard, "select") is better
+    # twice the median, and a mean square that is 250 times smaller: better by any mean of the two, and not taken
+    squares |= {(smooth, name): torch.full((40,), 2e-4, dtype=FLOAT) for name in ("fit", "select")}
+    assert judge.best_start([smooth, standard], "fit", "select") is standard
+    assert judge.best([standard, smooth], standard, "select") is standard
     fresh = judge.verdict(standard, smooth, "fresh", Measured(0.0, 0.0))
     assert fresh.kept is standard
     # a start that was chosen wrongly loses to auto on fresh noises
