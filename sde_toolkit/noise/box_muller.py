@@ -18,6 +18,7 @@ __all__ = ["ANGLE", "UNIT", "HostBoxMuller", "normals_by_torch"]
 
 UNIT = 2.0**-32
 ANGLE = float(np.float32(math.pi)) * 2.0**-31  # a float32 number, so that no device rounds it
+_HALF, _UNIT, _MINUS_TWO, _ANGLE = (np.float32(value) for value in (0.5, UNIT, -2.0, ANGLE))
 _VECTOR = 64  # whole vectors only: a processor may compute the rest of an array by other instructions
 
 
@@ -33,20 +34,20 @@ class HostBoxMuller:
         padded = -(-n // _VECTOR) * _VECTOR
         if padded > self._buffers.shape[1]:
             self._buffers = np.empty((3, padded), np.float32)
-        halves = words.astype("<u8", copy=False).view("<u4").reshape(-1, 2)
-        r, cosine, sine = buffers = self._buffers[:, :padded]
-        r[:n], r[n:] = halves[:, 0], 0
-        r += np.float32(0.5)
-        r *= np.float32(UNIT)
+        halves = words.astype("<u8", copy=False).view("<u4").reshape(n, 2)
+        r, cosine, sine = self._buffers[:, :padded]
+        r[:n], sine[:n] = halves[:, 0], halves.view("<i4")[:, 1]
+        if padded > n:
+            r[n:] = sine[n:] = 0
+        np.add(r, _HALF, out=r)
+        np.multiply(r, _UNIT, out=r)
         np.log(r, out=r)
-        r *= np.float32(-2)
+        np.multiply(r, _MINUS_TWO, out=r)
         np.sqrt(r, out=r)
-        sine[:n], sine[n:] = halves.view("<i4")[:, 1], 0
-        sine *= np.float32(ANGLE)
+        np.multiply(sine, _ANGLE, out=sine)
         np.cos(sine, out=cosine)
         np.sin(sine, out=sine)
-        found = tuple(buffer[:n].reshape(words.shape) for buffer in buffers)
-        return found[0], found[1], found[2]
+        return r[:n].reshape(words.shape), cosine[:n].reshape(words.shape), sine[:n].reshape(words.shape)
 
 
 def normals_by_torch(words: Tensor) -> tuple[Tensor, Tensor]:

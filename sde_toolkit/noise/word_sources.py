@@ -17,7 +17,7 @@ from sde_toolkit.noise.philox import Blocks, HostPhilox, words_by_torch
 
 __all__ = ["DeviceWords", "HostWords", "WordSource"]
 
-_PIECE = 1 << 14  # words at a time on the CPU: what is computed from them stays in the second cache
+_PIECE = 1 << 15  # words at a time on the CPU: what is computed from them stays in the second cache
 
 
 class WordSource(Protocol):
