@@ -276,6 +276,18 @@ def test_solvers_metrics_and_models_of_a_file(command, tmp_path):
     assert theirs["nfe"] == ours["nfe"] == 5
 
 
+def test_a_foreign_solver_of_a_file_draws_samples(command, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+    words = [MIXTURE, "n=5", "nfe=4", "grid=karras", "progress=false"]
+    drawn = {}
+    for name in ("mine.py:steps", "ddim"):
+        status, _, err = command("sample", *words, f"solver={name}", f"output={name[:4]}")
+        assert status == 0, err
+        with np.load(tmp_path / name[:4] / "samples.npz") as stored:
+            drawn[name] = stored["x"]
+    assert np.allclose(drawn["mine.py:steps"], drawn["ddim"], atol=1e-3)
+
+
 def test_a_users_own_mistake_is_shown_as_it_is_and_nothing_is_written(command, tmp_path):
     (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
     with pytest.raises(RuntimeError, match="my own mistake"):

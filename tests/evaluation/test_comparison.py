@@ -14,6 +14,7 @@ import sde_toolkit
 from sde_toolkit import (
     VESDE,
     VPSDE,
+    Affine,
     FlowMatching,
     GaussianMixture,
     Identity,
@@ -545,7 +546,20 @@ def test_every_model_has_its_rows_and_its_own_exact_flow():
         assert torch.equal(both.endpoints[name][0].x, alone.endpoint.x)
 
 
-def test_a_clipped_and_a_guided_model_are_compared_by_name():
+def test_every_model_has_its_own_data_space():
+    def model(scale):
+        network = torch.nn.Sequential()
+        network.forward = lambda x, time: 0.5 * x
+        transform = Affine(1.0, scale)
+        return ScoreModel(network, VPSDE(), "x0", event_shape=(2,), transform=transform).eval()
+
+    got = compare_solvers({"one": model(1.0), "other": model(0.25)}, "ddim", [4], n=4, endpoint_n=0)
+    one, other = got.samples
+    assert torch.equal(got.draws[0][0], got.draws[1][0])
+    assert torch.allclose(other - 1, 4 * (one - 1), atol=1e-5)
+
+
+def test_a_clipped_model_is_compared_by_name():
     model = ring()
     models = {"plain": model, "clipped": clip_x0(model, -1.0, 1.0)}
     got = compare_solvers(models, ["ddim", "ddpm"], [4], n=8, endpoint_n=0)
