@@ -34,14 +34,8 @@ __all__ = ["Plan", "auto", "usual_plan"]
 _FIRST = -7.0  # λ, for data of size 1
 
 
-# The flow. Budget from which the row holds, order of the predictor, and λ of the last evaluation, at σ_d = 1.
-_FLOW: tuple[tuple[int, int, float], ...] = (
-    (1, 2, 2.5),
-    (7, 2, 3.0),
-    (10, 2, 3.5),
-    (15, 3, 4.5),
-    (24, 3, 5.5),
-)
+# The flow. Budget from which the row holds, and λ of the last evaluation, at σ_d = 1.
+_FLOW: tuple[tuple[int, float], ...] = ((1, 2.0), (6, 2.5), (9, 3.0), (12, 3.5), (16, 4.25), (40, 5.0))
 # The SDE. Budget, order, whether UniPC's corrector is used, center and width of grids.sech, and the last λ, at σ_d = 1.
 _SDE: tuple[tuple[int, int, bool, float, float, float], ...] = (
     (1, 2, False, 0.0, 3.0, 3.5),
@@ -79,18 +73,18 @@ def auto(
 ) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations per sample.
 
-    η = 0: UniPC's corrector around a multistep method in EDM's F, on a grid that goes from t = 1 to the data. The last
-    step lands at σ = 0, so that no evaluation is spent on denoising. The steps are short where the flow of this model
-    bends. This is measured once per model, by 24 evaluations of a batch of 4
-    (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not depend on the samples that
-    are drawn afterwards. A model that does not answer without a condition, or whose event shape is unknown, gets the
-    grid that is good for mixtures.
+    η = 0: UniPC's corrector around the multistep method of order 2 in EDM's F, on a grid from t = 1 to the data. The
+    last step lands at σ = 0, so that no evaluation is spent on denoising. A table says at which noise level the last
+    evaluation is made. The steps are short where the flow of this model bends. This is measured once per model, by 24
+    evaluations of a batch of 4 (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not
+    depend on the samples that are drawn afterwards. A model that does not answer without a condition, or whose event
+    shape is unknown, gets a grid that is good for mixtures.
 
     Any other η gets the table that was made for η = 1, and a last evaluation that denoises.
 
     A guided model needs several evaluations of networks for one of its own (``model.evaluations_inside``). Data and
     noise of twice the size get the same plan in units of twice the size: ``model.sigma_data`` should be √E[x_0²]. The
-    measurement corrects it if it is wrong by more than a factor of 2.
+    measurement corrects it if the samples are clearly larger or smaller.
 
     Args:
         model: any score model.
@@ -118,11 +112,11 @@ def auto(
 
 def _flow_plan(model: ScoreModel, evaluations: int, event_shape: tuple[int, ...] | None) -> Plan:
     """That of the probability flow; measured if the event shape is given."""
-    _, order, last = max((row for row in _FLOW if row[0] <= evaluations), key=lambda row: row[0])
+    last = max(row for row in _FLOW if row[0] <= evaluations)[1]
     found = measured(model, event_shape) if event_shape is not None and evaluations > 1 else None
     bending = assumed(model) if found is None else found
     sde, size, least = model.sde, bending.sigma_data, least_time(model)
-    method = Corrected(Multistep(order, FrozenEDM(size)))
+    method = Corrected(Multistep(2, FrozenEDM(size)))
     to_data = Solver("auto", 0.0, Landing(method) if sde.sigma(0.0) > 0 else method)
     data = torch.zeros(1, dtype=torch.float64)
     if evaluations == 1:
@@ -130,7 +124,7 @@ def _flow_plan(model: ScoreModel, evaluations: int, event_shape: tuple[int, ...]
     wanted, known = last - math.log(size), sde.half_log_snr(least).item()
     end = least if wanted >= known else sde.inverse_half_log_snr(wanted).item()
     grid = bending.grid(sde, evaluations - 1, end)
-    if end == least and sde.sigma(0.0) > 0:  # the noise of the SDE ends here: x̂_0 is what is left to compute
+    if end == least:  # where the model is known no further, x̂_0 is the sample
         return Plan(Solver("auto", 0.0, method), grid, True, bending.evaluations)
     return Plan(to_data, torch.cat([grid, data]), False, bending.evaluations)
 

@@ -11,7 +11,7 @@ variable knots").
 
 The measurement solves the flow of a few noises once, with equal steps in λ, and takes second differences of F. It needs
 the outputs of the network alone, and holds for every SDE, parameterisation and unit of the data. The last x̂_0 show the
-size of the data. If σ_d is wrong by more than a factor of 2, the measurement is repeated with the size that was found.
+size of the data. If they are clearly larger or smaller than σ_d, the measurement is repeated with their size.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def measured(model: ScoreModel, event_shape: tuple[int, ...]) -> Bending | None:
         return kept[1]
     try:
         found = _measure(model, event_shape, model.sigma_data)
-        size = found.size
-        if math.isfinite(size) and size > 0 and not 0.5 <= size / model.sigma_data <= 2:
+        size = found.size_instead()
+        if size is not None:
             found = _measure(model, event_shape, size, found.evaluations)
         bending = found.bending()
     except Exception:  # the run that follows says what is wrong; a condition may be all that is missing
@@ -118,7 +118,6 @@ class _Pilot:
     evaluations: int
     states: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
-    end: Tensor | None = None
 
     def evaluate(self, x: Tensor, inputs: Inputs, condition: object, call: object = None) -> Tensor:
         """The model's output, noted."""
@@ -127,12 +126,15 @@ class _Pilot:
         self.outputs.append(y.flatten(1).to("cpu", torch.float64))
         return y
 
-    @property
-    def size(self) -> float:
-        """Root mean square of the denoised estimates at the last level."""
+    def size_instead(self) -> float | None:
+        """The root mean square of the last x̂_0, if σ_d is off by a factor of 1.5 and by two standard errors."""
         m, n = self.model.readout(self.times[-1:]).view("x0")
-        x_0 = m * self.states[-1] + n * self.outputs[-1]
-        return x_0.square().mean().sqrt().item()
+        squares = (m * self.states[-1] + n * self.outputs[-1]).square().mean(1)
+        size = squares.mean().sqrt().item()
+        if not (math.isfinite(size) and size > 0):
+            return None
+        error = (squares.std() / (2 * squares.mean() * len(squares) ** 0.5)).item()  # of log size
+        return size if abs(math.log(size / self.sigma_data)) > max(math.log(1.5), 2 * error) else None
 
     def bending(self) -> Bending | None:
         """None if the states are not finite."""
