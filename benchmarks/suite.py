@@ -1,6 +1,6 @@
 """The suite of solvers: our presets and those of other libraries on problems whose answer is known.
 
-    python benchmarks/suite.py            # ten presets, and what is installed of diffusers, k-diffusion and azula
+    python benchmarks/suite.py            # nine presets, and what is installed of diffusers, k-diffusion and azula
 
 The tables are those of ``sde-toolkit bench``: in each cell (truth and budget) a value is divided by the smallest one
 of all solvers. The figure is the geometric mean over truths, in brackets its 95 % interval over truths and noises.
@@ -17,11 +17,10 @@ from report import Report, parser
 from sde_toolkit.interop import azula_solver, diffusers_solver, k_diffusion_solver
 from sde_toolkit.suite import BUDGETS, Measure, rank, ranking_table, run_suite, truth_names
 
-OURS = ("auto", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "heun", "ddim", "ddpm", "dpmpp_2m_sde", "euler_maruyama")
+OURS = ("auto", "ipndm", "dpmpp_2m", "unipc", "deis", "heun", "ddim", "ddpm", "euler_maruyama")
 PEERS: dict[str, Any] = {  # their first word is the package
     "diffusers UniPC": lambda: diffusers_solver("UniPCMultistepScheduler", solver_order=2),
     "diffusers DPM-Solver++ 2M": lambda: diffusers_solver("DPMSolverMultistepScheduler"),
-    "diffusers iPNDM": lambda: diffusers_solver("IPNDMScheduler"),
     "k-diffusion DPM-Solver++ 2M": lambda: k_diffusion_solver("dpmpp_2m"),
     "k-diffusion LMS": lambda: k_diffusion_solver("lms"),
     "azula zAB": lambda: azula_solver("zAB", order=3),
