@@ -11,11 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation.comparison_results import comparison_results
 from sde_toolkit.evaluation.latex import latex_table
 from sde_toolkit.evaluation.report_table import Column, Line, Table, percent, plus_minus
+from sde_toolkit.evaluation.rows import Comparison
 from sde_toolkit.files.plain import UnreadableFileError, read_json
 from sde_toolkit.jobs.fingerprints import differences
 from sde_toolkit.metrics.metric import Estimate
@@ -132,13 +134,15 @@ class JoinedComparisons:
         return [cell for cell in cells if cell is best or near(cell)]
 
 
-def join_comparisons(
-    runs: Mapping[str, str | Path] | Sequence[str | Path] | str | Path, metric: str | None = None
-) -> JoinedComparisons:
+Run: TypeAlias = Comparison | str | Path
+"""A comparison, the folder of its report, or the report's ``results.json``."""
+
+
+def join_comparisons(runs: Mapping[str, Run] | Sequence[Run] | Run, metric: str | None = None) -> JoinedComparisons:
     """The values of one metric from several comparisons.
 
     Args:
-        runs: folders of reports, or their files ``results.json``; a mapping gives the models their names.
+        runs: comparisons, folders of reports, or their files ``results.json``; a mapping gives the models their names.
         metric: the name of a metric that all runs have; by default the first one.
 
     Raises:
@@ -165,13 +169,17 @@ def join_comparisons(
 
 def _read(runs: Any) -> dict[str, dict[str, Any]]:
     """The content of each run by its name: the key of a mapping, or the path."""
-    if isinstance(runs, str | Path):
+    if isinstance(runs, Run):
         runs = [runs]
-    named = runs if isinstance(runs, Mapping) else {str(run): run for run in runs}
-    if not named:
+    if not isinstance(runs, Mapping):
+        runs = {f"runs[{k}]" if isinstance(run, Comparison) else str(run): run for k, run in enumerate(runs)}
+    if not runs:
         raise ArgumentError("runs", [], "there is nothing to join", "Give folders that compare has written.")
     found = {}
-    for name, given in named.items():
+    for name, given in runs.items():
+        if isinstance(given, Comparison):
+            found[str(name)] = comparison_results(given, {})
+            continue
         file = Path(given) / _RESULTS if Path(given).is_dir() else Path(given)
         try:
             content = read_json(file)

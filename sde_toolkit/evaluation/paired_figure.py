@@ -13,6 +13,7 @@ from sde_toolkit.evaluation.standings import budgets_of, chief_metrics
 __all__ = ["paired_figure"]
 
 _CELL = 0.46  # inches
+_MANY = 8  # rows; with more of them only the largest budget is drawn
 _SURE, _LIKELY, _NONE = {"better": "#2f7fb5", "worse": "#d9803f"}, {"better": "#cfe3f1", "worse": "#f8dfcb"}, "#f6f7f9"
 _CAPTION = (
     "Does the row beat the column? Each cell is the value of the row minus that of the column, from the same noise and "
@@ -23,11 +24,16 @@ _CAPTION = (
 
 
 def paired_figure(comparison: Comparison) -> list[Figure]:
-    """A matrix for each chief metric at the smallest, a middle and the largest budget; no figure without any."""
+    """A matrix for each chief metric at the smallest, a middle and the largest budget; no figure without any.
+
+    With many rows only that at the largest budget.
+    """
     paired, budgets = comparison.paired, budgets_of(comparison)
     if paired is None or not budgets:
         return []
     shown = list(dict.fromkeys((budgets[0], budgets[len(budgets) // 2], budgets[-1])))
+    if max((len(matrix.rows) for matrix in paired), default=0) > _MANY:
+        shown = shown[-1:]
     metrics = [m for m in chief_metrics(comparison) if any((m.name, budget) in paired for budget in shown)]
     if not metrics:
         return []
@@ -35,7 +41,8 @@ def paired_figure(comparison: Comparison) -> list[Figure]:
     most = [max(len(matrix.rows) for matrix in line.values()) for line in matrices]
     labels = [literal(comparison.label(row)) for row in comparison.rows]
     name = 0.25 + max(text_width(label, 8) for label in labels)
-    side = max(most) * _CELL
+    titles = [f"{m.heading}, {budget} evaluations" for m in metrics for budget in shown]
+    side = max(max(most) * _CELL, *(text_width(title, 9) + 0.1 for title in titles))
     w = name + len(shown) * (side + 0.25)
     h = sum(count * _CELL + 0.4 + name for count in most)
     figure = new_figure(w, h)
@@ -66,7 +73,7 @@ def _draw(comparison: Comparison, panel: Any, matrix: Any, *, names: bool) -> No
             panel.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
             ink = "white" if cell.sure else INK
             panel.text(j + 0.5, i + 0.42, _signed(cell.value), ha="center", va="center", fontsize=6.5, color=ink)
-            error = f"±{cell.error:.1g}" if cell.error == cell.error else ""
+            error = f"±{cell.error:.1g}" if cell.error > 0 else ""
             panel.text(j + 0.5, i + 0.74, error, ha="center", va="center", fontsize=5, color=ink)
     panel.set(xlim=(0, len(rows)), ylim=(len(rows), 0))
     places = [k + 0.5 for k in range(len(rows))]
@@ -80,6 +87,8 @@ def _draw(comparison: Comparison, panel: Any, matrix: Any, *, names: bool) -> No
 
 def _signed(value: float) -> str:
     """Two digits with a sign, without a leading zero: ``−.012``."""
+    if value == 0:
+        return "0"
     size = f"{abs(value):.2g}"
     size = f"{abs(value):.0e}" if "e" in size else size.removeprefix("0") or "0"
     return f"{'−' if value < 0 else '+'}{size}"

@@ -12,7 +12,7 @@ from sde_toolkit.evaluation.comparison_tables import time_meaning
 from sde_toolkit.evaluation.figure_style import legend_below, style_axes
 from sde_toolkit.evaluation.page import Figure
 from sde_toolkit.evaluation.rows import Comparison, Row
-from sde_toolkit.evaluation.standings import chief_metrics
+from sde_toolkit.evaluation.standings import budgets_of, chief_metrics
 from sde_toolkit.metrics.metric import Metric
 
 __all__ = ["pareto_figure", "pareto_front"]
@@ -50,7 +50,8 @@ def pareto_figure(comparison: Comparison) -> list[Figure]:
             panel.set_xscale("log")
             panel.set_xlabel(name, fontsize=9, color=INK)
             style_axes(panel)
-            _plain_ticks(panel)
+        _ticks_at_budgets(line[0], comparison)
+        _plain_ticks(line[1])
         metric_axis(line[0], comparison, metric)
         line[0].set_ylabel(metric.label(), fontsize=9, color=INK)
     legend_below(figure, entries)
@@ -95,6 +96,14 @@ def _points(comparison: Comparison, panel: Any, metric: Metric, cost: Callable[[
     x, y = [cost(rows[k])[0] for k in front], [rows[k].measured[metric.name].value for k in front]
     panel.step(x, y, where="post", color="#9ca3af", linewidth=1.2, zorder=1)
     return entries
+
+
+def _ticks_at_budgets(panel: Any, comparison: Comparison) -> None:
+    from matplotlib.ticker import NullLocator
+
+    budgets = budgets_of(comparison) or sorted({row.nfe for row in comparison.rows})
+    panel.set_xticks(budgets, [str(budget) for budget in budgets])
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _plain_ticks(panel: Any) -> None:
