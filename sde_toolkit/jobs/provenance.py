@@ -28,7 +28,7 @@ __all__ = [
     "weights_digest",
 ]
 
-_PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "POT", "matplotlib")
+_PACKAGES = ("sde-toolkit", "torch", "numpy", "scipy", "torchdiffeq", "matplotlib")
 
 
 def provenance_of(

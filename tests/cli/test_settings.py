@@ -198,8 +198,6 @@ def test_errors_of_the_users_own_code_are_shown_as_they_are(command, tmp_path, m
         ("matplotlib", ["sample", "model=mixture", "n=2", "nfe=2"]),
         ("matplotlib", ["compare", "model=mixture"]),
         ("jinja2", ["likelihood", "model=mixture"]),
-        ("ot", ["compare", "model=mixture"]),
-        ("ot", ["evaluate", "samples=mixture", "n=4"]),
         ("tqdm", ["sample", "model=mixture", "progress=true"]),
         ("tqdm", ["compare", "model=mixture", "progress=true"]),
         ("tqdm", ["likelihood", "model=mixture", "progress=true"]),
