@@ -174,6 +174,16 @@ def test_the_condition_reaches_the_network_and_the_callback_counts_its_evaluatio
     assert map_rows(seen[0], lambda rows: rows[:2])["label"].tolist() == [0, 1]
 
 
+def test_a_network_that_draws_noise_gets_none_of_the_solvers():
+    """It is refused, as in ``sample``, also where the solver's own draws are replaced."""
+
+    def network(x, time):
+        return x + torch.randn_like(x)
+
+    with pytest.raises(ArgumentError, match="random numbers"):
+        drawn(ScoreModel(network, VPSDE(), "x0", event_shape=(2,)), with_torch)
+
+
 def greedy(denoise, sigmas, x, rng):
     """It takes more evaluations where the denoiser is not linear, which that of the rehearsal is."""
     x_0, doubled = denoise(x, 0.5), denoise(2 * x, 0.5)
