@@ -23,7 +23,7 @@ from sde_toolkit.solvers import GridBuilder
 
 __all__ = ["diffusers_solver"]
 
-_NEVER_TO_0 = ("DEIS",)
+_NEVER_TO_0 = ("DEIS", "SASolver")
 _UNLESS_SAID = {"clip_sample": False, "skip_prk_steps": True}
 
 
@@ -49,7 +49,7 @@ def diffusers_solver(
         name: of the row. By default ``diffusers:UniPCMultistep[solver_order=3]``.
         grid: builds the times of the levels. None: the levels that the scheduler chooses by its own spacing.
         last: how to get from the last level above 0 to 0. ``"step"``: by a step of the scheduler; ``"denoise"``: by one
-            evaluation there. None: a step, except for DEIS and noise prediction, which have none to 0.
+            evaluation there. None: a step, except for DEIS, SA-Solver and noise prediction, which have none to 0.
         step: arguments of its ``step``, such as ``{"eta": 1.0}``.
         **config: options of the class. Where no object is given, ``clip_sample`` is False by default, and
             ``skip_prk_steps`` True.

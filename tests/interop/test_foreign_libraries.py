@@ -86,6 +86,30 @@ def test_schedulers_of_diffusers_are_our_solvers_of_the_same_method(k, row):
     is_ours(diffusers_solver(scheduler, **options), ours, SDES[k % 3], tolerance)
 
 
+OTHERS = [
+    ("IPNDM", {}),
+    ("PNDM", {}),
+    ("DEISMultistep", {}),
+    ("DPMSolverMultistep", {"algorithm_type": "dpmsolver"}),
+    ("UniPCMultistep", {"predict_x0": False}),
+    ("SASolver", {"tau_func": lambda t: 0.0}),
+    ("FlowMatchHeunDiscrete", {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.parametrize(("k", "row"), list(enumerate(OTHERS)))
+def test_schedulers_without_a_preset_of_ours_follow_the_flow(k, row):
+    """Some cannot step to the level 0, and end by an evaluation."""
+    pytest.importorskip("diffusers")
+    scheduler, options = row
+    model = mixture(SDES[k % 3])
+    plan, found = drawn(model, diffusers_solver(scheduler, grid=grids.sech, **options), nfe=24)
+    wanted = sample(model, dpmpp_2m(), nfe=200, shape=(N, 2), seed=3, dtype=torch.float64)
+    torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=0.03)
+    assert not plan.stochastic
+
+
 K_DIFFUSION = [
     ("euler", {}, ddim()),
     ("heun", {}, heun()),

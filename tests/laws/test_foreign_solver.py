@@ -71,12 +71,25 @@ def test_euler_and_ancestral_steps_in_noise_to_signal_are_ddim_and_ddpm(sde, run
 @pytest.mark.parametrize("run", [with_rng, with_torch, with_shape], ids=["rng", "randn_like", "randn"])
 def test_the_noise_of_a_sample_does_not_depend_on_its_batch(run):
     model = mixture(VPSDE())
-    before = torch.get_rng_state()
     plan, whole = drawn(model, run)
     parts = [run_foreign(model, plan, i, i + 1, seed=3, dtype=torch.float64).x for i in range(5)]
     assert torch.equal(torch.cat(parts), whole.x)
     assert torch.equal(whole.x, drawn(model, with_rng)[1].x)
-    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_random_numbers_of_torch_begin_at_a_seed_and_are_as_before_afterwards():
+    def run(denoise, sigmas, x, rng):
+        return denoise(x, sigmas[0]) + torch.rand(())
+
+    plan = plan_foreign(mixture(VPSDE()), ForeignSolver("mine", run), 1)
+    assert plan.stochastic
+    found = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(run_foreign(mixture(VPSDE()), plan, 0, 3, seed=3).x)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)
 
 
 class Guided(GaussianMixture):
