@@ -112,7 +112,7 @@ def test_every_solver_starts_from_the_same_noise(monkeypatch):
 
 def test_the_endpoint_starts_from_that_noise_too():
     model = ring()
-    fine = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=3, endpoint_n=8)
+    fine = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=3, endpoint_n=8, references=False)
     other = compare_solvers(model, {"heun": probability_flow()}, [401], n=8, seed=4, endpoint_n=0)
     assert fine.endpoint.error.value < 1e-8
     assert fine.rows[0].measured["rmse"].value < 1e-3
@@ -121,7 +121,7 @@ def test_the_endpoint_starts_from_that_noise_too():
 
 def test_batches_change_no_endpoint_and_no_sample():
     model, heun = disc(), {"heun": probability_flow()}
-    options = {"n": 6, "seed": 3, "endpoint_n": 6}
+    options = {"n": 6, "seed": 3, "endpoint_n": 6, "references": False}
     whole, parts = (compare_solvers(model, heun, [9], batch_size=size, **options) for size in (None, 3))
     assert torch.equal(whole.samples[0], parts.samples[0])
     assert torch.allclose(whole.endpoint.x, parts.endpoint.x, atol=1e-6)  # dopri5's steps depend on the batch
@@ -390,8 +390,8 @@ def test_one_call_makes_judge_metrics_and_report(tmp_path):
     options = {"n": 30, "endpoint_n": 0, "references": False}
     by_hand = compare_solvers(model, ["ddim"], [5], judge=Judge(real, 30, exact_features(model, real)), **options)
     spread = {"spread": lambda generated, real: abs(generated.std() - real.std())}
-    for data in (real, real.numpy()):
-        got = compare_solvers(model, ["ddim"], [5], data=data, metrics=spread, to=tmp_path / "run", **options)
+    for data, to in ((real, None), (real.numpy(), tmp_path / "run")):
+        got = compare_solvers(model, ["ddim"], [5], data=data, metrics=spread, to=to, **options)
         (row,), (expected,) = got.rows, by_hand.rows
         assert {name: row.measured[name] for name in expected.measured} == expected.measured
         assert row.measured["spread"].value >= 0
@@ -477,7 +477,9 @@ def test_the_usual_rows_run_on_their_own_grids():
 def test_a_users_function_that_implements_a_preset_draws_its_samples():
     model = disc()
     solvers = {"ddim": ddim(), "mine": euler, "again": ForeignSolver("x", euler, grid=grids.uniform)}
-    got = compare_solvers(model, solvers, [4, 9], grids=grids.uniform, n=7, batch_size=3, endpoint_n=2)
+    got = compare_solvers(
+        model, solvers, [4, 9], grids=grids.uniform, n=7, batch_size=3, endpoint_n=2, references=False
+    )
     for budget in (4, 9):
         ours, *theirs = (k for k, row in enumerate(got.rows) if row.budget == budget)
         for k in theirs:
@@ -505,7 +507,7 @@ def test_a_foreign_solver_that_fails_in_the_run_is_a_row_with_its_reason():
 
 
 def test_the_mean_over_seeds_is_that_of_the_single_runs():
-    model, options = disc(), {"n": 30, "endpoint_n": 2, "batch_size": 16}
+    model, options = disc(), {"n": 30, "endpoint_n": 2, "batch_size": 16, "references": False}
     judge = judge_of(model, 30)
     solvers = ["ddim", "ddpm"]
     alone = [compare_solvers(model, solvers, [5], seed=seed, judge=judge, **options) for seed in (4, 5)]
@@ -535,7 +537,7 @@ def test_seeds_make_errors_smaller_and_cover_the_truth():
 
 def test_every_model_has_its_rows_and_its_own_exact_flow():
     wide, narrow = disc(), GaussianMixture(torch.tensor([[0.3, -0.2]]), VPSDE(), std=0.3)
-    options = {"n": 4, "endpoint_n": 2}
+    options = {"n": 4, "endpoint_n": 2, "references": False}
     both = compare_solvers({"wide": wide, "narrow": narrow}, ["ddim", "ddpm"], [5], **options)
     assert [row.solver for row in both.rows] == ["ddim, wide", "ddpm, wide", "ddim, narrow", "ddpm, narrow"]
     assert [row.model for row in both.rows] == ["wide"] * 2 + ["narrow"] * 2
