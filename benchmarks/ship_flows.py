@@ -17,7 +17,7 @@ import numpy as np
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.suite import ExactFlow, truths
 from sde_toolkit.suite.exact_flow import solve_flow
-from sde_toolkit.suite.kept_flows import SHIPPED, small_arrays
+from sde_toolkit.suite.kept_flows import SHIPPED_FLOWS, small_arrays
 
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +31,7 @@ if __name__ == "__main__":
         )
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **small_arrays(flow))
-        SHIPPED.mkdir(exist_ok=True)
-        write_atomically(SHIPPED / f"{truth.digest}.npz", buffer.getvalue())
+        SHIPPED_FLOWS.mkdir(exist_ok=True)
+        write_atomically(SHIPPED_FLOWS / f"{truth.digest}.npz", buffer.getvalue())
         size, own = buffer.tell() / 1000, flow.own_error / truth.size
         print(f"{name}: {size:.0f} kB, own error {own:.1e} of the data's size", flush=True)

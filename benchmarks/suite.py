@@ -15,7 +15,7 @@ from typing import Any
 from report import Report, parser
 
 from sde_toolkit.interop import azula_solver, diffusers_solver, k_diffusion_solver
-from sde_toolkit.suite import BUDGETS, Measure, rank, ranking_table, run_suite, truth_names
+from sde_toolkit.suite import SUITE_BUDGETS, Measure, rank, ranking_table, run_suite, truth_names
 
 OURS = ("auto", "ipndm", "dpmpp_2m", "unipc", "deis", "heun", "ddim", "ddpm", "euler_maruyama")
 PEERS: dict[str, Any] = {  # their first word is the package
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     words.add_argument("--solvers", nargs="*", default=list(OURS), help="presets")
     words.add_argument("--peers", nargs="*", default=[name for name in PEERS if installed(name)], choices=list(PEERS))
     words.add_argument("--truths", nargs="+", default=truth_names())
-    words.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    words.add_argument("--budgets", nargs="+", type=int, default=list(SUITE_BUDGETS))
     words.add_argument("--to", type=Path, help="folder for the page; results that are there join")
     given = words.parse_args()
     solvers = {name: name for name in given.solvers} | {name: PEERS[name]() for name in given.peers}

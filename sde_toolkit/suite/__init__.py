@@ -2,7 +2,7 @@
 
 from sde_toolkit.suite.exact_flow import ExactFlow
 from sde_toolkit.suite.listing import truth_names, truths
-from sde_toolkit.suite.measuring import BUDGETS, SOLVERS, SuiteRequest, measure_suite
+from sde_toolkit.suite.measuring import SUITE_BUDGETS, SUITE_SOLVERS, SuiteRequest, measure_suite
 from sde_toolkit.suite.rankings import Measure, Ranking, rank
 from sde_toolkit.suite.running import run_suite
 from sde_toolkit.suite.suite_report import ranking_table, write_suite
@@ -10,8 +10,8 @@ from sde_toolkit.suite.suite_results import Cell, Joined, SolverResults, join_re
 from sde_toolkit.suite.truth import FlowErrors, Truth
 
 __all__ = [
-    "BUDGETS",
-    "SOLVERS",
+    "SUITE_BUDGETS",
+    "SUITE_SOLVERS",
     "Cell",
     "ExactFlow",
     "FlowErrors",

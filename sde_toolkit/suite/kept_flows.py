@@ -17,16 +17,16 @@ from sde_toolkit.files.user_cache import user_cache
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.suite.exact_flow import ExactFlow
 
-__all__ = ["SHIPPED", "keep_flow", "kept_flow", "small_arrays"]
+__all__ = ["SHIPPED_FLOWS", "keep_flow", "kept_flow", "small_arrays"]
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED_FLOWS = Path(__file__).parent / "shipped"
 _known: dict[str, ExactFlow] = {}
 _LEVELS = 65535
 
 
 def kept_flow(digest: str, shape: tuple[int, ...]) -> ExactFlow | None:
     """The flow of the truth with this digest, (n, *event) = ``shape``; None if it is not there, or damaged."""
-    for folder in (SHIPPED, user_cache("flows")):
+    for folder in (SHIPPED_FLOWS, user_cache("flows")):
         if digest not in _known:
             found = _read(folder / f"{digest}.npz", shape)
             if found is not None:

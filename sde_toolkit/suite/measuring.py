@@ -29,10 +29,10 @@ from sde_toolkit.suite.listing import named_truths
 from sde_toolkit.suite.suite_results import Cell, SolverResults, TruthFacts, code_facts
 from sde_toolkit.suite.truth import Truth
 
-__all__ = ["BUDGETS", "SOLVERS", "SuiteRequest", "measure_suite"]
+__all__ = ["SUITE_BUDGETS", "SUITE_SOLVERS", "SuiteRequest", "measure_suite"]
 
-SOLVERS = ("auto", "dpmpp_2m", "unipc", "heun", "ddim", "deis", "ddpm", "euler_maruyama")
-BUDGETS = (5, 7, 10, 13, 20, 50)
+SUITE_SOLVERS = ("auto", "dpmpp_2m", "unipc", "heun", "ddim", "deis", "ddpm", "euler_maruyama")
+SUITE_BUDGETS = (5, 7, 10, 13, 20, 50)
 _REFERENCE_COST = {True: 1000, False: 900}  # evaluations of a reference, about: exact scores, networks
 
 
@@ -53,13 +53,13 @@ class SuiteRequest:
 
     solvers: Any = None
     truths: Any = None
-    budgets: Sequence[int] = BUDGETS
+    budgets: Sequence[int] = SUITE_BUDGETS
     progress: bool = False
     candidates: Mapping[str, Candidate] = field(init=False)
     problems: Mapping[str, Truth] = field(init=False)
 
     def __post_init__(self) -> None:
-        candidates = named_solvers(list(SOLVERS) if self.solvers is None else self.solvers)
+        candidates = named_solvers(list(SUITE_SOLVERS) if self.solvers is None else self.solvers)
         if not candidates:
             raise ArgumentError("solvers", self.solvers, "there is no solver", 'Pass ["ddim"], for example.')
         for name, given in candidates.items():
@@ -91,7 +91,7 @@ def measure_suite(
     Parts do not depend on the number of processes, so neither does the result, except for the seconds. ``store_in``:
     the folder of finished parts, from which an interrupted run continues. The second value is that store.
     """
-    work = _Cells(request)
+    work = _SuiteParts(request)
     store = None if store_in is None else PartStore(Path(store_in), work.fingerprint(), "output")
     team = team or Team()
     parts = do_parts(
@@ -102,7 +102,7 @@ def measure_suite(
 
 
 @dataclass(eq=False)
-class _Cells:
+class _SuiteParts:
     """The parts: chunks of the exact flows, and one part for each solver at each budget on each truth."""
 
     request: SuiteRequest
@@ -208,7 +208,7 @@ def _judged(truth: Truth, budget: int, arrays: Arrays) -> Cell:
         **known,
         nfe=int(arrays["nfe"]),
         deterministic=deterministic,
-        each=tuple(truth.error(x).each.tolist()) if deterministic else (),
+        each=tuple(float(f"{e:.4g}") for e in truth.error(x).each.tolist()) if deterministic else (),
         distance=Estimate(float(arrays["distance"]), float(arrays["distance_error"])),
         seconds=float(arrays["seconds"]),
     )

@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_toolkit.metrics.estimates import Array
 from sde_toolkit.suite.suite_results import Cell, Joined
 
-__all__ = ["Measure", "Ranking", "Standing", "rank"]
-
-Array = NDArray[np.float64]
+__all__ = ["Measure", "RankedSolver", "Ranking", "rank"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedSolver:
     """A solver in a ranking: the geometric mean of its ratios to the best, with its 95 % interval, and its rank.
 
     ``covered``: on how many truths it was measured. On fewer than all it has no rank (None).
@@ -49,7 +48,7 @@ class Standing:
 class Ranking:
     """Solvers at some budgets, best first. ``beats[i, j]``: share of the resamples in which i is better than j."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[RankedSolver, ...]
     beats: Array
     truths: tuple[str, ...]
     budgets: tuple[int, ...]
@@ -124,7 +123,7 @@ def rank(
         ends = np.percentile(ranks[:, place], [2.5, 97.5], method="nearest") if complete[i] else (0, 0)
         failed = sum(bool(c and c.failure) for t in truths for b in budgets for c in [joined.cell(solvers[i], t, b)])
         standings.append(
-            Standing(
+            RankedSolver(
                 solver=solvers[i],
                 ratio=float(np.exp(figures[place])),
                 low=float(low),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.suite.measuring import BUDGETS, SuiteRequest, measure_suite
+from sde_toolkit.suite.measuring import SUITE_BUDGETS, SuiteRequest, measure_suite
 from sde_toolkit.suite.suite_report import write_suite
 from sde_toolkit.suite.suite_results import Joined, join_results, read_results
 
@@ -16,7 +16,7 @@ __all__ = ["run_suite"]
 def run_suite(
     solvers: Any = None,
     truths: Any = None,
-    budgets: Sequence[int] = BUDGETS,
+    budgets: Sequence[int] = SUITE_BUDGETS,
     *,
     to: str | Path | None = None,
     join: Sequence[str | Path] = (),
@@ -26,7 +26,7 @@ def run_suite(
 
     Args:
         solvers: names of presets, solvers, planners (model, nfe) -> Plan, plans, foreign solvers; a list, or a mapping
-            from the names of the rows. By default eight, see :data:`sde_toolkit.suite.SOLVERS`.
+            from the names of the rows. By default eight, see :data:`sde_toolkit.suite.SUITE_SOLVERS`.
         truths: names of truths of the package, and truths of your own; by default all twelve of the package.
         budgets: evaluations of the network per sample.
         to: the folder for the page and the results. Results of other solvers that are there join the ranking.

@@ -35,7 +35,7 @@ class Cell:
     """One solver at one budget on one truth.
 
     ``nfe``: evaluations of the network, counted. ``each``: the error of every sample against the exact flow, as a part
-    of the data's size; empty for a stochastic solver. ``distance``: to real samples. ``failure``: why there are no
+    of the data's size, to four digits; empty for a stochastic solver. ``distance``: to real samples. ``failure``: why there are no
     samples, or "".
     """
 
@@ -68,7 +68,7 @@ class Cell:
             "distance_error": distance.error if distance else None,
             "seconds": self.seconds,
             "failure": self.failure,
-            "each": [float(f"{value:.4g}") for value in self.each],
+            "each": list(self.each),
         }
 
     @classmethod

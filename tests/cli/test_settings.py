@@ -248,6 +248,7 @@ TABLE = {
     | GRIDS
     | anything("levels.count levels.low end quadrature.nodes quadrature.scale detail draws prior elbo.draws chunk")
     | anything("discrete.steps discrete.draws truncation.n truncation.ends resume divergence"),
+    "bench": {"solver": EVERY["solver"]} | anything("truth budgets join threads device progress"),
     "evaluate": EVERY
     | anything("class labels samples key metrics levels reference.split reference.n reference.seed kid.subsets")
     | anything("kid.subset_size neighbours against extractor"),
@@ -258,8 +259,18 @@ BASE = {
     "calibrate": ["model=mixture", "nfe=3", "n=8", "time_limit=1", "solver=ddim", "strategy=search"],
     "likelihood": ["model=mixture", "n=3", "nfe=4", "quadrature.nodes=3", "elbo.draws=2", "discrete.steps=0",
                    "truncation.n=0", "chunk=2"],
+    "bench": ["truth=t.py:truth", "budgets=[3]", "solver=ddim"],
     "evaluate": ["samples=s.npz", "data=array", "data.path=r.npy", "reference.split=train", "n=5"],
 }  # fmt: skip
+
+
+TRUTH = """
+from sde_toolkit import VPSDE, gaussian
+from sde_toolkit.suite import Truth
+
+def truth():
+    return Truth("t", gaussian([0.0], VPSDE(), std=1.0), n=16)
+"""
 
 
 @st.composite
@@ -278,6 +289,7 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     np.savez(folder / "s.npz", x=rng.normal(size=(20, 2)).astype(np.float32))
     np.save(folder / "r.npy", rng.normal(size=(50, 2)))
+    (folder / "t.py").write_text(TRUTH)
     return folder
 
 
