@@ -35,8 +35,8 @@ class Cell:
     """One solver at one budget on one truth.
 
     ``nfe``: evaluations of the network, counted. ``each``: the error of every sample against the exact flow, as a part
-    of the data's size, to four digits; empty for a stochastic solver. ``distance``: to real samples. ``failure``: why there are no
-    samples, or "".
+    of the data's size, to four digits; empty for a stochastic solver. ``distance``: to real samples. ``failure``: why
+    there are no samples, or "".
     """
 
     truth: str
