@@ -143,7 +143,8 @@ def calibrate(
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
         judge = Selection(problem, standard if standard in ranked else None)
-        leaders = [*ranked[:6], *(plan for plan in ranked[6:] if plan is standard)]
+        some = 24 if cheap else 10
+        leaders = [*ranked[:some], *(plan for plan in ranked[some:] if plan is standard)]
         start = judge.best_start(leaders, fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
         start = judge.best_start(leaders, fit, select)  # again, by the better targets

@@ -18,7 +18,7 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Stages"]
 
 # shares of the time limit by which stages end
-_SHORT, _PATTERN, _FIRST, _WORKING = 0.45, 0.55, 0.68, 0.9
+_SHORT, _PATTERN, _FIRST, _WORKING = 0.5, 0.58, 0.7, 0.9
 _ITERATIONS, _RUNS = (600, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
 _LOST = 0.1  # of the data's size: the softened descent weighs errors above it less
 

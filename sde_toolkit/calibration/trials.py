@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trials"]
 
-_SCORING, _VARYING = 0.25, 0.33  # shares of the time limit by which they end
+_SCORING, _VARYING = 0.25, 0.4  # shares of the time limit by which they end
 
 
 @dataclass(eq=False)

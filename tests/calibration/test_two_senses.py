@@ -130,6 +130,22 @@ def test_a_plan_that_is_better_by_its_root_mean_square_alone_is_not_taken(judged
     assert judging.Selection(judge.problem, None).best_start([smooth, standard], "fit", "select") is not None
 
 
+def test_what_surely_loses_to_auto_is_not_taken_although_it_beats_its_start(judged):
+    """The start is told apart neither from auto nor from the best; auto and the best differ on every noise."""
+    standard, start, best = plans(3)
+    errors = (0.3 * random(40)).exp()
+    uneven = 1.1 * errors.flip(0)
+    uneven[0] = 6.0
+    squares = {
+        (standard, "fresh"): errors.square(),
+        (start, "fresh"): uneven.square(),
+        (best, "fresh"): (1.15 * errors).square(),
+    }
+    kept = judged(squares, standard).verdict(start, best, "fresh", Measured(0.0, 0.0))
+    assert kept.kept is kept.start is start
+    assert judged(squares, None).verdict(start, best, "fresh", Measured(0.0, 0.0)).kept is best
+
+
 @pytest.mark.parametrize("nfe", [8])
 def test_a_calibration_is_no_worse_than_auto_in_either_sense(nfe):
     """On its fresh noises, measured by ``sample``; ``auto`` is always among the starts."""

@@ -147,3 +147,14 @@ def test_a_first_step_that_ends_above_it_is_refused():
     model = ScoreModel(RandomNetwork(), VPSDE(), "v")
     with pytest.raises(GridError, match="takes over"):
         run(GaussianStart(Multistep(2), 0.4), model, grids.uniform(VPSDE(), 4, end=0.1), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["v", "epsilon"])
+def test_factors_mean_the_same_from_the_later_beginning(kind):
+    """Those of a network of v multiply EDM's F, which depends on the time of the evaluation."""
+    sde, factors = VPSDE(), ((1.1, 0.8, 1.2), (0.9, 1.05, 0.7), (1.0, 1.3, 0.9))
+    model, x = ScoreModel(RandomNetwork(), sde, kind, sigma_data=0.5), start_at(sde, GRID[0])
+    late = torch.cat([doubles(BEGIN), GRID[1:]])
+    expected = run(Tuned(Multistep(2), factors), model, late, flow_solution(sde, x, GRID[0], BEGIN)).x
+    found = run(Tuned(GaussianStart(Multistep(2), BEGIN, **OURS), factors), model, GRID, x).x
+    assert relative_error(found, expected) < 1e-9
