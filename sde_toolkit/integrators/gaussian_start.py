@@ -199,6 +199,9 @@ class GaussianStart(Integrator):
         alpha_s, alpha_t, c, *rest = jump
         mean = self._mean.to(x.device, x.dtype)  # type: ignore[attr-defined]
         flat = x.reshape(len(x), -1)
+        if {len(self.mean), *(len(row) for row in self.directions[:1])} - {1, flat.shape[1]}:
+            problem = f"the mean and the directions have {max(len(self.mean), mean.numel())} elements"
+            raise ArgumentError("x", tuple(x.shape), problem, "Use it for the events that it was made for.")
         apart = flat - alpha_t * mean
         moved = alpha_s * mean + c * apart
         if rest:

@@ -59,7 +59,7 @@ def without_network(model: ScoreModel) -> ScoreModel:
 
 
 def check_fixed_steps(solver: Solver) -> int:
-    """The evaluations of a step. Refuses a solver that chooses its own steps.
+    """The evaluations of a step. Refuses a solver that chooses its own steps, or begins below the grid's first time.
 
     Raises:
         ArgumentError: naming it.
@@ -69,6 +69,9 @@ def check_fixed_steps(solver: Solver) -> int:
         problem = "it chooses its own steps, and a pipeline wants to know all times before the first evaluation"
         remedy = "Take a solver of fixed steps, such as dpmpp_2m() or heun()."
         raise ArgumentError("solver", solver.name, problem, remedy)
+    if solver.integrator.first_evaluation is not None:
+        problem = "it moves the start before its first evaluation, and a pipeline evaluates its network first"
+        raise ArgumentError("solver", solver.name, problem, "Take one without a GaussianStart.")
     return stages
 
 

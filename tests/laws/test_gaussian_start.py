@@ -26,6 +26,7 @@ from sde_toolkit.errors import ArgumentError, GridError
 from sde_toolkit.integrators import Corrected, Exponential, FrozenEDM, Heun, Multistep, TorchDiffEq
 from sde_toolkit.integrators.gaussian_start import GaussianStart
 from sde_toolkit.integrators.tuned import Tuned
+from sde_toolkit.interop.staged_solve import check_fixed_steps
 
 GRID = doubles(0.95, 0.5, 0.4, 0.3)
 BEGIN = 0.7
@@ -158,3 +159,12 @@ def test_factors_mean_the_same_from_the_later_beginning(kind):
     expected = run(Tuned(Multistep(2), factors), model, late, flow_solution(sde, x, GRID[0], BEGIN)).x
     found = run(Tuned(GaussianStart(Multistep(2), BEGIN, **OURS), factors), model, GRID, x).x
     assert relative_error(found, expected) < 1e-9
+
+
+def test_other_events_and_pipelines_that_evaluate_first_are_refused():
+    method = GaussianStart(Multistep(2), BEGIN, **OURS)
+    model = ScoreModel(RandomNetwork(3), VPSDE(), "v")
+    with pytest.raises(ArgumentError, match="2 elements"):
+        run(method, model, GRID, torch.zeros(4, 3))
+    with pytest.raises(ArgumentError, match="evaluates its network first"):
+        check_fixed_steps(Solver("late", 0.0, Tuned(method, ((1.0, 1.0, 1.0),))))
