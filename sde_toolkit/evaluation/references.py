@@ -11,7 +11,6 @@ scores by UniPC of order 3 in float64, the SDE by SA-Solver; both on grids that 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,23 +24,28 @@ from sde_toolkit import grids
 from sde_toolkit.calibration.reference import fine_grid, reference_end
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import endpoint_solver
-from sde_toolkit.evaluation.planned_run import PlannedRun
 from sde_toolkit.evaluation.reference_cache import ReferenceCache
+from sde_toolkit.evaluation.reference_pieces import (
+    EXACT_STEPS,
+    SDE_STEPS,
+    Ending,
+    ReferencePiece,
+    ReferenceSolve,
+    ending_of,
+    grouped,
+    piece_key,
+    pieces_of,
+)
 from sde_toolkit.integrators import Corrected, FrozenX0, Multistep
 from sde_toolkit.jobs.fingerprints import (
-    behaviour,
     digest,
-    digits_of,
     fingerprint_data,
-    fixed_events,
     model_fingerprint,
 )
 from sde_toolkit.jobs.sharing import Part, Parts, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
 from sde_toolkit.jobs.team import Team
-from sde_toolkit.models.descriptions import OWN, OWN_FUNCTION
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.noise.streams import per_sample_noise
 from sde_toolkit.progress import progress_bar
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
@@ -49,18 +53,7 @@ from sde_toolkit.solvers import Solver, sa_solver
 
 __all__ = ["Ending", "References", "ending_of", "solve_references"]
 
-SDE_STEPS = 100
-EXACT_STEPS = 200  # of the flow of exact scores: within 4e-6 of dopri5 at 1e-9 on a ring of eight modes
 _NEAR = 1e-9  # times this close are one time
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Where a row's grid starts and ends, and whether one more evaluation denoises there."""
-
-    start: float
-    end: float
-    tweedie: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,35 +69,6 @@ class References:
     ends: Mapping[Ending, Tensor] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def ending_of(run: PlannedRun, model: ScoreModel) -> Ending | None:
-    """Where the flow begins and stops for a run; None where that is the whole flow.
-
-    A run that goes on to t = 0, or past the end of the flow of a network, stops with that flow.
-    """
-    start, end, last = run.times[0], run.times[-1], reference_end(model)
-    whole = end == 0 or end < last - _NEAR or (run.tweedie and end <= last + _NEAR)
-    if whole and abs(start - 1) <= _NEAR:
-        return None
-    return Ending(start, last if whole else end, run.tweedie or whole)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One set of samples: ``flow``, ``sde``, or the flow of an ending."""
-
-    model: str
-    kind: str
-    ending: Ending | None = None
-
-    @property
-    def start(self) -> float:
-        return 1.0 if self.ending is None else self.ending.start
-
-    @property
-    def label(self) -> str:
-        return self.kind if self.ending is None else f"{self.kind} {self.ending}"
 
 
 def solve_references(
@@ -132,8 +96,8 @@ def solve_references(
     if not request.references or request.endpoint_n < 1:
         return {} if team.main else None
     n = min(request.n, request.endpoint_n) if request.judge is None else request.judge.n
-    wanted = _pieces(request) if team.main else []
-    keys = {piece: _key(request, piece, n) for piece in wanted}
+    wanted = pieces_of(request) if team.main else []
+    keys = {piece: piece_key(request, piece, n) for piece in wanted}
     found = {}
     for piece, key in keys.items():
         known = None if key is None else kept.read(key, request.all_models[piece.model].transform)
@@ -141,7 +105,7 @@ def solve_references(
             found[piece] = known
     n, missing = team.agree((n, [piece for piece in wanted if piece not in found]))
     if missing:
-        solved = _Work(request, n, _grouped(missing)).run(team, store_in, progress)
+        solved = _Work(request, n, grouped(missing)).run(team, store_in, progress)
         for piece, x in solved.items():
             if piece in keys:
                 found[piece] = x, "computed"
@@ -149,7 +113,7 @@ def solve_references(
     return _of_models(found, time.perf_counter() - began) if team.main else None
 
 
-def _of_models(found: Mapping[_Piece, tuple[Tensor, str]], seconds: float) -> dict[str, References]:
+def _of_models(found: Mapping[ReferencePiece, tuple[Tensor, str]], seconds: float) -> dict[str, References]:
     """Sets of samples put together by their models."""
     together: dict[str, References] = {}
     for name in dict.fromkeys(piece.model for piece in found):
@@ -164,88 +128,16 @@ def _of_models(found: Mapping[_Piece, tuple[Tensor, str]], seconds: float) -> di
     return together
 
 
-def _pieces(request: ComparisonRequest) -> list[_Piece]:
-    """The sets that the rows need."""
-    found = []
-    for run in request.runs:
-        name, model = run.model_name, request.model_of(run)
-        found.append(_Piece(name, "flow"))
-        if not run.deterministic and request.judge is not None:
-            found.append(_Piece(name, "sde"))
-        ending = ending_of(run, model)
-        if ending is not None:
-            found.append(_Piece(name, "end", ending))
-    return list(dict.fromkeys(found))
-
-
-def _key(request: ComparisonRequest, piece: _Piece, n: int) -> dict[str, Any] | None:
-    """All that a set of samples depends on; None if part of the model is a plain function, which no hash knows.
-
-    Of somebody's own class the weights are known and a few answers.
-    """
-    model = request.all_models[piece.model]
-    described = model_fingerprint(model)
-    text = json.dumps(described)
-    if f'"{OWN_FUNCTION}"' in text or behaviour(model, request.event_shape):
-        return None
-    noise = per_sample_noise(request.seed, 0, (2, 4))  # whatever the streams are made of
-    draws = [[round(1000 * number) for number in noise().flatten().tolist()] for _ in range(3)]
-    steps = EXACT_STEPS if model.has_exact_score else request.endpoint_steps
-    method = {"sde": SDE_STEPS} if piece.kind == "sde" else {"flow": steps}
-    return {
-        "work": "references/1",
-        "model": described,
-        "answers": _answers(request, model) if f'"{OWN}"' in text and not model.has_exact_score else None,
-        "noise": draws,
-        "seed": request.seed,
-        "n": n,
-        "condition": fingerprint_data(rows_of(request.condition, 0, n)),
-        "set": fingerprint_data(piece.ending) or piece.kind,
-        "method": method,
-    }
-
-
-@torch.no_grad()
-def _answers(request: ComparisonRequest, model: ScoreModel) -> list[list[str]]:
-    """What a model answers at two events, early, midway and late."""
-    events, condition = fixed_events(request.event_shape).float().to(request.device), rows_of(request.condition, 0, 2)
-    return [digits_of(model(events, t, condition).output) for t in (0.05, 0.5, 0.95)]
-
-
-@dataclass(frozen=True)
-class _Solve:
-    """Sets that one solve finds: the SDE alone, or the flow from one start with all that it passes."""
-
-    model: str
-    kind: str
-    start: float
-    endings: tuple[Ending, ...] = ()
-
-    def pieces(self) -> list[_Piece]:
-        ends = [_Piece(self.model, "end", ending) for ending in self.endings]
-        return [_Piece(self.model, self.kind), *ends] if self.start == 1.0 else ends
-
-
-def _grouped(missing: Sequence[_Piece]) -> list[_Solve]:
-    """As few solves as there are starts."""
-    solves = [_Solve(piece.model, "sde", 1.0) for piece in missing if piece.kind == "sde"]
-    flows = [piece for piece in missing if piece.kind != "sde"]
-    for model, start in dict.fromkeys((piece.model, piece.start) for piece in flows):
-        own = [piece.ending for piece in flows if (piece.model, piece.start) == (model, start)]
-        solves.append(_Solve(model, "flow", start, tuple(ending for ending in own if ending is not None)))
-    return solves
-
-
 @dataclass(eq=False)
 class _Work:
     """Solves in batches, which processes share."""
 
     request: ComparisonRequest
     n: int
-    solves: Sequence[_Solve]
+    solves: Sequence[ReferenceSolve]
     bar: Any = None
 
-    def run(self, team: Team, store_in: str | Path | None, progress: bool) -> dict[_Piece, Tensor]:
+    def run(self, team: Team, store_in: str | Path | None, progress: bool) -> dict[ReferencePiece, Tensor]:
         """The sets that were solved; nothing in all processes but the main one."""
         parts: list[Part] = []
         for solve in self.solves:
@@ -292,7 +184,7 @@ class _Work:
         return {f"x{k}": x.float().cpu().numpy() for k, x in enumerate(sets)}
 
 
-def _joined(done: Parts, solve: _Solve) -> dict[_Piece, Tensor]:
+def _joined(done: Parts, solve: ReferenceSolve) -> dict[ReferencePiece, Tensor]:
     """The sets of a solve, all batches together."""
     batches, offset = done.of(solve), 0 if solve.start == 1.0 else 1  # the first is the whole flow from that start
     return {
@@ -301,7 +193,7 @@ def _joined(done: Parts, solve: _Solve) -> dict[_Piece, Tensor]:
     }
 
 
-def _flow(model: ScoreModel, solve: _Solve, steps: int, how: Mapping[str, Any]) -> list[Tensor]:
+def _flow(model: ScoreModel, solve: ReferenceSolve, steps: int, how: Mapping[str, Any]) -> list[Tensor]:
     """The flow from a start to its end, and where it is stopped for each ending."""
     last = reference_end(model)
     if model.has_exact_score:

@@ -22,6 +22,7 @@ from sde_toolkit import (
 )
 from sde_toolkit.calibration.reference import reference_end
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.evaluation import reference_pieces
 from sde_toolkit.evaluation import references as module
 from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
@@ -211,7 +212,7 @@ def test_other_models_seeds_numbers_and_streams_are_other_files(tmp_path, monkey
         draw = per_sample_noise(*arguments)
         return lambda: draw() + 0.1
 
-    monkeypatch.setattr(module, "per_sample_noise", others_streams)
+    monkeypatch.setattr(reference_pieces, "per_sample_noise", others_streams)
     solve_references(request_of(network()), cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 6 * whole
 
