@@ -2,9 +2,11 @@
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sde_toolkit import (
     MLP,
@@ -21,6 +23,7 @@ from sde_toolkit import (
     sample,
 )
 from sde_toolkit.calibration.reference import reference_end
+from sde_toolkit.data import mnist_test_images
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import reference_pieces
 from sde_toolkit.evaluation import references as module
@@ -28,6 +31,7 @@ from sde_toolkit.evaluation.comparison import compare_solvers
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.error_parts import beyond_halves, error_parts, error_parts_records
+from sde_toolkit.evaluation.reference_cache import SHIPPED
 from sde_toolkit.evaluation.references import ending_of, solve_references
 from sde_toolkit.integrators import Heun, Time
 from sde_toolkit.metrics.distances import rmse
@@ -293,3 +297,22 @@ def test_a_row_that_goes_on_to_the_data_stops_with_the_flow():
     assert reference_end(model) < model.sde.sampling_end < ends["ddim"].end + 1e-9
     assert ends["ddim"].tweedie
     assert math.isclose(ends["ddim"].start, 1.0)
+
+
+def test_the_readmes_command_finds_its_references_in_the_package(monkeypatch, tmp_path):
+    """If not, run benchmarks/make_reference_samples.py: until then the command solves them."""
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "compare.yaml").read_text(encoding="utf-8"))
+    monkeypatch.setenv("SDE_TOOLKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "sample", None)
+    model, n = ScoreModel.from_pretrained(config["model"]), config["n"]
+    real = mnist_test_images().test[: 2 * n]
+    judge = Judge(real, n, flat_features(model.transform, real), metrics=[KernelDistance()], splits=2)
+    steps = config["exact_flow"]["steps"]
+    request = ComparisonRequest(
+        model=model, solvers=["ddim", "ddpm"], n=n, seed=config["seed"], judge=judge, endpoint_steps=steps
+    )
+    references = solve_references(request)[""]
+    assert references.sources == {"flow": "package", "sde": "package"}
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 500_000
+    levels = model.transform.inverse(references.flow)
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
