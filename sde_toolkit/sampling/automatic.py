@@ -26,7 +26,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
 from sde_toolkit.integrators import Corrected, FrozenEDM, Landing, Multistep
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.bending import assumed, least_time, measured
+from sde_toolkit.sampling.bending import assumed_bending, least_time, measured_bending
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Plan", "auto", "usual_plan"]
@@ -113,8 +113,8 @@ def auto(
 def _flow_plan(model: ScoreModel, evaluations: int, event_shape: tuple[int, ...] | None) -> Plan:
     """That of the probability flow; measured if the event shape is given."""
     last = max(row for row in _FLOW if row[0] <= evaluations)[1]
-    found = measured(model, event_shape) if event_shape is not None and evaluations > 1 else None
-    bending = assumed(model) if found is None else found
+    found = measured_bending(model, event_shape) if event_shape is not None and evaluations > 1 else None
+    bending = assumed_bending(model) if found is None else found
     sde, size, least = model.sde, bending.sigma_data, least_time(model)
     method = Corrected(Multistep(2, FrozenEDM(size)))
     to_data = Solver("auto", 0.0, Landing(method) if sde.sigma(0.0) > 0 else method)

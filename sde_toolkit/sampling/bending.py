@@ -32,7 +32,7 @@ from sde_toolkit.sampling.loop import Options, no_noise, solve
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Bending", "assumed", "least_time", "measured"]
+__all__ = ["Bending", "assumed_bending", "least_time", "measured_bending"]
 
 _LEVELS, _NOISES, _SEED = 24, 4, 0  # evaluations, of so many samples, from this seed
 _FIRST, _LAST = -7.0, 6.0  # λ + log σ_d at the ends of the measurement, at most
@@ -69,13 +69,13 @@ class Bending:
         return check_grid(times)
 
 
-def assumed(model: ScoreModel) -> Bending:
+def assumed_bending(model: ScoreModel) -> Bending:
     """What mixtures have on average, for a model that cannot be measured: the density of ``grids.sech(width=2)``."""
     levels = torch.linspace(_FIRST, 10.0, 200, dtype=torch.float64)
     return Bending(levels, 1 / torch.cosh((levels - 0.75) / 2), model.sigma_data)
 
 
-def measured(model: ScoreModel, event_shape: tuple[int, ...]) -> Bending | None:
+def measured_bending(model: ScoreModel, event_shape: tuple[int, ...]) -> Bending | None:
     """The bending of the flow of ``model`` without a condition; None if the model does not answer without one.
 
     It costs 24 evaluations of a batch of 4; twice as many if ``model.sigma_data`` is far from the size of the samples.
@@ -86,10 +86,10 @@ def measured(model: ScoreModel, event_shape: tuple[int, ...]) -> Bending | None:
     if kept is not None and kept[0] == (event_shape, state):
         return kept[1]
     try:
-        found = _measure(model, event_shape, model.sigma_data)
+        found = _solve_pilot(model, event_shape, model.sigma_data)
         size = found.size_instead()
         if size is not None:
-            found = _measure(model, event_shape, size, found.evaluations)
+            found = _solve_pilot(model, event_shape, size, found.evaluations)
         bending = found.bending()
     except Exception:  # the run that follows says what is wrong; a condition may be all that is missing
         bending = None
@@ -140,10 +140,10 @@ class _Pilot:
         """None if the states are not finite."""
         equation = ReverseEquation(self.model, 0.0)
         m, n = FrozenEDM(self.sigma_data).view(equation, self.times)
-        frozen = _rows(m) * torch.stack(self.states) + _rows(n) * torch.stack(self.outputs)
+        frozen = _per_level(m) * torch.stack(self.states) + _per_level(n) * torch.stack(self.outputs)
         levels = self.model.sde.half_log_snr(self.times) + math.log(self.sigma_data)
-        slopes = frozen.diff(dim=0) / _rows(levels.diff())
-        seconds = slopes.diff(dim=0) / _rows((levels[2:] - levels[:-2]) / 2)
+        slopes = frozen.diff(dim=0) / _per_level(levels.diff())
+        seconds = slopes.diff(dim=0) / _per_level((levels[2:] - levels[:-2]) / 2)
         middle = levels[1:-1]
         rate = seconds.square().mean((1, 2)).sqrt() / (2 * torch.cosh(middle))  # sin φ cos φ, of λ + log σ_d
         density = rate ** (1 / 3)
@@ -156,7 +156,7 @@ class _Pilot:
         return Bending(middle, density.round(decimals=_DIGITS), self.sigma_data, self.evaluations)
 
 
-def _measure(model: ScoreModel, event_shape: tuple[int, ...], sigma_data: float, before: int = 0) -> _Pilot:
+def _solve_pilot(model: ScoreModel, event_shape: tuple[int, ...], sigma_data: float, before: int = 0) -> _Pilot:
     sde, shift = model.sde, math.log(sigma_data)
     first, last = (sde.half_log_snr(t).item() + shift for t in (1.0, least_time(model)))
     levels = torch.linspace(max(first, _FIRST), min(last, _LAST), _LEVELS + 1, dtype=torch.float64)
@@ -185,7 +185,7 @@ def least_time(model: ScoreModel) -> float:
     return end if model.sde.sigma(0.0) > 0 else max(end, 1e-6)
 
 
-def _rows(values: Tensor) -> Tensor:
+def _per_level(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 

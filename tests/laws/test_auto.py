@@ -63,6 +63,7 @@ def mixture(sde, dimensions=2):
 @pytest.mark.parametrize("nfe", [2, 3, 7, 20, 64])
 def test_every_sde_at_every_budget_for_the_promised_cost(sde, eta, nfe):
     plan = auto(mixture(sde), nfe, eta)
+    assert (plan.measuring > 0) == (eta == 0)
     done = sample(mixture(sde), plan.solver, plan.grid, shape=(16, 2), tweedie=plan.tweedie)
     assert done.nfe == plan.nfe == nfe
     assert bool(done.x.isfinite().all())
@@ -188,7 +189,9 @@ def test_data_and_noise_in_another_unit_get_the_same_plan(power, sde, told, nfe)
     unit = 10.0**power
     small, large = (auto(squashing(u, told * u, sde), nfe) for u in (1.0, unit))
     assert torch.allclose(small.grid, large.grid, rtol=1e-3, atol=1e-9)
-    assert (small.tweedie, small.nfe) == (large.tweedie, large.nfe)
+    assert (small.tweedie, small.measuring) == (large.tweedie, large.measuring)
+    assert small.nfe == nfe
+    assert (small.measuring > 0) == (nfe > 1)
 
 
 def test_a_wrong_size_of_the_data_is_found_out():
