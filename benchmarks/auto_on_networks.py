@@ -100,12 +100,13 @@ def main() -> None:
     words = parser(__doc__)
     words.add_argument("--networks", type=Path, required=True, help="folder of train_small_networks.py")
     words.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 10, 13, 20, 25, 50])
-    words.add_argument("--n", type=int, default=32, help="noises")
+    words.add_argument("--n", type=int, default=32, help="noises of images and signals")
+    words.add_argument("--n-vectors", type=int, default=256, help="noises of points and mixtures")
     words.add_argument("--half", choices=["kept-out", "choice"], default="kept-out")
     given = words.parse_args()
     torch.set_num_threads(1)
     budgets, kept_out = given.budgets, given.half == "kept-out"
-    chosen = problems(given.networks, given.n, kept_out=kept_out)
+    chosen = problems(given.networks, given.n, kept_out=kept_out, of_vectors=given.n_vectors)
     name = "auto" if kept_out else "auto-choice"
     report = Report(given.results, name, f"auto against usual configurations: problems of the {given.half} half")
     ours, peers, own, measuring = {}, {}, {}, {}
@@ -115,6 +116,8 @@ def main() -> None:
         own[problem.name] = problem.flow()["error"].item()
         measuring[problem.name] = auto(problem.model, 20).measuring
         print(problem.name, *(f"{e:.4f}" for e in ours[problem.name]), flush=True)
+    noises = sorted({problem.n for problem in chosen})
+    report.line(f"{len(chosen)} problems, {' and '.join(map(str, noises))} noises each. Errors are relative RMSE.")
     single = min(PEERS, key=lambda name: mean([e for found in peers.values() for e in found[name]]))
     best = {name: min(PEERS, key=lambda peer: mean(peers[name][peer])) for name in ours}
     report.table("problem", "", *map(str, budgets))

@@ -113,8 +113,11 @@ class Problem:
         return kept[key]
 
 
-def problems(networks: Path, n: int, *, kept_out: bool) -> list[Problem]:
-    """Those of one half: every finished network of the folder, one that the package ships, and four mixtures."""
+def problems(networks: Path, n: int, *, kept_out: bool, of_vectors: int | None = None) -> list[Problem]:
+    """Those of one half: every finished network of the folder, one that the package ships, and four mixtures.
+
+    ``n``: noises; ``of_vectors``: where samples are vectors, which cost less and of which single ones decide more.
+    """
     found: dict[str, ScoreModel] = {}
     for name, run in RUNS.items():
         model = finished(networks, name)
@@ -125,4 +128,8 @@ def problems(networks: Path, n: int, *, kept_out: bool) -> list[Problem]:
     for name, (out, *numbers) in MIXTURES.items():
         if out == kept_out:
             found[name] = mixture(*numbers)  # type: ignore[arg-type]
-    return [Problem(name, model, n, networks / "errors") for name, model in found.items()]
+    many = n if of_vectors is None else of_vectors
+    return [
+        Problem(name, model, many if len(model.event_shape or ()) == 1 else n, networks / "errors")
+        for name, model in found.items()
+    ]
