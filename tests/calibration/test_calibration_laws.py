@@ -512,12 +512,11 @@ def test_a_wrong_gradient_is_noticed():
         return 2 * y.detach() - y
 
     model = sde_toolkit.ScoreModel(turned, VPSDE(), "v", event_shape=(2,))
-    problem = Problem(model, 0.0, 0, (2,), FLOAT, torch.device("cpu"))
     plan = Contender(ddim(), grids.uniform(model.sde, 4, end=0.05), "")
-    chosen = problem.noise_set(32)
-    assert not differentiable(problem, chosen, plan)
-    honest = Problem(exact, 0.0, 0, (2,), FLOAT, torch.device("cpu"))
-    assert differentiable(honest, honest.noise_set(32), plan)
+    for seed in range(4):
+        for given, right in ((model, False), (exact, True)):
+            problem = Problem(given, 0.0, seed, (2,), FLOAT, torch.device("cpu"), fine_steps=60)
+            assert differentiable(problem, problem.noise_set(32), plan) == right
     assert (
         "searched without them"
         in calibrate(model, ddim(), 4, strategy="gradient", n=32, effort=0.02, reference_steps=30).reason
