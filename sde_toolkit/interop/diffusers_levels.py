@@ -31,7 +31,7 @@ __all__ = ["Language", "language_of", "own_levels", "ratio_of", "scheduler_at"]
 Language = Literal["vp", "ve", "edm", "flow"]
 
 _EXPLODING = ("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE")
-_FLOW = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF")
+_OF_FLOW_MATCHING = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF")
 _REFUSED = {
     **UNREADABLE,
     "LCMScheduler": "networks that were distilled into consistency models",
@@ -70,7 +70,7 @@ def language_of(kind: Any, config: Mapping[str, Any]) -> Language:
     if name in _REFUSED and not (name == "SASolverScheduler" and config.get("tau_func")):
         problem, remedy = f"it is for {_REFUSED[name]}", "Choose another one, such as DPMSolverMultistepScheduler."
         raise ArgumentError("scheduler", name, problem, remedy)
-    if name.startswith(_FLOW) or config.get("use_flow_sigmas"):
+    if name.startswith(_OF_FLOW_MATCHING) or config.get("use_flow_sigmas"):
         return "flow"
     if "sigma_data" in takes:
         return "edm"

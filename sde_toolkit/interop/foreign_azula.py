@@ -52,17 +52,19 @@ def azula_solver(
         ArgumentError: for a name that azula does not have, and what is not a class or function.
         MissingDependencyError: for a name, if azula is not installed.
     """
-    made = _named(sampler) if isinstance(sampler, str) else sampler
+    made = _class_named(sampler) if isinstance(sampler, str) else sampler
     if not callable(made):
         raise ArgumentError("sampler", sampler, "not a sampler of azula", 'Pass its name, "DDIM" for example.')
     if last not in ("denoise", "step"):
         raise ArgumentError("last", last, "there is no such end", 'Pass "denoise" or "step".')
     _check_options(made, options)
     short = str(getattr(made, "__name__", "sampler")).removesuffix("Sampler")
-    return ForeignSolver(name or row_name("azula", short, options), _Sampling(made, dict(options), last), "azula", grid)
+    return ForeignSolver(
+        name or row_name("azula", short, options), _SamplerOfAzula(made, dict(options), last), "azula", grid
+    )
 
 
-def _named(name: str) -> Callable[..., Any]:
+def _class_named(name: str) -> Callable[..., Any]:
     try:
         samplers: Any = importlib.import_module("azula.sample")
     except ImportError as error:
@@ -85,7 +87,7 @@ def _check_options(made: Callable[..., Any], options: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class _SamplerOfAzula:
     """``run`` of a ForeignSolver."""
 
     made: Callable[..., Any]
@@ -98,7 +100,11 @@ class _Sampling:
         if len(levels) > 1:
             schedule = _Schedule(levels.to(x.device))
             sampler = self.made(
-                _Denoiser(denoise, schedule), steps=len(levels) - 1, silent=True, dtype=torch.float64, **self.options
+                _DenoiserOfAzula(denoise, schedule),
+                steps=len(levels) - 1,
+                silent=True,
+                dtype=torch.float64,
+                **self.options,
             )
             x = sampler(x)
         return denoise(x, levels[-1]) if finish else x
@@ -116,7 +122,7 @@ class _Schedule:
 
 
 @dataclass(frozen=True, eq=False)
-class _Denoiser:
+class _DenoiserOfAzula:
     """What azula's samplers ask of a denoiser: ``schedule``, and a call whose result has ``mean``."""
 
     denoise: Denoiser

@@ -60,14 +60,14 @@ def diffusers_solver(
         MissingDependencyError: for a name, if diffusers is not installed.
     """
     kind, told = _kind_and_config(scheduler, config)
-    run = _Sampling(kind, told, dict(step or {}), last)
+    run = _SchedulerRun(kind, told, dict(step or {}), last)
     short, given = kind.__name__.removesuffix("Scheduler"), {**config, **(step or {})}
     return ForeignSolver(name or row_name("diffusers", short, given), run, "diffusers", grid or _OwnGrid(kind, told))
 
 
 def _kind_and_config(scheduler: Any, config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The class, and the arguments to make it with."""
-    kind = _named(scheduler) if isinstance(scheduler, str) else scheduler
+    kind = _scheduler_named(scheduler) if isinstance(scheduler, str) else scheduler
     if not isinstance(kind, type):
         kind = type(scheduler)
     if not hasattr(kind, "set_timesteps") or not hasattr(kind, "step"):
@@ -89,7 +89,7 @@ def _kind_and_config(scheduler: Any, config: Mapping[str, Any]) -> tuple[Any, di
     return kind, told
 
 
-def _named(name: str) -> Any:
+def _scheduler_named(name: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
@@ -126,7 +126,7 @@ class _OwnGrid:
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class _SchedulerRun:
     """``run`` of a ForeignSolver."""
 
     kind: Any
@@ -165,18 +165,18 @@ class _Sampling:
             scheduler.noise_sampler_seed = rng.seeds()
         elif hasattr(scheduler, "noise_sampler"):
             told["generator"] = [torch.Generator().manual_seed(seed) for seed in rng.seeds()]
-        state = y * _scale(language, levels[0].item())
+        state = y * _state_scale(language, levels[0].item())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchsde")  # of ends that rounding moved
             for t in scheduler.timesteps:
                 ratio = ratio_of(scheduler, language, t)
-                y = state / _scale(language, ratio)
+                y = state / _state_scale(language, ratio)
                 output = _output(scheduler, language, y, denoise(y, ratio), ratio)
                 state = scheduler.step(output, t, state, **told).prev_sample
-        return state / _scale(language, levels[-1].item())
+        return state / _state_scale(language, levels[-1].item())
 
 
-def _scale(language: Language, ratio: float) -> float:
+def _state_scale(language: Language, ratio: float) -> float:
     """The scheduler's state over x/α."""
     return {"vp": 1 / math.sqrt(1 + ratio**2), "flow": 1 / (1 + ratio)}.get(language, 1.0)
 

@@ -26,7 +26,7 @@ from sde_toolkit.solvers import GridBuilder
 
 __all__ = ["k_diffusion_functions", "k_diffusion_solver"]
 
-_SAME_LEVEL = 1e-5  # relative: samplers compute a level as exp(log σ), in float32
+_ROUNDING = 1e-5  # relative: samplers compute a level as exp(log σ), in float32
 
 
 def k_diffusion_solver(
@@ -52,8 +52,8 @@ def k_diffusion_solver(
             not take.
         MissingDependencyError: for a name, if k-diffusion is not installed.
     """
-    function = _named(sampler) if isinstance(sampler, str) else sampler
-    run = _Sampling(function, dict(options))
+    function = _function_named(sampler) if isinstance(sampler, str) else sampler
+    run = _SamplerRun(function, dict(options))
     short = str(getattr(function, "__name__", "sampler")).removeprefix("sample_")
     return ForeignSolver(name or row_name("k_diffusion", short, options), run, "k-diffusion", grid)
 
@@ -98,7 +98,7 @@ def _sampling_alone(folder: Path) -> Any:
                 sys.modules[name] = module
 
 
-def _named(name: str) -> Callable[..., Tensor]:
+def _function_named(name: str) -> Callable[..., Tensor]:
     module, full = k_diffusion_functions(), f"sample_{name.removeprefix('sample_')}"
     known = sorted(key.removeprefix("sample_") for key in vars(module) if key.startswith("sample_"))
     if not hasattr(module, full):
@@ -108,7 +108,7 @@ def _named(name: str) -> Callable[..., Tensor]:
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class _SamplerRun:
     """``run`` of a ForeignSolver."""
 
     function: Callable[..., Tensor]
@@ -166,7 +166,7 @@ class BrownianNoise:
         return difference / abs(second - first) ** 0.5
 
     def _value(self, level: float) -> Tensor | float:
-        level = next((known for known in self.known if math.isclose(known, level, rel_tol=_SAME_LEVEL)), level)
+        level = next((known for known in self.known if math.isclose(known, level, rel_tol=_ROUNDING)), level)
         if level not in self.known:
             below = max((known for known in self.known if known < level), default=None)
             above = min((known for known in self.known if known > level), default=None)

@@ -43,10 +43,10 @@ from sde_toolkit.solvers import GridBuilder
 
 __all__ = ["ForeignPlan", "ForeignSample", "ForeignSolver", "is_run_function", "plan_foreign", "run_foreign"]
 
-Run: TypeAlias = Callable[[Any, Tensor, Tensor, Any], Tensor]
+RunFunction: TypeAlias = Callable[[Any, Tensor, Tensor, Any], Tensor]
 """run(denoise, sigmas, x, rng) -> x."""
 
-_REHEARSED = 2  # samples in a rehearsal
+_REHEARSAL_SAMPLES = 2  # samples in a rehearsal
 
 
 def is_run_function(value: Any) -> bool:
@@ -82,7 +82,7 @@ class ForeignSolver:
     """
 
     name: str
-    run: Run
+    run: RunFunction
     library: str = ""
     grid: GridBuilder = karras
 
@@ -233,25 +233,27 @@ class _Rehearsal:
         """The result, and the evaluations of networks."""
         if (steps, seed) not in self.known:
             model, (_, sigmas) = self.model, self.levels(steps)
-            shape = (_REHEARSED, *(model.event_shape or ()))
+            shape = (_REHEARSAL_SAMPLES, *(model.event_shape or ()))
             denoise = GaussianDenoiser(model.sigma_data, shape, 4 * self.allowed, model.evaluations_inside)
             start = SampleNoise(0, 0, shape, torch.float32, self.device)()
-            noise = SampleNoise(seed, _REHEARSED, shape, torch.float32, self.device)
+            noise = SampleNoise(seed, _REHEARSAL_SAMPLES, shape, torch.float32, self.device)
             try:
-                result = _called(self.solver, denoise, sigmas, start, noise)
+                result = _result_of(self.solver, denoise, sigmas, start, noise)
             except MaxEvaluationsError:
                 result = start
             self.known[steps, seed] = result, denoise.nfe
         return self.known[steps, seed]
 
 
-def _called(solver: ForeignSolver, denoise: Denoiser, sigmas: Tensor, z: Tensor, noise: SampleNoise) -> Tensor:
+def _result_of(
+    solver: ForeignSolver, denoise: Denoiser, sigmas: Tensor, z: Tensor, noise: SampleNoise, draws: bool = True
+) -> Tensor:
     """What the solver makes of standard normal ``z``, checked.
 
     Raises:
         ArgumentError: unless it is a tensor of the shape of z.
     """
-    with torch.no_grad(), noise_of_samples(noise, denoise, z.device):
+    with torch.no_grad(), noise_of_samples(noise, denoise, z.device, draws):
         x = solver.run(denoise, sigmas.clone(), sigmas[0].to(z.dtype).to(z.device) * z, noise)
     if not isinstance(x, Tensor) or x.shape != z.shape or not x.is_floating_point():
         found = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -289,7 +291,7 @@ def run_foreign(
     meter = Meter(model, where)
     equation = ReverseEquation(model, 0.0, condition, meter.evaluate)
     denoise = ModelDenoiser(equation, plan.times, meter, shape, plan.budget, callback)
-    x = _called(plan.solver, denoise, plan.sigmas, noise(), noise)
+    x = _result_of(plan.solver, denoise, plan.sigmas, noise(), noise, draws=plan.stochastic)
     if not bool(x.isfinite().all()):
         fault = denoise.first_not_finite()
         what = "the state that it gives to" if fault < len(denoise.looked_at) else "its result after"

@@ -17,6 +17,7 @@ from sde_toolkit import (
     GaussianMixture,
     ddim,
     ddpm,
+    dpm2_ancestral,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_2s_ancestral,
@@ -76,6 +77,7 @@ DIFFUSERS = [
     ("EDMEuler", {}, ddim(), SINGLE),
     ("EDMDPMSolverMultistep", {"prediction_type": "v_prediction"}, dpmpp_2m(), EXACT),
     ("FlowMatchEulerDiscrete", {}, ddim(), SINGLE),
+    ("KDPM2AncestralDiscrete", {"use_karras_sigmas": True, "grid": grids.uniform}, dpm2_ancestral(), 1e-4),
 ]
 
 
