@@ -99,8 +99,8 @@ def many_evidences():
 
 
 def test_the_interval_of_the_evidence_covers():
-    """The stated error is 5 % low at 128 particles: the interval covers 92 % of 3,200 ensembles of eight seeds. 400 show
-    this to three of their own standard errors.
+    """The stated error is 5 % low at 128 particles: the interval covers 92 % of 3,200 ensembles of eight seeds. Of 400
+    as many to three standard errors.
     """
     found, error = many_evidences()
     assert bool((found.resamplings > 0).any())
