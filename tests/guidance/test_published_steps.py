@@ -133,7 +133,7 @@ def test_repaint_comes_near_the_conditional_law():
     The mean tends to 0.8 y with the repeats. The variance is low by the inner step's error, of order 1 in its length.
     """
     model, sde = gaussian([0.0, 0.0], VPSDE(), covariance=COVARIANCE), VPSDE()
-    known, mask, n = doubles(1.5, math.nan), torch.tensor([True, False]), 1500
+    known, mask, n = doubles(1.5, math.nan), torch.tensor([True, False]), 8000
     found = {}
     for steps, repeats in ((12, 1), (12, 16), (36, 16)):
         lam = torch.linspace(-3.0, 2.5, steps + 1, dtype=torch.float64)
