@@ -25,6 +25,8 @@ def command(tmp_path, monkeypatch, capsys):
 
     # Hydra composes every configuration twice, at first only to see whether it sets hydra.mode. None of ours does.
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+    # Figures as PDF and SVG take a second for each report. tests/evaluation/test_comparison_report.py has them.
+    monkeypatch.setattr("sde_toolkit.evaluation.page.VECTORS", ())
 
     def run(*words):
         assert not any("hydra.mode" in word for word in words)

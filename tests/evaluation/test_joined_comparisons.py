@@ -28,7 +28,9 @@ def compared(std, solvers, budgets, *, projections=4, n=12, real_seed=0):
     real = model.draw(60, generator=torch.Generator().manual_seed(real_seed))
     features = flat_features(model.transform, real)
     judge = Judge(real, n, features, metrics=[SlicedWasserstein(projections)], splits=2)
-    return compare_solvers(model, solvers, budgets, n=n, judge=judge, endpoint_n=n, grids=grids.uniform)
+    return compare_solvers(
+        model, solvers, budgets, n=n, judge=judge, endpoint_n=n, grids=grids.uniform, references=False
+    )
 
 
 def written(folder, comparison, name="disc"):
