@@ -81,19 +81,18 @@ def measured_bending(model: ScoreModel, event_shape: tuple[int, ...]) -> Bending
     It costs 24 evaluations of a batch of 4; twice as many if ``model.sigma_data`` is far from the size of the samples.
     The result is kept with the model until a weight changes. The noise has a seed of its own.
     """
-    state = _state_of(model)
-    kept = _KEPT.get(model)
-    if kept is not None and kept[0] == (event_shape, state):
-        return kept[1]
     try:
+        key, kept = (event_shape, _state_of(model)), _KEPT.get(model)
+        if kept is not None and kept[0] == key:
+            return kept[1]
         found = _solve_pilot(model, event_shape, model.sigma_data)
         size = found.size_instead()
         if size is not None:
             found = _solve_pilot(model, event_shape, size, found.evaluations)
         bending = found.bending()
     except Exception:  # the run that follows says what is wrong; a condition may be all that is missing
-        bending = None
-    _KEPT[model] = ((event_shape, state), bending)
+        return None
+    _KEPT[model] = (key, bending)
     return bending
 
 
@@ -101,11 +100,14 @@ _KEPT: WeakKeyDictionary[ScoreModel, tuple[object, Bending | None]] = WeakKeyDic
 
 
 def _state_of(model: ScoreModel) -> object:
-    """What changes when the model does: versions of its weights, and one number of each."""
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
-    numbers = [tensor.detach().reshape(-1)[:1].double().cpu().item() for tensor in tensors]
+    """What changes with the model: the versions of its weights, and their first numbers, which ``.data`` changes."""
+    tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
+    firsts: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        firsts.setdefault(tensor.device, []).append(tensor[(0,) * tensor.ndim].float())
+    numbers = [tuple(torch.stack(values).tolist()) for values in firsts.values()]  # one wait for each device
     versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-    return (model.sde, model.prediction, model.sigma_data, tuple(numbers), tuple(versions))
+    return (model.sde, model.prediction, model.sigma_data, numbers, versions)
 
 
 @dataclass(eq=False)
