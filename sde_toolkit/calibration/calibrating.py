@@ -51,7 +51,7 @@ __all__ = ["calibrate"]
 Strategy = Literal["gradient", "search"]
 
 _CHEAP = 1e-4  # seconds per sample and evaluation
-_REFINING = 0.25  # share of the time limit by which all targets are found
+_REFINING, _SPARE = 0.5, 0.25  # shares of the time limit: by which all targets are found; left to refine at the end
 
 
 def calibrate(
@@ -202,8 +202,10 @@ class _Telling:
 def _with_better_targets(
     stages: Stages, reference: Refining | None, start: Contender, sets: tuple[NoiseSet, NoiseSet, NoiseSet]
 ) -> Stages:
-    """The stages, after all targets were refined until half the error of the start is resolved, within a quarter of the
-    time. If a smaller error is not resolved by then, the stages leave time to refine what judges once more."""
+    """The stages, after all targets were refined until half the error of the start is resolved, within half the time.
+
+    If a quarter of it is not resolved by then, the stages leave time to refine what judges once more.
+    """
     if reference is None:
         return stages
     problem, (fit, select, fresh) = stages.problem, sets
@@ -214,7 +216,7 @@ def _with_better_targets(
             problem.refine(chosen)
     problem.fine_steps = fit.steps
     problem.times = problem.fine_times(fit.steps)
-    spare = 0.0 if reference.resolves(squares / 16) else min(2 * reference.seconds, _REFINING * stages.time_limit)
+    spare = 0.0 if reference.resolves(squares / 16) else min(2 * reference.seconds, _SPARE * stages.time_limit)
     return replace(stages, time_limit=stages.time_limit - spare)
 
 

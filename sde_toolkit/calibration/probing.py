@@ -22,11 +22,11 @@ _REFERENCE, _SOLVES = 0.15, 4.5  # share of the time for the reference; fit, hal
 
 
 def default_n(problem: Problem, cheap: bool, time_limit: float) -> int:
-    """64; for cheap models 256 to 4096, as far as their reference takes a seventh of the time."""
+    """64; for cheap models up to 4096, as far as their reference takes a seventh of the time."""
     if not cheap:
         return 64
     affordable = _REFERENCE * time_limit / (_cost_of_a_step(problem, 1024) * problem.fine_steps * _SOLVES)
-    return int(max(256, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
+    return int(max(64, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
 
 
 @torch.no_grad()
