@@ -98,7 +98,8 @@ def auto(
     """
     check_eta(eta)
     least = 1 if eta == 0 else 2
-    check_count("nfe", nfe, "A step and the denoising at the end take two evaluations.", least=least, most=MOST)
+    remedy = "Pass nfe=20, for example." if eta == 0 else "A step and the denoising at the end take two evaluations."
+    check_count("nfe", nfe, remedy, least=least, most=MOST)
     inside = model.evaluations_inside
     if nfe < least * inside:
         needed = "one of them is" if least == 1 else "two of them are"
