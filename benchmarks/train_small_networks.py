@@ -3,8 +3,8 @@
     python benchmarks/train_small_networks.py --to FOLDER --mnist path/to/mnist.npz     # about an hour on one core
 
 Every run is a row of ``RUNS``: data, SDE, prediction, times of training, network, and the half that it belongs to. The
-halves were fixed before any kept-out network was measured. A run that was stopped continues; one that is finished is left
-alone. ``choose_auto.py`` and ``auto_on_networks.py`` take the networks that are finished.
+halves were fixed before any kept-out network was measured. A run that was stopped continues, and one that is finished
+is left alone. ``choose_auto.py`` and ``auto_on_networks.py`` take the networks that are finished.
 """
 
 from __future__ import annotations
