@@ -3,8 +3,10 @@
 from sde_toolkit.evaluation.comparison import Comparison, Row, compare_in_team, compare_solvers
 from sde_toolkit.evaluation.drawing import Drawn, draw_samples
 from sde_toolkit.evaluation.endpoint import Endpoint, flow_endpoint
+from sde_toolkit.evaluation.error_parts import ErrorParts
 from sde_toolkit.evaluation.joined_comparisons import JoinedComparisons, join_comparisons
 from sde_toolkit.evaluation.local_error import LocalErrors, local_errors
+from sde_toolkit.evaluation.paired import Difference, PairedDifferences, PairedMatrix, paired_differences
 from sde_toolkit.evaluation.report import write_report
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.classifier import MNISTClassifier
@@ -33,8 +35,10 @@ __all__ = [
     "Against",
     "Axis",
     "Comparison",
+    "Difference",
     "Drawn",
     "Endpoint",
+    "ErrorParts",
     "Estimate",
     "Extractor",
     "FlowError",
@@ -44,6 +48,8 @@ __all__ = [
     "LocalErrors",
     "MNISTClassifier",
     "Metric",
+    "PairedDifferences",
+    "PairedMatrix",
     "Precision",
     "Quality",
     "Recall",
@@ -69,6 +75,7 @@ __all__ = [
     "kernel_distance",
     "local_errors",
     "module_extractor",
+    "paired_differences",
     "precision_recall",
     "rmse",
     "sliced_wasserstein",
