@@ -94,7 +94,7 @@ def test_a_run_that_drew_other_random_numbers_is_not_continued(tmp_path):
     assert "noise_version: 2\n" in text
     for before in ("", "noise_version: 1\n"):  # runs of before they were numbered, and of another number
         file.write_text(text.replace("noise_version: 2\n", before))
-        with pytest.raises(CheckpointError, match=r"draws other random numbers .* initial=FOLDER"):
+        with pytest.raises(CheckpointError, match=r"random numbers of training have changed .* initial=FOLDER"):
             vectors(tmp_path, options=SHORT)
     file.write_text(text)
     vectors(tmp_path, options=SHORT)
