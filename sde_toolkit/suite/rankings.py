@@ -3,7 +3,8 @@
 At each truth and budget a solver's value (its error, or its distance) is divided by the smallest of all solvers. The
 figure of a solver is the geometric mean of these ratios over the truths. Its interval comes from resampling (Efron
 1979): truths are drawn with replacement, and on each of them the noises, the same for all solvers. So a difference
-between two solvers is paired: which of them is better on the same truths and noises.
+between two solvers is paired: which of them is better on the same truths and noises. The divisor stays the solver that
+was best in the cell, so that the best of many chances is not taken for it.
 
 A value above 1 counts as 1, and so does a cell without samples: if every sample were the data's mean, the error and the
 distance would be about 1. So one cell in which a solver explodes does not decide its figure.
@@ -110,9 +111,9 @@ def rank(
     weights = np.random.default_rng((seed, 1)).multinomial(
         len(truths), np.full(len(truths), 1 / len(truths)), resamples
     )
-    best = np.nanmin(values, axis=0, keepdims=True)
-    figures = np.nanmean(values - best, axis=(1, 2))
-    spread = _figures(redrawn, weights)  # (B, S)
+    best = np.nanargmin(values, axis=0)[None]  # (1, T, budgets)
+    figures = np.nanmean(values - np.take_along_axis(values, best, 0), axis=(1, 2))
+    spread = _figures(redrawn - np.take_along_axis(redrawn, best[..., None], 0), weights)  # (B, S)
     order = sorted(range(len(solvers)), key=lambda i: (not complete[i], figures[i]))
     spread, figures = spread[:, order], figures[order]
     ranked = int(complete.sum())
@@ -139,9 +140,8 @@ def rank(
     return Ranking(tuple(standings), beats, tuple(truths), budgets)
 
 
-def _figures(redrawn: Array, weights: NDArray[np.int64]) -> Array:
+def _figures(ratios: Array, weights: NDArray[np.int64]) -> Array:
     """The mean logarithm of the ratio to the best, for each resample and solver: (B, S) of (S, T, budgets, B)."""
-    ratios = redrawn - np.nanmin(redrawn, axis=0, keepdims=True)
     of_truths = ratios.mean(2)  # (S, T, B); NaN where a solver lacks the truth
     there = ~np.isnan(of_truths)
     total = np.einsum("stb,bt->bs", np.where(there, of_truths, 0), weights)
