@@ -10,10 +10,10 @@ from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.evaluation.rows import Comparison
 from sde_toolkit.metrics.metric import Axis
 
-__all__ = ["comparison_results", "paired_records"]
+__all__ = ["paired_records", "results_as_data"]
 
 
-def comparison_results(comparison: Comparison, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def results_as_data(comparison: Comparison, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """All of a comparison but its samples, as plain data: what ``results.json`` holds."""
     endpoint, request = comparison.endpoint, comparison.request
     n_real = 0 if comparison.judge is None else len(comparison.judge.real)

@@ -9,9 +9,9 @@ from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.standings import chief_metrics, standing
 from sde_toolkit.metrics.metric import Against, Metric
 
-__all__ = ["PARTS", "comparison_table", "parts_tables", "time_meaning"]
+__all__ = ["PART_MEANINGS", "comparison_table", "parts_tables", "time_meaning"]
 
-PARTS = {
+PART_MEANINGS = {
     "network": "How far this network's exact flow, or its exact reverse SDE, is from the data. No solver mends it.",
     "discretisation": "How far the samples are from that exact flow or SDE. More evaluations mend it.",
     "truncation": "What the exact flow loses if it stops where the row stops. A grid that ends later mends it.",
@@ -105,10 +105,10 @@ def parts_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
     found = list[tuple[Metric, Table]]()
     for metric in chief_metrics(comparison):
         parts = {k: of[metric.name] for k, of in (comparison.error_parts or {}).items() if metric.name in of}
-        measured = {name for name in PARTS if any(getattr(part, name) is not None for part in parts.values())}
+        measured = {name for name in PART_MEANINGS if any(getattr(part, name) is not None for part in parts.values())}
         if not measured:
             continue
-        shown = [name for name in PARTS if name in measured]
+        shown = [name for name in PART_MEANINGS if name in measured]
         columns = [
             Column("solver", left=True),
             Column("grid", left=True),

@@ -10,8 +10,8 @@ from sde_toolkit.data.blank_figures import FAINT, INK, new_figure
 from sde_toolkit.evaluation.comparison_axes import bar_length, metric_axis, row_styles
 from sde_toolkit.evaluation.figure_style import legend_below, style_axes
 from sde_toolkit.evaluation.page import Figure
-from sde_toolkit.evaluation.paired_figure import paired_figure
-from sde_toolkit.evaluation.pareto_figure import pareto_figure
+from sde_toolkit.evaluation.paired_figure import draw_paired
+from sde_toolkit.evaluation.pareto_figure import draw_pareto
 from sde_toolkit.evaluation.rows import Comparison
 from sde_toolkit.metrics.metric import Against, Axis, Metric
 
@@ -27,7 +27,7 @@ def comparison_figures(comparison: Comparison) -> list[Figure]:
         drawn = [m for m in metrics if any(m.name in row.measured for row in comparison.rows)]
         if drawn:
             figures.append(Figure(name, caption, _panels(comparison, drawn), narrow=len(drawn) == 1))
-    return [*figures, *pareto_figure(comparison), *paired_figure(comparison)]
+    return [*figures, *draw_pareto(comparison), *draw_paired(comparison)]
 
 
 def _groups(metrics: Iterable[Metric]) -> list[tuple[str, str, list[Metric]]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.comparison_results import comparison_results
+from sde_toolkit.evaluation.comparison_results import results_as_data
 from sde_toolkit.evaluation.latex import latex_table
 from sde_toolkit.evaluation.report_table import Column, Line, Table, percent, plus_minus
 from sde_toolkit.evaluation.rows import Comparison
@@ -178,7 +178,7 @@ def _read(runs: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for name, given in runs.items():
         if isinstance(given, Comparison):
-            found[str(name)] = comparison_results(given, {})
+            found[str(name)] = results_as_data(given, {})
             continue
         file = Path(given) / _RESULTS if Path(given).is_dir() else Path(given)
         try:

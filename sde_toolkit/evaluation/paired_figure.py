@@ -10,7 +10,7 @@ from sde_toolkit.evaluation.page import Figure
 from sde_toolkit.evaluation.rows import Comparison
 from sde_toolkit.evaluation.standings import budgets_of, chief_metrics
 
-__all__ = ["paired_figure"]
+__all__ = ["draw_paired"]
 
 _CELL = 0.46  # inches
 _MANY = 8  # rows; with more of them only the largest budget is drawn
@@ -23,7 +23,7 @@ _CAPTION = (
 )
 
 
-def paired_figure(comparison: Comparison) -> list[Figure]:
+def draw_paired(comparison: Comparison) -> list[Figure]:
     """A matrix for each chief metric at the smallest, a middle and the largest budget; no figure without any.
 
     With many rows only that at the largest budget.

@@ -15,7 +15,7 @@ from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.evaluation.standings import budgets_of, chief_metrics
 from sde_toolkit.metrics.metric import Metric
 
-__all__ = ["pareto_figure", "pareto_front"]
+__all__ = ["draw_pareto", "pareto_front"]
 
 Cost = tuple[float, float, float]
 """A cost with the ends of its spread."""
@@ -34,7 +34,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def pareto_figure(comparison: Comparison) -> list[Figure]:
+def draw_pareto(comparison: Comparison) -> list[Figure]:
     """Two panels for each chief metric; no figure without any."""
     metrics = [m for m in chief_metrics(comparison) if any(m.name in row.measured for row in comparison.rows)]
     if not metrics:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sde_toolkit.data.pictures import picture_kind
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.comparison_results import comparison_results, paired_records
-from sde_toolkit.evaluation.comparison_tables import PARTS, comparison_table, parts_tables, time_meaning
+from sde_toolkit.evaluation.comparison_results import paired_records, results_as_data
+from sde_toolkit.evaluation.comparison_tables import PART_MEANINGS, comparison_table, parts_tables, time_meaning
 from sde_toolkit.evaluation.figures import CURVES, comparison_figures
 from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.evaluation.latex import latex_table
@@ -26,7 +26,7 @@ from sde_toolkit.evaluation.page import (
 )
 from sde_toolkit.evaluation.planned_run import PlannedRun
 from sde_toolkit.evaluation.rows import Comparison
-from sde_toolkit.evaluation.sample_sheets import ARRAYS, row_files, sample_arrays, sample_sheets, sheet_names
+from sde_toolkit.evaluation.sample_sheets import ARRAYS, draw_sheets, row_files, sample_arrays, sheet_names
 from sde_toolkit.metrics.judge import Judge
 
 __all__ = ["report_files", "write_report"]
@@ -76,7 +76,7 @@ def write_report(
     tables = {"results.csv": comparison.records()}
     if comparison.paired is not None and len(comparison.paired):
         tables[PAIRS] = paired_records(comparison)
-    results = comparison_results(comparison, about)
+    results = results_as_data(comparison, about)
     return write_page(page, directory, results, tables, vectors=True, more=more)
 
 
@@ -121,9 +121,9 @@ def comparison_page(comparison: Comparison, provenance: Mapping[str, Any], title
     ]
     sections = [
         Section("Results", (comparison_table(comparison), key, *failures)),
-        Section("Whose error is it?", (*parts, Definitions(tuple(PARTS.items())), _PARTS_KEY)),
+        Section("Whose error is it?", (*parts, Definitions(tuple(PART_MEANINGS.items())), _PARTS_KEY)),
         Section("Curves", tuple(comparison_figures(comparison))),
-        Section("Samples", (together, *sample_sheets(comparison))),
+        Section("Samples", (together, *draw_sheets(comparison))),
         Section("How this was measured", (Definitions(tuple(_explanations(comparison))),)),
     ]
     shown = [section for section in sections if section.heading != "Whose error is it?" or parts]

@@ -16,14 +16,14 @@ from sde_toolkit.evaluation.page import Enlargement, Figure, as_png
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.noise.streams import Once, generator_for
 
-__all__ = ["ARRAYS", "row_files", "sample_arrays", "sample_sheets", "sheet_names"]
+__all__ = ["ARRAYS", "draw_sheets", "row_files", "sample_arrays", "sheet_names"]
 
 ARRAYS, FOLDER = "samples.npz", "samples"
 _LARGEST = 32 * 2**20  # bytes of all samples together, for the arrays to be written
 _IMAGES = 100  # in an enlarged picture
 
 
-def sample_sheets(comparison: Comparison) -> list[Figure]:
+def draw_sheets(comparison: Comparison) -> list[Figure]:
     """One picture for each budget (and set of grids): the same initial noise in each column. Rows can be enlarged."""
     real, backdrop = _real(comparison), _backdrop(comparison)
     names, sheets = _own_files(comparison), sheet_names([(row.grid_set, row.budget) for row in comparison.rows])

@@ -11,7 +11,7 @@ from sde_toolkit import VPSDE, GaussianMixture, ddim, ddpm, grids, probability_f
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation import join_comparisons
 from sde_toolkit.evaluation.comparison import compare_solvers
-from sde_toolkit.evaluation.comparison_results import comparison_results
+from sde_toolkit.evaluation.comparison_results import results_as_data
 from sde_toolkit.evaluation.report_table import plus_minus
 from sde_toolkit.metrics.judge import Judge, flat_features
 from sde_toolkit.metrics.sliced import SlicedWasserstein
@@ -35,7 +35,7 @@ def compared(std, solvers, budgets, *, projections=4, n=12, real_seed=0):
 
 def written(folder, comparison, name="disc"):
     folder.mkdir()
-    content = comparison_results(comparison, {"model": {"name": name}})
+    content = results_as_data(comparison, {"model": {"name": name}})
     (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
