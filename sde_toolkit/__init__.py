@@ -26,7 +26,6 @@ _NAMES = {
         "Wrapper",
         "GaussianMixture",
         "gaussian",
-        "Prediction",
         "clip_x0",
         "dynamic_threshold",
         "reschedule",
@@ -71,7 +70,10 @@ _NAMES = {
         "unipc",
     ),
     "equation": ("ReverseEquation",),
-    "integrators": ("Integrator",),
+    "integrators": (
+        "Integrator",
+        "PerSample",
+    ),
     "noise": (
         "BrownianPath",
         "slerp",
@@ -117,13 +119,13 @@ if TYPE_CHECKING:
     from sde_toolkit.guidance import inpaint as inpaint
     from sde_toolkit.guidance import posterior as posterior
     from sde_toolkit.integrators import Integrator as Integrator
+    from sde_toolkit.integrators import PerSample as PerSample
     from sde_toolkit.likelihood import Levels as Levels
     from sde_toolkit.likelihood import bits_per_dim as bits_per_dim
     from sde_toolkit.likelihood import log_likelihood as log_likelihood
     from sde_toolkit.likelihood import variational_bound as variational_bound
     from sde_toolkit.losses import DenoisingScoreMatching as DenoisingScoreMatching
     from sde_toolkit.models import GaussianMixture as GaussianMixture
-    from sde_toolkit.models import Prediction as Prediction
     from sde_toolkit.models import ScoreModel as ScoreModel
     from sde_toolkit.models import Wrapper as Wrapper
     from sde_toolkit.models import clip_x0 as clip_x0
