@@ -124,8 +124,9 @@ class _SuiteParts:
         parts: list[Part] = []
         for name, truth in self.request.problems.items():
             for first, last in truth.chunks():
+                # counted where it is kept, too: all processes have to share the parts out alike
                 cost = (last - first) * truth.cost * _REFERENCE_COST[truth.is_exact]
-                parts.append(Part(len(parts), first, last, (name,), 0.0 if truth.kept_flow() else cost))
+                parts.append(Part(len(parts), first, last, (name,), cost))
         for name, truth in self.request.problems.items():
             for solver in self.request.candidates:
                 for budget in self.request.budgets:
