@@ -1,10 +1,11 @@
-"""The exact flows of the embedded networks, solved more finely than the suite does by itself, as files of the package.
+"""The exact flows of the embedded networks as files of the package.
 
-    python benchmarks/ship_flows.py            # an hour on one core
+    python benchmarks/ship_flows.py --truths small_network
+    python benchmarks/ship_flows.py --truths image_network --steps 300 600
 
-Each file is about 100 kB: endpoints on 65,536 levels, with the own error of each. `sde-toolkit bench` then has nothing
-to solve for these truths. A file belongs to the weights, the noises and the method: after a change of one of them the
-suite no longer finds it.
+More steps make a finer reference. These take one minute and three minutes of one core. A file has at most 100 kB:
+endpoints on 65,536 levels, and the own error of each. `sde-toolkit bench` then has nothing to solve for these truths. A
+file belongs to the weights, the noises and the method: after a change of one of them the suite no longer finds it.
 """
 
 from __future__ import annotations

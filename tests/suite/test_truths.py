@@ -97,12 +97,12 @@ def test_endpoints_have_the_moments_of_real_samples(name):
         assert abs(per_sample.mean() - 1) < 5 * per_sample.std() / math.sqrt(len(z))
 
 
-@pytest.mark.parametrize("name", NETWORKS[1:])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_references_of_the_embedded_networks_are_in_the_package(name):
     truth = truths([name])[name]
     flow = truth.kept_flow()
     assert flow is not None
-    assert flow.own_error < 1e-3 * truth.size
+    assert flow.own.median() < 2e-3 * truth.size
 
 
 def test_the_reference_of_a_network_is_where_another_method_leads():
