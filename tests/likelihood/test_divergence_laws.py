@@ -96,9 +96,9 @@ def test_probes_have_unit_covariance_and_belong_to_their_sample():
     for distribution in ("rademacher", "gaussian"):
         v = Hutchinson(20_000, distribution).directions((1, 3), 0, 0)[:, 0]
         assert torch.allclose(v.T @ v / len(v), torch.eye(3), atol=0.04)
-        drawn = Hutchinson(3, distribution).directions((6, 3), 5, 0)
-        assert torch.equal(drawn[:, 2:], Hutchinson(3, distribution).directions((4, 3), 5, 2))
-        assert not torch.equal(drawn, Hutchinson(3, distribution).directions((6, 3), 6, 0))
+        drawn = Hutchinson(3, distribution).directions((6, 30), 5, 0)
+        assert torch.equal(drawn[:, 2:], Hutchinson(3, distribution).directions((4, 30), 5, 2))
+        assert not torch.equal(drawn, Hutchinson(3, distribution).directions((6, 30), 6, 0))
         assert len(drawn.flatten(2).unique(dim=1)[0]) == 6  # no two samples share theirs
 
 
