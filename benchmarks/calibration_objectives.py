@@ -96,7 +96,7 @@ class Descended:
         x = self.problem.starts(chosen.noise, rows)
         if soft:  # at most r standard deviations per element away, as a root mean square
             shift = self.moved[rows]
-            size = shift.reshape(len(shift), -1).square().mean(1).sqrt()
+            size = (shift.reshape(len(shift), -1).square().mean(1) + 1e-24).sqrt()  # with a gradient at 0
             within = torch.minimum(torch.ones_like(size), RADIUS / size.clamp(min=1e-12))
             x = x + self.problem.model.sde.sigma(1.0).to(x) * shift * within.reshape(-1, *[1] * (x.ndim - 1))
         if self.linear is not None:
@@ -185,7 +185,7 @@ if __name__ == "__main__":
     words.add_argument("--n", type=int, default=256, help="noises to fit to, and to judge with; half as many to select")
     given = words.parse_args()
     report = Report(given.results, "calibration-objectives", "What a calibration minimises, under one protocol")
-    report.table("model", "evaluations", "way", "RMSE", "median", "iterations' seconds")
+    report.table("model", "evaluations", "way", "RMSE", "median", "seconds")
     for name in given.models:
         model = MODELS[name]()
         dtype = torch.float64 if model.has_exact_score else torch.float32
