@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.reading import read_numpy
-from sde_toolkit.errors import ArgumentError, DataError
+from sde_toolkit.errors import ArgumentError, DataError, warn_caller
 from sde_toolkit.files.user_cache import user_cache
 from sde_toolkit.files.whole import write_atomically
 from sde_toolkit.jobs.fingerprints import digest
@@ -81,10 +80,9 @@ class ReferenceCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self.directory / f"{digest(key)}.npz", content.getvalue())
         except OSError as error:
-            warnings.warn(
+            warn_caller(
                 f"reference samples are not kept: {self.directory} cannot be written ({type(error).__name__}). "
-                "They will be computed again. SDE_TOOLKIT_CACHE names another folder.",
-                stacklevel=2,
+                "They will be computed again. SDE_TOOLKIT_CACHE names another folder."
             )
 
 

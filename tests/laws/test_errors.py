@@ -33,6 +33,7 @@ from sde_toolkit.errors import (
     CheckpointError,
     DataError,
     DefinitionError,
+    ForeignSolverError,
     GridError,
     MaxEvaluationsError,
     MissingDependencyError,
@@ -45,6 +46,7 @@ from sde_toolkit.training import TrainingOptions
 MADE = {
     CheckpointError: lambda: CheckpointError("folder", "it is damaged", "Restore it."),
     DefinitionError: lambda: DefinitionError("alpha is missing"),
+    ForeignSolverError: lambda: ForeignSolverError("mine", "ValueError: no"),
     MaxEvaluationsError: lambda: MaxEvaluationsError(3, 0.5),
     MissingDependencyError: lambda: MissingDependencyError("nothing-like-it", "a test", "cli", ImportError("why")),
     NonFiniteError: lambda: NonFiniteError("the state is NaN", step=1, t=0.5, remedy="Use fewer steps."),
