@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -221,8 +222,14 @@ def as_vectors(figure: Any, kind: str) -> bytes:
     figure.set_layout_engine(None)  # the layout is that of the PNG
     buffer = io.BytesIO()
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with matplotlib.rc_context({"svg.hashsalt": "sde_toolkit", "pdf.fonttype": 42}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata=dates[kind])
+    fonts = logging.getLogger("fontTools")  # tells every table of a font where somebody logs INFO, as Hydra does
+    level = fonts.level
+    fonts.setLevel(logging.WARNING)
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "sde_toolkit", "pdf.fonttype": 42}):
+            figure.savefig(buffer, format=kind, dpi=150, metadata=dates[kind])
+    finally:
+        fonts.setLevel(level)
     return buffer.getvalue()
 
 

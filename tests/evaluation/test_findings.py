@@ -99,6 +99,9 @@ def test_outside_is_what_lies_beyond_a_tenth_of_the_range():
     assert outside_share(images, images) == 0
     assert outside_share(torch.cat([images, 2 * torch.ones(50, 1, 4, 4)]), images) == 0.5
     x = torch.randn(50, 2)
+    large = torch.zeros(2, 1, 20, 20)
+    large[0, 0, 0, :5], large[1, 0, 0, :3] = 9.0, 9.0  # five elements of 400 are too many, three are not
+    assert outside_share(large, torch.rand(50, 1, 20, 20)) == 0.5
     assert outside_share(1000 * x + 3, 1000 * x[:20] + 3) == outside_share(x, x[:20])  # in any unit
 
 

@@ -9,8 +9,8 @@ filled with :func:`weights`. For each case the file holds
     layout        names and shapes of the state dict, the number of parameters that require gradients, σ_max
     <case>/x_0    (x + std² score)/mean of ``get_score_fn`` at :func:`states`
     <case>/end    the last state of ``get_pc_sampler`` with N steps and no corrector, from :func:`start`, with the noise
-                  of sample i from our stream (6, i). VE: the reverse diffusion predictor to eps = 0, with denoising. VP
-                  at steps: the ancestral predictor, likewise. The others: Euler-Maruyama to eps = 1/N, without
+                  of sample i from :func:`fixed_noise`. VE: the reverse diffusion predictor to eps = 0, with denoising.
+                  VP at steps: the ancestral predictor, likewise. The others: Euler-Maruyama to eps = 1/N, without
                   denoising (its steps are 1/N long, whatever eps is)
 
 The table ``sigmas`` is cast to float32 for these runs. In float64, as the code makes it, networks for VE at N steps
@@ -188,13 +188,20 @@ def std_of(sde, t, continuous):
     return sde.marginal_prob(torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.tensor([t]))[1].item()
 
 
+def fixed_noise(shape):
+    """A function that returns the next draws of fixed generators, one for each sample; they never change.
+
+    The file of fixtures holds their trajectories with these draws, whatever streams the package has."""
+    keys = [np.random.SeedSequence(6, spawn_key=(i,)) for i in range(shape[0])]
+    generators = [np.random.default_rng(key) for key in keys]
+    return lambda: torch.from_numpy(np.stack([g.standard_normal(shape[1:], np.float32) for g in generators]))
+
+
 class our_noise:  # noqa: N801 - a context, like torch.no_grad
-    """Inside, ``torch.randn_like`` returns the draws of our streams (6, i); the first one, our start, is left out."""
+    """Inside, ``torch.randn_like`` returns fixed draws; the first one, the start of ``sample``, is left out."""
 
     def __init__(self, shape):
-        from sde_toolkit.noise.streams import per_sample_noise
-
-        self.draw, self.usual = per_sample_noise(6, 0, shape), torch.randn_like
+        self.draw, self.usual = fixed_noise(shape), torch.randn_like
         self.draw()
 
     def __enter__(self):

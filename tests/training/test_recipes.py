@@ -156,5 +156,5 @@ def test_weights_that_mean_the_same_are_a_start(start, tmp_path, second):
 
 def test_a_network_that_is_told_the_same_under_another_description_is_a_start(start):
     """DDPM's thousand steps are VP's, but for the discretisation."""
-    status, complaint = start(EPSILON, [*EPSILON, "sde.beta_max=20.01"])
+    status, complaint = start(EPSILON, [*EPSILON, "sde.beta_max=20.001"])
     assert status == 0, complaint
