@@ -133,7 +133,7 @@ def _fingerprint(model: ScoreModel, run: PlannedRun, asked: dict[str, Any]) -> d
     settings = {**asked, **run.settings()}
     answers = behaviour(model, model.event_shape or ())
     return {
-        "work": "samples/1",
+        "work": "samples/2",
         "model": model_fingerprint(model),
         "behaviour": answers,
         "settings": fingerprint_data(settings),

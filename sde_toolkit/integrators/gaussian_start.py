@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_toolkit.checks import is_number
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError, GridError
-from sde_toolkit.integrators.frozen import Frozen
+from sde_toolkit.integrators.around import IntegratorAround
 from sde_toolkit.integrators.integrator import Integrator
 from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
@@ -34,7 +34,7 @@ __all__ = ["GaussianStart"]
 
 
 @dataclass(frozen=True)
-class GaussianStart(Integrator):
+class GaussianStart(IntegratorAround):
     """``integrator``, whose first step begins at ``begin`` instead of the grid's first time.
 
     From a grid's first time above ``begin`` the state goes to ``begin`` by the flow of N(μ, Σ), without an evaluation.
@@ -54,7 +54,6 @@ class GaussianStart(Integrator):
         GridError: from ``prepare``, for a grid whose second time is not below ``begin``.
     """
 
-    integrator: Integrator
     begin: float
     mean: tuple[float, ...] = (0.0,)
     variance: float = 1.0
@@ -103,54 +102,9 @@ class GaussianStart(Integrator):
         rows = tuple(tuple(row) for row in directions[:k].tolist())
         return cls(integrator, begin, tuple(mean.tolist()), rest, tuple(variances[:k].tolist()), rows)
 
-    # What the integrator inside declares
-
-    @property
-    def order(self) -> int | None:  # type: ignore[override]
-        """As the integrator inside, from ``begin`` on."""
-        return self.integrator.order
-
-    @property
-    def strong_order(self) -> float | None:  # type: ignore[override]
-        return self.integrator.strong_order
-
-    @property
-    def weak_order(self) -> float | None:  # type: ignore[override]
-        return self.integrator.weak_order
-
-    @property
-    def evals_per_step(self) -> int | None:  # type: ignore[override]
-        return self.integrator.evals_per_step
-
-    @property
-    def sees_alpha_sigma_only(self) -> bool:  # type: ignore[override]
-        return self.integrator.sees_alpha_sigma_only
-
-    @property
-    def place_of_x(self) -> int:  # type: ignore[override]
-        return self.integrator.place_of_x
-
-    @property
-    def tunable_weights(self) -> int | None:
-        return self.integrator.tunable_weights
-
-    @property
-    def linear_weights(self) -> int | None:
-        return self.integrator.linear_weights
-
-    @property
-    def frozen_quantity(self) -> Frozen | None:
-        return self.integrator.frozen_quantity
-
     @property
     def first_evaluation(self) -> float | None:
         return self.begin
-
-    def draws_noise(self, eta: float) -> bool:
-        return self.integrator.draws_noise(eta)
-
-    def check(self, equation: ReverseEquation) -> None:
-        self.integrator.check(equation)
 
     @property
     def untuned(self) -> Integrator:

@@ -8,7 +8,7 @@ can only end at σ(0). ``tweedie=True`` then spends one more evaluation there, a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from torch import Tensor
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators.adams_bashforth import AdamsBashforth
-from sde_toolkit.integrators.frozen import Frozen
-from sde_toolkit.integrators.integrator import Integrator
+from sde_toolkit.integrators.around import IntegratorAround
 from sde_toolkit.integrators.multistep import Corrected, Multistep
 from sde_toolkit.integrators.tables import StepRow, Table
 from sde_toolkit.noise.streams import Noise
@@ -55,7 +54,7 @@ class _DataAtZeroEquation(ReverseEquation):
 
 
 @dataclass(frozen=True)
-class Landing(Integrator):
+class Landing(IntegratorAround):
     """``integrator``, for which t = 0 is the data: a grid that ends there ends at σ = 0, also where σ(0) > 0.
 
     Every step but that to t = 0 is the step of ``integrator``. The last one has the coefficients that ``integrator``
@@ -71,9 +70,6 @@ class Landing(Integrator):
 
     integrator: Multistep | Corrected | AdamsBashforth = field(default_factory=Multistep)
 
-    evals_per_step: ClassVar[int | None] = 1
-    strong_order: ClassVar[float | None] = 1.0
-
     def __post_init__(self) -> None:
         if not (
             isinstance(self.integrator, (Multistep, Corrected, AdamsBashforth))
@@ -82,34 +78,6 @@ class Landing(Integrator):
             problem = "not a multistep method in α and σ alone: only their steps are known to reach σ = 0"
             remedy = "Pass Multistep(...) or Corrected(Multistep(...)), not in the coordinate Time()."
             raise ArgumentError("integrator", self.integrator, problem, remedy)
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        return self.integrator.order
-
-    @property
-    def sees_alpha_sigma_only(self) -> bool:  # type: ignore[override]
-        return True
-
-    @property
-    def weak_order(self) -> float | None:  # type: ignore[override]
-        return self.integrator.weak_order
-
-    @property
-    def place_of_x(self) -> int:  # type: ignore[override]
-        return self.integrator.place_of_x
-
-    @property
-    def tunable_weights(self) -> int | None:
-        return self.integrator.tunable_weights
-
-    @property
-    def linear_weights(self) -> int | None:
-        return self.integrator.linear_weights
-
-    @property
-    def frozen_quantity(self) -> Frozen | None:
-        return self.integrator.frozen_quantity
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """As ``integrator``, with σ = 0 at t = 0."""

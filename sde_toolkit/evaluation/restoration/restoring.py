@@ -142,7 +142,7 @@ class _Work:
         runs = {name: request.run(name, 0, nfe)[1] for name, nfe in self.evaluations.items()}
         planned = {name: [request.methods[name], run.grid, run.solver, run.tweedie] for name, run in runs.items()}
         return {
-            "work": "restoration/1",
+            "work": "restoration/2",
             "model": model_fingerprint(request.model),
             "behaviour": behaviour(request.model, tuple(request.truth.shape[1:])),
             "truth": tensor_digest(request.truth),
