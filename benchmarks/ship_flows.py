@@ -1,9 +1,9 @@
 """The exact flows of the embedded networks as files of the package.
 
     python benchmarks/ship_flows.py --truths small_network
-    python benchmarks/ship_flows.py --truths image_network --steps 300 600
+    python benchmarks/ship_flows.py --truths image_network --steps 800 1600
 
-More steps make a finer reference. These take one minute and three minutes of one core. A file has at most 100 kB:
+More steps make a finer reference. These take one minute and six minutes of one core. A file has at most 100 kB:
 endpoints on 65,536 levels, and the own error of each. `sde-toolkit bench` then has nothing to solve for these truths. A
 file belongs to the weights, the noises and the method: after a change of one of them the suite no longer finds it.
 """
