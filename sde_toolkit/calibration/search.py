@@ -88,9 +88,11 @@ def fitted_weights(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: in
     if count is None or problem.eta > 0:
         return
     n = len(chosen) if n is None else min(n, len(chosen))
-    targets = _states_at(problem, chosen, plan.grid, n)
-    if not plan.tweedie:  # the last step goes to the data
-        targets[-1] = chosen.target[:n]
+    if plan.tweedie:
+        targets = _states_at(problem, chosen, plan.grid, n)
+    else:  # the last step goes to the data, where the network need not be defined
+        before = _states_at(problem, chosen, plan.grid[:-1], n)
+        targets = torch.cat([before, chosen.target[None, :n]])
     for ridge in RIDGES:
         rows = _fit(problem, chosen, plan, count, targets, ridge)
         if rows is not None:

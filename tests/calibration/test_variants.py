@@ -4,11 +4,13 @@ import pytest
 import torch
 from quickly import calibrate
 
-from sde_toolkit import EDMSDE, VESDE, VPSDE, FlowMatching, GaussianMixture, Solver, grids, sample
+from sde_toolkit import EDMSDE, VESDE, VPSDE, FlowMatching, GaussianMixture, ScoreModel, Solver, grids, sample
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.calibration.starts import Contender, default_solvers, usual_grids
 from sde_toolkit.calibration.variants import gaussian_starts, with_landing
+from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import FrozenEDM, FrozenNoise, Multistep, NoiseToSignal
+from sde_toolkit.models.time_inputs import NoiseLevel
 
 FLOAT = torch.float64
 SDES = [VPSDE(), FlowMatching(), VESDE(), EDMSDE()]  # the last ends at t = 0 with noise left
@@ -100,3 +102,15 @@ def test_a_calibration_can_begin_late_and_be_read_again(tmp_path):
     read = load_calibration(tmp_path / "c.json")
     ends = [c.sample(model, shape=(8, 3), seed=1).x for c in (found, read)]
     assert torch.equal(*ends)
+
+
+def test_a_network_that_knows_no_data_time_gets_weights_for_a_last_step_to_the_data():
+    """Told log σ/α, the network has no answer at t = 0, where the plan ends."""
+    model = ScoreModel(lambda x, time: -x / (1 + time[:, None].exp()), VPSDE(), "x0", time_input=NoiseLevel())
+    with pytest.raises(ArgumentError, match="not finite"):
+        model(torch.zeros(1, 2), 0.0)
+    solver = Solver("landing", 0.0, Multistep(2, FrozenEDM(1.0), NoiseToSignal()))
+    grid = torch.cat([grids.sech(model.sde, 4, end=0.05), torch.zeros(1, dtype=torch.float64)])
+    found = calibrate(model, solver, 5, grid=grid, strategy="search", event_shape=(2,), n=16)
+    assert found.grid[-1] == 0
+    assert found.after.value <= found.before.value
