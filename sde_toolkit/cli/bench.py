@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from sde_toolkit.cli.folders import CONFIG, save_config
 from sde_toolkit.cli.parts import build_solvers
 from sde_toolkit.cli.setup import Workplace, command_words, join, listed, switch
-from sde_toolkit.cli.user_files import is_user_file, load_object
-from sde_toolkit.errors import ArgumentError
+from sde_toolkit.cli.user_files import is_user_file, load_made
 from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.jobs.provenance import provenance_of_run
 from sde_toolkit.progress import require_progress
@@ -51,20 +50,10 @@ def _truths(given: Any) -> list[Truth | str] | None:
         if name == "all":
             found += truth_names()
         elif is_user_file(name):
-            found.append(_of_user(name))
+            found.append(load_made("truth", name, Truth, "Return Truth(name, model), from sde_toolkit.suite."))
         else:
             found.append(name)
     return found
-
-
-def _of_user(name: str) -> Truth:
-    made = load_object("truth", name)
-    if not isinstance(made, Truth) and callable(made):
-        made = made()
-    if not isinstance(made, Truth):
-        problem = f"it gives a {type(made).__name__}, not a Truth"
-        raise ArgumentError("truth", name, problem, "Return Truth(name, model), from sde_toolkit.suite.")
-    return made
 
 
 def _others(config: DictConfig, directory: Path) -> list[SolverResults]:

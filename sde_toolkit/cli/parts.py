@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.checks import MOST, check_amount, is_count
 from sde_toolkit.cli.setup import instantiate
-from sde_toolkit.cli.user_files import is_user_file, load_object, solver_of_user
+from sde_toolkit.cli.user_files import is_user_file, load_made, solver_of_user
 from sde_toolkit.data import Dataset, digits, mnist_test_images
 from sde_toolkit.errors import ArgumentError, CheckpointError, DataError
 from sde_toolkit.evaluation.candidates import Candidate
@@ -123,15 +123,7 @@ def load_model(config: DictConfig) -> tuple[ScoreModel, str | None]:
 
 def _of_user(name: str) -> ScoreModel:
     """The score model that a user's file makes."""
-    made = load_object("model", name)
-    if not isinstance(made, ScoreModel) and callable(made):
-        made = made()
-    if not isinstance(made, ScoreModel):
-        problem = f"it gives a {type(made).__name__}, not a ScoreModel"
-        raise ArgumentError(
-            "model", name, problem, "Return ScoreModel(network, sde, ...), or ScoreModel.from_denoiser."
-        )
-    return made
+    return load_made("model", name, ScoreModel, "Return ScoreModel(network, sde, ...), or ScoreModel.from_denoiser.")
 
 
 def _names() -> str:

@@ -12,12 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate, named_solvers
 
-__all__ = ["is_user_file", "load_object", "metrics_of_user", "separate_user_solvers", "solver_of_user"]
+__all__ = ["is_user_file", "load_made", "load_object", "metrics_of_user", "separate_user_solvers", "solver_of_user"]
+
+Made = TypeVar("Made")
 
 _LIST = re.compile(r"\[.*\]", re.DOTALL)
 
@@ -114,6 +116,20 @@ def _arguments(function: Callable[..., Any]) -> int | None:
         return None
     fixed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.default is p.empty and p.kind in fixed for p in parameters)
+
+
+def load_made(argument: str, text: str, kind: type[Made], remedy: str) -> Made:
+    """An object of class ``kind`` in a user's file, or what a function there returns when called without arguments.
+
+    Raises:
+        ArgumentError: if it is something else; ``remedy`` says what to return.
+    """
+    made = load_object(argument, text)
+    if not isinstance(made, kind) and callable(made):
+        made = made()
+    if not isinstance(made, kind):
+        raise ArgumentError(argument, text, f"it gives a {type(made).__name__}, not a {kind.__name__}", remedy)
+    return made
 
 
 def _module(path: Path) -> Any:

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from sde_toolkit.batching import expand_to
 from sde_toolkit.equation import ReverseEquation
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import FrozenEDM, Multistep
@@ -142,10 +143,13 @@ class _Pilot:
         """None if the states are not finite."""
         equation = ReverseEquation(self.model, 0.0)
         m, n = FrozenEDM(self.sigma_data).view(equation, self.times)
-        frozen = _per_level(m) * torch.stack(self.states) + _per_level(n) * torch.stack(self.outputs)
+        states, outputs = torch.stack(self.states), torch.stack(self.outputs)  # (levels, noises, elements)
+        frozen = expand_to(m, states) * states + expand_to(n, outputs) * outputs
         levels = self.model.sde.half_log_snr(self.times) + math.log(self.sigma_data)
-        slopes = frozen.diff(dim=0) / _per_level(levels.diff())
-        seconds = slopes.diff(dim=0) / _per_level((levels[2:] - levels[:-2]) / 2)
+        changes = frozen.diff(dim=0)
+        slopes = changes / expand_to(levels.diff(), changes)
+        bends = slopes.diff(dim=0)
+        seconds = bends / expand_to((levels[2:] - levels[:-2]) / 2, bends)
         middle = levels[1:-1]
         rate = seconds.square().mean((1, 2)).sqrt() / (2 * torch.cosh(middle))  # sin φ cos φ, of λ + log σ_d
         density = rate ** (1 / 3)
@@ -185,10 +189,6 @@ def least_time(model: ScoreModel) -> float:
     """The last time at which the model is evaluated: exact scores are known nearer to the data than networks are."""
     end = model.sde.likelihood_end if model.has_exact_score else model.sde.sampling_end
     return end if model.sde.sigma(0.0) > 0 else max(end, 1e-6)
-
-
-def _per_level(values: Tensor) -> Tensor:
-    return values[:, None, None]
 
 
 def _interpolated(x: Tensor, nodes: Tensor, values: Tensor) -> Tensor:

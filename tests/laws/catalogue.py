@@ -84,6 +84,12 @@ INTEGRATORS = [
 ]
 COORDINATES = [cls() for cls in classes_in(integrators, integrators.Coordinate)]
 FIXED_STEP = [integrator for integrator in INTEGRATORS if integrator.evals_per_step is not None]
+FIXED_STEP_WITH_ETA = [
+    (integrator, eta)
+    for integrator in FIXED_STEP
+    for eta in (0.0, 1.0)
+    if (integrator.order if eta == 0 else integrator.weak_order) is not None
+]
 ADAPTIVE = [i for i in INTEGRATORS if i.evals_per_step is None and i.weak_order is None]  # on the flow
 SOLVERS = [
     *presets_in(solvers),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from catalogue import FIXED_STEP, RandomNetwork, covering, model_of, name
+from catalogue import FIXED_STEP_WITH_ETA, RandomNetwork, covering, model_of, name
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -34,12 +34,6 @@ from sde_toolkit.models.prediction import KINDS
 
 BACKEND = "aot_eager"  # graphs as inductor gets them, run without a C++ compiler
 SDE = VPSDE()
-CASES = [
-    (integrator, eta)
-    for integrator in FIXED_STEP
-    for eta in (0.0, 1.0)
-    if (integrator.order if eta == 0 else integrator.weak_order) is not None
-]
 
 
 class Layers(nn.Module):
@@ -68,7 +62,7 @@ def _counted_from_zero():
     counters.clear()
 
 
-@pytest.mark.parametrize(("integrator", "eta"), CASES, ids=name)
+@pytest.mark.parametrize(("integrator", "eta"), FIXED_STEP_WITH_ETA, ids=name)
 def test_one_graph_whatever_the_number_of_steps(integrator, eta):
     model, solver = model_of(RandomNetwork(), SDE), Solver("", eta, integrator)
     for steps in (8, 24):
