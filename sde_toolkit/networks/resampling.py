@@ -12,10 +12,8 @@ Taps (1, 1) halve by the mean of two neighbours and double by repetition. Taps (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from itertools import product
 from typing import Any
 
 import torch
@@ -52,12 +50,9 @@ class Filter(nn.Module):
         self.dims = dims
         self.length = len(taps)
         self.is_box = self.length == 2 and taps[0] == taps[1]
-        f = [float(tap) / sum(taps) for tap in taps]
-        products = [
-            math.prod(factors) for factors in product(f, repeat=dims)
-        ]  # in Python: also where there is no memory
-        kernel = torch.tensor(products, dtype=torch.float64).to(torch.float32).reshape(1, 1, *[len(f)] * dims)
-        self.register_buffer("kernel", kernel, persistent=False)
+        total = sum(taps)
+        f = torch.tensor([float(tap) / total for tap in taps], dtype=torch.float64)
+        self.register_buffer("kernel", outer([f] * dims).to(torch.float32)[None, None], persistent=False)
 
     def apply_by(self, operation: Callable[..., Tensor], x: Tensor, gain: float = 1.0, **options: Any) -> Tensor:
         """Apply the filter by a grouped ``operation``; on a CPU half precision is computed in float32: it is faster."""

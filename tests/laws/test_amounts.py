@@ -58,7 +58,7 @@ def test_a_trillion_of_anything_is_refused_soon(name):
     began = time.process_time()
     with pytest.raises(ArgumentError, match=r"cannot be planned|GiB"):
         REFUSED[name]()
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 60
 
 
 def test_the_limits_are_where_they_are_said_to_be():

@@ -180,7 +180,7 @@ def endless():
 def test_what_is_shown_of_a_value_takes_bounded_work(value):
     began = time.process_time()
     error = ArgumentError("x", value, "no", "Pass another.")
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 60
     assert len(str(error)) < 200
 
 

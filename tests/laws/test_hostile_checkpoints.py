@@ -32,8 +32,8 @@ ONE_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=list
 
 
 @contextmanager
-def soon(seconds=5.0):
-    """The processor time of the block is bounded."""
+def soon(seconds=60.0):
+    """The processor time of the block is bounded. What is guarded against takes hours; a busy machine takes seconds."""
     began = time.process_time()
     yield
     assert time.process_time() - began < seconds
@@ -123,7 +123,7 @@ def test_any_change_of_a_description_loads_or_is_refused(written, data):
     place, _, description = written
     path = data.draw(st.sampled_from([p for p in leaves(description) if p]))
     (place / "model.yaml").write_text(yaml.safe_dump(changed(description, path, data.draw(TREES)), allow_unicode=True))
-    with soon(5):
+    with soon():
         model = loads_or_refuses(lambda: ScoreModel.from_pretrained(place))
     if model is not None:
         assert all(p.isfinite().all() for p in model.parameters())
