@@ -102,7 +102,8 @@ class FlowDensity:
             solves.append((_PathSolver.prepare(equation, request.solver, grid[::2], other.finest.times), other))
         few = x[:_ROWS_TIMED].to(request.place())
         middle = tuple(column[len(column) // 2].to(few.device, few.dtype) for column in nodes.inputs)
-        mode, seconds = choose_mode(request.divergence.mode, equation, middle, few, request.differentiable)
+        asked = request.divergence.mode or request.divergence.default_mode
+        mode, seconds = choose_mode(asked, equation, middle, few, request.differentiable)
         return cls(request, solves, Tracer(request.divergence, mode, request.differentiable), seconds)
 
     def batch(self, equation: ReverseEquation, x: Tensor, first: int) -> BatchDensity:
