@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import require_progress
 from sde_toolkit.sampling.automatic import Plan
+from sde_toolkit.solvers import Solver
 
 __all__ = ["run"]
 
@@ -63,7 +64,8 @@ class _Models:
     """The models of the rows; ``names`` is None for one without a name.
 
     ``first`` speaks for all in the report; ``prior`` is the same without a measurement. ``condition``: of the samples.
-    ``exact_flow``: whether flows are solved. ``measured``: places of held-out samples that were measured.
+    ``exact_flow``: whether flows are solved. ``measured``: places of held-out samples that were measured. ``steps``:
+    the solvers of step operators, which run on ``prior``.
     """
 
     first: ScoreModel
@@ -73,6 +75,7 @@ class _Models:
     labels: Tensor | None
     exact_flow: bool = True
     measured: Tensor | None = None
+    steps: dict[str, Solver] = field(default_factory=dict)
 
 
 def _models(config: DictConfig, loaded: dict[str, ScoreModel], n: int) -> _Models:
@@ -92,11 +95,13 @@ def _models(config: DictConfig, loaded: dict[str, ScoreModel], n: int) -> _Model
     guided = guided_models(config, model, labels)
     model = guided.get("guidance=1", next(iter(guided.values()), model))
     measured = measured_models(config, model, labels, n)
-    if measured.models and len(guided) > 1:
+    task = config.get("task") is not None
+    if task and len(guided) > 1:
         raise ArgumentError("guidance", list(guided), "one is wanted beside task=...", "Give one guidance.")
-    if measured.models:
-        first = next(iter(measured.models.values()))
-        return _Models(first, model, dict(measured.models), measured.condition, labels, False, measured.index)
+    if task:
+        first = next(iter(measured.models.values()), model)
+        found = dict(measured.models)
+        return _Models(first, model, found, measured.condition, labels, False, measured.index, measured.steps)
     named = guided or ({name: each for name, each in loaded.items() if name} or None)
     return _Models(model, model, named, measured.condition, labels)
 
@@ -124,11 +129,12 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, d
     judge = None
     if place.main and real is not None and features is not None:
         judge = Judge(real, n, features, source=source, seed=seed)
-    for each in (models.names or {"": model}).values():
+    for each in (*(models.names or {}).values(), model, models.prior):
         each.to(place.device)
     request = ComparisonRequest(
         model=model,
         models=models.names,
+        pairs={name: (models.prior, solver) for name, solver in models.steps.items()},
         solvers=solvers | _calibrated(config, model),
         budgets=budgets,
         grids=grids,
@@ -165,7 +171,7 @@ def _compare(
         last = request.seed + request.seeds - 1
         seeds = f"seed {last}" if request.seeds == 1 else f"seeds {request.seed} to {last}"
         print(f"{name}: {_size(model)} on {model.sde}, {request.n} samples per row, {seeds}")
-    comparison = compare_in_team(request, place.team, place.directory)
+    comparison = compare_in_team(request, place.team, place.directory, say=print)
     if comparison is not None:
         one = next(iter(weights.values())) if len(weights) == 1 else None
         record = comparison.provenance(name, one, command_words())

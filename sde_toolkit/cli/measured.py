@@ -1,8 +1,8 @@
-"""``task=inpaint method=[mmps,pigdm]`` of ``sde-toolkit compare``: models after a measurement, one for each method."""
+"""``task=inpaint method=[mmps,dps]`` of ``sde-toolkit compare``: models after a measurement, and step operators."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from sde_toolkit.errors import ArgumentError, DataError
 from sde_toolkit.guidance import Measurement, Posterior, PosteriorMethod
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.solvers import Solver
 
 __all__ = ["Measured", "check_noise", "measured_models", "methods_of", "truth_of"]
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Models after a measurement, by the names of the methods; none without a task.
+    """Models after a measurement by the names of the methods, and the solvers of step operators; none without a task.
 
     ``condition``: of the samples, a y for each, or their labels alone without a task. ``index``: which samples of the
     data set were measured, (n,); None where they belong to none.
@@ -32,6 +33,7 @@ class Measured:
     models: dict[str, ScoreModel]
     condition: Any
     index: Tensor | None = None
+    steps: dict[str, Solver] = field(default_factory=dict)
 
 
 def measured_models(config: DictConfig, model: ScoreModel, labels: Tensor | None, n: int) -> Measured:
@@ -41,7 +43,7 @@ def measured_models(config: DictConfig, model: ScoreModel, labels: Tensor | None
     data, all together, and may be compared with real data: with others than those that were measured.
 
     Raises:
-        ArgumentError: for methods without a task or the reverse, and for step operators, whose y all samples share.
+        ArgumentError: for methods without a task or the reverse, and for a method that cannot take the measurement.
     """
     chosen = config.get("methods") or {}
     if config.get("task") is None:
@@ -55,12 +57,13 @@ def measured_models(config: DictConfig, model: ScoreModel, labels: Tensor | None
     measurement = Measurement(instantiate(config.task).operator(tuple(truth.shape[1:])), noise_std=noise)
     y = measurement.simulate(model.transform.forward(truth).float(), seed=config.seed)
     found: dict[str, ScoreModel] = {}
+    steps: dict[str, Solver] = {}
     for name, method in methods.items():
-        if not isinstance(method, PosteriorMethod):
-            problem = "a step operator, which takes one measurement for all samples"
-            raise ArgumentError("method", name, problem, "Use sde-toolkit restore for it.")
-        found[name] = Posterior(model, measurement, method)
-    return Measured(found, y if labels is None else {"y": y, "condition": labels}, index)
+        if isinstance(method, PosteriorMethod):
+            found[name] = Posterior(model, measurement, method)
+        else:
+            steps[name] = method(model, measurement)
+    return Measured(found, y if labels is None else {"y": y, "condition": labels}, index, steps)
 
 
 def methods_of(config: DictConfig) -> dict[str, Any]:

@@ -7,8 +7,9 @@
                         grid spans a third of all of log(α/σ) and a quarter more than an equal share
     truncation          the end of the grid costs more than all the other parts of the error
     network             the network's own error is larger than what the solver adds
+    products            methods that take products with the network's Jacobian, which budgets do not count
 
-All hold beyond two standard errors, and for pairs of rows beyond their paired interval.
+The others hold beyond two standard errors, and for pairs of rows beyond their paired interval.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _LONG_STEP = 1 / 3  # of the range of log(α/σ)
 def comparison_cautions(comparison: Comparison) -> list[str]:
     """One sentence for each thing that is wrong; "" for the rest."""
     found = [_outside(comparison), _behind_linear(comparison), *_starved(comparison)]
-    return [*found, *_of_parts(comparison)]
+    return [*found, *_of_parts(comparison), _products(comparison)]
 
 
 def _outside(comparison: Comparison) -> str:
@@ -193,6 +194,17 @@ def _of_parts(comparison: Comparison) -> list[str]:
                 f"than what {names_in_words(named)} add{'s' * (len(named) == 1)}: a better solver hardly helps."
             )
     return said
+
+
+def _products(comparison: Comparison) -> str:
+    """Rows that take products with the network's Jacobian."""
+    found = {f"{row.solver} ({row.products} at {row.nfe})": row for row in comparison.rows if row.products}
+    if not found:
+        return ""
+    return (
+        f"Budgets count evaluations alone. {names_in_words(list(found))} took products with the network's Jacobian, "
+        "too, each about as dear as two evaluations: compare seconds."
+    )
 
 
 def _dominates(part: Estimate | None, *others: Estimate | None) -> bool:

@@ -16,7 +16,7 @@ from sde_toolkit.checks import check_count
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
-from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, planned_evaluations
+from sde_toolkit.evaluation.comparison_batches import ComparisonBatches
 from sde_toolkit.evaluation.comparison_request import (
     BUDGETS,
     ComparisonRequest,
@@ -25,11 +25,12 @@ from sde_toolkit.evaluation.comparison_request import (
     named_models,
 )
 from sde_toolkit.evaluation.error_parts import error_parts
+from sde_toolkit.evaluation.evaluation_counts import planned_evaluations
 from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
 from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.real_samples import judge_of_data
-from sde_toolkit.evaluation.references import solve_references
+from sde_toolkit.evaluation.references import plan_references, solve_references
 from sde_toolkit.evaluation.rows import Comparison, Row
 from sde_toolkit.files.folders_to_write import why_not_writable
 from sde_toolkit.jobs.sharing import do_parts
@@ -43,7 +44,7 @@ from sde_toolkit.progress import progress_bar, require_progress
 from sde_toolkit.ranges import check_range
 from sde_toolkit.solvers import GridBuilder
 
-__all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers", "planned_evaluations"]
+__all__ = ["Comparison", "Row", "compare_in_team", "compare_solvers"]
 
 
 def compare_solvers(
@@ -160,13 +161,22 @@ def check_report_folder(to: Any) -> None:
     require_report_packages()
 
 
-def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path | None) -> Comparison | None:
+def compare_in_team(
+    request: ComparisonRequest,
+    team: Team,
+    store_in: str | Path | None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Comparison | None:
     """:func:`compare_solvers`, its batches shared by the processes of ``team``; None in all but the main one.
 
     Batches do not depend on the number of processes, so neither does the result, except for the seconds. ``store_in``:
     the folder for finished parts; an interrupted comparison continues from them. Only the main process needs the judge.
+    ``say``: is told, in the main process, how many evaluations are to be made.
     """
     began = time.perf_counter()
+    planned = plan_references(request) if team.main else None
+    if team.main:
+        say(str(planned_evaluations(request, planned)))
     if request.check_declaration and request.judge is not None and request.condition is None:
         for model in request.all_models.values():  # real data have no conditions
             warn_if_wrong(model, request.judge.real)
@@ -180,7 +190,7 @@ def compare_in_team(request: ComparisonRequest, team: Team, store_in: str | Path
         begin=lambda own: work.begin(own, request.progress and team.main),
     )
     work.bar.close()
-    references = solve_references(request, team, store_in=store_in, progress=request.progress)
+    references = solve_references(request, team, plan=planned, store_in=store_in, progress=request.progress)
     if parts is None:
         return None
     endpoints = endpoints_of(request, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,19 @@ from sde_toolkit import grids
 from sde_toolkit.errors import ForeignSolverError, MaxEvaluationsError, NonFiniteError
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import checked_endpoint, endpoint_cost, solve_endpoint
+from sde_toolkit.evaluation.planned_run import BatchRequest, SolverRun
+from sde_toolkit.evaluation.planning import run_of
 from sde_toolkit.jobs.fingerprints import behaviour, fingerprint_data, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, cut
 from sde_toolkit.jobs.store import Arrays
+from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.progress import progress_bar
+from sde_toolkit.sampling.automatic import Plan
 from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import ddim
 
-__all__ = ["ComparisonBatches", "OfFlow", "OfRow", "planned_evaluations"]
+__all__ = ["ComparisonBatches", "OfFlow", "OfRow", "warm_up", "warm_up_size"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ComparisonBatches:
         runs = [[run.name, run.grid_name, run.settings()] for run in request.runs]
         models = {name: model_fingerprint(model) for name, model in (request.models or {}).items()}
         return {
-            "work": "comparison/2",
+            "work": "comparison/3",
             "model": model_fingerprint(request.model),
             "behaviour": behaviour(request.model, request.event_shape),
             "settings": fingerprint_data(settings),
@@ -92,25 +96,33 @@ class ComparisonBatches:
 
     def begin(self, own: Sequence[Part], progress: bool) -> None:
         """Evaluate the network once, so that the first row's wall time has no one-time costs."""
-        request = self.request
         self.bar = progress_bar(round(sum(part.cost for part in own)), "comparing solvers", enabled=progress)
         if own:
-            one = min(request.n, request.batch_size or request.n)
-            grid, condition = grids.uniform(request.model.sde, 1), rows_of(request.condition, 0, one)
-            shape = (one, *request.event_shape)
-            sample(request.model, ddim(), grid, shape=shape, condition=condition, device=request.device)
+            request, one = self.request, warm_up_size(self.request)
+            model, run = warm_up(request)
+            shape, condition = (one, *request.event_shape), rows_of(request.condition, 0, one)
+            sample(model, run.solver, run.grid, shape=shape, condition=condition, device=request.device)
 
     def compute(self, part: Part) -> Arrays:
         """The arrays of a batch; for a run that fails, the reason."""
         if isinstance(part.what, OfFlow):
             return self._endpoints(part, part.what)
-        if part.what.run in self.failed:
-            return {"failure": np.array("an earlier batch failed")}
+        made = 0
+
+        def advance(evaluations: int) -> None:
+            nonlocal made
+            made += evaluations * (part.last - part.first)
+            self.bar.update(evaluations * (part.last - part.first))
+
         try:
-            return self._samples(part, part.what)
+            if part.what.run in self.failed:
+                return {"failure": np.array("an earlier batch failed")}
+            return self._samples(part, part.what, advance)
         except (NonFiniteError, MaxEvaluationsError, ForeignSolverError) as error:
             self.failed.add(part.what.run)  # its later batches are left out
             return {"failure": np.array(str(error))}
+        finally:
+            self.bar.update(round(part.cost) - made)  # of a run that failed, or that chose its own steps
 
     def _endpoints(self, part: Part, what: OfFlow) -> Arrays:
         request = self.request
@@ -129,26 +141,24 @@ class ComparisonBatches:
         self.bar.update(round(part.cost))
         return {"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)}
 
-    def _samples(self, part: Part, what: OfRow) -> Arrays:
+    def _samples(self, part: Part, what: OfRow, callback: Callable[[int], None]) -> Arrays:
         request, run = self.request, self.request.runs[what.run]
         self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
-        done = run.draw(
-            request.model_of(run),
-            part.first,
-            part.last,
-            seed=what.seed,
-            condition=rows_of(request.condition, part.first, part.last),
-            device=request.device,
-            callback=lambda evaluations: self.bar.update(evaluations * (part.last - part.first)),
-        )
-        numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
-        return {"x": done.x.cpu().numpy(), **numbers}
+        condition = rows_of(request.condition, part.first, part.last)
+        batch = BatchRequest(part.first, part.last, what.seed, condition, request.device, callback)
+        return run.draw(request.model_of(run), batch).arrays()
 
 
-def planned_evaluations(request: ComparisonRequest) -> int:
-    """The expected number of evaluations of the network, times samples; an estimate for exact models.
+def warm_up(request: ComparisonRequest) -> tuple[ScoreModel, SolverRun]:
+    """What is run before the first row: one step of DDIM, or of a step operator where there is nothing else."""
+    if not any(run.samples_the_model for run in request.runs):
+        for run in request.runs:
+            if isinstance(run, SolverRun):
+                return request.model_of(run), run.first_step()
+    plan = Plan(ddim(), grids.uniform(request.model.sde, 1), False)
+    return request.model, run_of(request.model, "the first", plan, "")
 
-    The references, which are kept, are not counted.
-    """
-    warm_up = min(request.n, request.batch_size or request.n)
-    return warm_up + round(sum(part.cost for part in ComparisonBatches(request).parts()))
+
+def warm_up_size(request: ComparisonRequest) -> int:
+    """How many samples it has."""
+    return min(request.n, request.batch_size or request.n)

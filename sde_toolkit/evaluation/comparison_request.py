@@ -13,6 +13,7 @@ import torch
 from sde_toolkit.checks import MOST, check_amount, check_count, is_count
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import named_grids, named_solvers
+from sde_toolkit.evaluation.first_look import look_at_models, look_at_steps
 from sde_toolkit.evaluation.planned_run import PlannedRun
 from sde_toolkit.evaluation.planning import plan_all
 from sde_toolkit.metrics.distances import FlowError
@@ -23,6 +24,7 @@ from sde_toolkit.models.evaluation_mode import check_evaluation_mode
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.sampling.arguments import check_batches, check_model, device_of
+from sde_toolkit.solvers import Solver
 
 __all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "check_models", "named_models"]
 
@@ -30,8 +32,8 @@ BUDGETS = (5, 10, 20)
 _TRIED = 32  # samples of each set in the first try of a metric
 
 RESERVED_COLUMNS = (
-    "solver", "grid", "budget", "nfe", "steps", "tweedie", "eta", "integrator", "model", "seconds", "network_seconds",
-    "outside_network", "failure",
+    "solver", "grid", "budget", "nfe", "products", "steps", "tweedie", "eta", "integrator", "model", "seconds",
+    "network_seconds", "outside_network", "failure",
 )  # fmt: skip
 """Columns of a comparison's CSV. No metric may have one of these names."""
 
@@ -42,6 +44,8 @@ class ComparisonRequest:
 
     ``models``: models of the same events by the names of their rows, such as one model under several guidances. Then
     every solver has a row for each of them: "ddim, guidance=3". ``model`` is the one that speaks for all in the report.
+    ``pairs``: further rows by name, a model and the one solver that it is drawn by: step operators, which bring their
+    own measurement or guidance. There may be no other rows: ``models={}``.
     ``device``: that of the model by default. ``runs``: the planned runs, in order; ``event_shape``: of a sample;
     ``measured``: the metrics.
 
@@ -68,13 +72,14 @@ class ComparisonRequest:
     check_declaration: bool = True
     progress: bool = False
     models: Mapping[str, ScoreModel] | None = None
+    pairs: Mapping[str, tuple[ScoreModel, Solver]] = field(default_factory=dict)
     runs: tuple[PlannedRun, ...] = field(init=False)
     event_shape: tuple[int, ...] = field(init=False)
     measured: tuple[Metric, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         solvers, grids = named_solvers(self.solvers), named_grids(self.grids)
-        event_shape = check_models({"": self.model, **(self.models or {})})
+        event_shape = check_models({"": self.model, **(self.models or {})} | {k: m for k, (m, _) in self.pairs.items()})
         if not solvers:
             raise ArgumentError("solvers", dict(solvers), "there is nothing to compare", "Name at least one solver.")
         _check_budgets(self.budgets)
@@ -93,7 +98,13 @@ class ComparisonRequest:
             check_judge(self.model, self.judge, self.n)
         device = _device(self.model, self.device)
         measured = self._metrics()
-        runs = plan_all(self.all_models, solvers, self.budgets, grids)  # last, as planners may evaluate the model
+        look_at_models(self.all_models.values(), event_shape, self.condition)
+
+        def look(run: PlannedRun) -> None:
+            look_at_steps(run, self.model_of(run), event_shape, self.condition)
+
+        # last, since planners may evaluate models
+        runs = plan_all(self.all_models, solvers, self.budgets, grids, self.pairs, look)
         if not runs:
             remedy = f"Use {list(BUDGETS)}, for example."
             raise ArgumentError("budgets", list(self.budgets), "there is no budget to run the solvers at", remedy)
@@ -121,7 +132,7 @@ class ComparisonRequest:
     @property
     def all_models(self) -> Mapping[str, ScoreModel]:
         """The models of the rows by their names; "" is that of a comparison of one."""
-        return self.models or {"": self.model}
+        return {"": self.model} if self.models is None else self.models
 
     def model_of(self, run: PlannedRun) -> ScoreModel:
         """The model that a run samples from."""

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.checks import check_amount, check_count
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.evaluation.planned_run import PlannedRun
+from sde_toolkit.evaluation.planned_run import BatchRequest, PlannedRun
 from sde_toolkit.jobs.fingerprints import behaviour, fingerprint_data, model_fingerprint
 from sde_toolkit.jobs.sharing import Part, cut, do_parts
 from sde_toolkit.jobs.store import Arrays, PartStore
@@ -98,17 +97,15 @@ def draw_samples(
         bar = progress_bar(run.cost * len(own), run.name, enabled=progress and team.main)
 
     def compute(part: Part) -> Arrays:
-        done = run.draw(
-            model,
-            first_index + part.first,
-            first_index + part.last,
+        batch = BatchRequest(
+            first=first_index + part.first,
+            last=first_index + part.last,
             seed=seed,
             condition=rows_of(condition, part.first, part.last),
             device=device,
             callback=bar.update,
         )
-        numbers = {name: np.array(getattr(done, name)) for name in ("nfe", "seconds", "network_seconds")}
-        return {"x": done.x.cpu().numpy(), **numbers}
+        return run.draw(model, batch).arrays()
 
     parts = [Part(k, first, last, None, last - first) for k, (first, last) in enumerate(cut(n, batch_size))]
     done = do_parts(parts, compute, store=store, team=team, begin=begin, say=say)

@@ -137,8 +137,9 @@ def checked_endpoint(n: int) -> int:
 
 
 def endpoint_cost(model: ScoreModel, steps: int) -> tuple[int, int]:
-    """About how many evaluations a sample takes, and how many if it is solved more finely."""
-    return (300, 400) if model.has_exact_score else (2 * steps + 1, 6 * steps + 1)
+    """How many evaluations of networks a sample takes, and how many if it is solved more finely; about, if exact."""
+    inside = model.evaluations_inside
+    return (300, 400) if model.has_exact_score else (inside * (2 * steps + 1), inside * (6 * steps + 1))
 
 
 def endpoint_solver(model: ScoreModel, steps: int, finer: bool = False) -> tuple[Solver, int, torch.dtype]:

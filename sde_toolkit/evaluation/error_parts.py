@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.errors import SDEToolkitError
+from sde_toolkit.evaluation.comparison_request import ComparisonRequest
+from sde_toolkit.evaluation.planned_run import BatchRequest
 from sde_toolkit.evaluation.references import References, ending_of
 from sde_toolkit.metrics.estimates import Estimate
 from sde_toolkit.metrics.jackknife import Resampled
@@ -40,7 +42,7 @@ from sde_toolkit.sampling.loop import rows_of
 if TYPE_CHECKING:
     from sde_toolkit.evaluation.rows import Comparison
 
-__all__ = ["ErrorParts", "error_parts", "error_parts_records"]
+__all__ = ["ErrorParts", "error_parts", "error_parts_records", "rounded_samples"]
 
 ROUNDED = 8  # samples that are drawn again in float64
 _HALVINGS = 4
@@ -128,6 +130,8 @@ class _Side:
 
     def _to_the_data(self, metric: Metric, k: int, again: Tensor | None) -> ErrorParts:
         row, own = self.comparison.rows[k], self.comparison.sets[k][0]
+        if not row.samples_the_model:  # there is no flow or SDE that it should follow
+            return ErrorParts()
         base = self._flow if row.deterministic else self._sde
         end = self._stopped(k)
         if base is None:
@@ -203,9 +207,14 @@ class _Side:
         run = request.runs[k].in_double()
         if run is None or model is None:
             return None
-        n = min(ROUNDED, len(self.comparison.sets[k][0]))
-        options = {"seed": request.seed, "condition": rows_of(request.condition, 0, n), "device": request.device}
-        return _if_it_can(lambda: run.draw(model, 0, n, **options).x.cpu())
+        n = rounded_samples(request)
+        batch = BatchRequest(0, n, request.seed, rows_of(request.condition, 0, n), request.device)
+        return _if_it_can(lambda: run.draw(model, batch).x.cpu())
+
+
+def rounded_samples(request: ComparisonRequest) -> int:
+    """How many samples of each row are drawn again in float64."""
+    return min(ROUNDED, request.n if request.judge is None else request.judge.n)
 
 
 def beyond_halves(metric: Metric, own: SampleSet, base: SampleSet) -> Estimate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from sde_toolkit.errors import ArgumentError, ForeignSolverError, MaxEvaluationsError, NonFiniteError, SDEToolkitError
-from sde_toolkit.evaluation.planned_run import DrawnBatch, PlannedRun
+from sde_toolkit.evaluation.planned_run import BatchRequest, DrawnBatch, PlannedRun
 from sde_toolkit.jobs.fingerprints import digest, fingerprint_data
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.foreign_solver import ForeignPlan, ForeignSolver, plan_foreign, run_foreign
@@ -56,28 +55,18 @@ class ForeignRun(PlannedRun):
         code = digest({"code": _source_of(solver.run)})
         return {"foreign": solver.run, "library": solver.library, "code": code, "sigmas": self.plan.sigmas}
 
-    def draw(
-        self,
-        model: ScoreModel,
-        first: int,
-        last: int,
-        *,
-        seed: int,
-        condition: Any = None,
-        device: torch.device | str = "cpu",
-        callback: Callable[[int], None] = lambda evaluations: None,
-    ) -> DrawnBatch:
+    def draw(self, model: ScoreModel, batch: BatchRequest) -> DrawnBatch:
         inside = self.evaluations_inside
         try:
             done = run_foreign(
                 model,
                 self.plan,
-                first,
-                last,
-                seed=seed,
-                condition=condition,
-                device=device,
-                callback=lambda: callback(inside),
+                batch.first,
+                batch.last,
+                seed=batch.seed,
+                condition=batch.condition,
+                device=batch.device,
+                callback=lambda: batch.callback(inside),
             )
         except (NonFiniteError, MaxEvaluationsError, MemoryError, torch.cuda.OutOfMemoryError):
             raise

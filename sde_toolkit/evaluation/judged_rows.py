@@ -50,6 +50,7 @@ def judged_row(request: ComparisonRequest, parts: Parts, k: int, endpoints: Sequ
         "tweedie": run.tweedie,
         "eta": run.eta,
         "integrator": run.integrator,
+        "samples_the_model": run.samples_the_model,
     }
     failures = [str(arrays["failure"]) for arrays in own if "failure" in arrays]
     if failures:  # the first one is of a batch that was drawn; later batches may have been left out
@@ -69,6 +70,7 @@ def judged_row(request: ComparisonRequest, parts: Parts, k: int, endpoints: Sequ
     row = Row(
         **known,
         nfe=max(int(arrays["nfe"]) for arrays in own),
+        products=max(int(arrays["products"]) for arrays in own),
         measured={name: mean_over_seeds([found[name] for found in measured]) for name in measured[0]},
         seconds=sum(seconds),
         network_seconds=sum(network_seconds),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sde_toolkit.equation import ReverseEquation
-from sde_toolkit.errors import ArgumentError, SDEToolkitError
+from sde_toolkit.errors import ArgumentError, GridError, SDEToolkitError
 from sde_toolkit.evaluation.candidates import Candidate, grid_title
 from sde_toolkit.evaluation.foreign_run import plan_foreign_run
 from sde_toolkit.evaluation.planned_run import USUAL, PlannedRun, SolverRun
@@ -73,12 +73,17 @@ def run_of(model: ScoreModel, name: str, plan: Plan, grid_name: str) -> SolverRu
         solver=plan.solver,
         grid=plan.grid,
         denoises=plan.tweedie,
+        measuring=plan.measuring,
     )
 
 
 def _cannot_run(name: str, grid_name: str, error: SDEToolkitError) -> ArgumentError:
-    problem = f"it cannot run on the grid {grid_name!r} ({str(error).rstrip('.')})"
-    return ArgumentError("solver", name, problem, "Choose another grid, or leave the solver out.")
+    said = str(error).rstrip(".")
+    if isinstance(error, GridError):
+        problem, remedy = f"it cannot run on the grid {grid_name!r} ({said})", "Choose another grid, or leave it out."
+    else:
+        problem, remedy = f"it cannot sample this model ({said})", "Leave it out, or mend what stands in brackets."
+    return ArgumentError("solver", name, problem, remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,7 @@ class _Cell:
     grid: tuple[str, GridBuilder] | None
     grid_set: str
     budget: int | None
+    crossed: bool = True  # with the other models; else its model is its own
 
     @property
     def planner(self) -> bool:
@@ -103,6 +109,8 @@ class _Cell:
         grid_name, build = self.grid or (OWN_GRID, uniform)
         found = plan_on(self.model, self.name, self.given, grid_name, build, self.budget or 0)
         found = replace(found, grid_set=self.grid_set)
+        if not self.crossed:
+            return replace(found, model=self.model)
         if self.model_name == "":
             return found
         name = f"{found.name}, {self.model_name}"
@@ -114,8 +122,11 @@ def plan_all(
     solvers: Mapping[str, Candidate],
     budgets: Sequence[int],
     grids: Mapping[str, GridBuilder] | None,
+    pairs: Mapping[str, tuple[ScoreModel, Candidate]] | None = None,
+    look: Callable[[PlannedRun], object] = lambda run: None,
 ) -> list[PlannedRun]:
     """Every solver for every model at every budget, on its usual grid (``grids=None``) or on each of these grids.
+    ``pairs``: solvers by name, each for a model of its own and on its usual grid. ``look``: may refuse a run.
 
     The order: models, grids, budgets, solvers. Planners bring their own grid: they stand among the others where every
     solver has its own, and else after them. Plans and adaptive solvers run once and come last. Planners are asked when
@@ -124,8 +135,15 @@ def plan_all(
     Raises:
         SDEToolkitError: for what cannot run.
     """
-    cells = [cell for name, model in models.items() for cell in _cells(name, model, solvers, sorted(budgets), grids)]
+    budgets = sorted(budgets)
+    cells = [cell for name, model in models.items() for cell in _cells(name, model, solvers, budgets, grids)]
+    for budget in budgets:
+        for name, (model, given) in (pairs or {}).items():
+            own = OWN_GRID if grids else USUAL
+            cells.append(_Cell("", model, name, given, _usual_grid(given), own, budget, crossed=False))
     runs = {k: cell.run() for k, cell in enumerate(cells) if not cell.planner}
+    for run in runs.values():
+        look(run)
     runs |= {k: cell.run() for k, cell in enumerate(cells) if cell.planner}
     return [runs[k] for k in range(len(cells))]
 

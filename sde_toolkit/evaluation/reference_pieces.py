@@ -24,6 +24,7 @@ __all__ = [
     "Ending",
     "ReferencePiece",
     "ReferenceSolve",
+    "answers_asked",
     "ending_of",
     "grouped",
     "piece_key",
@@ -33,6 +34,7 @@ __all__ = [
 SDE_STEPS = 100
 EXACT_STEPS = 200  # of the flow of exact scores: within 4e-6 of dopri5 at 1e-9 on a ring of eight modes
 _NEAR = 1e-9  # times this close are one time
+_ASKED_EVENTS, _ASKED_TIMES = 2, (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def pieces_of(request: ComparisonRequest) -> list[ReferencePiece]:
     """The sets that the rows need."""
     found = []
     for run in request.runs:
+        if not run.samples_the_model:  # it has no flow of its own
+            continue
         name, model = run.model_name, request.model_of(run)
         found.append(ReferencePiece(name, "flow"))
         if not run.deterministic and request.judge is not None:
@@ -90,7 +94,7 @@ def pieces_of(request: ComparisonRequest) -> list[ReferencePiece]:
 def piece_key(request: ComparisonRequest, piece: ReferencePiece, n: int) -> dict[str, Any] | None:
     """All that a set of samples depends on; None if part of the model is a plain function, which no hash knows.
 
-    Of somebody's own class the weights are known and a few answers.
+    Of somebody's own class the weights are known and a few answers: see :func:`answers_asked`.
     """
     model = request.all_models[piece.model]
     described = model_fingerprint(model)
@@ -114,11 +118,19 @@ def piece_key(request: ComparisonRequest, piece: ReferencePiece, n: int) -> dict
     }
 
 
+def answers_asked(model: ScoreModel) -> int:
+    """Evaluations, of one sample each, that a key of this model takes."""
+    if model.has_exact_score or f'"{OWN}"' not in json.dumps(model_fingerprint(model)):
+        return 0
+    return _ASKED_EVENTS * len(_ASKED_TIMES) * model.evaluations_inside
+
+
 @torch.no_grad()
 def _answers(request: ComparisonRequest, model: ScoreModel) -> list[list[str]]:
     """What a model answers at two events, early, midway and late."""
-    events, condition = fixed_events(request.event_shape).float().to(request.device), rows_of(request.condition, 0, 2)
-    return [digits_of(model(events, t, condition).output) for t in (0.05, 0.5, 0.95)]
+    events = fixed_events(request.event_shape).float().to(request.device)
+    condition = rows_of(request.condition, 0, _ASKED_EVENTS)
+    return [digits_of(model(events, t, condition).output) for t in _ASKED_TIMES]
 
 
 @dataclass(frozen=True)

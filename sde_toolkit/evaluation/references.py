@@ -31,6 +31,7 @@ from sde_toolkit.evaluation.reference_pieces import (
     Ending,
     ReferencePiece,
     ReferenceSolve,
+    answers_asked,
     ending_of,
     grouped,
     piece_key,
@@ -51,7 +52,7 @@ from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import Solver, sa_solver
 
-__all__ = ["Ending", "References", "ending_of", "solve_references"]
+__all__ = ["Ending", "ReferencePlan", "References", "ending_of", "plan_references", "solve_references"]
 
 _NEAR = 1e-9  # times this close are one time
 
@@ -71,46 +72,82 @@ class References:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class ReferencePlan:
+    """What is left to do for the references of a comparison: ``found`` are those that are kept, with their source.
+
+    ``n``: samples of each set. ``keys``: of every set that is wanted, None for one that cannot be kept. ``solves``:
+    what finds the others. ``asked``: evaluations, of one sample each, that the keys took.
+    """
+
+    n: int
+    keys: Mapping[ReferencePiece, Mapping[str, Any] | None]
+    found: Mapping[ReferencePiece, tuple[Tensor, str]]
+    solves: tuple[ReferenceSolve, ...]
+    asked: int = 0
+
+    def evaluations(self, request: ComparisonRequest) -> int:
+        """Evaluations of the network, of one sample each: those of the keys, and of the solves."""
+        return self.asked + self.n * sum(solve_cost(request, solve) for solve in self.solves)
+
+
+def plan_references(request: ComparisonRequest, cache: str | Path | bool = True) -> ReferencePlan:
+    """Look up what is kept of the references of a comparison, for the first seed.
+
+    As many samples as the judge compares; without a judge as many as the comparison's endpoints, and no ``sde``.
+    Nothing is wanted if ``request.references`` is false, or if no flow is (``endpoint_n=0``).
+
+    Args:
+        cache: where references are kept: the user's cache folder, another folder, or nowhere (False).
+
+    Raises:
+        ArgumentError: for a ``cache`` of the caller's choice that cannot be written.
+    """
+    kept = ReferenceCache.at(cache)
+    n = min(request.n, request.endpoint_n) if request.judge is None else request.judge.n
+    wanted = pieces_of(request) if request.references and request.endpoint_n > 0 else []
+    keys, found = {}, {}
+    for piece in wanted:
+        keys[piece] = key = piece_key(request, piece, n)
+        known = None if key is None else kept.read(key, request.all_models[piece.model].transform)
+        if known is not None:
+            found[piece] = known
+    solves = tuple(grouped([piece for piece in wanted if piece not in found]))
+    return ReferencePlan(n, keys, found, solves, sum(answers_asked(request.all_models[p.model]) for p in wanted))
+
+
 def solve_references(
     request: ComparisonRequest,
     team: Team | None = None,
     *,
+    plan: ReferencePlan | None = None,
     store_in: str | Path | None = None,
     cache: str | Path | bool = True,
     progress: bool = False,
 ) -> dict[str, References] | None:
-    """The references of every model of a comparison, by its name, for the first seed; None in all but the main process.
-
-    As many samples as the judge compares; without a judge as many as the comparison's endpoints, and no ``sde``.
-    Nothing is solved if ``request.references`` is false, or if no flow is wanted (``endpoint_n=0``).
+    """The references of every model of a comparison, by its name; None in all but the main process.
 
     Args:
         team, store_in: processes that share the work, and the folder for finished parts that they need.
+        plan: from :func:`plan_references`; made here by default.
         cache: where references are kept: the user's cache folder, another folder, or nowhere (False).
 
     Raises:
         ArgumentError: for a ``cache`` of the caller's choice that cannot be written.
     """
     began, team = time.perf_counter(), team or Team()
-    kept = ReferenceCache.at(cache)
-    if not request.references or request.endpoint_n < 1:
-        return {} if team.main else None
-    n = min(request.n, request.endpoint_n) if request.judge is None else request.judge.n
-    wanted = pieces_of(request) if team.main else []
-    keys = {piece: piece_key(request, piece, n) for piece in wanted}
-    found = {}
-    for piece, key in keys.items():
-        known = None if key is None else kept.read(key, request.all_models[piece.model].transform)
-        if known is not None:
-            found[piece] = known
-    n, missing = team.agree((n, [piece for piece in wanted if piece not in found]))
-    if missing:
-        solved = _Work(request, n, grouped(missing)).run(team, store_in, progress)
-        for piece, x in solved.items():
-            if piece in keys:
-                found[piece] = x, "computed"
-                kept.write(keys[piece], x)
-    return _of_models(found, time.perf_counter() - began) if team.main else None
+    if team.main and plan is None:
+        plan = plan_references(request, cache)
+    n, solves = team.agree((plan.n, plan.solves) if plan is not None else (0, ()))
+    solved = _Work(request, n, solves).run(team, store_in, progress) if solves else {}
+    if plan is None:
+        return None
+    kept, found = ReferenceCache.at(cache), dict(plan.found)
+    for piece, x in solved.items():
+        if piece in plan.keys:
+            found[piece] = x, "computed"
+            kept.write(plan.keys[piece], x)
+    return _of_models(found, time.perf_counter() - began)
 
 
 def _of_models(found: Mapping[ReferencePiece, tuple[Tensor, str]], seconds: float) -> dict[str, References]:
@@ -141,10 +178,7 @@ class _Work:
         """The sets that were solved; nothing in all processes but the main one."""
         parts: list[Part] = []
         for solve in self.solves:
-            cost = SDE_STEPS
-            if solve.kind == "flow":
-                exact = self.request.all_models[solve.model].has_exact_score
-                cost = EXACT_STEPS if exact else 2 * self.request.endpoint_steps
+            cost = solve_cost(self.request, solve)
             for first, last in cut(self.n, self.request.batch_size):
                 parts.append(Part(len(parts), first, last, solve, (last - first) * cost))
         store = None
@@ -176,8 +210,8 @@ class _Work:
             "device": request.device,
         }
         if solve.kind == "sde":
-            grid = fine_grid(model.sde, SDE_STEPS, end=reference_end(model), sigma_data=model.sigma_data)
-            sets = [sample(model, sa_solver(), grid, tweedie=True, **how).x]
+            fine = _fine_sde(model)
+            sets = [sample(model, fine.solver, fine.times, tweedie=True, **how).x]
         else:
             sets = _flow(model, solve, request.endpoint_steps, how)
         self.bar.update(round(part.cost))
@@ -193,8 +227,27 @@ def _joined(done: Parts, solve: ReferenceSolve) -> dict[ReferencePiece, Tensor]:
     }
 
 
-def _flow(model: ScoreModel, solve: ReferenceSolve, steps: int, how: Mapping[str, Any]) -> list[Tensor]:
-    """The flow from a start to its end, and where it is stopped for each ending."""
+@dataclass(frozen=True, eq=False)
+class _FineRun:
+    """A solver, its times, and the precision of the states."""
+
+    solver: Solver
+    times: Tensor
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the model, the last one included, which denoises."""
+        return (self.solver.integrator.evals_per_step or 1) * (len(self.times) - 1) + 1
+
+
+def _fine_sde(model: ScoreModel) -> _FineRun:
+    times = fine_grid(model.sde, SDE_STEPS, end=reference_end(model), sigma_data=model.sigma_data)
+    return _FineRun(sa_solver(), times)
+
+
+def _fine_flow(model: ScoreModel, solve: ReferenceSolve, steps: int) -> _FineRun:
+    """The times of all endings are among those of the flow."""
     last = reference_end(model)
     if model.has_exact_score:
         solver, dtype = Solver("fine flow", 0.0, Corrected(Multistep(3, FrozenX0()))), torch.float64
@@ -205,12 +258,27 @@ def _flow(model: ScoreModel, solve: ReferenceSolve, steps: int, how: Mapping[str
     for ending in solve.endings:
         if (times - ending.end).abs().min() > _NEAR:
             times = torch.cat([times, torch.tensor([ending.end], dtype=times.dtype)])
-    times = times.sort(descending=True).values
-    done = sample(model, solver, times, tweedie=True, trajectory=bool(solve.endings), dtype=dtype, **how)
+    return _FineRun(solver, times.sort(descending=True).values, dtype)
+
+
+def solve_cost(request: ComparisonRequest, solve: ReferenceSolve) -> int:
+    """Evaluations of networks for each sample of a solve."""
+    model = request.all_models[solve.model]
+    if solve.kind == "sde":
+        return model.evaluations_inside * _fine_sde(model).nfe
+    fine = _fine_flow(model, solve, request.endpoint_steps)
+    return model.evaluations_inside * (fine.nfe + sum(ending.tweedie for ending in solve.endings))
+
+
+def _flow(model: ScoreModel, solve: ReferenceSolve, steps: int, how: Mapping[str, Any]) -> list[Tensor]:
+    """The flow from a start to its end, and where it is stopped for each ending."""
+    fine = _fine_flow(model, solve, steps)
+    keep = bool(solve.endings)
+    done = sample(model, fine.solver, fine.times, tweedie=True, trajectory=keep, dtype=fine.dtype, **how)
     found = [done.x]
     for ending in solve.endings:
-        place = int((times - ending.end).abs().argmin())
+        place = int((fine.times - ending.end).abs().argmin())
         x = cast(Tensor, done.trajectory)[place]
         with torch.no_grad():
-            found.append(model(x, times[place], how["condition"]).x_0 if ending.tweedie else x)
+            found.append(model(x, fine.times[place], how["condition"]).x_0 if ending.tweedie else x)
     return found

@@ -59,9 +59,10 @@ class Row:
     name of the grid if it was given to all. ``model``: the name of the row's model, "" if there is one model.
     ``budget``: evaluations allowed, None for an adaptive solver. ``nfe``: evaluations used, counted. ``times``: the
     grid. ``tweedie``: whether the last evaluation denoises. ``eta``: 0 for the flow, None for noise that is not that of
-    the equation. ``measured``: by the metrics' names, of those that could be measured, the mean over the seeds.
-    ``seconds``, ``network_seconds``: wall time of all batches, one after the other, and of the network in it.
-    ``failure``: why there are no samples, or "".
+    the equation. ``samples_the_model``: False for step operators, which have no exact flow to be compared with.
+    ``products``: products with the network's Jacobian per sample, counted; budgets leave them out. ``measured``: by the
+    metrics' names, of those that could be measured, the mean over the seeds. ``seconds``, ``network_seconds``: wall
+    time of all batches, one after the other, and of the network in it. ``failure``: why there are no samples, or "".
     """
 
     solver: str
@@ -79,6 +80,8 @@ class Row:
     grid_set: str = USUAL
     model: str = ""
     failure: str = ""
+    products: int = 0
+    samples_the_model: bool = True
 
     @property
     def diverged(self) -> bool:
@@ -87,7 +90,8 @@ class Row:
 
     @property
     def deterministic(self) -> bool:
-        return self.eta == 0
+        """Whether it solves the probability flow of the model."""
+        return self.eta == 0 and self.samples_the_model
 
     @property
     def outside(self) -> float:
@@ -188,7 +192,7 @@ class Comparison:
         shape = self.request.event_shape
         models = {
             name: digest({**model_fingerprint(model), "behaviour": behaviour(model, shape)})
-            for name, model in self.request.all_models.items()
+            for name, model in (self.request.all_models or {"": self.request.model}).items()
         }
         real = None if self.judge is None else tensor_digest(self.judge.real)
         return {"models": models, "data": real, "code": code_identity()}
@@ -217,6 +221,7 @@ class Comparison:
             "grid": row.grid,
             "budget": row.budget,
             "nfe": row.nfe,
+            "products": row.products,
             "steps": len(row.times) - 1,
             "tweedie": row.tweedie,
             "eta": row.eta,

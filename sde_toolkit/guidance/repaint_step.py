@@ -104,7 +104,7 @@ class RePaint(StepOperator):
         return {"levels": levels, "ends": tuple(ends), "back": (ratio, back)}
 
     def move(self, step: OneStep) -> Tensor:
-        known, condition = self._known_of(step)
+        known, condition = self.known_of(step)
         mask, x = self._mask.beside(step.x_t), step.x_t
         for repeat in range(self.repeats):
             if repeat > 0:
@@ -118,7 +118,7 @@ class RePaint(StepOperator):
                 x = torch.where(mask, alpha * known + sigma * z, unknown)
         return x
 
-    def _known_of(self, step: OneStep) -> tuple[Tensor, Any]:
+    def known_of(self, step: OneStep) -> tuple[Tensor, Any]:
         """The known part in model space, and the condition of the model."""
         known, condition = (None, step.condition) if self._known else y_and_condition(step.condition)
         if self._known is not None:

@@ -96,6 +96,7 @@ class StepOperator(Integrator):
     weak_order: ClassVar[float | None] = 1.0
     evals_per_step: ClassVar[int | None] = 1
     sees_alpha_sigma_only: ClassVar[bool] = True
+    samples_the_model: ClassVar[bool] = False
 
     __eq__ = object.__eq__  # not the inherited one, which would call two operators with other fields equal
     __hash__ = object.__hash__

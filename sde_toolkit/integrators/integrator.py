@@ -46,7 +46,8 @@ class Integrator(ABC):
     ``order``: convergence order on the ODE (η = 0); None if the method is adaptive or needs noise. ``strong_order`` and
     ``weak_order``: on the SDE (η > 0); None for a method of the ODE. ``evals_per_step``: None if adaptive.
     ``sees_alpha_sigma_only``: whether its steps depend on α and σ alone, not on their slopes in t. Such a method keeps
-    its order where α and σ have kinks in t.
+    its order where α and σ have kinks in t. ``samples_the_model``: whether shorter and shorter steps lead to samples of
+    the equation's model. Methods that put in a measurement or a guidance of their own lead elsewhere.
     ``place_of_x``: position of the coefficient of x_t among the tunable ones.
     """
 
@@ -55,6 +56,7 @@ class Integrator(ABC):
     weak_order: ClassVar[float | None] = None
     evals_per_step: ClassVar[int | None]
     sees_alpha_sigma_only: ClassVar[bool] = False
+    samples_the_model: ClassVar[bool] = True
     place_of_x: ClassVar[int] = 0
 
     @property

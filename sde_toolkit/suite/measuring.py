@@ -15,6 +15,7 @@ from torch import Tensor
 from sde_toolkit.checks import MOST, check_count, is_count
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.evaluation.candidates import Candidate, named_solvers
+from sde_toolkit.evaluation.planned_run import BatchRequest
 from sde_toolkit.evaluation.planning import plan_all
 from sde_toolkit.jobs.fingerprints import fingerprint_data
 from sde_toolkit.jobs.sharing import Part, Parts, do_parts
@@ -151,7 +152,7 @@ class _SuiteParts:
             (run,) = plan_all({"": truth.model}, {solver: given}, [budget], None)
             if run.nfe > budget:
                 return {"failure": np.array(f"it takes {run.nfe} evaluations")}
-            drawn = run.draw(truth.model, 0, truth.n, seed=truth.seed)
+            drawn = run.draw(truth.model, BatchRequest(0, truth.n, truth.seed))
             distance = truth.distance(drawn.x)
         except SDEToolkitError as error:
             return {"failure": np.array(str(error))}

@@ -8,9 +8,11 @@ import pytest
 import torch
 import yaml
 
-from sde_toolkit import MLP, VPSDE, Affine, ScoreModel
+from sde_toolkit import MLP, VPSDE, Affine, ScoreModel, sample
 from sde_toolkit.cli.main import config_directory
+from sde_toolkit.cli.parts import ring_mixture
 from sde_toolkit.evaluation.restoration import Inpaint
+from sde_toolkit.guidance import Measurement, ddrm, dps
 
 MIXTURE = "model={path:mixture}"
 TINY = "model={path:tiny}"
@@ -224,12 +226,48 @@ def test_what_was_measured_is_not_among_the_real_data(tmp_path, checkpoint, comm
     assert "without the 50 that were measured" in real["source"]
 
 
+def test_step_operators_are_rows_of_a_comparison(command, tmp_path):
+    """Each on its own grid, every sample with a measurement of its own, and what RePaint is told stays."""
+    words = ["task=inpaint", "method=[mmps,dps,ddrm,repaint,daps]", "solver=ddpm", "budgets=[20]", "n=8", "n_real=60"]
+    status, out, err = command("compare", MIXTURE, *words, "noise=0.001", "progress=false", "output=run", "grid=karras")
+    assert status == 0, err
+    rows = {row["solver"]: row for row in results(tmp_path / "run")["rows"]}
+    assert set(rows) == {"ddpm, mmps", "dps", "ddrm", "repaint", "daps"}
+    assert all(row["nfe"] == 20 and not row["failure"] for row in rows.values())
+    steps = ("dps", "ddrm", "repaint", "daps")
+    assert {name for name, row in rows.items() if row["grid"] == "uniform_to_data"} == set(steps)
+    assert all(row["rmse"] is None for row in rows.values())
+    assert (rows["dps"]["products"], rows["ddrm"]["products"]) == (20, 0)
+    assert "dps (20 at 20)" in out
+    model = ring_mixture()
+    truth = model.draw(8, generator=torch.Generator().manual_seed(1))
+    with np.load(tmp_path / "run/samples.npz") as stored:
+        drawn = {name: stored[f"{name}_uniform_to_data_20"] for name in steps}
+    known = Inpaint().operator((2,))
+    for name in ("repaint", "daps"):
+        assert np.allclose(known(torch.from_numpy(drawn[name])), known(truth), atol=0.02), name
+    y = Measurement(known, noise_std=0.001).simulate(truth.float(), seed=0)
+    for name, solver in {"dps": dps(known), "ddrm": ddrm(model, known, None, 0.001)}.items():
+        alone = sample(model, solver, solver.usual_grid(model.sde, 20), shape=(8, 2), condition=y)
+        assert np.allclose(drawn[name], alone.data, atol=1e-5), name
+
+
+def test_step_operators_may_be_the_only_rows(command, tmp_path):
+    words = ["task=inpaint", "method=[ddrm]", "budgets=[3,5]", "n=6", "n_real=40", "progress=false", "output=run"]
+    status, _, err = command("compare", MIXTURE, *words)
+    assert status == 0, err
+    assert [(row["solver"], row["nfe"]) for row in results(tmp_path / "run")["rows"]] == [("ddrm", 3), ("ddrm", 5)]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("method=mmps", "task=inpaint"),
         ("task=blur", "method=[name,name]"),
         ("task=blur method=mmps noise=x", "noise='x'"),
+        ("task=blur method=repaint", "task=inpaint"),
+        ("task=inpaint method=daps noise=0", "noise"),
+        ("task=inpaint method=repaint budgets=[5]", "at least 10"),
     ],
 )
 def test_mistakes_of_compare_with_a_task_are_named(command, words, said):

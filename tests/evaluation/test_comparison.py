@@ -36,6 +36,7 @@ from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.comparison_tables import comparison_table
 from sde_toolkit.evaluation.endpoint import flow_endpoint
 from sde_toolkit.evaluation.findings import comparison_findings
+from sde_toolkit.guidance import UNCONDITIONAL, cfg_plus_plus, dps, posterior
 from sde_toolkit.integrators import Euler, Heun
 from sde_toolkit.jobs.team import Team
 from sde_toolkit.metrics.distances import Plausible
@@ -433,6 +434,9 @@ def fails(*arguments):
         ({"batch_size": 0}, ArgumentError, "batch_size"),
         ({"n": 2**60}, ArgumentError, "n="),
         ({"condition": torch.zeros(3, 1)}, ArgumentError, "condition"),
+        ({"solvers": {"ddim": ddim(), "dps": dps(torch.eye(2))}}, ArgumentError, "needs its own"),
+        ({"model": {"a": ring(), "b": posterior(ring(), torch.eye(2), noise_std=0.1)}}, ArgumentError, "needs its own"),
+        ({"solvers": {"guided": cfg_plus_plus(0.5)}}, ArgumentError, "cannot sample this model"),
         ({"progress": "off"}, ArgumentError, "progress"),
         ({"check_declaration": 1}, ArgumentError, "check_declaration"),
         ({"n_real": 0, "data": torch.zeros(9, 2)}, ArgumentError, "n_real"),
@@ -444,7 +448,7 @@ def test_what_can_be_refused_is_refused_before_the_first_evaluation(options, err
         options = {"to": tmp_path / "file/report"}
     model, calls = counted(ring())
     with pytest.raises(error, match=said):
-        compare_solvers(model, **{"solvers": "ddim", "budgets": [4], "n": 4, **options})
+        compare_solvers(**{"model": model, "solvers": "ddim", "budgets": [4], "n": 4, **options})
     assert not calls
 
 
@@ -565,6 +569,32 @@ def test_every_model_has_its_own_data_space():
     assert torch.allclose(other - 1, 4 * (one - 1), atol=1e-5)
 
 
+def test_a_step_operator_is_a_row_that_has_no_exact_flow(tmp_path):
+    """It samples from something else than its model: the flow of the model is no truth for it, nor is its network."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x, time, condition=None):
+            return 0.5 * x + (0.0 if condition is None else condition.unsqueeze(1).to(x.dtype))
+
+    model = ScoreModel(Network(), VPSDE(), "x0", event_shape=(2,)).eval()
+    real, y = torch.randn(40, 2, generator=torch.Generator().manual_seed(3)), torch.tensor([0.5])
+    A = torch.tensor([[1.0, 0.0]])
+    solvers = {"ddim": ddim(), "dps": dps(A, y, eta=0.0), "guided": cfg_plus_plus(0.5, no_class=UNCONDITIONAL)}
+    options = {"condition": torch.arange(8.0), "endpoint_n": 4, "endpoint_steps": 4, "to": tmp_path}
+    found = compare_solvers(model, solvers, [4, 7], data=real, n=8, **options)
+    rows = {(row.solver, row.budget): row for row in found.rows}
+    assert ("rmse" in rows["ddim", 4].measured, "rmse" in rows["dps", 4].measured) == (True, False)
+    assert {name: (rows[name, 7].nfe, rows[name, 7].products) for name in solvers} == {
+        "ddim": (7, 0), "dps": (7, 7), "guided": (7, 0)
+    }  # fmt: skip
+    for k, parts in found.error_parts.items():
+        known = [part for of in parts.values() for part in vars(of).values() if part is not None]
+        assert bool(known) == (found.rows[k].solver == "ddim")
+    assert any("dps" in said and "seconds" in said for said in comparison_findings(found))
+    grid, options = solvers["dps"].usual_grid(model.sde, 4), {"shape": (8, 2), "condition": options["condition"]}
+    assert torch.equal(found.samples[1], sample(model, solvers["dps"], grid, **options).data)
+
+
 def test_a_clipped_model_is_compared_by_name():
     model = ring()
     models = {"plain": model, "clipped": clip_x0(model, -1.0, 1.0)}
@@ -576,9 +606,9 @@ def test_a_clipped_model_is_compared_by_name():
 def test_rows_take_turns_and_the_first_batch_is_not_timed(monkeypatch):
     order, clock = [], iter(range(1000))
 
-    def draw(self, model, first, last, **options):
-        order.append((self.name, first))
-        return planned_run.DrawnBatch(torch.zeros(last - first, 2), 4, float(next(clock)), math.nan)
+    def draw(self, model, batch):
+        order.append((self.name, batch.first))
+        return planned_run.DrawnBatch(torch.zeros(batch.size, 2), 4, float(next(clock)), math.nan)
 
     monkeypatch.setattr(planned_run.SolverRun, "draw", draw)
     got = compare_solvers(ring(), ["ddim", "ddpm"], [4], n=11, batch_size=3, endpoint_n=0)
@@ -607,11 +637,11 @@ def test_an_interrupted_comparison_goes_on_to_the_same_rows(tmp_path, monkeypatc
     whole = compare_in_team(request, Team(), None)
     real, drawn = planned_run.SolverRun.draw, []
 
-    def killed(self, model, first, last, **rest):
+    def killed(self, model, batch):
         if len(drawn) == 5:
             raise KeyboardInterrupt
-        drawn.append(first)
-        return real(self, model, first, last, **rest)
+        drawn.append(batch.first)
+        return real(self, model, batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(planned_run.SolverRun, "draw", killed)

@@ -1,8 +1,15 @@
-"""Step operators as methods of a restoration: from a model and a measurement to a solver with its own η and grid."""
+"""Step operators as methods of a restoration: from a model and a measurement to a solver with its own η and grid.
+
+If the measurement has no y, each sample has its own, as its condition.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.restoration.restoration_tasks import hidden_places
@@ -11,7 +18,9 @@ from sde_toolkit.guidance.ddrm_step import ddrm
 from sde_toolkit.guidance.dps_step import dps
 from sde_toolkit.guidance.measurement import Measurement
 from sde_toolkit.guidance.operators import LinearOperator
-from sde_toolkit.guidance.repaint_step import repaint
+from sde_toolkit.guidance.posterior_model import y_and_condition
+from sde_toolkit.guidance.repaint_step import RePaint, repaint
+from sde_toolkit.guidance.step_operator import OneStep
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
@@ -57,8 +66,23 @@ def repaint_steps(
     if not _measures_elements(A, known):
         problem = "RePaint replaces known elements, and this is no measurement of single elements"
         raise ArgumentError("method", "repaint", problem, "Choose task=inpaint, or another method.")
+    if measurement.y is None:
+        solver = repaint(None, known, repeats, jump, eta=eta, space="model")
+        own = _RePaintOfMeasured(None, known, repeats, jump, "model", measurement=measurement)
+        return replace(solver, integrator=own)
     y = measurement.measured(torch.zeros(1, *A.event_shape))
     return repaint(A.adjoint(y[None])[0], known, repeats, jump, eta=eta, space="model")
+
+
+@dataclass(frozen=True, eq=False)
+class _RePaintOfMeasured(RePaint):
+    """RePaint whose condition is y (n, *measured) instead of the known parts Aᵀ y."""
+
+    measurement: Measurement = field(kw_only=True)
+
+    def known_of(self, step: OneStep) -> tuple[Tensor, Any]:
+        y, condition = y_and_condition(step.condition)
+        return self.measurement.A.adjoint(self.measurement.measured(step.x_t, y)), condition
 
 
 def _measures_elements(A: LinearOperator, known: torch.Tensor) -> bool:

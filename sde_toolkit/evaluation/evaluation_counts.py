@@ -1,0 +1,76 @@
+"""How many evaluations of the network a comparison makes, counted before the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, OfFlow, warm_up, warm_up_size
+from sde_toolkit.evaluation.comparison_request import ComparisonRequest
+from sde_toolkit.evaluation.error_parts import rounded_samples
+from sde_toolkit.evaluation.references import ReferencePlan
+
+__all__ = ["PlannedEvaluations", "planned_evaluations"]
+
+
+@dataclass(frozen=True)
+class PlannedEvaluations:
+    """Evaluations of networks, each of one sample.
+
+    ``measuring``: what planners made to choose their plans, once for each model. ``rows``: of all seeds, with one step
+    to warm up. ``endpoints``: the exact flow of deterministic rows, with its check. ``references``: flows and SDEs that
+    are not kept from before. ``rounding``: rows drawn again in float64.
+
+    Adaptive solvers, those of exact scores among them, choose their own steps: for them it is an estimate. The check of
+    the model's declaration is not counted: it makes at most 1,500 unless it finds something.
+    """
+
+    measuring: int = 0
+    rows: int = 0
+    endpoints: int = 0
+    references: int = 0
+    rounding: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, each.name) for each in fields(self))
+
+    def __str__(self) -> str:
+        titles = {
+            "measuring": "measuring for auto",
+            "rows": "rows",
+            "endpoints": "exact flow",
+            "references": "references, kept for the next time",
+            "rounding": "rounding",
+        }
+        parts = [f"{title} {getattr(self, name):,}" for name, title in titles.items() if getattr(self, name)]
+        return f"{self.total:,} evaluations of one sample: {', '.join(parts)}"
+
+
+def planned_evaluations(request: ComparisonRequest, references: ReferencePlan | None = None) -> PlannedEvaluations:
+    """The evaluations of a comparison. ``references``: its plan of them; None counts none."""
+    _, first = warm_up(request)
+    parts = ComparisonBatches(request).parts()
+    of_flow = [part.cost for part in parts if isinstance(part.what, OfFlow)]
+    of_rows = [part.cost for part in parts if not isinstance(part.what, OfFlow)]
+    known = references is not None and bool(references.keys)
+    return PlannedEvaluations(
+        measuring=sum(_of_models(request)),
+        rows=round(sum(of_rows)) + warm_up_size(request) * first.nfe,
+        endpoints=round(sum(of_flow)),
+        references=references.evaluations(request) if references is not None else 0,
+        rounding=rounded_samples(request) * sum(_in_double(request)) if known else 0,
+    )
+
+
+def _of_models(request: ComparisonRequest) -> Iterable[int]:
+    """What was measured of each model: once, whatever the number of its runs."""
+    for name in {run.model_name for run in request.runs}:
+        yield max(run.measuring for run in request.runs if run.model_name == name)
+
+
+def _in_double(request: ComparisonRequest) -> Iterable[int]:
+    for run in request.runs:
+        again = run.in_double()
+        if again is not None and run.model_name in request.all_models:
+            yield again.cost
