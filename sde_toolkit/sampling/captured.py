@@ -3,15 +3,22 @@
 A small network spends most of a step on launching kernels. A recorded step launches once. Its kernels are those of the
 step as it is, so that its results are, too; nothing is compiled, and the first steps take no longer than others.
 
-A recording has tensors of its own. Before it runs, the arguments of the step (x, row, state, draws, condition) are
-copied into them. The first step of a kind (:mod:`.compiled`) runs as it is; the second is recorded. Recordings live as
-long as the run: weights may be replaced between two runs.
+A recording has tensors of its own, at fixed addresses: x, the state, the draws, the condition, the table of
+coefficients, and the position in it. Its last kernels write the new x and state over the old ones and move the position
+on by one. So the next step needs no argument: it is the same launch once more. Tensors are copied into the recording
+only where they are not those that it left: at its first step, after a callback has replaced x, and for draws, which
+are made between two launches.
+
+The first step of a kind (:mod:`.compiled`) runs as it is; the second is recorded. Recordings and their memory live as
+long as the run: weights may be replaced between two runs. A whole run is not recorded as one graph. To record it takes
+as long as to run it, so that the first batch would gain nothing; and callbacks stand between two steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -24,10 +31,10 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import Integrator
 from sde_toolkit.integrators.tables import Layout
 from sde_toolkit.models.conditions import map_rows, named_rows
-from sde_toolkit.sampling.compiled import CompiledSteps, kind_of, one_step
+from sde_toolkit.sampling.compiled import CompiledSteps, Place, one_step
 from sde_toolkit.sampling.monitors import Meter
 
-__all__ = ["CUDA_GRAPH", "CapturedSteps", "Record", "check_recording", "record_cuda_graph"]
+__all__ = ["CUDA_GRAPH", "CapturedSteps", "Record", "check_recording", "copied", "record_cuda_graph"]
 
 CUDA_GRAPH = "cuda_graph"
 _WARM_UPS = 3  # runs before a recording: libraries choose their kernels and allocate in the first ones
@@ -46,93 +53,155 @@ def check_recording(device: torch.device, differentiable: bool) -> None:
         raise ArgumentError("compile", CUDA_GRAPH, problem, "Leave differentiable out, or pass compile=True.")
 
 
+def copied(structure: Any) -> Any:
+    """A structure with copies of its tensors."""
+    return _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, structure)
+
+
 class CapturedSteps(CompiledSteps):
-    """``integrator.step`` for one run, recorded by ``record``.
+    """``integrator.step`` for one run of ``steps`` steps, recorded by ``record``.
+
+    The x and the state that it returns are those of the recording, and the next step overwrites them. ``kept``: whether
+    the caller keeps every x, which then is a copy.
 
     Raises:
         ArgumentError: from the second step, if the network waits for the device, which no recording can hold.
     """
 
-    def __init__(self, integrator: Integrator, layout: Layout, meter: Meter, record: Record | None = None) -> None:
+    def __init__(
+        self,
+        integrator: Integrator,
+        layout: Layout,
+        meter: Meter,
+        steps: int,
+        *,
+        kept: bool = False,
+        record: Record | None = None,
+    ) -> None:
         super().__init__(integrator, layout, meter, CUDA_GRAPH)
-        self.record = record or record_cuda_graph
+        self.steps, self.kept, self.record = steps, kept, record or partial(record_cuda_graph, device=meter.device)
         self._recordings: dict[Hashable, _Recording] = {}
+        self._latest: _Recording | None = None
+
+    def kind(self, x: Tensor, state: Any) -> Hashable:
+        latest = self._latest
+        return latest.kind if latest is not None and latest.has_left(x, state) else super().kind(x, state)
 
     def repeat(
-        self, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
+        self, equation: ReverseEquation, x: Tensor, place: Place, state: Any, draws: tuple[Tensor, ...], kind: Hashable
     ) -> tuple[Tensor, Any]:
-        kind = kind_of(x, state)
-        if kind not in self._recordings:
-            self._recordings[kind] = self._recorded(equation, x, row, state, draws)
-        return self._recordings[kind](equation.condition, x, row, state, draws)
+        recording = self._recordings.get(kind)
+        if recording is None:
+            table = place.values.new_zeros(self.steps, place.values.shape[1])
+            recording = _Recording(kind, equation.condition, x, table, state, draws)
+            recording.launch = self._recorded(equation, recording)
+            self._recordings[kind] = recording
+        self._latest = recording
+        return recording.next(equation.condition, x, place, state, draws, self.kept)
 
-    def _recorded(
-        self, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
-    ) -> _Recording:
-        own = replace(equation, condition=map_rows(equation.condition, torch.clone))
-        arguments: tuple[Any, ...] = _pytree.tree_map(
-            lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (x, row, state, draws)
-        )
-
-        inputs = _tensors(arguments)
+    def _recorded(self, equation: ReverseEquation, own: _Recording) -> Callable[[], None]:
+        """The launch of a step on the tensors of a recording."""
+        here = replace(equation, condition=own.condition)
+        inputs = [own.x, *_tensors(own.state)]
         owned = {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
-        def apart(leaf: Any) -> Any:
-            """An output that is an input would be overwritten while the inputs of the next step are copied."""
-            shared = isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() in owned
-            return leaf.clone() if shared else leaf
+        def apart(leaf: Tensor) -> Tensor:
+            """An output that is an input is written over while another one is still read from it."""
+            return leaf.clone() if leaf.untyped_storage().data_ptr() in owned else leaf
 
-        def step() -> Any:
+        def step() -> None:
+            row = own.table.index_select(0, own.position)[0]
             with without_branches_on_data():
-                end = one_step(self.integrator, self.layout, own, *arguments)
-            return _pytree.tree_map(apart, end)
+                end = one_step(self.integrator, self.layout, here, own.x, row, own.state, own.draws)
+            torch._foreach_copy_(inputs, [apart(leaf) for leaf in _tensors(end)])
+            own.position.add_(1).clamp_(max=len(own.table) - 1)
 
         try:
-            again, end = self.record(step)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            launch, _ = self.record(step)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # that of the end of a recording hides the one that spoilt it
+            reason = str(error.__context__ or error).partition("\n")[0]
             raise ArgumentError(
                 "compile",
                 CUDA_GRAPH,
                 f"the step of {self.integrator} cannot be recorded: {reason}",
                 "Leave compile out; or keep the network from reading the device: no .item(), no if on a tensor.",
             ) from error
-        return _Recording(again, end, own.condition, inputs)
+        return launch
 
 
 class _Recording:
-    """A recorded step: copies its arguments into ``inputs``, repeats the kernels, and returns their outputs.
+    """The tensors of a recorded step, and what they hold now. ``table`` has room for the longest grid."""
 
-    x is returned as a copy. The state is not copied: the next step takes it before it is written again.
+    launch: Callable[[], None]
+
+    def __init__(
+        self, kind: Hashable, condition: Any, x: Tensor, table: Tensor, state: Any, draws: tuple[Tensor, ...]
+    ) -> None:
+        self.kind = kind
+        self.x, self.state, self.draws = copied((x, state, draws))
+        self.condition = map_rows(condition, torch.clone)
+        self.table, self.position = table, torch.zeros(1, dtype=torch.int64, device=x.device)
+        self._rows = [rows for _, rows in named_rows(self.condition)]
+        self._left: tuple[Any, Any] = (None, None)  # x and state as they were returned
+        self._place: tuple[Any, int] = (None, 0)  # the table that was copied, and the position in it
+        self._told: Any = None
+
+    def has_left(self, x: Tensor, state: Any) -> bool:
+        """Whether x and state are what the last step returned."""
+        return x is self._left[0] and state is self._left[1]
+
+    def next(
+        self, condition: Any, x: Tensor, place: Place, state: Any, draws: tuple[Tensor, ...], kept: bool
+    ) -> tuple[Tensor, Any]:
+        """The step from x at the ``place``; only what the recording does not hold yet is copied."""
+        into, given = list(self.draws), list(draws)
+        if not self.has_left(x, state):
+            into += [self.x, *_tensors(self.state)]
+            given += [x, *_tensors(state)]
+        if self._rows and condition is not self._told:  # another batch
+            into += self._rows
+            given += [rows for _, rows in named_rows(condition)]
+            self._told = condition
+        if into:
+            torch._foreach_copy_(into, given)
+        values, position = self._place
+        if place.values is not values:
+            self.table[: len(place.values)].copy_(place.values)
+        if place.values is not values or place.position != position:
+            self.position.fill_(place.position)
+        self._place = (place.values, place.position + 1)
+        self.launch()
+        self._left = (self.x.clone() if kept else self.x, self.state)
+        return self._left
+
+
+def record_cuda_graph(
+    step: Callable[[], Any], *, device: torch.device | str | None = None
+) -> tuple[Callable[[], None], Any]:
+    """Record the kernels of ``step`` on a CUDA device, by default the current one.
+
+    ``step`` runs three times on another stream before. Its tensors belong to a memory pool of the recording.
     """
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on with their work
+            end = step()
+    index = torch.device("cuda" if device is None else device).index
+    elsewhere = index not in (None, torch.cuda.current_device())
+    return (partial(_replay_on, device, graph) if elsewhere else graph.replay), end
 
-    def __init__(self, again: Callable[[], None], end: Any, condition: Any, inputs: list[Tensor]) -> None:
-        self.again, self.end, self.inputs = again, end, inputs
-        self.condition = [rows for _, rows in named_rows(condition)]
-        self.told: Any = None
 
-    def __call__(self, condition: Any, *arguments: Any) -> tuple[Tensor, Any]:
-        torch._foreach_copy_(self.inputs, _tensors(arguments))
-        if self.condition and condition is not self.told:  # another batch
-            torch._foreach_copy_(self.condition, [rows for _, rows in named_rows(condition)])
-            self.told = condition
-        self.again()
-        x, state = self.end
-        return x.clone(), state
-
-
-def record_cuda_graph(step: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record the kernels of ``step`` on the current CUDA device."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        end = step()
-    return graph.replay, end
+def _replay_on(device: Any, graph: torch.cuda.CUDAGraph) -> None:
+    with torch.cuda.device(device):
+        graph.replay()
 
 
 def _tensors(structure: Any) -> list[Tensor]:

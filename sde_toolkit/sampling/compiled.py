@@ -31,7 +31,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.sampling.monitors import Meter
 
-__all__ = ["CompiledSteps", "kind_of", "one_step"]
+__all__ = ["CompiledSteps", "Place", "kind_of", "one_step"]
 
 _NUMBERS = itertools.count()
 _GRAPHS: WeakKeyDictionary[ScoreModel, dict[Hashable, Callable[..., Any]]] = WeakKeyDictionary()
@@ -46,6 +46,13 @@ class _Known(NamedTuple):
     recurs: bool
 
 
+class Place(NamedTuple):
+    """A row of a table's values (steps, k)."""
+
+    values: Tensor
+    position: int
+
+
 class CompiledSteps:
     """``integrator.step`` for one run, compiled by ``backend``; every evaluation is credited to ``meter``.
 
@@ -58,23 +65,27 @@ class CompiledSteps:
         self._known: dict[Hashable, _Known] = {}
 
     def __call__(
-        self, equation: ReverseEquation, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise
+        self, equation: ReverseEquation, counted: ReverseEquation, x: Tensor, place: Place, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
-        """One step; ``counted`` is the same equation, with its evaluations counted."""
-        kind = kind_of(x, state)
+        """One step, by the row at ``place``; ``counted`` is the same equation, with its evaluations counted."""
+        kind = self.kind(x, state)
         known = self._known.get(kind)
         if known is None or not known.recurs:
-            return self._as_it_is(counted, x, row, state, noise, kind)
+            return self._as_it_is(counted, x, place, state, noise, kind)
         draws = tuple(noise() for _ in range(known.draws))
         self.meter.calls += known.evaluations
         self.meter.products += known.products
-        return self.repeat(equation, x, row, state, draws)
+        return self.repeat(equation, x, place, state, draws, kind)
+
+    def kind(self, x: Tensor, state: Any) -> Hashable:
+        """The kind of the step from x and state."""
+        return kind_of(x, state)
 
     def repeat(
-        self, equation: ReverseEquation, x: Tensor, row: Tensor, state: Any, draws: tuple[Tensor, ...]
+        self, equation: ReverseEquation, x: Tensor, place: Place, state: Any, draws: tuple[Tensor, ...], kind: Hashable
     ) -> tuple[Tensor, Any]:
         """A step of a kind that was seen before, by its graph."""
-        arguments = (self.integrator, self.layout, equation, x, row, state, draws)
+        arguments = (self.integrator, self.layout, equation, x, place.values[place.position], state, draws)
         try:
             end: tuple[Tensor, Any] = self._graph(equation, x)(*arguments)
         except _limit_reached():  # too many values of a number in the network that is not a tensor
@@ -90,7 +101,7 @@ class CompiledSteps:
         return end
 
     def _as_it_is(
-        self, counted: ReverseEquation, x: Tensor, row: Tensor, state: Any, noise: Noise, kind: Hashable
+        self, counted: ReverseEquation, x: Tensor, place: Place, state: Any, noise: Noise, kind: Hashable
     ) -> tuple[Tensor, Any]:
         meter, draws = self.meter, 0
         calls, products = meter.calls, meter.products
@@ -101,7 +112,8 @@ class CompiledSteps:
             return noise()
 
         with without_branches_on_data():  # the graph has none, and this step is counted for its steps
-            x, state = self.integrator.step(counted, x, self.layout.read(row.unbind()), state, draw)
+            row = self.layout.read(place.values[place.position].unbind())
+            x, state = self.integrator.step(counted, x, row, state, draw)
         self._known[kind] = _Known(
             meter.calls - calls, meter.products - products, draws, recurs=kind_of(x, state) == kind
         )

@@ -17,8 +17,8 @@ from sde_toolkit.integrators import Integrator, Statistics, Table
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.sampling.captured import CUDA_GRAPH, CapturedSteps
-from sde_toolkit.sampling.compiled import CompiledSteps
+from sde_toolkit.sampling.captured import CUDA_GRAPH, CapturedSteps, copied
+from sde_toolkit.sampling.compiled import CompiledSteps, Place
 from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
 
@@ -137,18 +137,21 @@ class _Run:
         self.integrator.check(equation)
         self.table = self._prepared(times) if table is None else table.to(options.device, options.dtype)
         self.meter = Meter(equation.model, options.device, equation.evaluate)
-        eager, how = options.compile is False, options.compile
-        layout = self.table.layout
-        if how == CUDA_GRAPH:
-            self.step: Callable[..., tuple[Tensor, Any]] = CapturedSteps(self.integrator, layout, self.meter)
+        self.eager, how = options.compile is False, options.compile
+        self.captured = how == CUDA_GRAPH
+        layout, kept = self.table.layout, options.trajectory or options.callback is not None
+        self.step: Callable[..., tuple[Tensor, Any]]
+        if self.captured:
+            self.step = CapturedSteps(self.integrator, layout, self.meter, len(self.table), kept=kept)
         else:
-            self.step = _eager(solver) if eager else CompiledSteps(self.integrator, layout, self.meter, _backend(how))
-        self.eager = eager
-        self.repeatable = equation.eta == 0 and eager and options.callback is None
+            self.step = (
+                _eager(solver) if self.eager else CompiledSteps(self.integrator, layout, self.meter, _backend(how))
+            )
+        self.repeatable = equation.eta == 0 and (self.eager or self.captured) and options.callback is None
 
     def _rows(self, table: Table) -> Iterator[Any]:
-        """By name, or whole as a compiled step takes them."""
-        return iter(table) if self.eager else iter(table.values)
+        """By name, or by their places as a compiled step takes them."""
+        return iter(table) if self.eager else (Place(table.values, i) for i in range(len(table)))
 
     def _prepared(self, times: Tensor) -> Table:
         return self.integrator.prepare(self.equation, times).to(self.options.device, self.options.dtype)
@@ -161,7 +164,8 @@ class _Run:
         bare = replace(self.equation, condition=rows_of(self.equation.condition, first, last))
         counted = replace(bare, evaluate=meter.evaluate)
         step_again = partial(_step_again, self.integrator, bare, table, noise_of) if self.repeatable else None
-        watch = FiniteWatch(times, options.check_finite, x, step_again)
+        own = copied if self.captured else None  # a recorded step writes over what it returned before
+        watch = FiniteWatch(times, options.check_finite, x, step_again, own)
         listed, state = times.tolist(), None
         path, done = [x], []
         rows = self._rows(table)
@@ -183,6 +187,8 @@ class _Run:
             x = counted.denoise(x, times[-1])
             watch(len(table), x, state)
         watch.read()
+        if self.captured:
+            x, state = copied((x, state))
         done += _statistics(state)
         statistics = Statistics.in_turn(done) if done else None
         if statistics is not None:  # samples differ: the largest number is reported

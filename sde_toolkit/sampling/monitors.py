@@ -104,12 +104,21 @@ class FiniteWatch:
         enabled: whether to look at all.
         x: the state at the first of them.
         step_again: takes a step once more; None where steps cannot be repeated.
+        own: copies (x, state), where the next step writes over them; None where it does not.
     """
 
-    def __init__(self, grid: Tensor, enabled: bool, x: Tensor, step_again: StepAgain | None = None) -> None:
+    def __init__(
+        self,
+        grid: Tensor,
+        enabled: bool,
+        x: Tensor,
+        step_again: StepAgain | None = None,
+        own: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.grid = grid
         self.enabled = enabled
         self.step_again = step_again
+        self.own = own if step_again is not None else None
         self.since: tuple[int, Tensor, Any] = (0, x, None)  # the next step, and what it starts from
         self.latest: tuple[int, Tensor, Any] = (-1, x, None)  # the step before, and what it led to
         self.sums: list[Tensor] = []
@@ -127,6 +136,7 @@ class FiniteWatch:
         """Raise if a state since the last reading was not finite."""
         step, x, state = self.latest
         if not self.enabled or _finite(x):
+            x, state = (x, state) if self.own is None else self.own((x, state))
             self.since, self.sums = (step + 1, x, state), []
             return
         step = self._first()
