@@ -30,7 +30,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import is_number
+from sde_toolkit.checks import branches_on_data, is_number
 from sde_toolkit.data.warping import warp
 from sde_toolkit.errors import ArgumentError
 
@@ -203,8 +203,8 @@ class EDMAugmentation:
 
 
 def _warped_where(chosen: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-    """Warp the chosen samples. On an accelerator all are warped, so that the host need not wait."""
-    if chosen.device.type != "cpu":
+    """Warp the chosen samples. On an accelerator and in a graph all are warped, so that the host need not wait."""
+    if chosen.device.type != "cpu" or not branches_on_data():
         return _where(chosen.to(x.device), warp(x, matrix), x)
     which = chosen.nonzero()[:, 0]
     if len(which) == 0:

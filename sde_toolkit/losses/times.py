@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_count, check_positive, is_number
+from sde_toolkit.checks import check_count, check_positive, is_number, some_seen
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.sde import SDE, check_sde
 
@@ -61,7 +61,7 @@ class TimeDistribution(ABC):
         _check_t_min(t_min)
         if not (isinstance(u, Tensor) and u.is_floating_point()):
             raise ArgumentError("u", u, "not a floating-point tensor", "Pass torch.rand(B, dtype=torch.float64).")
-        if u.device.type == "cpu" and not bool(((u >= 0) & (u < 1)).all()):
+        if some_seen(~((u >= 0) & (u < 1))):
             raise ArgumentError("u", u.detach().flatten().tolist()[:4], "outside [0, 1)", "Pass uniform numbers.")
         t, importance = self.draw(sde, u.to(torch.float64), float(t_min))
         return t.clamp(t_min, 1.0), importance

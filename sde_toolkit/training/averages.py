@@ -93,6 +93,9 @@ class WeightAverage:
 
     def __init__(self, parameters: Sequence[Tensor], update: Update) -> None:
         self.parameters = list(parameters)
+        self._sharded = any(hasattr(p, "to_local") for p in self.parameters)
+        self._views: list[Tensor] = []
+        self._addresses: list[int] = []
         self.values = [w.clone() for w in self._weights()]
         self.count = 0
         self._update = update
@@ -100,10 +103,16 @@ class WeightAverage:
     def _weights(self) -> list[Tensor]:
         """The parameters as plain tensors that share their memory. Of a DTensor it is the shard.
 
-        A DTensor is recognised by ``to_local``, since its class moves between versions of torch.
+        A DTensor is recognised by ``to_local``, since its class moves between versions of torch. The views are made
+        once, unless parameters are sharded or have moved since.
         """
-        detached = [p.detach() for p in self.parameters]
-        return [w.to_local() if hasattr(w, "to_local") else w for w in detached]
+        if self._sharded:
+            detached = [p.detach() for p in self.parameters]
+            return [w.to_local() if hasattr(w, "to_local") else w for w in detached]
+        addresses = [p.data_ptr() for p in self.parameters]
+        if not self._views or addresses != self._addresses:
+            self._views, self._addresses = [p.detach() for p in self.parameters], addresses
+        return self._views
 
     @torch.no_grad()
     def update(self) -> None:

@@ -23,9 +23,9 @@ from sde_toolkit.losses import low_discrepancy
 from sde_toolkit.noise.keyed_draws import KeyedDraws
 from sde_toolkit.noise.streams import Purpose
 from sde_toolkit.training.draws import UndrawnNoise, epoch_order
+from sde_toolkit.training.feeding import KeptSamples
 
 __all__ = [
-    "PassInputs",
     "Portion",
     "ReadInputs",
     "Recipe",
@@ -37,22 +37,12 @@ __all__ = [
 ]
 
 
-class PassInputs(NamedTuple):
-    """What one forward pass needs: x (n, *event) in data space, u (n,) and noise (n, *event).
-
-    ``labels`` (n,), and the draws ``uniform`` and ``normal`` of the augmentation, (n, k) each, may be None.
-    """
-
-    x: Tensor
-    u: Tensor
-    noise: Tensor
-    labels: Tensor | None
-    uniform: Tensor | None
-    normal: Tensor | None
-
-
 class ReadInputs(NamedTuple):
-    """A :class:`PassInputs` as it is read, on the CPU. Its noise is not drawn yet."""
+    """What is read for one forward pass of n samples: x (n, *event) in data space, u (n,), and the noise to be drawn.
+
+    ``labels`` (n,), and the draws ``uniform`` and ``normal`` of the augmentation, (n, k) each, may be None. All are on
+    the CPU, except for x if the data set is kept on the device.
+    """
 
     x: Tensor
     u: Tensor
@@ -60,15 +50,6 @@ class ReadInputs(NamedTuple):
     labels: Tensor | None
     uniform: Tensor | None
     normal: Tensor | None
-
-    def on(self, device: torch.device | str) -> PassInputs:
-        """A copy on ``device``, with the noise drawn there."""
-
-        def moved(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.to(device, non_blocking=True)
-
-        x, u = (part.to(device, non_blocking=True) for part in (self.x, self.u))
-        return PassInputs(x, u, self.noise.on(device), moved(self.labels), moved(self.uniform), moved(self.normal))
 
 
 class Portion(NamedTuple):
@@ -156,15 +137,27 @@ def inputs_from_data(
     use_labels: bool,
     workers: int = 0,
     pin: bool = False,
+    kept: KeptSamples | None = None,
 ) -> Generator[ReadInputs, None, None]:
-    """The inputs of the given portions, in order. ``workers`` processes read ahead.
+    """The inputs of the given portions, in order.
+
+    Args:
+        workers: number of processes that read ahead.
+        pin: whether their batches are copied to pinned memory.
+        kept: the training samples, if they are kept on a device. Nothing is read ahead then.
 
     Raises:
         DataError: if a sample cannot be read.
     """
     labels = dataset.train_labels if use_labels else None
+    source: Any = dataset.train if kept is None else kept
+    read = _Portions(source, labels, recipe)
+    if kept is not None or workers == 0:
+        for portion in portions:
+            yield _checked(read[portion])
+        return
     loader: DataLoader[Any] = DataLoader(
-        _Portions(dataset.train, labels, recipe),
+        read,
         batch_size=None,
         sampler=portions,
         num_workers=workers,
@@ -173,9 +166,13 @@ def inputs_from_data(
         worker_init_fn=outlive_signals,
     )
     for batch in loader:
-        if isinstance(batch, SDEToolkitError):
-            raise batch
-        yield batch
+        yield _checked(batch)
+
+
+def _checked(batch: ReadInputs | SDEToolkitError) -> ReadInputs:
+    if isinstance(batch, SDEToolkitError):
+        raise batch
+    return batch
 
 
 def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> Stream | None:

@@ -31,7 +31,7 @@ COLUMNS = LOGS[LOG]
 
 
 class Tally:
-    """Sums over steps. They stay on the device, so that no step waits for them.
+    """Sums over steps. They stay in their tensors on the device, so that no step waits for them.
 
     ``skipped`` counts all steps without a finite gradient, ``streak`` the latest ones in a row, and ``longest`` is the
     largest ``streak`` of the interval.
@@ -43,31 +43,28 @@ class Tally:
         self.edges = edges.to(device)
         self.loss, self.norm, self.steps = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         self.skipped, self.streak, self.longest = (torch.zeros((), device=device) for _ in range(3))
-        self.clear()
+        self.sums = torch.zeros(len(self.edges) - 1, dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.sums)
 
     def clear(self) -> None:
         """Start the next interval. ``skipped`` and ``streak`` keep their values."""
-        self.loss, self.norm, self.steps = self.loss * 0, self.norm * 0, self.steps * 0
-        self.longest = self.streak.clone()
-        self.sums = torch.zeros(len(self.edges) - 1, dtype=torch.float64, device=self.edges.device)
-        self.counts = torch.zeros_like(self.sums)
+        torch._foreach_zero_([self.loss, self.norm, self.steps, self.sums, self.counts])
+        self.longest.copy_(self.streak)
 
     def add_losses(self, losses: Tensor, lambdas: Tensor) -> None:
         """Add the losses (n,) of one pass at their λ (n,). Losses that are not finite count as 0."""
-        finite = losses.isfinite()
-        sums, counts = lambda_histogram(torch.where(finite, losses, 0.0), lambdas, self.edges)
+        sums, counts = lambda_histogram(losses.nan_to_num(0.0, 0.0, 0.0), lambdas, self.edges)
         self.sums += sums
         self.counts += counts
 
     def add_step(self, loss: Tensor, norm: Tensor, bad: Tensor) -> None:
         """Add one step: its mean loss, the norm of its gradient, and whether it was skipped."""
-        good = 1 - bad.double()
-        self.loss += torch.where(bad, 0.0, loss.double())
-        self.norm += torch.where(bad, 0.0, norm.double())
-        self.steps += good
-        self.skipped = self.skipped + bad
-        self.streak = torch.where(bad, self.streak + 1, 0.0)
-        self.longest = torch.maximum(self.longest, self.streak)
+        self.loss += torch.where(bad, 0.0, loss)
+        self.norm += torch.where(bad, 0.0, norm)
+        self.steps += ~bad
+        self.skipped += bad
+        self.streak.add_(1).masked_fill_(bad.logical_not(), 0.0)
+        torch.maximum(self.longest, self.streak, out=self.longest)
 
     def shared(self, accelerator: Any) -> tuple[float, Tensor, Tensor]:
         """Over all processes: the sum of the steps' losses, and the sums and counts by λ. All have to call it."""
@@ -83,9 +80,9 @@ class Tally:
     def load(self, state: Mapping[str, Tensor], main: bool) -> None:
         """The inverse of :meth:`state`. The sums by λ are those of all processes, and only the main one takes them."""
         for name in self.names:
-            setattr(self, name, state[name].to(self.edges.device))
+            getattr(self, name).copy_(state[name])
         if not main:
-            self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
+            torch._foreach_zero_([self.sums, self.counts])
 
 
 class Logbook:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from sde_toolkit.networks.inside import hyperparameters_of
 from sde_toolkit.ranges import check_range
 from sde_toolkit.sampling.arguments import check_model
 from sde_toolkit.sde import SDE
-from sde_toolkit.training.batches import PassInputs, check_labels
+from sde_toolkit.training.batches import ReadInputs, check_labels
+from sde_toolkit.training.feeding import PassInputs, sent
 
 __all__ = ["Loss", "Objective", "Times", "check_augmentation", "check_training_data", "modes_kept"]
 
@@ -35,10 +36,13 @@ class Times(Protocol):
 
 
 class Objective(nn.Module):
-    """Maps a batch to the loss (B,) and the half log-SNR λ (B,) of each sample.
+    """Maps a batch to its mean loss and the loss (B,) of each sample: it perturbs them, and calls network and loss.
 
-    It finds the times, perturbs the samples, and calls the network and the loss.
+    Times are found on the host, before the batch is sent to the device (:meth:`prepared`): they are a few numbers, and
+    a distribution of times may compute with them as it likes.
     """
+
+    times: Times
 
     def __init__(
         self, model: ScoreModel, loss: Loss, times: Times, t_min: float, augmentation: Augmentation | None = None
@@ -46,18 +50,38 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.times = times
+        self.__dict__["times"] = times  # no submodule, even if it is one: it works on the host
         self.t_min = t_min
         self.augmentation = augmentation
+        self._compiled: Callable[[PassInputs], tuple[Tensor, Tensor]] | None = None
+
+    def compile_passes(self, **how: Any) -> None:
+        """Compile the passes of training, as one graph if the parts allow it. ``how``: of ``torch.compile``.
+
+        Evaluation stays as it is: its batches have other sizes, and each size would be compiled.
+        """
+        self._compiled = torch.compile(self._loss_of, **how)
+
+    def prepared(self, read: ReadInputs, device: torch.device | str) -> PassInputs:
+        """The inputs of a pass, on a device, with their times, λ and noise. The host does not wait for the device."""
+        sde = self.model.sde
+        t, importance = self.times(sde, read.u, self.t_min)
+        t, importance, lambdas = (sent(part, device) for part in (t, importance, sde.half_log_snr(t)))
+        others = (None if part is None else sent(part, device) for part in (read.labels, read.uniform, read.normal))
+        return PassInputs(sent(read.x, device), t, importance, lambdas, read.noise.on(device), *others)
 
     def forward(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """Losses and λ, (B,) each. The data are mapped to model space here, on the device of the inputs."""
-        model = self.model
-        x_0 = model.transform.forward(inputs.x).to(torch.float32)
+        """The mean loss, and the losses (B,) without a gradient."""
+        run = self._loss_of if self._compiled is None or not self.training else self._compiled
+        return run(inputs)
+
+    def _loss_of(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """The data are mapped to model space here, on the device of the inputs."""
+        x_0 = self.model.transform.forward(inputs.x).to(torch.float32)
         x_0, condition = self._augmented(x_0, inputs)
-        t, importance = self.times(model.sde, inputs.u, self.t_min)
-        losses = self.loss(model, x_0, t, inputs.noise, condition)
-        return importance.to(losses.dtype) * losses, model.sde.half_log_snr(t)
+        losses = self.loss(self.model, x_0, inputs.t, inputs.noise, condition)
+        losses = inputs.importance.to(losses.dtype) * losses
+        return losses.mean(), losses.detach()
 
     def _augmented(self, x_0: Tensor, inputs: PassInputs) -> tuple[Tensor, Any]:
         if self.augmentation is None or inputs.uniform is None or not self.training:

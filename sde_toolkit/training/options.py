@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from sde_toolkit.checks import check_count, check_positive, is_number, nested_tuples
 from sde_toolkit.errors import ArgumentError
+from sde_toolkit.sampling.captured import CUDA_GRAPH
 from sde_toolkit.training.averages import worth_using_from
 
 __all__ = ["PRECISIONS", "TrainingOptions"]
@@ -43,7 +44,12 @@ class TrainingOptions:
         precision: of the network: float32, bfloat16, float16 (CUDA only). The loss is computed in float32.
         patience: the run stops after this many steps in a row without a finite gradient. Such steps are skipped. Their
             number is checked whenever a row is logged.
-        compile: whether to compile the network.
+        compile: True compiles a pass (perturbation, network, loss and their gradients) into fused kernels. "cuda_graph"
+            records the whole update as it is and launches it at one go: for small networks, on one CUDA device.
+        tf32: whether a CUDA device multiplies float32 matrices, and convolves, in TF32: with 10 bits after the point.
+        channels_last: whether the network's convolutions store channels last. None: on CUDA devices.
+        data_on_device: whether the training samples are copied to the device as a whole. None: if they are one tensor
+            and take at most a quarter of its free memory, and the device is a CUDA one.
         workers: number of processes that read data ahead. 0: the training process reads them itself.
         seed: of all random numbers.
 
@@ -75,7 +81,10 @@ class TrainingOptions:
     keep: int = 2
     precision: str = "float32"
     patience: int = 10
-    compile: bool = False
+    compile: bool | Literal["cuda_graph"] = False
+    tf32: bool = True
+    channels_last: bool | None = None
+    data_on_device: bool | None = None
     workers: int = 0
     seed: int = 0
 
@@ -92,8 +101,13 @@ class TrainingOptions:
         self._require("seed", self.seed < 2**64 - 1, "must be less than 2^64 - 1")  # held-out noise has the next one
         for name in ("learning_rate", "max_gradient_norm", "epsilon"):
             check_positive(name, getattr(self, name), self._remedy(name))
-        for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "compile"):
+        for name in ("low_discrepancy", "cosine_decay", "ema_warmup", "tf32"):
             self._require(name, isinstance(getattr(self, name), bool), "must be true or false")
+        for name in ("channels_last", "data_on_device"):
+            given = getattr(self, name)
+            self._require(name, given is None or isinstance(given, bool), "must be true, false or None")
+        modes = isinstance(self.compile, bool) or self.compile == CUDA_GRAPH
+        self._require("compile", modes, f'must be true, false or "{CUDA_GRAPH}"')
         for name in ("ema_decay", "label_dropout"):
             self._require(name, _in_unit(getattr(self, name)), "must lie in [0, 1)")
         self._require("t_min", self.t_min is None or _in_unit(self.t_min), "must lie in [0, 1)")

@@ -154,8 +154,14 @@ def load_full_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole optimizer state by parameter names, on the CPU, in the main process. All processes have to call it."""
-    return dict(get_optimizer_state_dict(model, optimizer, options=_FULL))
+    """The whole optimizer state by parameter names, on the CPU, in the main process. All processes have to call it.
+
+    What a recorded update sets in the groups is written as for an update as it is.
+    """
+    found: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_FULL))
+    for group in found.get("param_groups", ()):
+        group.update(lr=float(group["lr"]), capturable=False)
+    return found
 
 
 def load_full_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

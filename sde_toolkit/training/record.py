@@ -14,14 +14,17 @@ from sde_toolkit.training.trial import held_numbers, try_parts
 
 __all__ = ["describe_run", "free_keys"]
 
-_FREE = ("log_every", "evaluate_every", "checkpoint_every", "keep", "patience", "compile", "workers", "pass_size")
+_FREE = (
+    *("log_every", "evaluate_every", "checkpoint_every", "keep", "patience"),
+    *("compile", "tf32", "channels_last", "data_on_device", "workers", "pass_size"),
+)
 _LOOKED_AT = 64  # samples of each part that identify a data set
 
 
 def free_keys(dataset: Dataset, options: TrainingOptions) -> Set[str]:
     """The options that may differ between a checkpoint and the run that continues from it.
 
-    They say how often the run logs, evaluates and saves, when it gives up, whether the network is compiled, and how the
+    They say how often the run logs, evaluates and saves, when it gives up, how it is computed on a device, and how the
     work is divided (not for streams, whose order depends on it). The number of steps is free if neither the learning
     rate nor an average depends on it.
     """

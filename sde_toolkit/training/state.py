@@ -6,10 +6,10 @@ checkpoint of them is a checkpoint of the run.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
+from sde_toolkit.sampling.captured import CUDA_GRAPH
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import (
     Portion,
-    ReadInputs,
     Recipe,
     held_out_inputs,
     inputs_from_data,
@@ -31,6 +31,7 @@ from sde_toolkit.training.batches import (
     share_of_stream,
 )
 from sde_toolkit.training.draws import step_seed
+from sde_toolkit.training.feeding import PassInputs, fed, kept_samples
 from sde_toolkit.training.logbook import Tally, lambda_edges
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.options import TrainingOptions
@@ -43,8 +44,10 @@ from sde_toolkit.training.processes import (
     load_full_weights,
     split_batch,
 )
+from sde_toolkit.training.recorded_update import RecordedUpdate
 from sde_toolkit.training.saving import load_state, mark_best, prune, restoring, save_checkpoint
 from sde_toolkit.training.trial import check_trial, try_network
+from sde_toolkit.training.update import Update
 
 __all__ = ["TrainingState", "learning_rate_factor"]
 
@@ -62,8 +65,8 @@ class TrainingState:
     def __init__(self, objective: Objective, dataset: Dataset, options: TrainingOptions, accelerator: Any) -> None:
         self.model, self.dataset, self.options, self.accelerator = objective.model, dataset, options, accelerator
         self.passes, self.pass_size = split_batch(options, accelerator.num_processes)
-        if options.compile and isinstance(self.model.network, torch.nn.Module):
-            self.model.network.compile()
+        if options.compile is True:
+            objective.compile_passes()
         optimizer = torch.optim.AdamW(
             self._weights(),
             lr=options.learning_rate,
@@ -75,12 +78,23 @@ class TrainingState:
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.inner: Objective = accelerator.unwrap_model(self.objective)
         self.adam: torch.optim.Optimizer = self.optimizer.optimizer
+        self.objective.train()
         self.schedule = LambdaLR(self.adam, lambda step: learning_rate_factor(step, options))
         weights = self._weights()  # once more: sharding makes new parameters
         self.ema = WeightAverage(weights, exponential_update(options.ema_decay, options.ema_warmup))
         self.powers = {width: WeightAverage(weights, power_function_update(width)) for width in options.power_averages}
         at_noise, at_data = (float(self.model.sde.half_log_snr(t)) for t in (1.0, objective.t_min))
         self.tally = Tally(lambda_edges(at_noise, at_data), accelerator.device)
+        self.update = (RecordedUpdate if options.compile == CUDA_GRAPH else Update)(
+            self.objective,
+            weights,
+            self.adam,
+            self.optimizer,
+            self.passes,
+            options.max_gradient_norm,
+            self.tally,
+            accelerator,
+        )
         self.stream = share_of_stream(dataset.stream, options.workers, accelerator)
         self.step, self.seconds = 0, 0.0
         self.best = (math.inf, 0)  # held-out loss, step
@@ -90,9 +104,9 @@ class TrainingState:
 
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def inputs(self, last: int) -> Generator[ReadInputs, None, None]:
-        """This process's passes of the steps from here to ``last``."""
-        options, rank = self.options, self.accelerator.process_index
+    def inputs(self, last: int) -> Generator[PassInputs, None, None]:
+        """This process's passes of the steps from here to ``last``, on its device."""
+        options, rank, device = self.options, self.accelerator.process_index, self.accelerator.device
         augmentation, classes = self.inner.augmentation, self.model.num_classes
         recipe = Recipe(
             options.seed,
@@ -109,41 +123,31 @@ class TrainingState:
             for step in range(self.step, last)
             for part in range(self.passes)
         )
+        kept = kept_samples(self.dataset, device, options.data_on_device)
         if self.stream is not None:
-            return inputs_from_stream(self.stream, recipe, portions, classes=classes)
-        pin = self.accelerator.device.type == "cuda"
-        return inputs_from_data(
-            self.dataset, recipe, portions, use_labels=bool(classes), workers=options.workers, pin=pin
-        )
+            read = inputs_from_stream(self.stream, recipe, portions, classes=classes)
+        else:
+            labelled, pin = bool(classes), device.type == "cuda"
+            read = inputs_from_data(
+                self.dataset, recipe, portions, use_labels=labelled, workers=options.workers, pin=pin, kept=kept
+            )
+        ahead = self.stream is None  # a checkpoint holds the place of a stream, which must not run ahead of the step
+        return fed(read, partial(self.inner.prepared, device=device), device, ahead=ahead)
 
-    def advance(self, inputs: Iterator[ReadInputs]) -> None:
+    def advance(self, inputs: Iterator[PassInputs]) -> None:
         """Take one step. If the gradient is not finite, weights and optimizer stay as they are.
 
-        The host does not wait for the device.
+        The host does not wait for the device. The model is in training mode.
         """
-        accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
-        self.objective.train()
         for part in range(self.passes):
-            drawn = next(inputs).on(accelerator.device)
-            torch.manual_seed(step_seed(self.options.seed, self.step, accelerator.process_index, part))
-            with contextlib.nullcontext() if part == self.passes - 1 else accelerator.no_sync(self.objective):
-                losses, lambdas = self.objective(drawn)
-                value = losses.mean() / self.passes
-                accelerator.backward(value)
-            total = total + value.detach()
-            self.tally.add_losses(losses.detach(), lambdas)
-        norm = accelerator.clip_grad_norm_(self._weights(), self.options.max_gradient_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
-        bad = ~norm.isfinite()
-        if accelerator.scaler is None:  # torch's fused Adam leaves everything as it is where found_inf is 1
-            self.adam.grad_scale, self.adam.found_inf = None, bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            drawn = next(inputs)
+            torch.manual_seed(step_seed(self.options.seed, self.step, self.accelerator.process_index, part))
+            self.update.add_pass(drawn, last=part == self.passes - 1)
+        self.update.finish()
         self.schedule.step()
         self.step += 1
         for average in (self.ema, *self.powers.values()):
             average.update()
-        self.tally.add_step(total, norm, bad)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -160,11 +164,12 @@ class TrainingState:
         place = accelerator.process_index, accelerator.num_processes
         labelled = bool(self.model.num_classes)
         self.inner.eval()
-        for drawn in held_out_inputs(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
+        for read in held_out_inputs(self.dataset, recipe, count, self.pass_size, *place, use_labels=labelled):
+            drawn = self.inner.prepared(read, accelerator.device)
             with accelerator.autocast():
-                losses, lambdas = self.inner(drawn.on(accelerator.device))
+                _, losses = self.inner(drawn)
             total += losses.double().sum()
-            tally.add_losses(losses, lambdas)
+            tally.add_losses(losses, drawn.lambdas)
         self.inner.train()
         tally.sums, tally.counts, total = (accelerator.reduce(x, "sum") for x in (tally.sums, tally.counts, total))
         return total.item() / count, tally

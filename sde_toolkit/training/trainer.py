@@ -24,8 +24,10 @@ from sde_toolkit.training.folder import check_folder, remove_leftovers, run_dige
 from sde_toolkit.training.logbook import Logbook
 from sde_toolkit.training.objective import Loss, Objective, Times, check_augmentation, check_training_data, modes_kept
 from sde_toolkit.training.options import TrainingOptions
+from sde_toolkit.training.placing import float32_products, place
 from sde_toolkit.training.processes import make_accelerator, newest_for_all
 from sde_toolkit.training.record import describe_run, free_keys
+from sde_toolkit.training.recorded_update import check_recorded
 from sde_toolkit.training.saving import check_run, check_stream_state, mark_missed_best, writing
 from sde_toolkit.training.state import TrainingState
 from sde_toolkit.training.stopping import Interrupted, StopRequest
@@ -95,6 +97,7 @@ def train(
     check_plain("run", record)
     _check_checkpoints(directory, record, free, resume)
     accelerator = make_accelerator(options, device, trackers, directory)
+    check_recorded(options, accelerator)
     with ExitStack() as held:
         if accelerator.is_main_process:
             with writing(directory):
@@ -104,7 +107,9 @@ def train(
         accelerator.wait_for_everyone()
         last = newest_for_all(directory, accelerator)
         held.enter_context(modes_kept(model))
-        model.to(accelerator.device).train()
+        held.enter_context(float32_products(options.tf32, accelerator.device))
+        place(model, options, accelerator.device)
+        model.train()
         state = TrainingState(objective, dataset, options, accelerator)
         if last is not None:
             check_run(last, record, free)

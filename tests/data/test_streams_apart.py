@@ -85,7 +85,8 @@ def test_what_a_step_draws_is_drawn_once(monkeypatch):
     recipe = Recipe(5, 8, low_discrepancy=False, uniforms=3, normals=2, label_dropout=0.5, no_class=3)
     for step in range(3):
         for first in (0, 4):
-            recipe.complete(Portion(step, first, 4), torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)).on("cpu")
+            portion, labels = Portion(step, first, 4), torch.zeros(4, dtype=torch.int64)
+            recipe.complete(portion, torch.zeros(4, 2), labels).noise.on("cpu")
         for rank, part in itertools.product(range(2), range(2)):
             step_seed(5, step, rank, part)
         epoch_order(5, step, 10)

@@ -21,20 +21,25 @@ from sde_toolkit.training.draws import epoch_order, step_seed
 X = torch.zeros(24, 3, 5)
 
 
+def drawn(read):
+    """What was read, with its noise drawn."""
+    return read._replace(noise=read.noise.on("cpu"))
+
+
 @given(cut=st.integers(1, 23), step=st.integers(0, 10**9), seed=st.integers(0, 2**40), spread=st.booleans())
 def test_a_batch_is_the_same_in_any_portions(cut, step, seed, spread):
     recipe = Recipe(seed, 24, spread, uniforms=2, normals=3, label_dropout=0.5, no_class=7)
     labels = torch.arange(24)
-    whole = recipe.complete(Portion(step, 0, 24), X, labels).on("cpu")
-    first = recipe.complete(Portion(step, 0, cut), X[:cut], labels[:cut]).on("cpu")
-    second = recipe.complete(Portion(step, cut, 24 - cut), X[cut:], labels[cut:]).on("cpu")
+    whole = drawn(recipe.complete(Portion(step, 0, 24), X, labels))
+    first = drawn(recipe.complete(Portion(step, 0, cut), X[:cut], labels[:cut]))
+    second = drawn(recipe.complete(Portion(step, cut, 24 - cut), X[cut:], labels[cut:]))
     for part, one, two in zip(whole, first, second, strict=True):
         assert torch.equal(part, torch.cat([one, two]))
 
 
 def test_noise_and_independent_times_have_their_distributions():
     recipe = Recipe(3, 4000, low_discrepancy=False, uniforms=1, normals=1)
-    batch = recipe.complete(Portion(5, 0, 4000), torch.zeros(4000, 4), None).on("cpu")
+    batch = drawn(recipe.complete(Portion(5, 0, 4000), torch.zeros(4000, 4), None))
     assert kstest(batch.noise.flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(batch.normal.flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(batch.u.numpy(), "uniform").pvalue > 1e-4
@@ -114,7 +119,7 @@ def batches(monkeypatch):
 
     def recording_complete(self, portion, x, labels):
         read = complete(self, portion, x, labels)
-        found.append(read.on("cpu"))
+        found.append(drawn(read))
         return read
 
     monkeypatch.setattr(Recipe, "complete", recording_complete)

@@ -1,0 +1,243 @@
+"""One step on a device: the host waits for nothing, a compiled pass is one graph, and a recorded update is an update.
+
+No CUDA is needed. On torch's device "meta" tensors have no values, so that whatever would wait for a value raises, and
+so does a mixture of devices. A recording is made here of the operations that one update runs; it repeats these and
+nothing else, and writes into the tensors of that update, as a CUDA graph does.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import VECTORS, images, rows, vectors, weights
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sde_toolkit import MLP, VESDE, VPSDE, FlowMatching, ScoreModel, SubVPSDE, UNet, losses
+from sde_toolkit.data import EDMAugmentation, HorizontalFlip
+from sde_toolkit.errors import ArgumentError
+from sde_toolkit.losses import DenoisingScoreMatching
+from sde_toolkit.training import TrainingOptions, recorded_update, trainer
+from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
+from sde_toolkit.training.batches import Portion, Recipe
+from sde_toolkit.training.feeding import KeptSamples
+from sde_toolkit.training.logbook import Tally, lambda_edges
+from sde_toolkit.training.objective import Objective
+from sde_toolkit.training.update import Update
+
+SDES = (VPSDE(), VESDE(), SubVPSDE(), FlowMatching())
+WEIGHTINGS = [losses.constant, losses.sigma_squared, losses.g_squared, losses.EDMWeighting(), losses.MinSNR()]
+WEIGHTINGS += [losses.P2(), losses.SigmoidWeighting(), losses.Converted(losses.constant, "score", "epsilon")]
+TIMES = [losses.Uniform(), losses.Discrete(), losses.LikelihoodTimes(), losses.LogNormal(), losses.LogitNormal()]
+
+
+def points(sde, loss, times=None, prediction="v", **more):
+    torch.manual_seed(0)
+    network = MLP(event_shape=(2,), width=8, depth=1)
+    model = ScoreModel(network, sde, prediction, event_shape=(2,), **more)
+    return Objective(model, loss, times or losses.Uniform(), sde.likelihood_end)
+
+
+def pictures(augmentation=None, loss=None, **more):
+    torch.manual_seed(0)
+    width = None if augmentation is None else augmentation.width or None
+    given = {"widths": (8, 16), "blocks_per_level": 1, "attention_levels": (), "augmentation_width": width, **more}
+    model = ScoreModel(UNet(num_classes=3, **given), VPSDE(), "edm", event_shape=(1, 8, 8))
+    return Objective(model, loss or DenoisingScoreMatching("edm"), losses.Uniform(), 1e-3, augmentation)
+
+
+def hybrid():
+    torch.manual_seed(0)
+    network = UNet(widths=(8, 16), blocks_per_level=1, attention_levels=(), out_channels=2, num_classes=3)
+    model = ScoreModel(network, VPSDE(), "epsilon", event_shape=(1, 8, 8), learned_variance=True)
+    return Objective(model, losses.Hybrid(), losses.Uniform(), 1e-3)
+
+
+OBJECTIVES = [
+    *(pytest.param(lambda sde=sde: points(sde, DenoisingScoreMatching("v")), id=str(sde)) for sde in SDES),
+    *(
+        pytest.param(lambda w=w: points(VPSDE(), DenoisingScoreMatching("score", w)), id=f"weighting {i}")
+        for i, w in enumerate(WEIGHTINGS)
+    ),
+    *(pytest.param(lambda t=t: points(VPSDE(), DenoisingScoreMatching("v"), t), id=str(t)) for t in TIMES),
+    pytest.param(lambda: pictures(HorizontalFlip()), id="flipped images"),
+    pytest.param(lambda: pictures(EDMAugmentation()), id="augmented images"),
+    pytest.param(hybrid, id="learned variance"),
+]
+
+
+def read(objective, n=8):
+    augmentation, shape = objective.augmentation, objective.model.event_shape
+    draws = (0, 0) if augmentation is None else augmentation.draws
+    recipe = Recipe(0, n, uniforms=draws[0], normals=draws[1], label_dropout=0.5, no_class=3)
+    labels = torch.arange(n) % 3 if objective.model.num_classes else None
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
+    return recipe.complete(Portion(4, 0, n), x, labels)
+
+
+class Adam(torch.optim.AdamW):
+    """Not the fused one, which is made for devices with values; so it takes no flag for skipped steps."""
+
+    def step(self, closure=None):
+        self.found_inf = None
+        return super().step(closure)
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Raises where a tensor of the host becomes one of the device: a copy that no CUDA graph can hold."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        found = function(*arguments, **(named or {}))
+        taken, given = (
+            {leaf.device.type for leaf in _pytree.tree_leaves(side) if isinstance(leaf, torch.Tensor)}
+            for side in ((arguments, named), found)
+        )
+        assert not ("cpu" in taken and "meta" in given), function
+        return found
+
+
+@pytest.mark.parametrize("make", OBJECTIVES)
+def test_a_step_waits_for_no_value_of_the_device(make):
+    objective = make().to("meta").train()
+    weights = list(objective.parameters())
+    alone = SimpleNamespace(scaler=None, distributed_type="NO", device=torch.device("meta"))
+    adam = Adam(weights, foreach=True)
+    tally = Tally(lambda_edges(-5.0, 5.0), torch.device("meta"))
+    update = Update(objective, weights, adam, adam, 2, 1.0, tally, alone)
+    averages = [WeightAverage(weights, how) for how in (exponential_update(0.9), power_function_update(0.1))]
+    for _ in range(2):
+        inputs = [objective.prepared(read(objective), "meta") for _ in range(2)]
+        with NothingFromTheHost():
+            for part in range(2):
+                update.add_pass(inputs[part], last=part == 1)
+            update.finish()
+            for average in averages:
+                average.update()
+            tally.clear()
+
+
+def gradients(objective, inputs):
+    mean, each = objective(inputs)
+    return mean, each, torch.autograd.grad(mean, list(objective.parameters()))
+
+
+def flipped():
+    """Everything around a small network: a weighting of another error, labels, and an augmentation."""
+    torch.manual_seed(0)
+    network = MLP(event_shape=(1, 4, 4), width=8, depth=1, num_classes=3)
+    model = ScoreModel(network, VESDE(), "edm", event_shape=(1, 4, 4))
+    loss = DenoisingScoreMatching("score", losses.SigmoidWeighting())
+    return Objective(model, loss, losses.Uniform(), 1e-3, HorizontalFlip())
+
+
+@pytest.mark.parametrize("make", [flipped, lambda: points(FlowMatching(), DenoisingScoreMatching("velocity"))])
+def test_a_compiled_pass_is_one_graph_with_the_loss_and_gradient_of_the_pass(make):
+    torch.compiler.reset()
+    objective = make().train()
+    inputs = objective.prepared(read(objective), "cpu")
+    plain = gradients(objective, inputs)
+    objective.compile_passes(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(objective, inputs), plain, rtol=1e-4, atol=1e-6)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation with its tensors, as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        found = function(*arguments, **(named or {}))
+        self.noted.append(
+            (
+                function,
+                *_pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (arguments, named or {}, found)),
+            )
+        )
+        return found
+
+    @torch.no_grad()
+    def repeat(self):
+        for function, arguments, named, found in self.noted:
+            again = function(*arguments, **named)
+            for old, new in zip(_pytree.tree_leaves(found), _pytree.tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Recordings of the operations of an update, which stand for CUDA graphs. The list has one entry for each."""
+    made = []
+
+    def record_kernels(work):
+        recorder, ran = Recorder(), []
+        with recorder:
+            work()  # the first repetition: what is recorded here has run
+        made.append(recorder)
+
+        def replay():
+            if ran:
+                recorder.repeat()
+            ran.append(True)
+
+        return replay
+
+    monkeypatch.setattr(recorded_update, "record_kernels", record_kernels)
+    monkeypatch.setattr(trainer, "check_recorded", lambda options, accelerator: None)  # the CPU is not refused
+    return made
+
+
+def test_a_recorded_update_is_the_update(tmp_path, recorded):
+    """Passes, dropout, labels, flips, clipping, averages and the log, to round-off: the learning rate is a float32."""
+    for name, how in (("plain", False), ("recorded", "cuda_graph")):
+        images(tmp_path / name, compile=how, workers=0, steps=8, checkpoint_every=8)
+    assert len(recorded) == 2  # a pass, and the end of an update
+    for kind in ("raw", "ema"):
+        one, two = (weights(tmp_path / name, kind) for name in ("plain", "recorded"))
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    for one, two in zip(*(rows(tmp_path / name) for name in ("plain", "recorded")), strict=True):
+        assert one.keys() == two.keys()
+        assert [float(v or 0) for v in two.values()] == pytest.approx([float(v or 0) for v in one.values()], rel=1e-4)
+
+
+def test_a_recorded_run_continues_as_one_that_is_not(tmp_path, recorded):
+    """Its checkpoint is that of any run."""
+    options = dataclasses.replace(VECTORS, steps=15, snapshots=2)
+    vectors(tmp_path / "plain", options=options)
+    for until, how in ((5, "cuda_graph"), (7, False), (None, "cuda_graph")):
+        vectors(tmp_path / "parts", until, dataclasses.replace(options, compile=how))
+    assert len(recorded) == 4
+    one, two = (weights(tmp_path / name, "raw") for name in ("plain", "parts"))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_recorded_is_named(tmp_path, recorded, monkeypatch):
+    def refuses(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(recorded_update, "record_kernels", refuses)
+    with pytest.raises(ArgumentError, match=r"compile='cuda_graph'.*not permitted when stream is capturing"):
+        images(tmp_path, compile="cuda_graph", workers=0)
+
+
+def test_a_recording_without_a_device_for_it_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="compile='cuda_graph': it needs a CUDA device"):
+        images(tmp_path / "run", compile="cuda_graph")
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_kept_on_a_device_are_the_samples(tmp_path):
+    """uint8 stays uint8, and a run is bit for bit the same."""
+    values = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
+    index = torch.tensor([7, 0, 19, 7])
+    kept = KeptSamples(values, torch.device("cpu"))
+    assert torch.equal(kept[index], values[index])
+    assert (len(kept), kept[index].dtype) == (20, torch.uint8)
+    options = TrainingOptions(steps=3, batch_size=600, evaluate_every=3, held_out=8)
+    for name, kept in (("read", False), ("kept", True)):
+        vectors(tmp_path / name, options=dataclasses.replace(options, data_on_device=kept))
+    one, two = (weights(tmp_path / name, "raw") for name in ("read", "kept"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
