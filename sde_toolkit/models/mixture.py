@@ -27,6 +27,7 @@ from sde_toolkit.models.prediction import Kind, Prediction
 from sde_toolkit.models.row_products import row_products, with_derivatives_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.models.time_inputs import ScaledTime
+from sde_toolkit.networks.normalisation import transforms_active
 from sde_toolkit.sde import SDE, Time
 
 __all__ = ["GaussianMixture", "MixtureNetwork", "gaussian"]
@@ -78,7 +79,8 @@ class MixtureNetwork(nn.Module):
         slope = alpha * sigma * (1 - self.variances.to(flat))
         v = slope * scaled  # α ε̂ − σ (x̂_0 − m), along the axes
         others = (alpha, sigma, self.means, self.variances, self.log_weights)
-        if self.axes is None and not any(is_differentiated(c) for c in (time, *others)):
+        with_derivatives = torch.compiler.is_compiling() or transforms_active() or is_differentiated(flat)
+        if with_derivatives and self.axes is None and not any(is_differentiated(c) for c in (time, *others)):
             return self._averaged(flat, alpha, sigma, log_density, v - sigma * means, slope)
         if self.axes is not None:
             v = torch.einsum("kij,bkj->bki", self.axes.to(flat), v)

@@ -26,11 +26,15 @@ Time: TypeAlias = Any
 NO_FLOAT64 = ("mps",)
 """Devices without float64: schedules are computed on the CPU for them."""
 
+_CPU = torch.device("cpu")
+
 _ROUNDING = 1e-15  # |α(1)| up to this size is a rounding error of 0
 
 
 def as_float64(value: Any) -> tuple[Tensor, torch.dtype, torch.device]:
     """``value`` as a float64 tensor for schedules, and the dtype and device that the result should have."""
+    if type(value) is Tensor and value.dtype is torch.float64 and value.is_cpu:  # the usual case, and the quickest
+        return value, torch.float64, _CPU
     if not isinstance(value, Tensor):
         value = torch.as_tensor(value, dtype=torch.float64)
     dtype = value.dtype if value.is_floating_point() else torch.float64
@@ -46,7 +50,7 @@ def _checked_times(t: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ArgumentError: if ``t`` is outside [0, 1] by more than that.
     """
-    if t.device.type != "cpu" or torch.compiler.is_compiling() or _in_unit(t):
+    if not t.is_cpu or torch.compiler.is_compiling() or _in_unit(t):
         return t
     slack = min(2 * torch.finfo(dtype).eps, 1e-6)
     outside = ~((t >= -slack) & (t <= 1 + slack))
@@ -62,11 +66,14 @@ def _checked_times(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _in_unit(t: Tensor) -> bool:
     """Whether all times are in [0, 1]; also True under ``torch.func.vmap``, where no value can be looked at."""
-    if t.numel() == 0:
+    n = t.numel()
+    if n == 0:
         return True
     try:
-        ends = (t, t) if t.numel() == 1 else torch.aminmax(t)
-        return ends[0].item() >= 0 and ends[1].item() <= 1
+        if n == 1:
+            return 0 <= t.item() <= 1
+        least, most = torch.aminmax(t)
+        return least.item() >= 0 and most.item() <= 1
     except RuntimeError:
         return True
 
@@ -81,7 +88,7 @@ def in_float64(schedule: Callable[..., Any]) -> Callable[..., Tensor]:
         value = schedule(self, t64)
         if not isinstance(value, Tensor) or value.shape != t64.shape or value.dtype != torch.float64:
             value = _as_schedule(value, t64, f"class {type(self).__name__}: {schedule.__name__}(t)")
-        return value.to(device, dtype)
+        return value if dtype is torch.float64 and device is _CPU and value.is_cpu else value.to(device, dtype)
 
     return wrapped
 
