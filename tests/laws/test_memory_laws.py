@@ -17,7 +17,7 @@ def network(x, time):
 
 @pytest.fixture(autouse=True)
 def only_what_is_new():
-    """What lived before is left out of every look: other modules have a million objects. It is never looked at again."""
+    """What lived before is left out of every look, for good: other modules have a million objects."""
     gc.collect()
     gc.freeze()
 
