@@ -113,9 +113,6 @@ class ModulatedBlock(nn.Module):
         """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *resampled size)."""
         h = self.enter(activated(self.enter_norm, x))
         told = self.modulation(vector)
-        if self.scaled:
-            h = self.leave_norm(h, *told.chunk(2, dim=1))
-        else:
-            h = h + told.reshape(told.shape + (1,) * (h.ndim - told.ndim))
-            h = activated(self.leave_norm, h)  # type: ignore[arg-type]
+        norm: Any = self.leave_norm
+        h = norm(h, *told.chunk(2, dim=1)) if self.scaled else activated(norm, h, offset=told)
         return scaled_sum(self.leave(self.dropout(h)), self.skip(self.resample(x)))

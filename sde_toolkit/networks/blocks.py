@@ -99,10 +99,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """x plus the attention's output, times ``scale``. ``vector`` is not used: all blocks are called alike."""
         tokens = self.norm(x).flatten(2).mT  # (B, positions, width)
-        heads = self.enter(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
-        queries, keys, values = heads.unbind(2)  # each (B, heads, positions, width / heads)
+        parts = self.enter(tokens).unflatten(2, (3, self.heads, -1)).unbind(2)
+        queries, keys, values = (part.transpose(1, 2) for part in parts)  # each (B, heads, positions, width / heads)
         attended = attend(queries, keys, values).transpose(1, 2).flatten(2)
-        return scaled_sum(self.leave(attended).mT.reshape(x.shape), x, self.scale)
+        return scaled_sum(self.leave(attended), x.flatten(2).mT, self.scale).mT.reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -132,8 +132,11 @@ class Upsample(nn.Module):
 
 
 def scaled_sum(h: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
-    """``scale`` (h + x). The result overwrites h: nothing else may hold h, and no derivative may need it."""
-    if torch.compiler.is_compiling() or transforms_active():
+    """``scale`` (h + x). The result overwrites h: nothing else may hold h, and no derivative may need it.
+
+    A view of another tensor is not overwritten where derivatives are wanted: autograd would copy it several times.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or (torch.is_grad_enabled() and h._is_view()):
         return (h + x) * scale if scale != 1 else h + x
     h = h.add_(x)
     return h.mul_(scale) if scale != 1 else h

@@ -72,8 +72,8 @@ class FullAttention(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """x plus the attention's output. ``vector`` is not used: all parts of a level are called alike."""
         tokens = self.norm(x).flatten(2).mT  # (B, positions, width)
-        heads = self.enter(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3)
-        queries, keys, values = heads.unbind(2)  # each (B, heads, positions, head_width)
+        parts = self.enter(tokens).unflatten(2, (3, self.heads, -1)).unbind(2)
+        queries, keys, values = (part.transpose(1, 2) for part in parts)  # each (B, heads, positions, head_width)
         if self.memory is not None:
             known = self.memory.unsqueeze(1).expand(-1, x.shape[0], -1, -1, -1)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(known, (keys, values), strict=True))

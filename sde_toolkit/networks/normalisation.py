@@ -8,7 +8,7 @@ Perez et al. 2018).
 The trunks apply SiLU to nearly every norm. torch keeps three tensors for such a pair (x, y and SiLU(y)), and four if
 the weights are a sample's own. Here y is computed again in the backward pass: this costs two elementwise passes and
 saves a third or a half of the memory. On a CPU, half-precision norms and the SiLU after them are computed in float32,
-which is faster there and more exact.
+which is faster there and more exact. :mod:`.fused_norm` has what accelerators compute for channels-last data.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.functional import group_norm, silu
+
+from sde_toolkit.networks.fused_norm import differentiable_backward, fuses, normalised, per_channel, per_weight, traced
 
 __all__ = [
     "GroupNorm",
@@ -55,6 +57,11 @@ def slow_in_half(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
+def is_traced_on_accelerator(x: Tensor) -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` traces, for another device than a CPU."""
+    return torch.compiler.is_compiling() and x.device.type != "cpu" and x.ndim > 2
+
+
 PIECE = 2**20
 """How many numbers are converted to float32 at a time: their 4 MiB stay in a processor's cache."""
 
@@ -70,6 +77,12 @@ class GroupNorm(nn.GroupNorm):
         if slow_in_half(x):
             affine = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
             return group_norm(x.float(), self.num_groups, *affine, self.eps).to(x.dtype)
+        if self.weight is not None and not (is_dual(x) or transforms_active()):
+            given = (x, self.weight, self.bias, None, self.num_groups, self.eps, False)
+            if is_traced_on_accelerator(x):
+                return traced(*given)
+            if fuses(x):
+                return normalised(*given)
         return super().forward(x.contiguous() if is_dual(x) else x)
 
 
@@ -78,7 +91,9 @@ def group_norm_for(width: int, groups: int, affine: bool = True, eps: float = 1e
     return GroupNorm(group_count(width, groups, group_width), width, eps=eps, affine=affine)
 
 
-def activated(norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+def activated(
+    norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
     """SiLU(norm(x)), or SiLU(norm(x) scale + shift) for a norm without weights; shape and dtype of ``x``.
 
     Args:
@@ -86,8 +101,15 @@ def activated(norm: GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Te
         x: (B, C, *size).
         scale: (B, C), with ``shift``, for a norm without weights.
         shift: (B, C).
+        offset: (B, C); what is normalised is x + offset.
     """
     weight, bias = (norm.weight, norm.bias) if scale is None or shift is None else (scale, shift)
+    if is_traced_on_accelerator(x) and not is_dual(x):
+        return traced(x, weight, bias, offset, norm.num_groups, norm.eps, True)
+    if fuses(x) and not (is_dual(x) or is_dual(weight) or transforms_active()):
+        return normalised(x, weight, bias, offset, norm.num_groups, norm.eps, True)
+    if offset is not None:
+        x = x + per_channel(offset, x)
     if torch.compiler.is_compiling() or is_dual(x) or is_dual(weight):  # the compiler fuses the two itself
         y = norm(x)
         return silu(y if scale is None else torch.addcmul(per_channel(bias, x), y, per_channel(weight, x)))
@@ -123,13 +145,14 @@ class NormedSiLU(torch.autograd.Function):
         x, weight, bias, ctx.groups, ctx.eps = inputs
         _, mean, inverse = output
         ctx.mark_non_differentiable(mean, inverse)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*_differentiable_backward(cotangent, x, weight, bias, ctx.groups, ctx.eps), None, None)
+            return (*differentiable_backward(cotangent, x, weight, bias, ctx.groups, ctx.eps), None, None)
         pieces = zip(*(_pieces(tensor, x) for tensor in (cotangent, x, weight, bias, mean, inverse)), strict=False)
         dx, dw, db = zip(*(_backward(piece, ctx.groups, ctx.eps) for piece in pieces), strict=True)
         total = sum if weight.ndim == 1 else _concatenated
@@ -152,7 +175,7 @@ def _backward(given: Sequence[Tensor], groups: int, eps: float) -> tuple[Tensor,
         hat = torch.native_group_norm(wide, None, None, *_sizes(x), groups, eps)[0]
         w = per_channel(weight, x).to(wide.dtype)
         slope = torch.ops.aten.silu_backward(cotangent, torch.addcmul(per_channel(bias, x).to(wide.dtype), hat, w))
-        dw, db = _per_weight(hat.mul_(slope), weight), _per_weight(slope, weight)
+        dw, db = per_weight(hat.mul_(slope), weight), per_weight(slope, weight)
         slope = slope.mul_(w)
     gamma, mask = (weight.to(wide.dtype), [True, True, True]) if own else (None, [True, False, False])
     dx, *rest = torch.ops.aten.native_group_norm_backward(
@@ -161,36 +184,6 @@ def _backward(given: Sequence[Tensor], groups: int, eps: float) -> tuple[Tensor,
     if own:
         dw, db = rest
     return dx.to(x.dtype), dw, db
-
-
-def _differentiable_backward(
-    cotangent: Tensor, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`normed_silu` by differentiable operations, for second derivatives."""
-    z = x.unflatten(1, (groups, -1))  # (B, groups, width / groups, *size)
-    axes = list(range(2, z.ndim))
-    centred = z - z.mean(axes, keepdim=True)
-    inverse = (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-    hat = centred * inverse
-    w, b = (per_channel(p, x).unflatten(-x.ndim + 1 if p.ndim == 2 else 0, (groups, -1)) for p in (weight, bias))
-    y = w * hat + b
-    gate = y.sigmoid()
-    slope = cotangent.unflatten(1, (groups, -1)) * gate * (1 + y * (1 - gate))
-    inner = slope * w
-    dx = inverse * (inner - inner.mean(axes, keepdim=True) - hat * (inner * hat).mean(axes, keepdim=True))
-    weights = tuple(_per_weight(values.flatten(1, 2), weight) for values in (slope * hat, slope))
-    return dx.flatten(1, 2), *weights
-
-
-def _per_weight(values: Tensor, weight: Tensor) -> Tensor:
-    """``values`` (B, C, *size) summed to the shape of ``weight``: over positions, and over the batch for (C,)."""
-    axes = [0] * (weight.ndim == 1) + list(range(2, values.ndim))
-    return values.sum(axes) if axes else values.clone()
-
-
-def per_channel(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight per channel, (C,) or (B, C), with one more axis for each spatial axis of ``x``."""
-    return weight.reshape(weight.shape + (1,) * (x.ndim - 2))
 
 
 def _in_pieces(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,9 +130,7 @@ class ShiftedBlock(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Map ``x`` (B, inputs, *size) and ``vector`` (B, time_width) to (B, outputs, *resampled size)."""
         h = self.enter(activated(self.enter_norm, x))
-        shift = self.shift(vector)
-        h = h + shift.reshape(shift.shape + (1,) * (h.ndim - shift.ndim))
-        h = self.leave(self.dropout(activated(self.leave_norm, h)))
+        h = self.leave(self.dropout(activated(self.leave_norm, h, offset=self.shift(vector))))
         return scaled_sum(h, self.skip(self.resample(x)), self.scale)
 
 

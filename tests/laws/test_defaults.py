@@ -22,7 +22,7 @@ def functions():
     for module in pkgutil.walk_packages(sde_toolkit.__path__, "sde_toolkit."):
         if module.name.endswith("__main__") or ".cli" in module.name:
             continue
-        if module.name.endswith("philox_kernels") and importlib.util.find_spec("triton") is None:
+        if module.name.endswith("_kernels") and importlib.util.find_spec("triton") is None:
             continue
         names = vars(importlib.import_module(module.name))
         for thing in names.values():

@@ -57,7 +57,7 @@ MADE = {
 def all_errors():
     """Every subclass that any module of the package defines."""
     for module in pkgutil.walk_packages(sde_toolkit.__path__, "sde_toolkit."):
-        without_triton = module.name.endswith("philox_kernels") and importlib.util.find_spec("triton") is None
+        without_triton = module.name.endswith("_kernels") and importlib.util.find_spec("triton") is None
         if not (module.name.endswith("__main__") or without_triton):
             importlib.import_module(module.name)
     found, waiting = {SDEToolkitError}, [SDEToolkitError]
