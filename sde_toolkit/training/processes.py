@@ -23,6 +23,7 @@ from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training.options import PRECISIONS, TrainingOptions
 
 __all__ = [
+    "check_sharding",
     "full_optimizer",
     "full_weights",
     "gather_objects",
@@ -44,7 +45,7 @@ def make_accelerator(
 
     Raises:
         MissingDependencyError: if accelerate or the package of a tracker is not installed.
-        ArgumentError: if the device does not exist, for float16 without CUDA, or for an unknown tracker.
+        ArgumentError: if the device does not exist, for float16 without CUDA, for an unknown tracker, or for FSDP 1.
     """
     try:
         from accelerate import Accelerator
@@ -69,7 +70,20 @@ def make_accelerator(
     if made.device.type != device.type and not _launched():
         problem = f"accelerate would train on {made.device}"
         raise ArgumentError("device", str(device), problem, f"Pass device={made.device.type!r}, or 'cpu'.")
+    check_sharding(made)
     return made
+
+
+def check_sharding(accelerator: Any) -> None:
+    """Refuse the first version of FSDP, which hides the parameters from the averages and the checkpoints.
+
+    Raises:
+        ArgumentError: naming the second version, which is accepted.
+    """
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        problem = "the parameters of this version are no tensors of their own"
+        remedy = "Set fsdp_version: 2 in accelerate's configuration, or FSDP_VERSION=2."
+        raise ArgumentError("fsdp_version", 1, problem, remedy)
 
 
 def _existing(device: torch.device | str) -> torch.device:

@@ -109,8 +109,11 @@ def _unrecorded() -> None:
 def _recorded(work: Callable[[], None]) -> Replay:
     try:
         return record_kernels(work)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        # the error of the end of a recording hides the one that spoilt it
+        reason = str(error.__context__ or error).partition("\n")[0]
         problem = f"the update cannot be recorded: {reason}"
         remedy = "Pass compile=True or False; or keep network and loss from reading the device: no .item(), no if."
         raise ArgumentError("compile", CUDA_GRAPH, problem, remedy) from error

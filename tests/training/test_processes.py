@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from runs import HALF, half, rows, vectors, weights
 
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.checkpoint import checkpoint_folders
-from sde_toolkit.training import TrainingOptions
-from sde_toolkit.training.processes import split_batch
+from sde_toolkit.training import TrainingOptions, trainer
+from sde_toolkit.training.processes import check_sharding, split_batch
 from sde_toolkit.training.saving import load_state
+from sde_toolkit.training.update import Update
 
 RUN = Path(__file__).with_name("runs.py")
 
@@ -92,6 +94,55 @@ def test_sharded_parameters_train_as_whole_ones(one, tmp_path, forks):
         assert distance(plain, whole) < 1e-5
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+@pytest.fixture
+def as_one_of_a_group(tmp_path, monkeypatch):
+    """A function after which a run has an accelerator of a kind for several processes, in a group of this one alone."""
+    group = torch.distributed
+    group.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/group")
+
+    def give(kind, **sharding):
+        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+        plain = trainer.make_accelerator
+
+        def make(*arguments):
+            made = plain(*arguments)
+            made.state.distributed_type = DistributedType(kind)
+            if sharding:
+                made.state.fsdp_plugin = FullyShardedDataParallelPlugin(**sharding)
+            return made
+
+        monkeypatch.setattr(trainer, "make_accelerator", make)
+
+    yield give
+    group.destroy_process_group()
+
+
+@pytest.mark.parametrize(("kind", "sharding"), [("MULTI_CPU", {}), ("FSDP", {"fsdp_version": 2})])
+def test_wrappers_of_accelerate_around_one_process_change_nothing(one, tmp_path, as_one_of_a_group, kind, sharding):
+    """DDP, and accelerate's own FSDP of torch's second version, which elsewhere only accelerators get."""
+    seen, update = [], Update.finish
+
+    def note(self):
+        seen.append((type(self.objective).__name__, type(self.weights[0]).__name__))
+        update(self)
+
+    as_one_of_a_group(kind, **sharding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Update, "finish", note)
+        half(tmp_path / "run", until=20)
+        half(tmp_path / "run")
+    assert set(seen) == {("DistributedDataParallel", "Parameter") if not sharding else ("FSDPObjective", "DTensor")}
+    for kind_of_weights in ("raw", "ema"):
+        assert distance(weights(one, kind_of_weights), weights(tmp_path / "run", kind_of_weights)) < 1e-5
+    assert [row["step"] for row in rows(one)] == [row["step"] for row in rows(tmp_path / "run")]
+
+
+def test_the_first_version_of_sharding_is_refused():
+    with pytest.raises(ArgumentError, match=r"fsdp_version=1.*FSDP_VERSION=2"):
+        check_sharding(SimpleNamespace(distributed_type="FSDP", is_fsdp2=False))
 
 
 def test_the_command_is_the_same_on_two_processes(command, tmp_path, forks):
