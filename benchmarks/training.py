@@ -1,13 +1,15 @@
 """Training: what the loop costs beside its network, and weak scaling over processes.
 
     python benchmarks/training.py loop        # a step of `train` over the same step in a bare loop: one minute
+    python benchmarks/training.py rates       # images/s of `train` and of its network alone, in every mode
     python benchmarks/training.py scaling     # images/s of 1 and 2 processes, a fixed batch for each: one minute
 
-The network is that of the embedded MNIST model. On a GPU: --device cuda --network ddpm --precision bfloat16
---compile.
+The network is that of the embedded MNIST model. On a GPU: rates --device cuda --precision bfloat16 --steps 200
+--batch 512, and --network ddpm --batch 128; loop --device cuda --batch 128 --steps 150 [--compile | --graph].
 """
 
 import csv
+import dataclasses
 import multiprocessing
 import os
 import socket
@@ -26,8 +28,11 @@ from sde_toolkit.training import TrainingOptions, train
 
 
 def image_model(name):
-    """(model, event shape): the U-Net of the embedded MNIST model, or DDPM's on CIFAR-10."""
+    """(model, event shape): the U-Net of the embedded digits or MNIST model, or DDPM's on CIFAR-10."""
     torch.manual_seed(0)
+    if name == "digits":
+        model = ScoreModel.from_pretrained("digits")
+        return model, model.event_shape
     shape = (1, 28, 28) if name == "unet" else (3, 32, 32)
     network = UNet() if name == "unet" else ddpm_cifar10()
     return ScoreModel(network, VPSDE(), "edm" if name == "unet" else "epsilon", event_shape=shape), shape
@@ -39,21 +44,31 @@ def noise_images(shape, n=512):
     return Dataset("noise", train=x, test=x[:0])
 
 
-def options(given, steps, batch):
-    return TrainingOptions(
-        steps=steps,
-        batch_size=batch,
-        log_every=steps,
-        evaluate_every=steps,
-        held_out=0,
-        precision=given.precision,
-        compile=given.compile,
-        workers=given.workers,
-    )
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a run computes."""
+
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool | str = False
+    workers: int = 0
+
+    def options(self, steps, batch, log_every=None):
+        quiet = {"log_every": log_every or steps, "evaluate_every": steps, "checkpoint_every": steps, "held_out": 0}
+        how = {"precision": self.precision, "compile": self.compile, "workers": self.workers}
+        return TrainingOptions(steps=steps, batch_size=batch, **quiet, **how)
+
+
+def wait(device):
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def bare(model, data, steps, batch, device):
-    """The fewest operations of the same training: loss, backward, clipping, fused Adam, fused average."""
+    """Seconds per step of the fewest operations of the same training.
+
+    They are: loss, backward, clipping, fused Adam, fused average.
+    """
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 
     model.to(device).train()
@@ -70,17 +85,33 @@ def bare(model, data, steps, batch, device):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         update(average, [p.detach() for p in parameters], None)
-    if device != "cpu":
-        torch.cuda.synchronize()
+    wait(device)
     return (time.perf_counter() - began) / steps
 
 
-def timed(model, data, given, steps, batch, folder=None):
-    """Seconds per step of `train`, from its own log; None in a process that writes none."""
+def alone(model, shape, batch, steps, way):
+    """Seconds of a forward and a backward pass of the network, in its precision as a whole, without anything around."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[way.precision]
+    network = model.network.to(way.device, dtype, memory_format=torch.channels_last).train()
+    x = torch.randn(batch, *shape, device=way.device, dtype=dtype).to(memory_format=torch.channels_last)
+    t = torch.rand(batch, device=way.device)
+    call = torch.compile(network) if way.compile else network
+    for step in range(steps + 3):
+        if step == 3:
+            wait(way.device)
+            began = time.perf_counter()
+        call(x, t).float().square().mean().backward()
+        network.zero_grad()
+    wait(way.device)
+    return (time.perf_counter() - began) / steps
+
+
+def timed(model, data, way, steps, batch, folder=None, log_every=None):
+    """Seconds per step of `train`, from the last row of its own log; None in a process that writes none."""
     with tempfile.TemporaryDirectory() as own:
         place = Path(folder or own)
         loss = DenoisingScoreMatching(model.prediction)
-        train(model, data, place, options(given, steps, batch), loss=loss, device=given.device)
+        train(model, data, place, way.options(steps, batch, log_every), loss=loss, device=way.device)
         if os.environ.get("RANK", "0") != "0":
             return None
         with (place / "training.csv").open() as file:
@@ -88,15 +119,54 @@ def timed(model, data, given, steps, batch, folder=None):
     return batch / rate
 
 
-def loop(given):
+MODES = ("alone", "alone, compiled", "train", "train, compiled", "train, CUDA graph")
+
+
+def training_rates(network, precision, batch, device, modes=MODES, steps=100):
+    """Images a second in each mode, in turn, as a generator of (mode, rate).
+
+    ``network``: "unet", "ddpm". ``steps``: of which the second half counts, so that compilation and the steps before a
+    recording do not. "alone" is the network with a square as its loss, forward and backward, whole in ``precision``.
+    """
+    for mode in modes:
+        model, shape = image_model(network)
+        compile = {"compiled": True, "CUDA graph": "cuda_graph"}.get(mode.partition(", ")[2], False)
+        way = Way(device, precision, compile)
+        if mode.startswith("alone"):
+            seconds = alone(model, shape, batch, max(1, steps // 2), way)
+        else:
+            seconds = timed(model, noise_images(shape), way, steps, batch, log_every=max(1, steps // 2))
+        yield mode, batch / seconds
+
+
+def over_bare(network, batch, steps, repeats, way):
+    """(ratios of a step of `train` to one of the bare loop, seconds of the first), of rounds in turn."""
     ratios, seconds = [], []
-    _, shape = image_model(given.network)
-    data = noise_images(shape)
-    for _ in range(given.repeats):
-        ours = timed(image_model(given.network)[0], data, given, given.steps, given.batch)
-        theirs = bare(image_model(given.network)[0], data, given.steps, given.batch, given.device)
+    for _ in range(repeats):
+        model, shape = image_model(network)
+        data = noise_images(shape)
+        ours = timed(model, data, way, 2 * steps, batch, log_every=steps)
+        theirs = bare(image_model(network)[0], data, steps, batch, way.device)
         ratios.append(ours / theirs)
         seconds.append(ours)
+    return ratios, seconds
+
+
+def rates(given):
+    """A table of images/s in every mode that the device has."""
+    modes = MODES if given.device.startswith("cuda") else MODES[::2][:2]
+    title = f"Training: images/s of {given.network}, {given.precision}, batch {given.batch}, {given.device}"
+    report = Report(given.results, f"training-rates-{given.network}-{given.precision}", title)
+    report.table("mode", "images/s", "over the network alone")
+    first = None
+    for mode, rate in training_rates(given.network, given.precision, given.batch, given.device, modes, given.steps):
+        first = first or rate
+        report.row(mode, f"{rate:.0f}", f"{rate / first:.2f}")
+    report.save()
+
+
+def loop(given):
+    ratios, seconds = over_bare(given.network, given.batch, given.steps, given.repeats, way_of(given))
     report = Report(
         given.results, "training-loop", "Training: a step of `train` over a bare loop of the same operations"
     )
@@ -152,15 +222,19 @@ def worker(rank, processes, port, given, folder, rate):
     torch.set_num_threads(1)
     model, shape = image_model(given.network)
     batch = given.batch * processes
-    seconds = timed(model, noise_images(shape), given, given.steps, batch, folder)
+    seconds = timed(model, noise_images(shape), way_of(given), given.steps, batch, folder)
     if seconds is not None:
         rate.put(batch / seconds)
 
 
+def way_of(given):
+    return Way(given.device, given.precision, "cuda_graph" if given.graph else given.compile, given.workers)
+
+
 def main():
     words = parser(__doc__)
-    words.add_argument("what", choices=("loop", "scaling"))
-    words.add_argument("--network", choices=("unet", "ddpm"), default="unet")
+    words.add_argument("what", choices=("loop", "rates", "scaling"))
+    words.add_argument("--network", choices=("digits", "unet", "ddpm"), default="unet")
     words.add_argument("--batch", type=int, default=32)
     words.add_argument("--steps", type=int, default=12)
     words.add_argument("--repeats", type=int, default=3)
@@ -168,8 +242,9 @@ def main():
     words.add_argument("--precision", default="float32")
     words.add_argument("--workers", type=int, default=0)
     words.add_argument("--compile", action="store_true")
+    words.add_argument("--graph", action="store_true", help="record the update in CUDA graphs")
     given = words.parse_args()
-    {"loop": loop, "scaling": scaling}[given.what](given)
+    {"loop": loop, "rates": rates, "scaling": scaling}[given.what](given)
 
 
 if __name__ == "__main__":
