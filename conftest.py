@@ -21,9 +21,9 @@ _cache = tempfile.TemporaryDirectory(prefix="sde_toolkit_tests_")  # removed whe
 os.environ.setdefault("SDE_TOOLKIT_CACHE", _cache.name)  # nothing is written to the cache of who runs the tests
 os.fsync = os.fstat  # nobody cuts the power during a test; what is refused for a bad descriptor still is
 
-settings.register_profile("local", deadline=None)  # a loaded machine is slow, not wrong
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+settings.register_profile("same", deadline=None, derandomize=True)  # a loaded machine is slow, not wrong
+settings.register_profile("fresh", deadline=None)  # other examples each time: pytest --hypothesis-profile=fresh
+settings.load_profile("same")
 
 
 def pytest_addoption(parser):

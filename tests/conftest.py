@@ -7,6 +7,18 @@ import torch
 from forks import Forks
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Draws without a generator are the same whatever has been run before, and in whichever worker."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    """Fixtures may have drawn, or another test has set them up."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def device(request):
     """Where ``pytest --device`` says; the CPU by default."""

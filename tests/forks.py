@@ -86,7 +86,7 @@ def _serve(log):
         print(json.dumps(_ends(pids)), flush=True)
 
 
-def _ends(pids, patience=20, limit=300):
+def _ends(pids, patience=60, limit=600):
     """What each process ended with. Where one has failed, or none ends, those that are left are killed in the end."""
     found, until = {}, time.monotonic() + limit
     while len(found) < len(pids):

@@ -140,7 +140,7 @@ def test_sample_the_mixture_through_the_shell(tmp_path):
         "nfe=6",
         "output=run",
     ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "5 evaluations" in done.stdout
     assert "%" in done.stderr  # the progress bar

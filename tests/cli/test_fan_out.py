@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -47,12 +46,6 @@ def environment():
     ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "dopri5"])
@@ -146,10 +139,21 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
 
 
 def test_a_mistake_is_said_and_nobody_waits_for_ever(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    line = [sys.executable, *launch, "--master-port", free_port(), "-m", "sde_toolkit", "sample", MIXTURE, "n=0", QUIET]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    line = [
+        sys.executable,
+        *launch,
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "sde_toolkit",
+        "sample",
+        MIXTURE,
+        "n=0",
+        QUIET,
+    ]
     done = subprocess.run(
-        line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment()
+        line, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False, env=environment()
     )
     assert done.returncode != 0
     assert done.stderr.count("\nerror: n=0") + done.stderr.startswith("error: n=0") <= 1

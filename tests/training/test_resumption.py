@@ -54,18 +54,25 @@ def test_another_stop_would_show(tmp_path):
     assert not any(torch.equal(early[key], late[key]) for key in early if early[key].any())
 
 
+def wait_for_lines(file, count, process):
+    """Until a run has logged so much, or has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        while not file.exists() or len(file.read_text().splitlines()) < count:
+            os.kill(process, 0)
+            time.sleep(0.001)
+
+
 def test_killed_at_any_instant_nothing_is_lost(tmp_path, forks):
     """SIGKILL at random instants: every checkpoint that is there is whole, none disappears but for newer ones, and the
     run that goes on ends where the uninterrupted one ends. (benchmarks/kill.py does this as often as one likes.)"""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    began = time.perf_counter()
     forks.run(1, RUN, whole, "vectors")
-    length = time.perf_counter() - began
-    dice = random.Random(0)
+    lines, dice = len((whole / "training.csv").read_text().splitlines()), random.Random(0)
     reached, kills = 0, 0
     while kills < 5:
         (process,) = forks.start(1, RUN, killed, "vectors")
-        time.sleep(length * dice.uniform(0.1, 0.5))
+        wait_for_lines(killed / "training.csv", lines * (kills + 0.5) / 6, process)
+        time.sleep(dice.uniform(0.0, 0.05))
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
         (status,), said = forks.wait()

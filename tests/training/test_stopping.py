@@ -128,14 +128,19 @@ def test_other_threads_train_without_handlers(tmp_path, whole):
 
 def test_processes_that_were_forked_meanwhile_end_as_they_would(tmp_path, monkeypatch):
     """A pool of a watcher's, for example: else it could not be ended."""
-    codes, advance = [], TrainingState.advance
+    codes, advance, forking = [], TrainingState.advance, multiprocessing.get_context("fork")
+
+    def wait_for_the_end(runs):
+        runs.set()
+        time.sleep(600)
 
     def fork(self, batches):
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        runs = forking.Event()
+        child = forking.Process(target=wait_for_the_end, args=(runs,))
         child.start()
-        time.sleep(0.2)
+        assert runs.wait(300)  # a signal that comes before Python runs in it is lost
         child.terminate()
-        child.join(20)
+        child.join(300)
         codes.append(child.exitcode)
         advance(self, batches)
 
@@ -148,6 +153,8 @@ SCRIPT = """
 import dataclasses, sys
 sys.path.insert(0, {tests!r})
 import runs, torch
+from sde_toolkit.training import stopping
+stopping._ONE_REQUEST = 60.0
 torch.set_num_threads(1)
 given = dict(steps=100000, evaluate_every=100000, snapshots=1, log_every=5, workers=int(sys.argv[2]))
 if __name__ == "__main__":
@@ -200,7 +207,10 @@ def test_several_processes_stop_together_when_one_of_them_is_told(tmp_path, fork
 
 
 def test_several_processes_stop_together_when_a_terminal_tells_them(tmp_path):
-    """It tells all of them, those that read for them, and their launcher, which tells them once more."""
+    """It tells all of them, those that read for them, and their launcher, which tells them once more.
+
+    The launcher may take a minute for it: this machine may be busy.
+    """
     words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     words += ["--rdzv_endpoint", "localhost:0", script(tmp_path), str(tmp_path / "run"), "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -209,7 +219,7 @@ def test_several_processes_stop_together_when_a_terminal_tells_them(tmp_path):
     )
     assert has_logged(tmp_path / "run"), process.communicate(timeout=1)[1]
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=300)
     same_step(tmp_path / "run", said)
 
 

@@ -15,7 +15,7 @@ def test_signals_train_and_sample_from_the_folder(tmp_path):
     """In a process of its own, as typed; the tests below call the same function in theirs."""
     words = ["train", "experiment=waves", "output=runs/waves", "network.widths=[8,8,8]", *TINY]
     line = [sys.executable, "-m", "sde_toolkit", *words]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     model = ScoreModel.from_pretrained(tmp_path / "runs/waves")
     x = sample(model, ddim(), grids.uniform(model.sde, 2), shape=(2, *model.event_shape)).x
