@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,9 @@ __all__ = [
     "is_differentiated",
     "is_number",
     "nested_tuples",
+    "required_arguments",
     "some_seen",
+    "takes_arguments",
     "without_branches_on_data",
 ]
 
@@ -153,3 +156,24 @@ def _memory() -> int:
         cards = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         found = max(found, *(card.total_memory for card in cards))
     return int(found)
+
+
+def required_arguments(function: Any) -> list[str] | None:
+    """The names of the arguments that a function must be given; None if it does not say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    varying = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in varying]
+
+
+def takes_arguments(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments by position; true if it does not say."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True

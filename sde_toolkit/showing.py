@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -45,6 +46,8 @@ def _text(value: Any, levels: int) -> str:
         named = [f.name for f in dataclasses.fields(value) if f.repr]
         inside = (f"{name}={_text(getattr(value, name), levels - 1)}" for name in named[:_ITEMS])
         return _brackets(f"{type(value).__qualname__}(", inside, ")", len(named), levels)
+    if inspect.isfunction(value):  # its repr has an address
+        return f"<function {value.__qualname__}>"
     if hasattr(value, "named_parameters"):  # a network: its repr names every layer
         return f"{type(value).__name__}(...)"
     return repr(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sde_toolkit.cli.signals import stopping_with_a_message
 from sde_toolkit.cli.speech import in_shell_words, one_line
-from sde_toolkit.cli.user_files import separate_user_solvers
+from sde_toolkit.cli.user_files import separate_user_solvers, traceback_in_user_file
 from sde_toolkit.cli.words import quote_paths, words_in_list
 from sde_toolkit.errors import MissingDependencyError, SDEToolkitError
 from sde_toolkit.progress import close_bars
@@ -46,8 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"sde-toolkit: there is no command {command!r}\n\n{_usage()}", file=sys.stderr)
         raise SystemExit(2)
+    own: Exception | None = None
     with stopping_with_a_message():
-        _run(command, overrides)
+        try:
+            _run(command, overrides)
+        except _UserCodeError as error:
+            own = error.original
+    if own is not None:  # raised here, its cause and context stay what they were
+        raise own
 
 
 def _run(command: str, overrides: list[str]) -> None:
@@ -145,7 +151,8 @@ def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[An
 
         sys.argv = [f"sde-toolkit {command}", *HydraConfig.get().overrides.task]
         try:
-            task(config)
+            with _users_errors_set_apart():
+                task(config)
         except MissingMandatoryValue as error:
             _complain(f"error: {error.full_key} is needed and has no default. Add {error.full_key}=...")
         except SDEToolkitError as error:
@@ -159,6 +166,28 @@ def _reporting_errors(task: Callable[[Any], None], command: str) -> Callable[[An
             _complain(f"error: there is not enough memory ({why}). Ask for fewer samples, or a smaller batch_size.")
 
     return run
+
+
+class _UserCodeError(Exception):
+    """Carries an exception of a user's own code past everything that turns exceptions into messages."""
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__(str(original))
+        self.original = original
+
+
+@contextmanager
+def _users_errors_set_apart() -> Iterator[None]:
+    """Wrap exceptions that come from a user's file, with the part of their traceback that begins there."""
+    try:
+        yield
+    except SyntaxError as error:  # it names file and line itself
+        raise _UserCodeError(error.with_traceback(None)) from None
+    except Exception as error:
+        trace = traceback_in_user_file(error)
+        if trace is None:
+            raise
+        raise _UserCodeError(error.with_traceback(trace)) from None
 
 
 def _is_memory(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sde_toolkit.cli.user_files import UserFileError
 from sde_toolkit.errors import ArgumentError, SDEToolkitError
 from sde_toolkit.showing import shown
 
@@ -61,6 +62,8 @@ _REMEDIES = [  # patterns of the library's remedies, and what to type instead
     (r"\. Pass\b", ". Give"),
 ]  # fmt: skip
 
+_ROW = re.compile(r"(solver|metric)(?:s\['(.+)'\]| '(.+)')")
+
 _PYTHON = re.compile(
     r"\w\([^)]*\)|\bNone\b|\btorch\.|\*event|\bScoreModel\b|sde_toolkit\.|\(B,|\bmodel\.\w+\(|\bof your own\b"
 )
@@ -70,14 +73,18 @@ def in_shell_words(error: SDEToolkitError, command: str) -> str:
     """The message, one line, with the setting's name and a remedy that can be typed after ``sde-toolkit command``."""
     text = str(error)
     remedy = getattr(error, "remedy", "")
-    if remedy and text.endswith(remedy):
+    if remedy and not isinstance(error, UserFileError) and text.endswith(remedy):
         text = text[: len(text) - len(remedy)] + shell_remedy(remedy, command)
     if isinstance(error, ArgumentError):
         value = shown(error.value)
         start = f"{error.argument}={value}: "
         if text.startswith(start):
             value = value if isinstance(error.value, str) else _in_words_of_shell(value)
-            text = f"{_SETTINGS.get(error.argument, error.argument)}={value}: {text[len(start) :]}"
+            setting = f"{_SETTINGS.get(error.argument, error.argument)}={value}"
+            row = _ROW.fullmatch(error.argument)
+            if row is not None:  # solvers['mine'], whose value is a function
+                setting = f"{row[1]}={row[2] or row[3]}"
+            text = f"{setting}: {text[len(start) :]}"
     return one_line(text)
 
 

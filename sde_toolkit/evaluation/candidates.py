@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from sde_toolkit import solvers as presets
+from sde_toolkit.checks import required_arguments, takes_arguments
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.sampling.automatic import Plan, auto
@@ -61,9 +62,16 @@ def _candidate(name: Any, given: Any) -> Candidate:
         raise ArgumentError(f"solvers[{name!r}]", given, "not a Solver", remedy)
     if is_run_function(given):
         return ForeignSolver(name if isinstance(name, str) else str(getattr(given, "__name__", name)), given)
-    if getattr(given, "__module__", "") == Solver.__module__ and not isinstance(given, Solver):
+    if isinstance(given, Solver | Plan | ForeignSolver):
+        return given
+    if getattr(given, "__module__", "") == Solver.__module__:
         problem = "the function that makes a solver, not a solver"
         raise ArgumentError(f"solvers[{name!r}]", given, problem, f"Call it: {given.__name__}().")
+    if not takes_arguments(given, 2):
+        told = ", ".join(required_arguments(given) or ())
+        problem = f"its arguments are ({told}), those of neither a solver nor a planner"
+        remedy = "A solver is run(denoise, sigmas, x, rng), a planner plan(model, nfe)."
+        raise ArgumentError(f"solvers[{name!r}]", given, problem, remedy)
     return given
 
 

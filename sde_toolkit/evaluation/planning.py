@@ -209,7 +209,13 @@ def plan_on(
 
 
 def _planned(name: str, planner: Any, model: ScoreModel, budget: int) -> Plan:
-    plan = planner(model, budget)
+    try:
+        plan = planner(model, budget)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # from inside the planner
+        remedy = "Give a solver, or a function (model, nfe) that returns a Plan."
+        raise ArgumentError(f"solvers[{name!r}]", planner, f"it cannot be called so ({error})", remedy) from None
     if not isinstance(plan, Plan):
         problem = f"called with a model and a budget it returned {type(plan).__name__}, not a Plan"
         raise ArgumentError(f"solvers[{name!r}]", planner, problem, "Give a solver, or a function that returns a Plan.")

@@ -9,12 +9,14 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from sde_toolkit.checks import required_arguments, takes_arguments
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import fingerprint_data
 from sde_toolkit.metrics.estimates import Estimate
 from sde_toolkit.metrics.jackknife import Resampled
 from sde_toolkit.metrics.metric import Metric, SampleSet
 from sde_toolkit.metrics.splits import OnParts, Prepared, RealParts
+from sde_toolkit.showing import shown
 
 __all__ = ["FunctionMetric", "metrics_of_functions"]
 
@@ -54,7 +56,7 @@ class FunctionMetric(Metric):
         try:
             return float(found)
         except (TypeError, ValueError, RuntimeError):
-            problem = f"the function returned {type(found).__name__}, which is not one number"
+            problem = f"the function returned {shown(found)}, which is not one number"
             remedy = "Return one float for the whole set."
             raise ArgumentError(f"metrics[{self.name!r}]", found, problem, remedy) from None
 
@@ -85,7 +87,7 @@ def metrics_of_functions(given: Mapping[Any, Any]) -> list[Metric]:
     """``{name: f}`` as metrics; a value that is a metric already stays as it is.
 
     Raises:
-        ArgumentError: for a name that is no text, and for a value that cannot be called.
+        ArgumentError: for a name that is no text, and for a value that cannot be called with two arguments.
     """
     found: list[Metric] = []
     for name, each in given.items():
@@ -97,5 +99,9 @@ def metrics_of_functions(given: Mapping[Any, Any]) -> list[Metric]:
         if not callable(each) or isinstance(each, type):
             problem = "not a function of generated and real samples"
             raise ArgumentError(f"metrics[{name!r}]", each, problem, "Pass f(generated, real) -> float, or a Metric.")
+        if not takes_arguments(each, 2):
+            told = ", ".join(required_arguments(each) or ())
+            problem = f"its arguments are ({told}), and a metric gets two: generated and real samples"
+            raise ArgumentError(f"metrics[{name!r}]", each, problem, "Pass f(generated, real) -> float.")
         found.append(FunctionMetric(name, each))
     return found

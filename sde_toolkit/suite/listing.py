@@ -39,7 +39,7 @@ def named_truths(given: Any = None) -> dict[str, Truth]:
     """Truths by name: names of the package's and truths, in a list or a mapping, or a single one; by default all.
 
     Raises:
-        ArgumentError: for anything else, for two truths of one name, and for none.
+        ArgumentError: for anything else, for two truths of one name, for none, and for a ``draw`` without samples.
     """
     if given is None:
         return truths()
@@ -54,6 +54,8 @@ def named_truths(given: Any = None) -> dict[str, Truth]:
         truth = truths(each)[each] if isinstance(each, str) else each
         if not isinstance(truth, Truth):
             raise ArgumentError("truths", each, "not a truth", "Pass Truth(name, model), or the name of one.")
+        if not isinstance(each, str):
+            truth.check()
         if truth.name in found:
             raise ArgumentError("truths", several, f"two of them are called {truth.name!r}", "Give them names.")
         found[truth.name] = truth

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sde_toolkit.checks import check_count
+from sde_toolkit.checks import check_count, takes_arguments
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import digest, model_fingerprint
 from sde_toolkit.jobs.sharing import cut
@@ -96,8 +96,25 @@ class Truth:
         if self.draw is None and not hasattr(self.model, "draw"):
             problem = "the model cannot draw real samples"
             raise ArgumentError("draw", None, problem, "Pass draw=lambda n, generator: ..., in model space.")
+        if self.draw is not None and not (callable(self.draw) and takes_arguments(self.draw, 2)):
+            problem = "not a function of a number and a generator"
+            raise ArgumentError("draw", self.draw, problem, "Pass draw=lambda n, generator: ..., in model space.")
         check_count("n", self.n, "256 is the default.", least=16)
         check_count("seed", self.seed, "Pass seed=0, for example.", least=0)
+
+    def check(self) -> None:
+        """Draw a few real samples, and refuse them if they are not finite samples of the model's shape.
+
+        Raises:
+            ArgumentError: naming what ``draw`` returned.
+            Exception: from ``draw`` itself, unchanged.
+        """
+        found, remedy = self._draws(2), f"Return (n, {', '.join(map(str, self.event_shape))}), in model space."
+        if not isinstance(found, Tensor) or tuple(found.shape) != (2, *self.event_shape):
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ArgumentError("draw", self.draw, f"asked for 2 samples it returned {what}", remedy)
+        if not found.is_floating_point() or not bool(found.isfinite().all()):
+            raise ArgumentError("draw", self.draw, "its samples are not finite floating-point numbers", remedy)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ def test_errors_of_the_users_own_are_shown_as_they_are(file):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("my_file.py:nothing", "gives a NoneType"),
+        ("my_file.py:nothing", "gives None"),
         ("my_file.py:absent", "make_model"),
         ("my_file.py:", "make_model"),
         ("other.py:make_model", "there is no file other.py"),

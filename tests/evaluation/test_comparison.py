@@ -435,7 +435,7 @@ def fails(*arguments):
         ({"n": 2**60}, ArgumentError, "n="),
         ({"condition": torch.zeros(3, 1)}, ArgumentError, "condition"),
         ({"solvers": {"ddim": ddim(), "dps": dps(torch.eye(2))}}, ArgumentError, "needs its own"),
-        ({"model": {"a": ring(), "b": posterior(ring(), torch.eye(2), noise_std=0.1)}}, ArgumentError, "needs its own"),
+        ({"model": lambda m: {"a": m, "b": posterior(m, torch.eye(2), noise_std=0.1)}}, ArgumentError, "needs its own"),
         ({"solvers": {"guided": cfg_plus_plus(0.5)}}, ArgumentError, "cannot sample this model"),
         ({"progress": "off"}, ArgumentError, "progress"),
         ({"check_declaration": 1}, ArgumentError, "check_declaration"),
@@ -447,8 +447,9 @@ def test_what_can_be_refused_is_refused_before_the_first_evaluation(options, err
     if options.get("to") == "FILE/report":
         options = {"to": tmp_path / "file/report"}
     model, calls = counted(ring())
+    models = options.get("model", lambda alone: alone)(model)
     with pytest.raises(error, match=said):
-        compare_solvers(**{"model": model, "solvers": "ddim", "budgets": [4], "n": 4, **options})
+        compare_solvers(**{"solvers": "ddim", "budgets": [4], "n": 4, **options, "model": models})
     assert not calls
 
 
@@ -569,7 +570,7 @@ def test_every_model_has_its_own_data_space():
     assert torch.allclose(other - 1, 4 * (one - 1), atol=1e-5)
 
 
-def test_a_step_operator_is_a_row_that_has_no_exact_flow(tmp_path):
+def test_a_step_operator_is_a_row_that_has_no_exact_flow():
     """It samples from something else than its model: the flow of the model is no truth for it, nor is its network."""
 
     class Network(torch.nn.Module):
@@ -579,20 +580,25 @@ def test_a_step_operator_is_a_row_that_has_no_exact_flow(tmp_path):
     model = ScoreModel(Network(), VPSDE(), "x0", event_shape=(2,)).eval()
     real, y = torch.randn(40, 2, generator=torch.Generator().manual_seed(3)), torch.tensor([0.5])
     A = torch.tensor([[1.0, 0.0]])
-    solvers = {"ddim": ddim(), "dps": dps(A, y, eta=0.0), "guided": cfg_plus_plus(0.5, no_class=UNCONDITIONAL)}
-    options = {"condition": torch.arange(8.0), "endpoint_n": 4, "endpoint_steps": 4, "to": tmp_path}
+    solvers = {
+        "ddim": ddim(),
+        "ddpm": ddpm(),
+        "dps": dps(A, y, eta=0.0),
+        "guided": cfg_plus_plus(0.5, no_class=UNCONDITIONAL),
+    }
+    options = {"condition": torch.arange(8.0), "endpoint_n": 4, "endpoint_steps": 4}
     found = compare_solvers(model, solvers, [4, 7], data=real, n=8, **options)
     rows = {(row.solver, row.budget): row for row in found.rows}
     assert ("rmse" in rows["ddim", 4].measured, "rmse" in rows["dps", 4].measured) == (True, False)
     assert {name: (rows[name, 7].nfe, rows[name, 7].products) for name in solvers} == {
-        "ddim": (7, 0), "dps": (7, 7), "guided": (7, 0)
+        "ddim": (7, 0), "ddpm": (7, 0), "dps": (7, 7), "guided": (7, 0)
     }  # fmt: skip
     for k, parts in found.error_parts.items():
         known = [part for of in parts.values() for part in vars(of).values() if part is not None]
-        assert bool(known) == (found.rows[k].solver == "ddim")
+        assert bool(known) == (found.rows[k].solver in ("ddim", "ddpm"))
     assert any("dps" in said and "seconds" in said for said in comparison_findings(found))
     grid, options = solvers["dps"].usual_grid(model.sde, 4), {"shape": (8, 2), "condition": options["condition"]}
-    assert torch.equal(found.samples[1], sample(model, solvers["dps"], grid, **options).data)
+    assert torch.equal(found.samples[2], sample(model, solvers["dps"], grid, **options).data)
 
 
 def test_a_clipped_model_is_compared_by_name():
