@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_toolkit.noise.keyed_draws import KeyedDraws
 from sde_toolkit.noise.streams import Purpose
 
-__all__ = ["NOISE_VERSION", "UndrawnNoise", "epoch_order", "step_seed"]
+__all__ = ["NOISE_VERSION", "UndrawnNoise", "epoch_order", "seed_torch", "step_seed"]
 
 NOISE_VERSION = 2  # of the random numbers of a step; the runs of another version are not continued
 
@@ -48,3 +48,12 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def step_seed(seed: int, step: int, rank: int, part: int) -> int:
     """The seed of torch's own draws in the network (dropout), for pass ``part`` of a step on process ``rank``."""
     return KeyedDraws(seed, Purpose.TRAINING_NETWORK).integers(step, rank << 20 | part, 1)[0]
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's own draws on the CPU and on the device. (``torch.manual_seed`` asks for every kind of device.)"""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)

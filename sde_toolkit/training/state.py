@@ -30,7 +30,7 @@ from sde_toolkit.training.batches import (
     inputs_from_stream,
     share_of_stream,
 )
-from sde_toolkit.training.draws import step_seed
+from sde_toolkit.training.draws import seed_torch, step_seed
 from sde_toolkit.training.feeding import PassInputs, fed, kept_samples
 from sde_toolkit.training.logbook import Tally, lambda_edges
 from sde_toolkit.training.objective import Objective
@@ -141,7 +141,8 @@ class TrainingState:
         """
         for part in range(self.passes):
             drawn = next(inputs)
-            torch.manual_seed(step_seed(self.options.seed, self.step, self.accelerator.process_index, part))
+            seed = step_seed(self.options.seed, self.step, self.accelerator.process_index, part)
+            seed_torch(seed, self.accelerator.device)
             self.update.add_pass(drawn, last=part == self.passes - 1)
         self.update.finish()
         self.schedule.step()
