@@ -6,6 +6,7 @@ step before it still runs. On the CPU nothing is copied, and nothing is done ahe
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from sde_toolkit.errors import ArgumentError
 
 __all__ = ["KeptSamples", "PassInputs", "fed", "kept_samples", "sent"]
 
+_MOST_IN_FLIGHT = 8  # passes that the host may be ahead of the device: the memory of each is held until it has run
 _LARGEST_SHARE = 4  # a data set is kept on its own if it takes at most one of so many parts of the device's free memory
 
 
@@ -100,11 +102,15 @@ def _one_ahead(
     read: Iterator[Any], prepared: Callable[[Any], PassInputs], device: torch.device
 ) -> Generator[PassInputs, None, None]:
     aside, waiting = torch.cuda.Stream(device), None
+    begun: deque[Any] = deque()  # events, one for each pass that has been given out
     for batch in read:
+        if len(begun) == _MOST_IN_FLIGHT:
+            begun.popleft().synchronize()
         with torch.cuda.stream(aside):
             following = prepared(batch), aside.record_event()
         if waiting is not None:
             yield _claimed(*waiting)
+            begun.append(torch.cuda.current_stream(device).record_event())
         waiting = following
     if waiting is not None:
         yield _claimed(*waiting)

@@ -5,6 +5,7 @@ so does a mixture of devices. A recording is made here of the operations that on
 nothing else, and writes into the tensors of that update, as a CUDA graph does.
 """
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -21,9 +22,10 @@ from sde_toolkit.losses import DenoisingScoreMatching
 from sde_toolkit.training import TrainingOptions, recorded_update, trainer
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import Portion, Recipe
-from sde_toolkit.training.feeding import KeptSamples
+from sde_toolkit.training.feeding import KeptSamples, fed, kept_samples
 from sde_toolkit.training.logbook import Tally, lambda_edges
 from sde_toolkit.training.objective import Objective
+from sde_toolkit.training.placing import float32_products, place
 from sde_toolkit.training.update import Update
 
 SDES = (VPSDE(), VESDE(), SubVPSDE(), FlowMatching())
@@ -227,6 +229,103 @@ def test_a_recording_without_a_device_for_it_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="compile='cuda_graph': it needs a CUDA device"):
         images(tmp_path / "run", compile="cuda_graph")
     assert not (tmp_path / "run").exists()
+
+
+class Part:
+    """Stands for a tensor of a CUDA device."""
+
+    def __init__(self, noted, number):
+        self.noted, self.number = noted, number
+
+    def record_stream(self, stream):
+        self.noted.append(f"hold {self.number}")
+
+
+def test_a_batch_is_prepared_before_the_pass_before_it(monkeypatch):
+    """It is waited for on the device, and the host is at most a few passes ahead of the device."""
+    noted, events = [], iter(range(1000))
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            name = f"{self.name} {next(events)}"
+            return SimpleNamespace(name=name, synchronize=lambda: noted.append(f"host waits for {name}"))
+
+        def wait_event(self, event):
+            noted.append(f"device waits for {event.name}")
+
+    here = Stream("here")
+    for name, fake in {
+        "Stream": lambda device: Stream("aside"),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": lambda device=None: here,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    closed = []
+
+    def read():
+        try:
+            yield from range(20)
+        finally:
+            closed.append(True)
+
+    def prepared(number):
+        noted.append(f"prepare {number}")
+        return [Part(noted, number), None]
+
+    passes = fed(read(), prepared, torch.device("cuda"), ahead=True)
+    for number in range(15):
+        assert next(passes)[0].number == number
+        noted.append(f"pass {number}")
+    passes.close()
+    assert closed
+    place = noted.index
+    for number in range(14):
+        assert place(f"prepare {number}") < place(f"prepare {number + 1}") < place(f"pass {number}")
+        assert place(f"hold {number}") < place(f"pass {number}")
+        assert noted[place(f"hold {number}") - 1].startswith("device waits for aside")
+    passes_begun = waited_for = 0
+    for what in noted:
+        passes_begun += what.startswith("pass")
+        waited_for += what.startswith("host waits")
+        assert passes_begun - waited_for <= 10  # their memory is held
+        assert not what.startswith("host waits") or passes_begun - waited_for >= 4  # the device has enough to do
+    assert waited_for
+
+
+def test_samples_that_are_read_when_needed_are_not_kept():
+    source = SimpleNamespace(train=object(), stream=None, name="files")
+    assert kept_samples(source, torch.device("cpu"), None) is None
+    with pytest.raises(ArgumentError, match="data_on_device=True: the samples of files are read when"):
+        kept_samples(source, torch.device("cpu"), True)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_the_products_of_float32_are_chosen_for_the_run_alone(tf32):
+    """The flags can be set without a device."""
+
+    def flags():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    with contextlib.suppress(ZeroDivisionError), float32_products(tf32, torch.device("cuda")):
+        found = flags()
+        raise ZeroDivisionError
+    assert found == (tf32, tf32)
+    assert flags() == before
+    with float32_products(not before[0], torch.device("cpu")):
+        assert flags() == before
+
+
+@pytest.mark.parametrize(("wanted", "last"), [(True, True), (False, False), (None, False)])
+def test_convolutions_are_laid_out_as_told(wanted, last):
+    """On the CPU they stay as they are, unless it is asked for."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 8))
+    place(ScoreModel(network, VPSDE(), "v"), TrainingOptions(channels_last=wanted), torch.device("cpu"))
+    weight = network[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def test_samples_kept_on_a_device_are_the_samples(tmp_path):
