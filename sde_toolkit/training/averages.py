@@ -31,11 +31,11 @@ __all__ = [
     "worth_using_from",
 ]
 
-Update = Callable[[list[Tensor], list[Tensor], int], None]
+AveragingRule = Callable[[list[Tensor], list[Tensor], int], None]
 """A function (averages, weights, number of earlier updates) that changes the averages in place."""
 
 
-def exponential_update(decay: float, warm_up: bool = True) -> Update:
+def exponential_update(decay: float, warm_up: bool = True) -> AveragingRule:
     """w̄ ← β_n w̄ + (1 − β_n) w. Without warm-up β_n = β, as in :mod:`torch.optim.swa_utils`."""
 
     def update(averages: list[Tensor], weights: list[Tensor], count: int) -> None:
@@ -60,7 +60,7 @@ def worth_using_from(decay: float, warm_up: bool) -> int:
     return count
 
 
-def power_function_update(sigma_rel: float) -> Update:
+def power_function_update(sigma_rel: float) -> AveragingRule:
     """β_t = (1 − 1/t)^(γ+1), with the γ at which the profile s^γ has the relative width σ_rel (:func:`gamma_of`)."""
     exponent = gamma_of(sigma_rel) + 1
 
@@ -91,7 +91,7 @@ class WeightAverage:
     The first update copies the weights. ``count`` is the number of updates so far.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], update: Update) -> None:
+    def __init__(self, parameters: Sequence[Tensor], update: AveragingRule) -> None:
         self.parameters = list(parameters)
         self._sharded = any(hasattr(p, "to_local") for p in self.parameters)
         self._views: list[Tensor] = []

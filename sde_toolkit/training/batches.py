@@ -7,7 +7,7 @@ other processes changes nothing. (The samples of a stream are those that follow 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -152,27 +152,23 @@ def inputs_from_data(
     labels = dataset.train_labels if use_labels else None
     source: Any = dataset.train if kept is None else kept
     read = _Portions(source, labels, recipe)
+    batches: Iterable[ReadInputs | SDEToolkitError]
     if kept is not None or workers == 0:
-        for portion in portions:
-            yield _checked(read[portion])
-        return
-    loader: DataLoader[Any] = DataLoader(
-        read,
-        batch_size=None,
-        sampler=portions,
-        num_workers=workers,
-        pin_memory=pin,
-        generator=torch.Generator(),  # without it the loader draws from the global one
-        worker_init_fn=outlive_signals,
-    )
-    for batch in loader:
-        yield _checked(batch)
-
-
-def _checked(batch: ReadInputs | SDEToolkitError) -> ReadInputs:
-    if isinstance(batch, SDEToolkitError):
-        raise batch
-    return batch
+        batches = (read[portion] for portion in portions)
+    else:
+        batches = DataLoader(
+            read,
+            batch_size=None,
+            sampler=portions,
+            num_workers=workers,
+            pin_memory=pin,
+            generator=torch.Generator(),  # without it the loader draws from the global one
+            worker_init_fn=outlive_signals,
+        )
+    for batch in batches:
+        if isinstance(batch, SDEToolkitError):
+            raise batch
+        yield batch
 
 
 def share_of_stream(stream: Stream | None, workers: int, accelerator: Any) -> Stream | None:

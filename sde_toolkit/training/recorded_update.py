@@ -69,7 +69,7 @@ class RecordedUpdate(Update):
 
     def add_pass(self, inputs: PassInputs, last: bool) -> None:
         if not self._warm:
-            with _beside(self.loss.device):
+            with _on_another_stream(self.loss.device):
                 super().add_pass(inputs, last)
             return
         if self._inputs is None:
@@ -82,7 +82,7 @@ class RecordedUpdate(Update):
 
     def finish(self) -> None:
         if not self._warm:
-            with _beside(self.loss.device):
+            with _on_another_stream(self.loss.device):
                 super().finish()
             self._done += 1
             return
@@ -129,7 +129,7 @@ def record_kernels(work: Callable[[], None]) -> Replay:
 
 
 @contextmanager
-def _beside(device: torch.device) -> Iterator[None]:
+def _on_another_stream(device: torch.device) -> Iterator[None]:
     """Run on a stream of its own, as what is recorded later does: a library prepares itself for such a stream."""
     if device.type != "cuda":
         yield
