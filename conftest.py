@@ -27,15 +27,31 @@ settings.load_profile("same")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where to run the laws that have a meaning on a device: cuda")
+    places = "cpu, cuda, or mock, which imitates a device on a machine that has none (tests/mock_device.py)"
+    parser.addoption("--device", default="cpu", help=f"where to run the laws that have a meaning on a device: {places}")
+
+
+def pytest_configure(config):
+    meaning = "the tests of this file, or this test, have a meaning on a device"
+    config.addinivalue_line("markers", f"on_device: {meaning}")
+    config.addinivalue_line("markers", "on_card(reason): this one needs a card; a mock device is not enough")
 
 
 def pytest_collection_modifyitems(config, items):
-    """On a device only the tests that ask for it are run: those with the fixture ``device``."""
-    if config.getoption("device") != "cpu":
-        left_out = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    """On a device only the tests that have a meaning there are run, all with the fixture ``device``."""
+    if config.getoption("device") == "cpu":
+        return
+    chosen, left_out = [], []
+    for item in items:
+        fixtures = getattr(item, "fixturenames", [])
+        if item.get_closest_marker("on_device") and "device" not in fixtures:
+            fixtures.insert(0, "device")
+        card = item.get_closest_marker("on_card")
+        if card and config.getoption("device") == "mock":
+            item.add_marker(pytest.mark.skip(*card.args))
+        (chosen if "device" in fixtures else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = chosen
 
 
 def pytest_collection_finish():

@@ -2,9 +2,15 @@
 
 import sys
 
+import devices
 import pytest
-import torch
 from forks import Forks
+
+USED = pytest.StashKey[object]()
+
+
+def pytest_configure(config):
+    devices.choose(config.getoption("device"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -21,11 +27,18 @@ def pytest_runtest_call():
 
 @pytest.fixture
 def device(request):
-    """Where ``pytest --device`` says; the CPU by default."""
-    found = torch.device(request.config.getoption("device"))
-    if found.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip(f"there is no {found} here: torch.cuda.is_available() says False")
+    """Where ``pytest --device`` says; the CPU by default. On a device, the package must make a tensor there."""
+    found = devices.found_device()
+    request.node.stash[USED] = devices.used_by_the_package()
     return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    passed = yield
+    if not pyfuncitem.stash.get(USED, lambda: True)():
+        pytest.fail(f"{pyfuncitem.name} asks for the device and computes nothing there")
+    return passed
 
 
 @pytest.fixture

@@ -51,12 +51,13 @@ StepVariance = Callable[[SDE, Tensor, Tensor], Tensor]
 class Bound:
     """Lower bounds on log p(x) in nats per sample, their standard errors, and how they were computed.
 
-    ``nats`` = ``prior`` + ``diffusion`` + ``reconstruction`` + ``log_abs_det``: (n,) float64, signed as they add up;
-    log P of the integers where ``levels`` were given, a log density in ``space`` otherwise. ``standard_error``: of
-    ``nats``, from the draws of this sample alone; NaN where there was one only. It covers the draws of times and noise
-    and nothing else: not how far the bound lies below the log-likelihood, nor the network's rounding. Its square is
-    without bias. Of a mean over many samples, two standard errors √Σ se²/n cover 95 in 100; of a single sample at 8
-    draws only about 80, since the largest terms are rare. ``log_abs_det``: of the transform.
+    ``nats`` = ``prior`` + ``diffusion`` + ``reconstruction`` + ``log_abs_det``: (n,) float64 on the CPU, signed as
+    they add up; log P of the integers where ``levels`` were given, a log density in ``space`` otherwise.
+    ``standard_error``: of ``nats``, from the draws of this sample alone; NaN where there was one only. It covers
+    the draws of times and noise and nothing else: not how far the bound lies below the log-likelihood, nor the
+    network's rounding. Its square is without bias. Of a mean over many samples, two standard errors √Σ se²/n cover
+    95 in 100; of a single sample at 8 draws only about 80, since the largest terms are rare. ``log_abs_det``: of
+    the transform.
     ``nfe``: evaluations that each sample went through. ``grid``: None for the continuous bound. ``variance``: what was
     passed, None for DDPM's posterior variance. ``draws`` None: every step of the grid, ``repeats`` times.
     ``moments``: the prior that was passed, None for N(0, σ² I).

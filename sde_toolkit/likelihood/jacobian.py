@@ -169,6 +169,8 @@ def _check_differentiable(field: Field, x: Tensor, mode: Mode | None, network: o
             y = field(leaf)
             traced = y.requires_grad and torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] is not None
     except (RuntimeError, NotImplementedError) as error:
+        with torch.no_grad():
+            field(x)  # a network that fails without derivatives, too, says itself what is wrong
         raise ArgumentError("model.network", network, f"not differentiable: {error}", remedy) from error
     if not traced:
         problem = "not differentiable: autograd finds no way from its output back to its input"

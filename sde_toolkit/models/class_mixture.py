@@ -81,7 +81,7 @@ class ClassMixture(GaussianMixture):
     ) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
         components = components_of(means, std, covariances, weights)
-        member = _memberships(labels, len(components.means))
+        member = _memberships(labels, len(components.means)).to(means.device)
         within = torch.log_softmax(torch.where(member, components.log_weights, -torch.inf), dim=1)
         table = torch.cat([within, components.log_weights.unsqueeze(0)])
         self._set_up(_ClassNetwork(sde, components, table), tuple(means.shape[1:]))
@@ -112,7 +112,8 @@ class ClassMixture(GaussianMixture):
             shares = components_of(torch.zeros(len(classes)), 1.0, None, weights).log_weights
             table = torch.cat([table, (shares[owner] + log_weights).unsqueeze(0)])
         made = cls.__new__(cls)
-        made._set_up(_ClassNetwork(first.sde, union(parts, table[-1]), table), first._events)
+        network = _ClassNetwork(first.sde, union(parts, table[-1]), table)
+        made._set_up(network.to(first.network.means.device), first._events)
         return made
 
     @property

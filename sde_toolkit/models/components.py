@@ -49,7 +49,8 @@ class Components:
 
 
 def components_of(means: Tensor, std: Any, covariances: Any, weights: Any) -> Components:
-    """The components with these means (K, *event), and either ``std`` or ``covariances``: see ``GaussianMixture``.
+    """The components with these means (K, *event), on their device, and either ``std`` or ``covariances``: see
+    ``GaussianMixture``.
 
     Raises:
         ArgumentError: shapes that do not fit, and values that no mixture can have.
@@ -62,8 +63,8 @@ def components_of(means: Tensor, std: Any, covariances: Any, weights: Any) -> Co
     if covariances is None:
         variances, axes = _variances_from_std(std, means), None
     else:
-        variances, axes = _axes_of_covariances(covariances, len(means), math.prod(means.shape[1:]))
-    return Components(_log_weights(weights, len(means)), means.reshape(len(means), -1), variances, axes)
+        variances, axes = _axes_of_covariances(covariances, means)
+    return Components(_log_weights(weights, means), means.reshape(len(means), -1), variances, axes)
 
 
 def union(parts: Sequence[Components], log_weights: Tensor) -> Components:
@@ -79,7 +80,7 @@ def union(parts: Sequence[Components], log_weights: Tensor) -> Components:
 
 
 def _variances_from_std(std: Any, means: Tensor) -> Tensor:
-    std = torch.as_tensor(std, dtype=torch.float64)
+    std = torch.as_tensor(std, dtype=torch.float64, device=means.device)
     if not bool(((std >= 0) & std.isfinite()).all()):
         raise ArgumentError("std", std.tolist(), "must be finite and not negative", "Pass standard deviations.")
     if std.ndim == 1 and len(std) in (1, len(means)) and means.ndim != 1:
@@ -91,8 +92,9 @@ def _variances_from_std(std: Any, means: Tensor) -> Tensor:
         raise ArgumentError("std", tuple(std.shape), problem, "Pass a number, (K,), or (K, *event).") from None
 
 
-def _axes_of_covariances(covariances: Any, K: int, D: int) -> tuple[Tensor, Tensor]:
-    matrices = torch.as_tensor(covariances, dtype=torch.float64)
+def _axes_of_covariances(covariances: Any, means: Tensor) -> tuple[Tensor, Tensor]:
+    K, D = len(means), math.prod(means.shape[1:])
+    matrices = torch.as_tensor(covariances, dtype=torch.float64, device=means.device)
     if tuple(matrices.shape) != (K, D, D):
         raise ArgumentError("covariances", tuple(matrices.shape), f"expected {(K, D, D)}", "Pass (K, D, D).")
     symmetric = torch.allclose(matrices, matrices.mT)
@@ -103,8 +105,9 @@ def _axes_of_covariances(covariances: Any, K: int, D: int) -> tuple[Tensor, Tens
     return variances.clamp(min=0), axes
 
 
-def _log_weights(weights: Any, K: int) -> Tensor:
-    values = torch.ones(K, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+def _log_weights(weights: Any, means: Tensor) -> Tensor:
+    K = len(means)
+    values = torch.as_tensor([1.0] * K if weights is None else weights, dtype=torch.float64, device=means.device)
     if tuple(values.shape) != (K,) or not bool(((values > 0) & values.isfinite()).all()):
         raise ArgumentError("weights", values.tolist(), f"expected {K} positive numbers", "Pass positive weights.")
     return torch.log(values / values.sum())

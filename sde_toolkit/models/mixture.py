@@ -171,7 +171,7 @@ class GaussianMixture(ScoreModel):
     """A mixture of K Gaussians under any SDE: exact score, exact ``log_prob`` at every time.
 
     Args:
-        means: (K, *event).
+        means: (K, *event). The model is on their device.
         sde: the forward process.
         std: standard deviations of the components along the coordinate axes: a number, (K,), or (K, *event).
         covariances: full covariances instead, (K, D, D), D the number of elements of an event.

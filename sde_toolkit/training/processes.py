@@ -58,7 +58,8 @@ def make_accelerator(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     _check_trackers(trackers)
-    AcceleratorState._reset_state()  # each run has its own precision; the group of processes stays
+    # Each run has its own precision and, alone, its own device. A group of processes stays.
+    AcceleratorState._reset_state(reset_partial_state=not _launched())
     atexit.unregister(_dissolve)
     atexit.register(_dissolve)
     made = Accelerator(

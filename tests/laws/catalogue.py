@@ -12,6 +12,7 @@ from typing import get_origin
 
 import numpy as np
 import torch
+from devices import at_device
 from torch import nn
 
 import sde_toolkit
@@ -226,7 +227,8 @@ def run_on(solver, model, grid, x, noises=()):
     """The solver on the given draws, taken in turn: sample()'s loop without its noise."""
     equation, draws = ReverseEquation(model, solver.eta), iter(() if noises is None else noises)
     state = None
-    for row in solver.integrator.prepare(equation, grid):
+    table = solver.integrator.prepare(equation, grid.cpu())
+    for row in table.to(x.device, torch.float64):
         x, state = solver.integrator.step(equation, x, row, state, lambda: next(draws))
     return x
 
@@ -294,7 +296,7 @@ def model_of(network, sde, kind="epsilon", **options):
     v = (ε (α² + σ²) − σ x)/α, from x = α x_0 + σ ε; good at every time before 1.
     """
     if kind != "epsilon" or signal_at_the_end(sde) or "time_input" in options:
-        return ScoreModel(network, sde, kind, **options)
+        return at_device(ScoreModel(network, sde, kind, **options))
 
     def v(x, time, **condition):
         shared = time.stride() == (0,)
@@ -302,7 +304,7 @@ def model_of(network, sde, kind="epsilon", **options):
         alpha, sigma = (part.to(x) if shared else expand_to(part.to(x), x) for part in told)
         return (network(x, time, **condition) * (alpha**2 + sigma**2) - sigma * x) / alpha
 
-    return ScoreModel(v, sde, "v", **options)
+    return at_device(ScoreModel(v, sde, "v", **options))
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def path_of(solver, model, grid, x):
 
 def recursion(one_step, model, grid, x):
     """A paper's loop, on the draws that sample() documents for this seed."""
-    noise = per_sample_noise(SEED, 0, tuple(x.shape), dtype=torch.float64)
+    noise = per_sample_noise(SEED, 0, tuple(x.shape), dtype=torch.float64, device=x.device)
     noise()  # the first draw of a stream is the start, also where x_start replaces it
     path = [x]
     for t, s in pairwise(grid):

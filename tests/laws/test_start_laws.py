@@ -18,6 +18,7 @@ from catalogue import (
     name,
     start_at,
 )
+from devices import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 def forgets(integrator, eta):
     """Whether nothing but x goes from one step to the next."""
     equation = ReverseEquation(gaussian_data(VPSDE()), eta)
-    row = integrator.prepare(equation, doubles(0.9, 0.8))[0]
+    row = integrator.prepare(equation, doubles(0.9, 0.8).cpu()).to(DEVICE, torch.float64)[0]
     return (
         integrator.step(equation, torch.zeros(1, 2).double(), row, None, lambda: torch.zeros(1, 2).double())[1] is None
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from devices import DEVICE
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -63,7 +64,7 @@ def truth_of_one(model, x, t):
 
 def points(model, n=16, seed=0):
     """Draws of the data, float64."""
-    return model.draw(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return model.draw(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
 
 
 def full_covariance(D, seed=3):

@@ -16,7 +16,7 @@ from sde_toolkit.likelihood import Adams, ExactTrace, log_likelihood, reverse
 def path(integrator, model, grid, x):
     """States at all times of a grid that rises."""
     equation, state, found = ReverseEquation(model, 0.0), None, [x]
-    for row in integrator.prepare(equation, grid):
+    for row in integrator.prepare(equation, grid.cpu()).to(x.device, torch.float64):
         x, state = integrator.step(equation, x, row, state, None)
         found.append(x)
     return torch.stack(found)
