@@ -4,6 +4,7 @@ import sys
 
 import devices
 import pytest
+import torch
 from forks import Forks
 
 USED = pytest.StashKey[object]()
