@@ -38,6 +38,7 @@ class Trials:
     starting: Tensor | None = None
     known: dict[tuple[int, str], Contender] = field(default_factory=dict)
     scores: dict[Contender, float] = field(default_factory=dict)
+    usual: dict[int, list[tuple[str, Tensor]]] = field(default_factory=dict)  # grids, by the number of their steps
 
     @property
     def ranked(self) -> list[Contender]:
@@ -85,14 +86,16 @@ class Trials:
     def _grids(self, k: int) -> list[tuple[str, Tensor]]:
         if self.starting is not None:
             return [("the given grid", self.starting)]
-        problem = self.stages.problem
-        return usual_grids(
-            problem.model.sde,
-            self.stages.steps(self.solvers[k]),
-            start=problem.start,
-            earliest=problem.earliest,
-            sigma_data=problem.model.sigma_data,
-        )
+        problem, steps = self.stages.problem, self.stages.steps(self.solvers[k])
+        if steps not in self.usual:
+            self.usual[steps] = usual_grids(
+                problem.model.sde,
+                steps,
+                start=problem.start,
+                earliest=problem.earliest,
+                sigma_data=problem.model.sigma_data,
+            )
+        return self.usual[steps]
 
     def _try(self, k: int, labels: Iterable[str] | None = None) -> None:
         """Solver ``k`` on the usual grids of these names; on all of them by default."""

@@ -36,7 +36,16 @@ from sde_toolkit import (
 from sde_toolkit.calibration.problem import Problem
 from sde_toolkit.evaluation import compare_solvers, local_errors
 from sde_toolkit.evaluation.endpoint import flow_endpoint
-from sde_toolkit.integrators import ChurnedHeun, Corrected, Exponential, Multistep, PerSample, Scipy, TorchDiffEq
+from sde_toolkit.integrators import (
+    AdamsBashforth,
+    ChurnedHeun,
+    Corrected,
+    Exponential,
+    Multistep,
+    PerSample,
+    Scipy,
+    TorchDiffEq,
+)
 from sde_toolkit.likelihood import ExactTrace, Hutchinson, Joint, Refined, discrete_bound, finite_differences
 from sde_toolkit.metrics.judge import Judge, exact_features, flat_features
 
@@ -300,6 +309,7 @@ def test_log_densities_of_a_network(unit):
 
 CALIBRATED = {
     "default solvers": (None, {}),
+    "two solvers": ([Solver("edm", 0.0, Corrected(Multistep(3))), Solver("ipndm", 0.0, AdamsBashforth(3))], {}),
     "one step of order two": (Solver("two", 0.0, Corrected(Multistep(2))), {"strategy": "search"}),
     "the SDE": (Solver("sde", 1.0, Exponential()), {"n": 128}),
 }
@@ -315,7 +325,7 @@ def calibrated(which, sde, unit):
 @pytest.mark.parametrize(
     ("which", "sde", "unit"),
     [
-        ("default solvers", VPSDE(), UNITS[0]),
+        ("two solvers", VPSDE(), UNITS[0]),
         ("default solvers", VESDE(), UNITS[1]),
         ("one step of order two", VESDE(), UNITS[0]),
         ("the SDE", VPSDE(), UNITS[1]),
