@@ -92,11 +92,15 @@ class ReverseEquation:
 
     def view(self, kind: Kind, t: Tensor) -> Combination:
         """(m, n) at the times ``t`` with ŷ_kind = m x_t + n y, float64."""
-        return self.model.readout(t).view(kind)
+        return self.views(t, kind)[0]
+
+    def views(self, t: Tensor, *kinds: Kind) -> list[Combination]:
+        """The :meth:`view` of every kind at the times ``t``; the schedules are asked once for all."""
+        return self.model.readout(t).views(*kinds)
 
     def drift_coefficients(self, t: Tensor) -> Combination:
         """(p, q) with drift = p x_t + q y, float64."""
-        sde, x_0, epsilon = self.sde, self.view("x0", t), self.view("epsilon", t)
+        sde, (x_0, epsilon) = self.sde, self.views(t, "x0", "epsilon")
         of_x_0, of_epsilon = sde.d_alpha(t), sde.d_sigma(t)
         if self.eta > 0:  # g may be infinite where α = 0; the flow does not need g
             of_epsilon = of_epsilon + 0.5 * self.eta**2 * sde.g(t) ** 2 / sde.sigma(t)

@@ -107,6 +107,6 @@ class Exponential(AffineStep):
             if bool((variance < 0).any()):
                 raise ArgumentError("variance", variance.tolist(), "it is negative", "A variance is at least 0.")
             kappa = torch.where(sigma_s > 0, torch.sqrt(variance), 0.0)
-        x_0, epsilon = equation.view("x0", t), equation.view("epsilon", t)
+        x_0, epsilon = equation.views(t, "x0", "epsilon")
         A, B = (alpha_s * a + rho * b for a, b in zip(x_0, epsilon, strict=True))
         return A, B, kappa

@@ -102,7 +102,7 @@ class Multistep(Integrator):
         sde, eta, t, s = equation.sde, equation.eta, grid[:-1], grid[1:]
         m, n = self.frozen.view(equation, t)
         u, w, kappa = self.frozen.first_order(sde, eta, t, s)
-        x_0, epsilon = equation.view("x0", t), equation.view("epsilon", t)
+        x_0, epsilon = equation.views(t, "x0", "epsilon")
         A, B = (u * a + w * b for a, b in zip(x_0, epsilon, strict=True))
         lambda_t = sde.half_log_snr(t)
         nodes = [_earlier(lambda_t, j) for j in range(self.order)]

@@ -89,14 +89,23 @@ class Readout:
 
     def view(self, kind: Kind) -> Combination:
         """(m, n) with y_kind = m x_t + n y: x̂_0 and ε̂ of the module's header put into y = a x_0 + b ε."""
+        return self.views(kind)[0]
+
+    def views(self, *kinds: Kind) -> list[Combination]:
+        """The view of every kind; the schedules are asked once for all."""
         t = self.t.to(torch.float64)
-        if kind == self.kind:  # the output itself, also where D vanishes
-            return Combination(torch.zeros_like(t), torch.ones_like(t))
+        native = Combination(torch.zeros_like(t), torch.ones_like(t))  # the output itself, also where D vanishes
+        if all(kind == self.kind for kind in kinds):
+            return [native for _ in kinds]
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        a, b = self.basis(self.kind)
-        a_wanted, b_wanted = self.basis(kind)
+        a, b = _BASES[self.kind](self.sde, t, alpha, sigma, self.sigma_data)
         D = a * sigma - alpha * b
-        return Combination((a * b_wanted - b * a_wanted) / D, (a_wanted * sigma - b_wanted * alpha) / D)
+
+        def read(kind: Kind) -> Combination:
+            a_wanted, b_wanted = _BASES[kind](self.sde, t, alpha, sigma, self.sigma_data)
+            return Combination((a * b_wanted - b * a_wanted) / D, (a_wanted * sigma - b_wanted * alpha) / D)
+
+        return [native if kind == self.kind else read(kind) for kind in kinds]
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,11 @@ class _RescheduledReadout(Readout):
     inner: Readout
     c: Tensor
 
-    def view(self, kind: Kind) -> Combination:
-        x_0, epsilon = (Combination(self.c * m, n) for m, n in (self.inner.view("x0"), self.inner.view("epsilon")))
+    def views(self, *kinds: Kind) -> list[Combination]:
+        x_0, epsilon = (Combination(self.c * m, n) for m, n in self.inner.views("x0", "epsilon"))
+        return [self._combined(kind, x_0, epsilon) for kind in kinds]
+
+    def _combined(self, kind: Kind, x_0: Combination, epsilon: Combination) -> Combination:
         if kind in ("x0", "epsilon"):  # also where the other one is infinite
             return x_0 if kind == "x0" else epsilon
         if kind == self.kind:

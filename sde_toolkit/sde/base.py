@@ -208,8 +208,8 @@ class SDE:
         """dσ/dt = f σ + g²/(2σ), or the derivative of σ if f and g are not defined. If α(1) = 0, its limit at t=1."""
         if not self._given_coefficients:
             return derivative(self.sigma, t)
-        sigma = self.sigma(t)
-        lost = (t == 1) & (self.alpha(t) == 0)
+        sigma, ended = self.sigma(t), t == 1
+        lost = ended if _is_nowhere(ended) else ended & (self.alpha(t) == 0)
         if _is_nowhere(lost):
             return self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
         # The two terms are −∞ and ∞ at t=1: a one-sided difference of second order is taken.
