@@ -54,10 +54,10 @@ def counted(call: Callable[..., Any], x_t: Tensor, *arguments: Any) -> tuple[Any
     finally:
         _ROWS.reset(token)
         if around is not None:
-            around[:] = (a + b for a, b in zip(around, rows, strict=True))
-    n = max(1, x_t.shape[0])
-    evaluations, products = (-(-found // n) for found in rows)
-    return answer, Counts(max(1, evaluations), products)
+            around[0] += rows[0]
+            around[1] += rows[1]
+    n = x_t.shape[0] or 1
+    return answer, Counts(-(-rows[0] // n) or 1, -(-rows[1] // n))
 
 
 def count_products(rows: int) -> None:
@@ -114,10 +114,10 @@ class Asking:
             y = self._answer(x.clone() if x is state else x, time, condition)
         else:
             told = () if condition is None else tuple(tensors_of(condition))
-            before = state._version, time._version, *map(_version_of, told)
+            before, noted = (state._version, time._version), tuple(map(_version_of, told))
             y = self._answer(x, time, condition)
-            if (state._version, time._version, *map(_version_of, told)) != before:
-                self._blame((state, time, *told), before)
+            if (state._version, time._version) != before or (told and tuple(map(_version_of, told)) != noted):
+                self._blame((state, time, *told), before + noted)
         y = _tensor_of(y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             self._refuse(y)

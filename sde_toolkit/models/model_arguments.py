@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sde_toolkit.models.prediction import check_kind
 from sde_toolkit.models.variance_channels import check_learned_variance
 from sde_toolkit.sde import SDE, check_sde
 
-__all__ = ["check_answer", "check_answers", "check_arguments", "check_told_times"]
+__all__ = ["check_answers", "check_arguments", "check_told_times", "refuse_answer"]
 
 
 def check_arguments(network: Any, sde: Any, prediction: Any, sigma_data: Any, event_shape: Any) -> None:
@@ -69,15 +69,14 @@ def check_told_times(time: Tensor, t: Tensor, time_input: Any, sde: SDE) -> None
         )
 
 
-def check_answer(network: Any, y: Tensor, x: Tensor, wanted: tuple[int, ...]) -> None:
-    """Refuse a network's answer ``y`` to ``x`` that has not the shape ``wanted``.
+def refuse_answer(network: Any, y: Tensor, x: Tensor, wanted: tuple[int, ...]) -> NoReturn:
+    """Refuse a network's answer ``y`` to ``x``, which has not the shape ``wanted``.
 
     Raises:
         ArgumentError: naming the network.
     """
-    if y.shape != wanted:
-        remedy = "A score network answers in the shape of x."
-        if wanted != tuple(x.shape):
-            remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
-        problem = f"for x of shape {tuple(x.shape)} it returned shape {tuple(y.shape)}"
-        raise ArgumentError("network", name_of(network), problem, remedy)
+    remedy = "A score network answers in the shape of x."
+    if wanted != tuple(x.shape):
+        remedy = f"With learned_variance it answers in shape {wanted}: give it out_channels."
+    problem = f"for x of shape {tuple(x.shape)} it returned shape {tuple(y.shape)}"
+    raise ArgumentError("network", name_of(network), problem, remedy)

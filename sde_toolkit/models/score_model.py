@@ -23,7 +23,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.calls import Asking
 from sde_toolkit.models.conventions import Conventions
 from sde_toolkit.models.descriptions import OWN, describe
-from sde_toolkit.models.model_arguments import check_answer, check_answers, check_arguments, check_told_times
+from sde_toolkit.models.model_arguments import check_answers, check_arguments, check_told_times, refuse_answer
 from sde_toolkit.models.prediction import Kind, Prediction, Readout, edm_input_scale
 from sde_toolkit.models.savable import Savable
 from sde_toolkit.models.time_inputs import NoiseLevel, ScaledTime
@@ -186,13 +186,14 @@ class ScoreModel(Conventions, Savable):
 
     def _ask(self, x_t: Tensor, inputs: Inputs, condition: Any) -> Tensor:
         """The whole answer of the network, its shape checked. The network is called here and nowhere else."""
-        time, *c_in = inputs
-        x = expand_to(c_in[0], x_t) * x_t if c_in else x_t
-        if self._asking.network is not self.network:
-            self._asking.renew(self.network)
-        y = self._asking(x, time.expand(x_t.shape[0]), condition, x_t)
-        wanted = twice_the_channels(x_t) if self.learned_variance else tuple(x_t.shape)
-        check_answer(self.network, y, x_t, wanted)
+        network, asking, shape = self.network, self._asking, x_t.shape  # torch looks up networks and shapes slowly
+        x = expand_to(inputs[1], x_t) * x_t if len(inputs) > 1 else x_t
+        if asking.network is not network:
+            asking.renew(network)
+        y = asking(x, inputs[0].expand(shape[0]), condition, x_t)
+        wanted = twice_the_channels(x_t) if self.learned_variance else shape
+        if y.shape != wanted:
+            refuse_answer(network, y, x_t, tuple(wanted))
         return y if y.dtype == x_t.dtype else y.to(x_t.dtype)
 
     def readout(self, t: Tensor) -> Readout:

@@ -76,12 +76,14 @@ def _store_normals(row, j, word, half, numbers, inside):  # type: ignore[no-unty
 def _normals(  # type: ignore[no-untyped-def]
     out, count, blocks, numbers, k0h, k0l, k1h, k1l, c0h, c0l, c1h, c1l, c2h, c2l, c3h, c3l, LANES: tl.constexpr
 ):
-    block = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    block, draw = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES), tl.program_id(1).to(tl.int64)
+    c2 = _word(c2h, c2l) + draw.to(tl.uint64)
     w0, w1, w2, w3 = _philox(
-        block, _word(k0h, k0l), _word(k1h, k1l), _word(c0h, c0l), _word(c1h, c1l), _word(c2h, c2l), _word(c3h, c3l)
+        block, _word(k0h, k0l), _word(k1h, k1l), _word(c0h, c0l), _word(c1h, c1l), c2, _word(c3h, c3l)
     )
     inside, half = block < count, (numbers + 1) // 2
-    row, j = out + (block // blocks) * numbers, 4 * (block % blocks)
+    samples = draw * (count // blocks) + block // blocks
+    row, j = out + samples * numbers, 4 * (block % blocks)
     _store_normals(row, j, w0, half, numbers, inside)
     _store_normals(row, j + 1, w1, half, numbers, inside)
     _store_normals(row, j + 2, w2, half, numbers, inside)
@@ -91,21 +93,24 @@ def _normals(  # type: ignore[no-untyped-def]
 def words_by_triton(blocks: Blocks, device: torch.device) -> Tensor:
     """The words of the blocks on ``device``, (count, 4) int64."""
     out = torch.empty(blocks.count, 4, dtype=torch.int64, device=device)
-    _launch(_words, blocks, out, blocks.count)
+    _launch(_words, blocks, out, 1, blocks.count)
     return out
 
 
-def normals_by_triton(blocks: Blocks, n: int, numbers: int, device: torch.device) -> Tensor:
-    """The normals of n samples, (n, numbers) float32; each sample has an equal share of the blocks."""
-    out = torch.empty(n, numbers, dtype=torch.float32, device=device)
-    _launch(_normals, blocks, out, blocks.count, blocks.count // n, numbers)
+def normals_by_triton(blocks: Blocks, n: int, numbers: int, device: torch.device, draws: int = 1) -> Tensor:
+    """The normals of n samples in one draw and those after it, (draws, n, numbers) float32.
+
+    ``blocks``: those of the first draw; each sample has an equal share of them.
+    """
+    out = torch.empty(draws, n, numbers, dtype=torch.float32, device=device)
+    _launch(_normals, blocks, out, draws, blocks.count, blocks.count // n, numbers)
     return out
 
 
-def _launch(kernel: Any, blocks: Blocks, out: Tensor, *sizes: int) -> None:
+def _launch(kernel: Any, blocks: Blocks, out: Tensor, draws: int, *sizes: int) -> None:
     halves = [_signed_half(half) for word in (*blocks.key, *blocks.counter_words) for half in divmod(word, 1 << 32)]
     with torch.cuda.device(out.device if out.is_cuda else None):
-        kernel[(triton.cdiv(blocks.count, _LANES),)](
+        kernel[(triton.cdiv(blocks.count, _LANES), draws)](
             out, *sizes, *halves, LANES=_LANES, num_warps=4, enable_fp_fusion=False
         )
 

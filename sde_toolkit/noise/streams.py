@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 _LARGEST = 2**64 - 1
-_AHEAD, _SMALL = 16, 1 << 12  # so many draws of at most so many numbers are drawn together, after the first
+_AHEAD = 16  # so many draws are drawn together, after the first,
+_SMALL, _SMALL_ON_CUDA = 1 << 12, 1 << 17  # of at most so many numbers: there a launch takes longer than its work
 
 
 class Purpose(IntEnum):
@@ -113,10 +114,11 @@ def per_sample_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     purpose: Purpose = Purpose.SAMPLING,
+    begin: int = 0,
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
-    Drawn in float32 and then cast: a float64 run has the same noise as a float32 run.
+    ``begin``: the number of the first draw. Drawn in float32 and then cast: a float64 run has the noise of a float32 run.
 
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
@@ -125,11 +127,13 @@ def per_sample_noise(
     check_noise_dtype(dtype)
     check_amount("shape", shape, math.prod(shape))
     draws = KeyedDraws(seed, purpose, device)
-    ahead = _AHEAD if math.prod(shape) <= _SMALL and draws.device.type == "cpu" else 1
+    small = _SMALL if draws.device.type == "cpu" else _SMALL_ON_CUDA
+    ahead = _AHEAD if math.prod(shape) <= small else 1
 
     def drawn() -> Iterator[Tensor]:
-        yield draws.normal(0, first_index, shape).to(device, dtype, non_blocking=True)
-        for number in itertools.count(1, ahead):
+        if begin == 0:  # which may be the only one
+            yield draws.normal(0, first_index, shape).to(device, dtype, non_blocking=True)
+        for number in itertools.count(max(begin, 1), ahead):
             if ahead == 1:
                 yield draws.normal(number, first_index, shape).to(device, dtype, non_blocking=True)
             else:

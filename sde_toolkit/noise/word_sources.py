@@ -27,7 +27,7 @@ class WordSource(Protocol):
         """(count, 4) int64."""
 
     def normals(self, draws: Sequence[Blocks], n: int, numbers: int) -> Tensor:
-        """The normals of n samples in several draws, (draws, n, numbers) float32."""
+        """The normals of n samples in several draws with consecutive numbers, (draws, n, numbers) float32."""
 
 
 class HostWords:
@@ -88,13 +88,13 @@ class DeviceWords:
         return words_by_torch(blocks, self.device) if kernels is None else kernels.words_by_triton(blocks, self.device)
 
     def normals(self, draws: Sequence[Blocks], n: int, numbers: int) -> Tensor:
-        return torch.stack([self._normals(blocks, n, numbers) for blocks in draws])
-
-    def _normals(self, blocks: Blocks, n: int, numbers: int) -> Tensor:
         kernels = _kernels(self.device)
         if kernels is not None:
-            found: Tensor = kernels.normals_by_triton(blocks, n, numbers, self.device)
+            found: Tensor = kernels.normals_by_triton(draws[0], n, numbers, self.device, len(draws))
             return found
+        return torch.stack([self._normals_by_torch(blocks, n, numbers) for blocks in draws])
+
+    def _normals_by_torch(self, blocks: Blocks, n: int, numbers: int) -> Tensor:
         words = words_by_torch(blocks, self.device).reshape(n, -1)[:, : -(-numbers // 2)]
         return torch.cat(normals_by_torch(words), 1)[:, :numbers]
 

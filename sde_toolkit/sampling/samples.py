@@ -48,7 +48,7 @@ class Sample:
         products: vector-Jacobian products with the network per sample, which some wrappers take; the largest number.
         budget: the ``nfe`` that was asked for, or None. Whole steps may not spend all of it.
         seconds, network_seconds: wall time of the whole call, and of the network in it (NaN if both were compiled
-            into one graph).
+            into one graph; on a CUDA device from one evaluation in sixteen).
         trajectory: (len(grid), n, *event) in model space, if it was kept, without the Tweedie step.
         seed: None if a generator was given.
         statistics: of an integrator with steps per sample: what each sample took.
@@ -198,15 +198,17 @@ class _Starts:
     def __call__(self, first: int, last: int) -> tuple[Tensor, Callable[[int], Noise]]:
         dtype, device = self.options.dtype, self.options.device
         events, index = (last - first, *self.shape[1:]), self.first_index + first
+        given = self.x_start is not None
         if self.generator is not None:
             noise = shared_noise(self.generator, events, dtype=dtype, device=device)
         else:
-            noise = per_sample_noise(self.seed, index, events, dtype=dtype, device=device)
-        z = noise()  # drawn in any case, so that the steps do not reuse the noise of a start from the same seed
+            noise = per_sample_noise(self.seed, index, events, dtype=dtype, device=device, begin=int(given))
         if self.x_start is None:
-            x = self.model.sde.sigma(self.grid[0]).to(device, dtype) * z
+            x = self.model.sde.sigma(self.grid[0]).to(device, dtype) * noise()
         else:  # a copy, which no network and no callback can change
             x = self.x_start[first:last].to(device, dtype, copy=True)
+            if self.generator is not None:
+                noise()  # as per sample: the steps do not reuse the noise of a start from the same seed
         if self.path is None:
             return x, lambda step: noise
         return x, self.path.step_noise(

@@ -167,6 +167,7 @@ for shape in [(5,), (2, 7), (3, 3, 8), (9, 129)]:
         draws = keyed_draws.KeyedDraws(2**63 + 1, 4)
         draws.source = word_sources.DeviceWords(torch.device("cpu"))
         found.append([kind(3, 2**64 - 2, shape) for kind in (draws.uniform, draws.sign, draws.normal)])
+        found[-1].append(draws.normals(2**64 - 4, 3, 1, shape))
     for one, two in zip(*found):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
 """
