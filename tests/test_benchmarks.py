@@ -1,5 +1,6 @@
 """The programs behind the claims of benchmarks/README.md run on next to nothing and write their results."""
 
+import importlib
 import re
 import runpy
 import sys
@@ -15,7 +16,8 @@ CASES = [
     ("overhead.py", ["--steps", "3", "--network-steps", "1", "--repeats", "1"], "| bare loop with noise"),
     ("suite.py", ["--solvers", "ddim", "heun", "--peers", "--truths", "molecule", "--budgets", "4"], "| heun "),
     ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
-    ("gpu.py", ["--device", "cpu", "--tiny", "--parts", "agreement", "noise", "steps"], "over one generator"),
+    ("gpu.py", ["--device", "cpu", "--tiny", "--parts", "agreement", "noise", "steps"], "over `generator=`"),
+    ("gpu.py", ["--device", "cpu", "--minutes", "0"], "`train`, MNIST network, bfloat16, batch 1024"),
     ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM"], "| PiGDM"),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
@@ -92,6 +94,25 @@ def test_benchmark_against_peers_writes_its_result(run, script, arguments, said)
     for name in PEERS:
         pytest.importorskip(name)
     assert said in run(script, arguments)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    known = {*sys.modules}
+    yield importlib.import_module("gpu")
+    for name in [name for name in {*sys.modules} - known if is_ours(sys.modules[name])]:
+        del sys.modules[name]
+
+
+def test_a_row_that_takes_too_long_is_ended_and_one_that_fails_says_why(gpu):
+    def endless():
+        while True:
+            pass
+
+    ended, failed = (gpu.measured(gpu.Row("a", "b", "c", 1, work), 0.02) for work in (endless, lambda: 1 / 0))
+    assert "left out" in gpu.now(ended)
+    assert "ZeroDivisionError" in gpu.now(failed)
 
 
 def test_every_claim_has_its_command_and_its_file():

@@ -118,7 +118,8 @@ def per_sample_noise(
 ) -> Noise:
     """Draws for the samples ``first_index, ..., first_index + B − 1``, each from its own stream.
 
-    ``begin``: the number of the first draw. Drawn in float32 and then cast: a float64 run has the noise of a float32 run.
+    ``begin``: the number of the first draw. Numbers are drawn in float32 and then cast, so that a float64 run has the
+    same noise as a float32 run.
 
     Raises:
         ArgumentError: if ``seed`` or ``first_index`` is negative, or ``dtype`` not a floating-point one.
