@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Update:
         together = contextlib.nullcontext() if last or self._alone else self.accelerator.no_sync(self.objective)
         with together:
             mean, losses = self.objective(inputs)
-            value = mean / self.passes
+            value = mean if self.passes == 1 else mean / self.passes
             if self._alone:
                 value.backward()
             else:
@@ -60,7 +61,7 @@ class Update:
         clip = torch.nn.utils.clip_grad_norm_ if self._alone else self.accelerator.clip_grad_norm_
         norm = clip(self.weights, self.max_gradient_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
-        bad = norm.isfinite().logical_not()
+        bad = (norm < math.inf).logical_not()  # infinite, or NaN
         if self.accelerator.scaler is None:  # torch's fused Adam leaves everything as it is where found_inf is 1
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
         (self.optimizer if self._alone else self.prepared_optimizer).step()
