@@ -31,22 +31,20 @@ from sde_toolkit.training.update import Update
 SDES = (VPSDE(), VESDE(), SubVPSDE(), FlowMatching())
 WEIGHTINGS = [losses.constant, losses.sigma_squared, losses.g_squared, losses.EDMWeighting(), losses.MinSNR()]
 WEIGHTINGS += [losses.P2(), losses.SigmoidWeighting(), losses.Converted(losses.constant, "score", "epsilon")]
-TIMES = [losses.Uniform(), losses.Discrete(), losses.LikelihoodTimes(), losses.LogNormal(), losses.LogitNormal()]
 
 
-def points(sde, loss, times=None, prediction="v", **more):
+def points(sde, loss):
     torch.manual_seed(0)
-    network = MLP(event_shape=(2,), width=8, depth=1)
-    model = ScoreModel(network, sde, prediction, event_shape=(2,), **more)
-    return Objective(model, loss, times or losses.Uniform(), sde.likelihood_end)
+    model = ScoreModel(MLP(event_shape=(2,), width=8, depth=1), sde, "v", event_shape=(2,))
+    return Objective(model, loss, losses.Uniform(), sde.likelihood_end)
 
 
-def pictures(augmentation=None, loss=None, **more):
+def pictures(augmentation):
     torch.manual_seed(0)
-    width = None if augmentation is None else augmentation.width or None
-    given = {"widths": (8, 16), "blocks_per_level": 1, "attention_levels": (), "augmentation_width": width, **more}
-    model = ScoreModel(UNet(num_classes=3, **given), VPSDE(), "edm", event_shape=(1, 8, 8))
-    return Objective(model, loss or DenoisingScoreMatching("edm"), losses.Uniform(), 1e-3, augmentation)
+    more = {"attention_levels": (), "num_classes": 3, "augmentation_width": augmentation.width}
+    network = UNet(widths=(8, 16), blocks_per_level=1, **more)
+    model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 8, 8))
+    return Objective(model, DenoisingScoreMatching("edm"), losses.Uniform(), 1e-3, augmentation)
 
 
 def hybrid():
@@ -62,8 +60,6 @@ OBJECTIVES = [
         pytest.param(lambda w=w: points(VPSDE(), DenoisingScoreMatching("score", w)), id=f"weighting {i}")
         for i, w in enumerate(WEIGHTINGS)
     ),
-    *(pytest.param(lambda t=t: points(VPSDE(), DenoisingScoreMatching("v"), t), id=str(t)) for t in TIMES),
-    pytest.param(lambda: pictures(HorizontalFlip()), id="flipped images"),
     pytest.param(lambda: pictures(EDMAugmentation()), id="augmented images"),
     pytest.param(hybrid, id="learned variance"),
 ]
@@ -124,19 +120,14 @@ def gradients(objective, inputs):
     return mean, each, torch.autograd.grad(mean, list(objective.parameters()))
 
 
-def flipped():
+def test_a_compiled_pass_is_one_graph_with_the_loss_and_gradient_of_the_pass():
     """Everything around a small network: a weighting of another error, labels, and an augmentation."""
+    torch.compiler.reset()
     torch.manual_seed(0)
     network = MLP(event_shape=(1, 4, 4), width=8, depth=1, num_classes=3)
     model = ScoreModel(network, VESDE(), "edm", event_shape=(1, 4, 4))
     loss = DenoisingScoreMatching("score", losses.SigmoidWeighting())
-    return Objective(model, loss, losses.Uniform(), 1e-3, HorizontalFlip())
-
-
-@pytest.mark.parametrize("make", [flipped, lambda: points(FlowMatching(), DenoisingScoreMatching("velocity"))])
-def test_a_compiled_pass_is_one_graph_with_the_loss_and_gradient_of_the_pass(make):
-    torch.compiler.reset()
-    objective = make().train()
+    objective = Objective(model, loss, losses.Uniform(), 1e-3, HorizontalFlip())
     inputs = objective.prepared(read(objective), "cpu")
     plain = gradients(objective, inputs)
     objective.compile_passes(backend="aot_eager", fullgraph=True)
@@ -200,9 +191,13 @@ def test_a_recorded_update_is_the_update(tmp_path, recorded):
     for kind in ("raw", "ema"):
         one, two = (weights(tmp_path / name, kind) for name in ("plain", "recorded"))
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
-    for one, two in zip(*(rows(tmp_path / name) for name in ("plain", "recorded")), strict=True):
-        assert one.keys() == two.keys()
-        assert [float(v or 0) for v in two.values()] == pytest.approx([float(v or 0) for v in one.values()], rel=1e-4)
+    for file in ("training.csv", "lambda.csv"):
+        plain, recorded = ([*map(numbers, rows(tmp_path / name, file))] for name in ("plain", "recorded"))
+        assert recorded == [pytest.approx(row, rel=1e-4) for row in plain]
+
+
+def numbers(row):
+    return {name: float(value or 0) for name, value in row.items() if name != "part"}
 
 
 def test_a_recorded_run_continues_as_one_that_is_not(tmp_path, recorded):
