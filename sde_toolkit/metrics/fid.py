@@ -38,8 +38,8 @@ class FID(Metric):
     @property
     def explanation(self) -> str:  # type: ignore[override]
         return (
-            "Fréchet distance of Gaussians with the features' moments (Heusel et al. 2017), computed by torchmetrics. Its "
-            "error is a delete-block jackknife, 8 blocks of either set; it does not include the bias of small sets."
+            "Fréchet distance of Gaussians with the features' moments (Heusel et al. 2017), computed by torchmetrics. "
+            "Its error is a delete-block jackknife, 8 blocks of either set, and leaves out the bias of small sets."
         )
 
     def compute(self, generated: SampleSet, reference: SampleSet) -> Estimate:
@@ -80,9 +80,9 @@ class FID(Metric):
 class KID(Metric):
     """Unbiased MMD² with the kernel (x·y/d + 1)³, the mean over random subsets (Binkowski et al. 2018).
 
-    The spread over the subsets, ``kid_std``, is kept beside it. Subsets overlap, so it is not a standard error. The error
-    is that of the unbiased MMD² of the whole sets, a delete-one jackknife. It is left out (NaN) for sets so large that it
-    would take longer than the subsets.
+    The spread over the subsets, ``kid_std``, is kept beside it. Subsets overlap, so it is not a standard error. The
+    error is that of the unbiased MMD² of the whole sets, a delete-one jackknife. It is left out (NaN) for sets so large
+    that it would take longer than the subsets.
 
     Args:
         subsets: number of subsets.

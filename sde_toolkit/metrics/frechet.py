@@ -24,19 +24,17 @@ from sde_toolkit.metrics.jackknife import BLOCKS, Resampled, block_owners
 __all__ = ["frechet_resampled"]
 
 
-def frechet_resampled(x: Array, y: Array, value: float | None = None, blocks: int = BLOCKS) -> Resampled:
-    """The Fréchet distance of x (n, d) and y (m, d) with the parts of its variance.
+def frechet_resampled(x: Array, y: Array, value: float, blocks: int = BLOCKS) -> Resampled:
+    """``value``, the Fréchet distance of x (n, d) and y (m, d), with the parts of its variance.
 
-    ``value``: another number for the distance itself, such as that of another library. Fewer than four samples in a set
-    leave the error NaN.
+    Fewer than four samples in a set leave the error NaN.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if min(len(x), len(y)) < 4:
+        return Resampled.of(value, [math.nan] * 2, [math.nan] * 2)
     centre = y.mean(0)
     one, other = _Set(x - centre), _Set(y - centre)
-    whole = _distance(one, other) if value is None else value
-    if min(len(x), len(y)) < 4:
-        return Resampled.of(whole, [math.nan] * 2, [math.nan] * 2)
-    return Resampled.of(whole, _without_blocks(one, other, blocks), _without_blocks(other, one, blocks))
+    return Resampled.of(value, _without_blocks(one, other, blocks), _without_blocks(other, one, blocks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +66,6 @@ class _Set:
         """A matrix R (d, d) with R R = the scatter."""
         values, vectors = np.linalg.eigh(self.scatter)
         return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
-
-
-def _distance(one: _Set, other: _Set) -> float:
-    cross = (one.values - one.mean) @ (other.values - other.mean).T
-    small = cross if len(one) <= len(other) else cross.T
-    if min(cross.shape) <= one.values.shape[1]:
-        squares = small @ small.T
-    else:
-        squares = other.root @ one.scatter @ other.root
-    return _combined(one.mean - other.mean, one.total, other.total, squares, len(one), len(other))
 
 
 def _combined(apart: Array, total: float, other_total: float, squares: Array, n: int, m: int) -> float:

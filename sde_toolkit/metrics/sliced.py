@@ -27,7 +27,7 @@ from sde_toolkit.metrics.jackknife import BLOCKS, Resampled, leave_blocks_out
 from sde_toolkit.metrics.metric import Axis, Metric, SampleSet, library
 from sde_toolkit.metrics.splits import RealParts
 
-__all__ = ["SlicedWasserstein", "random_directions", "sliced_wasserstein"]
+__all__ = ["SlicedReference", "SlicedWasserstein", "random_directions", "sliced_wasserstein"]
 
 _AT_ONCE = 2**20  # numbers in the memory of one step of the work
 _KEPT = 2**25  # numbers in cells that are kept for further sets
@@ -183,6 +183,21 @@ class _Reference:
             return self._cells(name, lambda: _Cells.of(self.samples.only(places), n)).distance(generated.values)
 
         return leave_blocks_out(without, len(self.samples), blocks)
+
+
+class SlicedReference:
+    """Samples (m, ...) that many sets are compared with by :func:`sliced_wasserstein`. They are sorted once."""
+
+    def __init__(self, samples: ArrayLike, *, projections: int = 128, seed: int = 0) -> None:
+        values, _ = two_sets(samples, samples)
+        self._directions = random_directions(values.shape[1], projections, seed)
+        self._sorted = _Reference(_Sorted.of(values, self._directions))
+
+    def resample(self, samples: ArrayLike, blocks: int = BLOCKS) -> Resampled:
+        """The distance of samples (n, ...) with the parts of its variance."""
+        values, _ = two_sets(samples, samples)
+        own = _Sorted.of(values, self._directions)
+        return self._sorted.resample(own, self._sorted.distance(own), blocks)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class _SuiteParts:
         """What the parts depend on."""
         request = self.request
         return {
-            "work": "suite/1",
+            "work": "suite/2",
             "truths": {name: truth.digest for name, truth in request.problems.items()},
             "solvers": fingerprint_data(dict(request.candidates)),
             "budgets": list(request.budgets),
@@ -153,7 +154,7 @@ class _SuiteParts:
             if run.nfe > budget:
                 return {"failure": np.array(f"it takes {run.nfe} evaluations")}
             drawn = run.draw(truth.model, BatchRequest(0, truth.n, truth.seed))
-            distance = truth.distance(drawn.x)
+            distance = truth.resampled_distance(drawn.x)
         except SDEToolkitError as error:
             return {"failure": np.array(str(error))}
         except Exception as error:  # of a user's function: the other cells are measured all the same
@@ -166,6 +167,7 @@ class _SuiteParts:
             "deterministic": np.array(run.deterministic),
             "distance": np.array(distance.value),
             "distance_error": np.array(distance.error),
+            "distance_parts": np.array(json.dumps([_rounded(distance.generated), _rounded(distance.reference)])),
             "seconds": np.array(time.perf_counter() - began),
         }
 
@@ -206,11 +208,18 @@ def _judged(truth: Truth, budget: int, arrays: Arrays) -> Cell:
         return Cell(**known, failure=str(arrays["failure"]))
     x: Tensor = torch.from_numpy(arrays["x"])
     deterministic = bool(arrays["deterministic"])
+    generated, reference = json.loads(str(arrays["distance_parts"]))  # a part's arrays are of samples, or single
     return Cell(
         **known,
         nfe=int(arrays["nfe"]),
         deterministic=deterministic,
-        each=tuple(float(f"{e:.4g}") for e in truth.error(x).each.tolist()) if deterministic else (),
+        each=_rounded(truth.error(x).each.tolist()) if deterministic else (),
         distance=Estimate(float(arrays["distance"]), float(arrays["distance_error"])),
+        distance_parts=(tuple(generated), tuple(reference)),
         seconds=float(arrays["seconds"]),
     )
+
+
+def _rounded(numbers: Iterable[float]) -> tuple[float, ...]:
+    """To four digits: files are read by people, too."""
+    return tuple(float(f"{number:.4g}") for number in numbers)

@@ -2,9 +2,11 @@
 
 At each truth and budget a solver's value (its error, or its distance) is divided by the smallest of all solvers. The
 figure of a solver is the geometric mean of these ratios over the truths. Its interval comes from resampling (Efron
-1979): truths are drawn with replacement, and on each of them the noises, the same for all solvers. So a difference
-between two solvers is paired: which of them is better on the same truths and noises. The divisor stays the solver that
-was best in the cell, so that the best of many chances is not taken for it.
+1979): truths are drawn with replacement, and on each of them the noises, the same for all solvers and budgets. A
+distance has no value for each noise. It moves by Σ_b u_b z_b instead, u_b the parts of its variance by blocks of noises
+and of real samples (:mod:`sde_toolkit.metrics.jackknife`), and z_b standard normal, the same for all. So a difference
+between two solvers is paired: which of them is better on the same truths, noises and real samples. The divisor stays
+the solver that was best in the cell, so that the best of many chances is not taken for it.
 
 A value above 1 counts as 1, and so does a cell without samples: if every sample were the data's mean, the error and the
 distance would be about 1. So one cell in which a solver explodes does not decide its figure.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -25,6 +27,8 @@ from sde_toolkit.metrics.estimates import Array
 from sde_toolkit.suite.suite_results import Cell, Joined
 
 __all__ = ["Measure", "RankedSolver", "Ranking", "rank"]
+
+_BLOCKS = 32  # of a distance's parts, at most
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,37 @@ class Measure(Enum):
             return 1.0
         return errors.rmse if self is Measure.ERROR else errors.median
 
-    def resamples(self, cell: Cell, drawn: NDArray[np.int64], chance: Array) -> Array:
-        """The value for (B, n) noises drawn with replacement; of a distance, by its standard error and ``chance``."""
+    def resamples(self, cell: Cell, chance: _Chance) -> Array:
+        """The value for other noises, (B,)."""
         if cell.failure:
-            return np.ones(len(drawn))
+            return np.ones(len(chance.drawn))
         if self is Measure.DISTANCE:
-            value, error = self.of(cell), cell.distance.error if cell.distance else math.nan
-            relative = error / value if value > 0 and math.isfinite(error) else 0.0
-            return np.asarray(value * np.exp(relative * chance))
-        each = np.asarray(cell.each)[drawn]
+            value = self.of(cell)
+            moved = chance.of_distance(cell) / value if value > 0 else np.zeros(len(chance.drawn))
+            return np.asarray(value * np.exp(np.where(np.isfinite(moved), moved, 0.0)))
+        each = np.asarray(cell.each)[chance.drawn]
         return np.sqrt((each**2).mean(1)) if self is Measure.ERROR else np.median(each, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chance:
+    """What resampling draws on one truth, the same for all solvers and budgets.
+
+    ``drawn`` (B, n): places of noises. ``blocks`` (2, ``_BLOCKS``, B): a normal number for each block of generated and
+    of real samples. ``own`` (budgets, B): normal numbers of one solver alone, for distances without parts.
+    """
+
+    drawn: NDArray[np.int64]
+    blocks: Array
+    own: Array
+    budget: int = 0
+
+    def of_distance(self, cell: Cell) -> Array:
+        """By how much a distance moves, (B,)."""
+        if cell.distance_parts is None or max(map(len, cell.distance_parts)) > self.blocks.shape[1]:
+            return np.asarray((cell.distance.error if cell.distance else math.nan) * self.own[self.budget])
+        pairs = zip(cell.distance_parts, self.blocks, strict=True)
+        return np.asarray(sum(np.asarray(parts) @ normal[: len(parts)] for parts, normal in pairs))
 
 
 def rank(
@@ -165,14 +190,16 @@ def _logarithms(
         random = np.random.default_rng((seed, 2, t))
         n = joined.truths[truth].n
         drawn = random.integers(0, n, (resamples, n))
+        blocks = np.random.default_rng((seed, 4, t)).standard_normal((2, _BLOCKS, resamples))
         for s, solver in enumerate(solvers):
             if not _whole(joined, measure, solver, truth, budgets):
                 continue
-            chance = np.random.default_rng((seed, 3, s, t)).standard_normal((len(budgets), resamples))
+            own = np.random.default_rng((seed, 3, s, t)).standard_normal((len(budgets), resamples))
+            chance = _Chance(drawn, blocks, own)
             for b, budget in enumerate(budgets):
                 cell = joined.cell(solver, truth, budget) or Cell(truth, budget, failure="not measured")
                 values[s, t, b] = _logarithm(measure.of(cell))
-                redrawn[s, t, b] = _logarithm(measure.resamples(cell, drawn, chance[b]))
+                redrawn[s, t, b] = _logarithm(measure.resamples(cell, replace(chance, budget=b)))
     return values, redrawn
 
 

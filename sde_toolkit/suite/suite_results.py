@@ -35,8 +35,9 @@ class Cell:
     """One solver at one budget on one truth.
 
     ``nfe``: evaluations of the network, counted. ``each``: the error of every sample against the exact flow, as a part
-    of the data's size, to four digits; empty for a stochastic solver. ``distance``: to real samples. ``failure``: why
-    there are no samples, or "".
+    of the data's size, to four digits; empty for a stochastic solver. ``distance``: to real samples.
+    ``distance_parts``: the parts of its variance by blocks of generated and of real samples, which are the same blocks
+    for all solvers; None in older files. ``failure``: why there are no samples, or "".
     """
 
     truth: str
@@ -47,6 +48,7 @@ class Cell:
     distance: Estimate | None = None
     seconds: float = math.nan
     failure: str = ""
+    distance_parts: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def flow_errors(self) -> FlowErrors | None:
@@ -66,6 +68,7 @@ class Cell:
             "median": errors.median if errors else None,
             "distance": distance.value if distance else None,
             "distance_error": distance.error if distance else None,
+            "distance_parts": None if self.distance_parts is None else [list(part) for part in self.distance_parts],
             "seconds": self.seconds,
             "failure": self.failure,
             "each": list(self.each),
@@ -74,7 +77,7 @@ class Cell:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Cell:
         distance = record["distance"]
-        error = record["distance_error"]
+        error, parts = record["distance_error"], record.get("distance_parts")
         return cls(
             truth=str(record["truth"]),
             budget=int(record["budget"]),
@@ -86,6 +89,7 @@ class Cell:
             else Estimate(float(distance), math.nan if error is None else float(error)),
             seconds=math.nan if record["seconds"] is None else float(record["seconds"]),
             failure=str(record["failure"]),
+            distance_parts=None if parts is None else (tuple(map(float, parts[0])), tuple(map(float, parts[1]))),
         )
 
 

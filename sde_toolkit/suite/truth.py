@@ -14,8 +14,9 @@ from sde_toolkit.checks import check_count, takes_arguments
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.jobs.fingerprints import digest, model_fingerprint
 from sde_toolkit.jobs.sharing import cut
+from sde_toolkit.metrics.jackknife import Resampled
 from sde_toolkit.metrics.metric import Estimate
-from sde_toolkit.metrics.sliced import sliced_wasserstein
+from sde_toolkit.metrics.sliced import SlicedReference
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, generator_for, per_sample_noise
 from sde_toolkit.suite.exact_flow import CHUNK, METHOD, ExactFlow, solve_flow
@@ -26,6 +27,7 @@ __all__ = ["FlowErrors", "Truth"]
 Draw = Callable[[int, torch.Generator], Tensor]
 """(n, generator) to n real samples (n, *event), in model space."""
 
+_BLOCKS = 10  # of either set, left out for the error of a distance
 _REAL = 8  # real samples for each sample that is compared with them
 
 
@@ -181,18 +183,25 @@ class Truth:
         Both sets are whitened by the covariance of the real samples, so that narrow directions count as much as wide
         ones. Compare it with :meth:`floor`.
         """
-        return sliced_wasserstein(self._whiten(x), self._real[1], blocks=4)
+        return self.resampled_distance(x).estimate
+
+    def resampled_distance(self, x: Tensor) -> Resampled:
+        """:meth:`distance` with the parts of its variance, so that differences can be taken.
+
+        Two sets that started from the same noises and meet the same real samples have much of their error in common.
+        """
+        return self._others.resample(self._whiten(x).numpy(), _BLOCKS)
 
     @cached_property
     def floor(self) -> Estimate:
         """The distance of as many other real samples."""
-        return self.distance(self._real[0])
+        return self.distance(self._whitening[2])
 
     @cached_property
-    def _real(self) -> tuple[Tensor, Tensor]:
-        """n real samples as they are, and others whitened."""
-        mean, inverse, held, others = self._whitening
-        return held, (others - mean) @ inverse
+    def _others(self) -> SlicedReference:
+        """Real samples, whitened."""
+        mean, inverse, _, others = self._whitening
+        return SlicedReference(((others - mean) @ inverse).numpy())
 
     @cached_property
     def _whitening(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -435,7 +435,11 @@ def fails(*arguments):
         ({"n": 2**60}, ArgumentError, "n="),
         ({"condition": torch.zeros(3, 1)}, ArgumentError, "condition"),
         ({"solvers": {"ddim": ddim(), "dps": dps(torch.eye(2))}}, ArgumentError, "needs its own"),
-        ({"model": lambda m: {"a": m, "b": posterior(m, torch.eye(2), noise_std=0.1)}}, ArgumentError, "needs its own"),
+        (
+            {"model": lambda m: {"a": m, "b": posterior(m, torch.eye(2), noise_std=0.1)}, "references": False},
+            ArgumentError,
+            "needs its own",
+        ),
         ({"solvers": {"guided": cfg_plus_plus(0.5)}}, ArgumentError, "cannot sample this model"),
         ({"progress": "off"}, ArgumentError, "progress"),
         ({"check_declaration": 1}, ArgumentError, "check_declaration"),

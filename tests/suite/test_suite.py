@@ -12,6 +12,7 @@ from sde_toolkit import VPSDE, GaussianMixture, ddim, grids, probability_flow
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.integrators import TorchDiffEq
 from sde_toolkit.metrics.metric import Estimate
+from sde_toolkit.metrics.sliced import SlicedReference
 from sde_toolkit.sampling import Plan
 from sde_toolkit.suite import (
     Cell,
@@ -300,6 +301,36 @@ def test_intervals_cover_the_figure_of_many_noises():
         expected = truth * math.exp(0.3**2)  # of the RMS of independent factors
         hits += found.low <= expected <= found.high
     assert hits >= 32
+
+
+def ranked_by_distance(parts, values=(0.20, 0.21)):
+    """Two solvers whose distances differ by a twentieth, and whose errors are a fifth, with these parts."""
+    about, results = {"a": facts("a", 32)}, []
+    for name, value, own in zip(("near", "far"), values, parts, strict=True):
+        cell = Cell("a", 10, 10, distance=Estimate(value, 0.04), distance_parts=own)
+        results.append(SolverResults(name, (cell,), about))
+    return rank(join_results(results), Measure.DISTANCE)
+
+
+def test_distances_on_the_same_noises_are_compared_in_pairs():
+    """What both have in common cancels: with like parts, a gap counts that is smaller than the errors."""
+    own, others = (tuple(0.04 * v / np.linalg.norm(v)) for v in np.random.default_rng(1).standard_normal((2, 10)))
+    alike = ranked_by_distance([(own, ()), (own, ())])
+    assert alike.leaders == ["near"]
+    for parts in ([(own, ()), (others, ())], [None, None]):
+        assert sorted(ranked_by_distance(parts).leaders) == ["far", "near"]
+
+
+def test_the_parts_of_a_distance_say_how_far_a_difference_varies():
+    """Over other noises and other real samples: of a set and the same set, a little wider."""
+    differences, stated = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        reference, x = SlicedReference(rng.standard_normal((300, 2)), projections=16), rng.standard_normal((60, 2))
+        one, other = (reference.resample(x * scale, 10) for scale in (1.3, 1.5))
+        differences.append(other.value - one.value)
+        stated.append((other - one).error)
+    assert 0.7 < np.sqrt(np.mean(np.square(stated))) / np.std(differences, ddof=1) < 1.5
 
 
 def test_a_failure_counts_as_the_mean_and_an_explosion_no_more_than_that():
