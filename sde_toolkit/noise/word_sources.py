@@ -43,12 +43,13 @@ class HostWords:
         half = -(-numbers // 2)
         out = np.empty((len(draws) * n, 2, half), np.float32)
         if len(draws) * n * half <= _PIECE:
-            words = np.concatenate([self._drawn(blocks).reshape(n, -1)[:, :half] for blocks in draws])
-            self._multiply(words, out)
+            words = [self._drawn(blocks).reshape(n, -1)[:, :half] for blocks in draws]
+            self._multiply(np.ascontiguousarray(words[0]) if len(words) == 1 else np.concatenate(words), out)
         else:
             for blocks, part in zip(draws, out.reshape(len(draws), n, 2, half), strict=True):
                 self._draw_in_pieces(blocks, part)
-        return torch.from_numpy(np.ascontiguousarray(out.reshape(-1, 2 * half)[:, :numbers])).reshape(-1, n, numbers)
+        found = torch.from_numpy(out).view(len(draws), n, 2 * half)
+        return found if numbers == 2 * half else found[..., :numbers].contiguous()
 
     def _drawn(self, blocks: Blocks) -> np.ndarray:
         self._philox.start(blocks.counter)
