@@ -19,6 +19,7 @@ from sde_toolkit import MLP, VESDE, VPSDE, FlowMatching, ScoreModel, SubVPSDE, U
 from sde_toolkit.data import EDMAugmentation, HorizontalFlip
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.losses import DenoisingScoreMatching
+from sde_toolkit.models.checkpoint import checkpoint_folders
 from sde_toolkit.training import TrainingOptions, recorded_update, trainer
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import Portion, Recipe
@@ -26,6 +27,7 @@ from sde_toolkit.training.feeding import KeptSamples, fed, kept_samples
 from sde_toolkit.training.logbook import Tally, lambda_edges
 from sde_toolkit.training.objective import Objective
 from sde_toolkit.training.placing import float32_products, place
+from sde_toolkit.training.saving import load_state
 from sde_toolkit.training.update import Update
 
 SDES = (VPSDE(), VESDE(), SubVPSDE(), FlowMatching())
@@ -209,6 +211,9 @@ def test_a_recorded_run_continues_as_one_that_is_not(tmp_path, recorded):
     assert len(recorded) == 4
     one, two = (weights(tmp_path / name, "raw") for name in ("plain", "parts"))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    for name in ("plain", "parts"):
+        group = load_state(checkpoint_folders(tmp_path / name)[-1][1])["optimizer"]["param_groups"][0]
+        assert (type(group["lr"]), group["capturable"]) == (float, False)
 
 
 def test_what_cannot_be_recorded_is_named(tmp_path, recorded, monkeypatch):
