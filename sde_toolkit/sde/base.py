@@ -23,6 +23,7 @@ from sde_toolkit.checks import all_hold, check_amount
 from sde_toolkit.errors import ArgumentError, DefinitionError
 from sde_toolkit.sde.derive import derivative, inverse_decreasing
 from sde_toolkit.sde.integrated import integrated_path
+from sde_toolkit.sde.kept import PerObject
 from sde_toolkit.sde.schedules import NO_FLOAT64, Time, as_float64, in_float64, zero_where_rounding
 
 __all__ = ["SDE", "Time"]
@@ -30,12 +31,20 @@ __all__ = ["SDE", "Time"]
 _NEAR = 2.0**-24  # a distance from t=1 at which the limit of dα/dt is read
 _STEP = 2.0**-14  # of the differences for dσ/dt at t=1
 
+_RANGES = PerObject()
+
 _SCHEDULES = ("alpha", "log_alpha", "sigma", "f", "g", "d_alpha", "d_sigma", "half_log_snr")
 
 
 def _is_nowhere(condition: Tensor) -> bool:
     """Whether ``condition`` is known to be false everywhere; False where looking would wait or break a graph."""
     return condition.device.type == "cpu" and not torch.compiler.is_compiling() and all_hold(~condition) is True
+
+
+def _is_constant(sde: SDE) -> bool:
+    """Whether nothing can change what ``sde`` computes: a frozen dataclass of numbers."""
+    told = vars(type(sde)).get("__dataclass_params__")  # of this class; a base class says nothing of what is added
+    return bool(told and told.frozen) and all(isinstance(v, float | int | None) for v in vars(sde).values())
 
 
 class SDE:
@@ -144,7 +153,7 @@ class SDE:
             ArgumentError: if the value lies outside [λ(1), λ(0)].
         """
         value, dtype, device = as_float64(lambda_t)
-        low, high = (self.half_log_snr(end).item() for end in (1.0, 0.0))
+        low, high = self._half_log_snr_range()
         # Rounding errors of float32 are allowed for every dtype: lists of noise levels are often computed in float32.
         eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
         slack = 8 * eps * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 0.0)
@@ -163,6 +172,17 @@ class SDE:
             )
         value = value.clamp(low, high)
         return self.solve_half_log_snr(value).clamp(0.0, 1.0).to(device, dtype)
+
+    def _half_log_snr_range(self) -> tuple[float, float]:
+        """λ(1) and λ(0); those of an object that cannot change are computed once."""
+        in_graph = torch.compiler.is_compiling()
+        known: tuple[float, float] | None = None if in_graph else _RANGES.get(self)
+        if known is not None:
+            return known
+        found = self.half_log_snr(1.0).item(), self.half_log_snr(0.0).item()
+        if not in_graph and _is_constant(self):
+            _RANGES.put(self, found)
+        return found
 
     def solve_half_log_snr(self, lambda_t: Tensor) -> Tensor:
         """The inverse of λ, float64 to float64, for values inside its range. Override it where a closed form exists."""

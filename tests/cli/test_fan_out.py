@@ -1,13 +1,11 @@
 """Work shared by processes is the work of one: same files, whoever drew what, and however often it was cut off."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from forks import COMMAND
 
 from sde_toolkit import VPSDE, Affine, ScoreModel, UNet
 from sde_toolkit.evaluation import planned_run
@@ -40,12 +38,6 @@ def tiny(folder, **options):
     model = ScoreModel(network, VPSDE(), "edm", event_shape=(1, 8, 8), transform=Affine(8.0, 0.125))
     model.save_pretrained(folder)
     return "model={path:" + folder.name + "}"
-
-
-def environment():
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "dopri5"])
@@ -138,26 +130,12 @@ def test_drawing_that_was_cut_off_goes_on(command, tmp_path, monkeypatch):
     assert not parts.exists()
 
 
-def test_a_mistake_is_said_and_nobody_waits_for_ever(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    line = [
-        sys.executable,
-        *launch,
-        "--rdzv-endpoint",
-        "localhost:0",
-        "-m",
-        "sde_toolkit",
-        "sample",
-        MIXTURE,
-        "n=0",
-        QUIET,
-    ]
-    done = subprocess.run(
-        line, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False, env=environment()
-    )
-    assert done.returncode != 0
-    assert done.stderr.count("\nerror: n=0") + done.stderr.startswith("error: n=0") <= 1
-    assert "n=0" in done.stderr
+def test_a_mistake_is_said_and_nobody_waits_for_ever(forks, tmp_path):
+    forks.start(2, COMMAND, "sample", MIXTURE, "n=0", QUIET, folder=tmp_path)
+    statuses, said = forks.wait()
+    assert all(status > 0 for status in statuses)  # nobody had to be killed
+    for begin in ("error: n=0", "[process 1] error: n=0"):
+        assert sum(line.startswith(begin) for line in said.splitlines()) == 1
     assert not list(tmp_path.rglob("*.npz"))
 
 
