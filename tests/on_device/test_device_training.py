@@ -17,7 +17,7 @@ from sde_toolkit import (
     losses,
     train,
 )
-from sde_toolkit.data import Dataset, checkerboard
+from sde_toolkit.data import Dataset, HorizontalFlip, checkerboard
 
 # Calibration
 
@@ -81,6 +81,7 @@ def trained(place, folder, until=None, **options):
     network = MLP(event_shape=(2,), width=32, depth=2, embedding_scale=100.0)
     model = ScoreModel(network, SDE, "edm", event_shape=(2,))
     given = {"steps": 8, "batch_size": 32, "warmup_steps": 2, "log_every": 2, "evaluate_every": 4, "held_out": 40}
+    given |= {"tf32": False}
     options = TrainingOptions(**{**given, "power_averages": (0.1,), "snapshots": 4, **options})
     loss = DenoisingScoreMatching("edm")
     averaged = train(model, checkerboard(n=200), folder, options, loss=loss, device=place, until=until)
@@ -124,9 +125,46 @@ def test_training_of_images_with_classes(both, tmp_path):
         x = points(CPU, 40, 64, torch.float32).reshape(40, 1, 8, 8)
         data = Dataset("noise", train=x, test=x[:10], train_labels=labels, test_labels=labels[:10])
         options = TrainingOptions(
-            steps=4, batch_size=16, label_dropout=0.3, held_out=8, evaluate_every=2, warmup_steps=1
+            steps=4, batch_size=16, label_dropout=0.3, held_out=8, evaluate_every=2, warmup_steps=1, tf32=False
         )
         averaged = train(model, data, tmp_path / place.type, options, device=place)
         return [value for value in averaged.state_dict().values() if value.is_floating_point()]
 
     assert_the_same(run, both, 1e-3)
+
+
+def images_trained(place, folder, until=None, **options):
+    """Dropout, labels, a flip, two passes."""
+    torch.manual_seed(0)
+    network = UNet(widths=(8, 16), blocks_per_level=1, attention_levels=(1,), num_classes=3, dropout=0.2)
+    model = ScoreModel(network, SDE, "edm", event_shape=(1, 8, 8))
+    labels = torch.arange(40, device=CPU) % 3
+    x = points(CPU, 40, 64, torch.float32).reshape(40, 1, 8, 8)
+    data = Dataset("noise", train=x, test=x[:10], train_labels=labels, test_labels=labels[:10])
+    given = {"steps": 9, "batch_size": 16, "pass_size": 8, "label_dropout": 0.3, "held_out": 8, "evaluate_every": 3}
+    options = TrainingOptions(**{**given, "warmup_steps": 1, "tf32": False, **options})
+    averaged = train(model, data, folder, options, augmentation=HorizontalFlip(), device=place, until=until)
+    return [value for value in averaged.state_dict().values() if value.is_floating_point()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": "cuda_graph"}, {"compile": True}, {"data_on_device": False}, {"workers": 1, "data_on_device": False}],
+    ids=["recorded", "compiled", "sent batch by batch", "read ahead"],
+)
+def test_ways_to_train_on_a_device_are_one(options, both, tmp_path):
+    """To round-off; a compiled network draws its dropout in another order, and has none here."""
+    if both[1].type != "cuda":
+        pytest.skip("there are CUDA graphs and pinned memory on CUDA devices alone")
+    run = trained if options.get("compile") is True else images_trained
+    usual, other = run(both[1], tmp_path / "usual"), run(both[1], tmp_path / "other", **options)
+    torch.testing.assert_close(other, usual, rtol=1e-3, atol=1e-4)
+
+
+def test_a_recorded_run_continues(both, tmp_path):
+    if both[1].type != "cuda":
+        pytest.skip("there are CUDA graphs on CUDA devices alone")
+    usual = images_trained(both[1], tmp_path / "usual")
+    images_trained(both[1], tmp_path / "parts", until=5, compile="cuda_graph")
+    parts = images_trained(both[1], tmp_path / "parts", compile="cuda_graph")
+    torch.testing.assert_close(parts, usual, rtol=1e-3, atol=1e-4)
