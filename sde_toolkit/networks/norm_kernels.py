@@ -20,6 +20,9 @@ __all__ = ["DTYPES", "Grid", "norm_backward_by_triton", "norm_by_triton"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 4096
+_PLAIN = ["positions", "groups", "weight_step", "bias_step", "offset_step", "activate", "moves"]
+"""Arguments of which no value has a kernel of its own: so each number of channels in a group has one, and no more."""
+
 _ROW_BYTES = 128
 
 
@@ -44,11 +47,17 @@ def _per_group(values, GROUPS: tl.constexpr, PADDED: tl.constexpr):  # type: ign
     return total, tl.reshape(spread, (GROUPS * PADDED,))
 
 
-@triton.jit(do_not_specialize=["positions", "groups", "weight_step", "bias_step", "offset_step"])
+@triton.jit
+def _offset(place, inside, channel, moves):  # type: ignore[no-untyped-def]
+    """What is added to each channel: 0 unless ``moves``."""
+    given = inside & ((channel * 0 + moves) != 0)
+    return tl.load(place, given, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
 def _norm(  # type: ignore[no-untyped-def]
-    x, out, mean, inverse, weight, bias, offset, positions, channels, groups, weight_step, bias_step, offset_step, eps,
-    GROUP: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
-    ACTIVATE: tl.constexpr, OFFSET: tl.constexpr,
+    x, out, mean, inverse, weight, bias, offset, positions, channels, groups, weight_step, bias_step, offset_step,
+    activate, moves, eps, GROUP: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     sample, owned, _, channel, inside = _own_channels(groups, GROUP, PADDED, GROUPS)
     start_of_sample = sample * positions * channels
@@ -68,9 +77,8 @@ def _norm(  # type: ignore[no-untyped-def]
     total = tl.sum(sums, 0)
     own = pivot + total / n  # mean of the channel
     spread = tl.maximum(tl.sum(squares, 0) - total * total / n, 0.0)
-    if OFFSET:
-        moved = tl.load(offset + sample * offset_step + channel, inside, other=0.0).to(tl.float32)
-        own += moved
+    moved = _offset(offset + sample * offset_step + channel, inside, channel, moves)
+    own += moved
     of_group, mu = _per_group(tl.where(inside, own, 0.0), GROUPS, PADDED)
     mu = mu / GROUP
     spread += n * (own - mu) * (own - mu)
@@ -81,35 +89,29 @@ def _norm(  # type: ignore[no-untyped-def]
     w = tl.load(weight + sample * weight_step + channel, inside, other=0.0).to(tl.float32)
     b = tl.load(bias + sample * bias_step + channel, inside, other=0.0).to(tl.float32)
     w = w * tl.rsqrt(variance / (GROUP * n) + eps)
-    b = b - mu * w
-    if OFFSET:
-        b += moved * w
+    b = b + (moved - mu) * w
     for start in range(0, positions, TILE):
         row = start + tl.arange(0, TILE)
         here = (row < positions)[:, None] & inside[None, :]
         place = row[:, None] * channels + channel[None, :]
         y = tl.load(x + place, here, other=0.0).to(tl.float32) * w[None, :] + b[None, :]
-        if ACTIVATE:
-            y = y * tl.sigmoid(y)
+        y = tl.where(activate != 0, y * tl.sigmoid(y), y)
         tl.store(out + place, y.to(out.dtype.element_ty), here)
 
 
 @triton.jit
-def _slope(cotangent, hat, w, b, ACTIVATE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _slope(cotangent, hat, w, b, activate):  # type: ignore[no-untyped-def]
     """The gradient by y = w hat + b."""
-    if ACTIVATE:
-        y = hat * w[None, :] + b[None, :]
-        gate = tl.sigmoid(y)
-        cotangent = cotangent * gate * (1.0 + y * (1.0 - gate))
-    return cotangent
+    y = hat * w[None, :] + b[None, :]
+    gate = tl.sigmoid(y)
+    return tl.where(activate != 0, cotangent * gate * (1.0 + y * (1.0 - gate)), cotangent)
 
 
-@triton.jit(do_not_specialize=["positions", "groups", "weight_step", "bias_step", "offset_step"])
+@triton.jit(do_not_specialize=_PLAIN)
 def _norm_backward(  # type: ignore[no-untyped-def]
     cotangent, x, dx, dw, db, doffset, mean, inverse, weight, bias, offset, positions, channels, groups,
-    weight_step, bias_step, offset_step,
+    weight_step, bias_step, offset_step, activate, moves,
     GROUP: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
-    ACTIVATE: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     sample, _, group, channel, inside = _own_channels(groups, GROUP, PADDED, GROUPS)
     start_of_sample = sample * positions * channels
@@ -120,8 +122,7 @@ def _norm_backward(  # type: ignore[no-untyped-def]
     scale = tl.load(inverse + sample * groups + group, inside, other=0.0)
     w = tl.load(weight + sample * weight_step + channel, inside, other=0.0).to(tl.float32)
     b = tl.load(bias + sample * bias_step + channel, inside, other=0.0).to(tl.float32)
-    if OFFSET:
-        mu -= tl.load(offset + sample * offset_step + channel, inside, other=0.0).to(tl.float32)
+    mu -= _offset(offset + sample * offset_step + channel, inside, channel, moves)
     slopes = tl.zeros((TILE, GROUPS * PADDED), tl.float32)
     products = tl.zeros((TILE, GROUPS * PADDED), tl.float32)
     hats = tl.zeros((TILE, GROUPS * PADDED), tl.float32)
@@ -131,11 +132,10 @@ def _norm_backward(  # type: ignore[no-untyped-def]
         place = row[:, None] * channels + channel[None, :]
         hat = (tl.load(x + place, here, other=0.0).to(tl.float32) - mu[None, :]) * scale[None, :]
         given = tl.load(cotangent + place, here, other=0.0).to(tl.float32)  # 0 outside, and so is the slope
-        slope = _slope(given, hat, w, b, ACTIVATE)
+        slope = _slope(given, hat, w, b, activate)
         slopes += slope
         products += slope * hat
-        if OFFSET:
-            hats += tl.where(here, hat, 0.0)
+        hats += tl.where(here, hat, 0.0)
     n = positions.to(tl.float32)
     total, product = tl.sum(slopes, 0), tl.sum(products, 0)
     own = sample * channels + channel
@@ -145,15 +145,14 @@ def _norm_backward(  # type: ignore[no-untyped-def]
     _, along = _per_group(tl.where(inside, w * product, 0.0), GROUPS, PADDED)
     plain = plain / (GROUP * n)
     along = along / (GROUP * n)
-    if OFFSET:
-        tl.store(doffset + own, scale * (w * total - n * plain - along * tl.sum(hats, 0)), inside)
+    tl.store(doffset + own, scale * (w * total - n * plain - along * tl.sum(hats, 0)), inside)
     for start in range(0, positions, TILE):
         row = start + tl.arange(0, TILE)
         here = (row < positions)[:, None] & inside[None, :]
         place = row[:, None] * channels + channel[None, :]
         hat = (tl.load(x + place, here, other=0.0).to(tl.float32) - mu[None, :]) * scale[None, :]
         given = tl.load(cotangent + place, here, other=0.0).to(tl.float32)
-        slope = _slope(given, hat, w, b, ACTIVATE)
+        slope = _slope(given, hat, w, b, activate)
         found = scale[None, :] * (slope * w[None, :] - plain[None, :] - hat * along[None, :])
         tl.store(dx + place, found.to(dx.dtype.element_ty), here)
 
@@ -207,7 +206,7 @@ def norm_by_triton(
     """
     grid, out = Grid.of(x, groups), torch.empty_like(x)
     mean, inverse = torch.empty(2, len(x), groups, dtype=torch.float32, device=x.device).unbind()
-    _launch(_norm, grid, (x, out, mean, inverse), (weight, bias, offset), (groups,), (eps,), activate)
+    _launch(_norm, grid, (x, out, mean, inverse), (weight, bias, offset), groups, (eps,), activate)
     return out, mean, inverse
 
 
@@ -225,7 +224,7 @@ def norm_backward_by_triton(
     groups, dx = mean.shape[1], torch.empty_like(x)
     dw, db, doffset = torch.empty(3, *x.shape[:2], dtype=torch.float32, device=x.device).unbind()
     tensors = (cotangent, x, dx, dw, db, doffset, mean, inverse)
-    _launch(_norm_backward, Grid.of(x, groups), tensors, (weight, bias, offset), (groups,), (), activate)
+    _launch(_norm_backward, Grid.of(x, groups), tensors, (weight, bias, offset), groups, (), activate)
     return dx, dw, db, doffset
 
 
@@ -234,17 +233,18 @@ def _launch(
     grid: Grid,
     tensors: tuple[Tensor, ...],
     channelwise: tuple[Tensor, Tensor, Tensor | None],
-    sizes: tuple[int, ...],
+    groups: int,
     last: tuple[float, ...],
     activate: bool,
 ) -> None:
-    x = tensors[0]
-    rows = [x if row is None else row if row.stride(-1) == 1 else row.contiguous() for row in channelwise]
+    x, moves = tensors[0], channelwise[2] is not None
+    given = (channelwise[0] if row is None else row for row in channelwise)
+    rows = [row if row.stride(-1) == 1 else row.contiguous() for row in given]
     steps = [0 if row.ndim != 2 else row.stride(0) for row in rows]
     warps = 8 if grid.tile * grid.groups * grid.padded >= 2048 else 4
     with torch.cuda.device(x.device if x.is_cuda else None):
         kernel[(grid.programs,)](
-            *tensors, *rows, x.shape[2:].numel(), x.shape[1], *sizes, *steps, *last,
-            GROUP=grid.group, PADDED=grid.padded, GROUPS=grid.groups, TILE=grid.tile,
-            ACTIVATE=activate, OFFSET=channelwise[2] is not None, num_warps=warps,
+            *tensors, *rows, x.shape[2:].numel(), x.shape[1], groups, *steps, int(activate),
+            int(moves), *last, GROUP=grid.group, PADDED=grid.padded, GROUPS=grid.groups,
+            TILE=grid.tile, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
