@@ -81,7 +81,7 @@ class UnitConvolution(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """(B, inputs, *size) to (B, outputs, *size), or (B, inputs) to (B, outputs)."""
         rest = tuple(range(1, self.weight.ndim))
-        if self.training and not torch.is_inference_mode_enabled():
+        if self.training and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()):
             with torch.no_grad():
                 self.weight.copy_(unit(self.weight, rest))
         weight = unit(self.weight, rest) * (gain / math.sqrt(self.weight[0].numel()))

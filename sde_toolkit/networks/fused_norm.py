@@ -58,10 +58,13 @@ def traced(
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = x.to(dtype)
-    if offset is not None:
-        wide = wide + per_channel(offset, x).to(dtype)
-    variance, mean = torch.var_mean(wide, _positions(x), correction=0)
-    scale, shift = _scale_and_shift(*_of_groups(mean, variance, groups, eps), weight.to(dtype), bias.to(dtype))
+    if x.dtype == dtype:
+        variance, mean = torch.var_mean(wide, _positions(x), correction=0)
+    else:  # in one pass, as in _moments
+        mean = wide.mean(_positions(x))
+        variance = (wide.square().mean(_positions(x)) - mean.square()).clamp(min=0)
+    moved = mean if offset is None else mean + offset.to(dtype)
+    scale, shift = _scale_and_shift(*_of_groups(moved, variance, groups, eps), weight.to(dtype), bias.to(dtype), offset)
     y = wide * per_channel(scale, x) + per_channel(shift, x)
     return (silu(y) if activate else y).to(x.dtype)
 
@@ -158,9 +161,7 @@ def forward_by_torch(
     dtype = torch.promote_types(x.dtype, torch.float32)
     moments = _moments(x, dtype)
     mean, inverse = _of_groups(moments[0] if offset is None else moments[0] + offset.to(dtype), moments[1], groups, eps)
-    scale, shift = _scale_and_shift(mean, inverse, weight.to(dtype), bias.to(dtype))
-    if offset is not None:
-        shift = shift + offset.to(dtype) * scale
+    scale, shift = _scale_and_shift(mean, inverse, weight.to(dtype), bias.to(dtype), offset)
     y = _times_plus(x, scale, shift)
     return silu(y, inplace=True) if activate else y, mean, inverse
 
@@ -227,12 +228,16 @@ def _spread(of_groups: Tensor, x: Tensor) -> Tensor:
     return of_groups.unsqueeze(2).expand(-1, -1, x.shape[1] // of_groups.shape[1]).flatten(1)
 
 
-def _scale_and_shift(mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b of a x + b, (B, C)."""
-    width = weight.shape[-1] // mean.shape[1]
-    mean, inverse = (row.unsqueeze(2).expand(-1, -1, width).flatten(1) for row in (mean, inverse))
-    scale = weight * inverse
-    return scale, bias - mean * scale
+def _scale_and_shift(
+    mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor, offset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """a and b, (B, C), of a x + b = w (x + offset − μ)/√(s² + eps) + b."""
+    groups = (-1, mean.shape[1], weight.shape[-1] // mean.shape[1])
+    scale = weight.reshape(groups) * inverse.unsqueeze(2)
+    shift = bias.reshape(groups) - mean.unsqueeze(2) * scale
+    if offset is not None:
+        shift = shift + offset.to(scale.dtype).reshape(groups) * scale
+    return scale.flatten(1), shift.flatten(1)
 
 
 def _times_plus(x: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
