@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import group_norm, silu
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sde_toolkit.networks import ADMUNet, PublishedUNet, UNet, attention
+from sde_toolkit.networks import ADMUNet, PublishedUNet, UNet, attention, convolutions, normalisation, resampling
 from sde_toolkit.networks.fused_norm import normalised, per_channel, traced
 
 GROUPS, EPS = 4, 1e-5
@@ -217,3 +217,31 @@ def test_no_activation_is_copied_converted_or_laid_out_anew(name, train, flash):
     for queries, keys, values in flash:
         assert queries[0][-1] == keys[0][-1] == values[0][-1] == 1
         assert queries[1] == keys[1] == values[1]
+
+
+@pytest.fixture
+def as_on_an_accelerator(monkeypatch):
+    """The CPU takes the accelerators' ways: autocast exists for devices that compute."""
+    monkeypatch.setattr(normalisation, "fuses", lambda x: x.ndim == 4 and x.is_contiguous(memory_format=LAST[4]))
+    for module in (normalisation, attention, resampling):
+        monkeypatch.setattr(module, "slow_in_half", lambda x: False)
+    monkeypatch.setattr(convolutions, "suits_convolution", lambda rows, width: False)
+    monkeypatch.setattr(resampling.UpConvolution, "WORTH_FOLDING", 10**9)
+
+
+@pytest.mark.usefixtures("as_on_an_accelerator")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_autocast_converts_every_weight_once_and_no_activation(name):
+    """But the data, before the first convolution."""
+    net = NETWORKS[name]()
+    x, time = torch.randn(BATCH, 3, 12, 12).contiguous(memory_format=LAST[4]), torch.rand(BATCH)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Noted() as noted:
+        net(x, time)
+    operations = noted.between("convolution")
+    assert copies(operations) == []
+    assert all(tensor.dtype == torch.bfloat16 for _, _, out in operations for tensor in activations(out))
+    places = {parameter.data_ptr(): own for own, parameter in net.named_parameters()}
+    converted = [args[0].data_ptr() for name, args, _ in noted.operations if name == "_to_copy" and args[0].numel() > 1]
+    weights = [places[place] for place in converted if place in places]
+    assert len(set(weights)) == len(weights) > 20
+    assert not any(own.split(".")[-2].endswith("norm") for own in weights)

@@ -82,3 +82,10 @@ def test_conditions_that_it_cannot_take_are_refused():
         LinearAttentionUNet(**SMALL, self_conditioning=True)(x, torch.zeros(2), labels)
     with pytest.raises(ArgumentError, match="one time per sample"):
         LinearAttentionUNet(**SMALL)(x, torch.zeros(3))
+
+
+def test_one_graph_holds_it():
+    trunk = LinearAttentionUNet(enter_width=4, widths=(4,), embedding_width=4, heads=1, head_width=4, groups=2).eval()
+    x, time = torch.randn(2, 3, 4, 4), torch.rand(2)
+    compiled = torch.compile(trunk, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, time), trunk(x, time), rtol=1e-5, atol=1e-5)

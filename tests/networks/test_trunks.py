@@ -280,11 +280,21 @@ def test_a_bad_conditioning_is_refused_at_construction(kind, argument, value):
     assert caught.value.argument == argument
 
 
-@pytest.mark.parametrize("name", ["unet 2-d", "published 2-d", "mlp of points"])
-def test_one_graph_holds_the_whole_trunk(name, stir):
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [
+        ("unet 2-d", False),
+        ("published 2-d", False),
+        ("adm 2-d", True),
+        ("edm2 2-d", True),
+        ("mlp of points", False),
+    ],
+)
+def test_one_graph_holds_the_whole_trunk(name, train, stir):
     """No graph break (fullgraph), and the same numbers; the eager backend tests the capture alone."""
     trunk = TRUNKS[name]
-    net = stir(trunk.build(num_classes=2))
+    short = {"blocks_per_level": 1} if "widths" in trunk.arguments else {}  # tracing costs by the block
+    net = stir(trunk.kind(**{**trunk.arguments, **short, "num_classes": 2})).train(train)
     x, time = trunk.data(2)
     label = torch.tensor([0, 1])
     compiled = torch.compile(net, fullgraph=True, backend="eager")
