@@ -112,13 +112,19 @@ class Asking:
         counted_before = 0 if rows is None else rows[0]
         if state.is_inference():  # torch keeps no versions there
             y = self._answer(x.clone() if x is state else x, time, condition)
-        else:
-            told = () if condition is None else tuple(tensors_of(condition))
-            before, noted = (state._version, time._version), tuple(map(_version_of, told))
+        elif condition is None:
+            version, version_of_time = state._version, time._version
             y = self._answer(x, time, condition)
-            if (state._version, time._version) != before or (told and tuple(map(_version_of, told)) != noted):
-                self._blame((state, time, *told), before + noted)
-        y = _tensor_of(y)
+            if state._version != version or time._version != version_of_time:
+                self._blame((state, time), (version, version_of_time))
+        else:
+            handed = (state, time, *tensors_of(condition))
+            before = tuple(map(_version_of, handed))
+            y = self._answer(x, time, condition)
+            if tuple(map(_version_of, handed)) != before:
+                self._blame(handed, before)
+        if not isinstance(y, Tensor):
+            y = _tensor_of(y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             self._refuse(y)
         if rows is not None and rows[0] == counted_before:  # a network that asks score models is counted by theirs
