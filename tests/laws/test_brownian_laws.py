@@ -55,12 +55,14 @@ def test_the_path_is_the_same_bits_in_any_order_and_split(path):
     assert not torch.equal(path.values(SDE, TIMES, (5, 3), seed=5)[1:], whole[1:])
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("levels", [1, 4, 16, 40])
 def test_single_times_have_the_right_variance_at_any_resolution(levels):
     w = BrownianPath(levels=levels).values(SDE, doubles(1.0, 0.7137), (2, 20_000))
     assert abs(w[1].var().item() / (1 - 0.7137) - 1) < 5 * math.sqrt(2 / 40_000)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [euler_maruyama(), ddpm()], ids=name)
 def test_samples_are_the_same_bits_whatever_the_split_and_keep_their_start(solver):
     model, grid = gaussian(torch.zeros(3), SDE, std=0.7), grids.uniform(SDE, 5)
@@ -74,6 +76,7 @@ def test_samples_are_the_same_bits_whatever_the_split_and_keep_their_start(solve
     assert correlation[0, 1].abs() < 5 / math.sqrt(27)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", SDES, ids=name)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_with_x_0_frozen_every_refinement_ends_in_the_same_sample(sde, eta):
@@ -95,6 +98,7 @@ def end_of_a_path(integrator, clock, steps):
     return sample(gaussian_data(SDE), solver, grid, shape=(100, 2), dtype=torch.float64, path=path).x
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("integrator", "clock"), [(Euler(), BrownianPath().clock), (Exponential(), ExponentialClock(1.0))], ids=name
 )
@@ -108,6 +112,7 @@ def test_strong_order_measured_through_sample_alone(integrator, clock, shift):
     assert slope.mean().item() == pytest.approx(integrator.strong_order, abs=0.15)
 
 
+@pytest.mark.on_device
 def test_a_path_reaches_the_data():
     """At t = 0 the clock t is finite, exp(2η²λ) is not where σ(0) = 0; the exponential step adds nothing there."""
     model, grid = gaussian(torch.zeros(3), SDE, std=0.7), doubles(1.0, 0.5, 0.1, 0.0)
@@ -130,6 +135,7 @@ class Twice(Integrator):
         return noise() + noise(), None
 
 
+@pytest.mark.on_device
 def test_what_a_path_cannot_serve_is_refused():
     model, grid, path = gaussian(torch.zeros(3), SDE, std=0.7), grids.uniform(SDE, 3), BrownianPath()
 

@@ -8,6 +8,8 @@ from sde_toolkit import VPSDE, BrownianPath, ddim, ddpm, dpmpp_3m, encode, grids
 from sde_toolkit.errors import ArgumentError, NonFiniteError
 from sde_toolkit.integrators import PerSample
 
+pytestmark = pytest.mark.on_device
+
 SDE = VPSDE()
 GRID = grids.uniform(SDE, 7, start=0.98, end=0.1)
 MODEL = model_of(RandomNetwork(), SDE)
@@ -53,6 +55,7 @@ def test_an_edited_encoding_is_two_encodings():
         torch.testing.assert_close(edited.x, second.x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_card("the mock device compiles nothing")
 @pytest.mark.parametrize("solver", [ddim(), ddpm(), dpmpp_3m()], ids=name)
 def test_compiled_steps_see_the_edit(solver):
     ends = [

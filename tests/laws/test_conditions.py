@@ -67,6 +67,8 @@ def network(x, time, condition):
 MODEL = ScoreModel(network, SDE, "x0", event_shape=(2,))
 
 
+@pytest.mark.on_device
+@pytest.mark.on_card("the mock device compiles nothing")
 @every_nesting
 def test_rows_go_with_their_samples_whatever_the_nesting_and_the_batch(nesting):
     """Solvers of fixed steps and adaptive ones, compiled or not, upwards and downwards."""
@@ -82,6 +84,7 @@ def test_rows_go_with_their_samples_whatever_the_nesting_and_the_batch(nesting):
         torch.testing.assert_close(run(condition=condition, batch_size=2), run(**plain), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.on_device
 @every_nesting
 def test_likelihoods_too(nesting):
     """With as many nodes as each sample needs, so that rows are left out on the way, and repeated."""
@@ -92,6 +95,7 @@ def test_likelihoods_too(nesting):
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @every_nesting
 def test_local_errors_repeat_them(nesting):
     options = {"n": N, "dtype": torch.float64, "refine": 2}
@@ -102,6 +106,7 @@ def test_local_errors_repeat_them(nesting):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+@pytest.mark.on_device
 @every_nesting
 def test_a_structure_stays_what_it_is(nesting):
     condition = NESTINGS[nesting](ROWS)
@@ -141,6 +146,7 @@ BAD = [
 ]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("condition", "said"), BAD)
 def test_what_cannot_be_split_is_refused_by_name_before_any_evaluation(condition, said):
     model = ScoreModel(untouchable, SDE, "x0", event_shape=(2,))
@@ -175,6 +181,7 @@ def test_what_is_shared_reaches_every_batch_as_it_is(shared):
     assert all(one is shared or one == shared for one in seen)
 
 
+@pytest.mark.on_device
 def test_a_calibration_has_one_row_which_is_that_of_all_samples():
     """Its runs are those of a model that has the row built in; more rows are refused before any evaluation."""
 

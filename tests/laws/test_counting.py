@@ -117,6 +117,7 @@ def test_every_solver_counts_what_the_network_saw(solver, around):
     assert found.nfe >= 4 * (1 + (around in TWICE))
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("around", ["clip", "in turn", "stacked"])
 @pytest.mark.parametrize("integrator", ADAPTIVE, ids=name)
 def test_so_do_adaptive_solvers_and_the_way_up(integrator, around):
@@ -158,6 +159,7 @@ def test_compiled_steps_are_credited_with_what_the_first_ones_showed(around):
     assert found[0] == found[1]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("around", ["bare", "in turn", "stacked"])
 def test_bounds_count_what_the_network_saw(around):
     network = Counting()
@@ -167,6 +169,7 @@ def test_bounds_count_what_the_network_saw(around):
     assert found.nfe * N == sum(network.rows)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("around", ["bare", "in turn", "stacked"])
 def test_a_likelihood_counts_its_path_and_its_divergence_apart(around):
     times = 1 if around == "bare" else 2
@@ -204,6 +207,7 @@ def test_what_a_subclass_changes_of_the_base_is_on_record_and_what_it_leaves_is_
         assert copy.deepcopy(model).settings() == {}
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("rows", [0, 1, 2, 4, 5])
 def test_rows_that_are_no_whole_batches_are_refused(rows):
     class Some(Wrapper):

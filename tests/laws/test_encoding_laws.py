@@ -64,6 +64,7 @@ def measured(sde, integrator, grid_of, counts=(64, 128)):
     return [convergence_order(counts, column) for column in zip(*errors, strict=True)]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("integrator", "sde"), covering(DETERMINISTIC, SMOOTH_SDES, 3), ids=name)
 def test_codes_and_round_trips_have_the_declared_order(sde, integrator):
     of_code, *of_round_trips = measured(sde, integrator, in_time)
@@ -72,6 +73,7 @@ def test_codes_and_round_trips_have_the_declared_order(sde, integrator):
     assert min(of_round_trips) > integrator.order - TOLERANCE
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", [i for i in DETERMINISTIC if i.sees_alpha_sigma_only], ids=name)
 def test_and_so_in_lambda_through_the_kinks_of_discrete_schedules(integrator):
     ends = KINKED.half_log_snr(doubles(BEGIN, END))
@@ -86,6 +88,7 @@ def test_and_so_in_lambda_through_the_kinks_of_discrete_schedules(integrator):
     assert min(of_round_trips) > integrator.order - TOLERANCE
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("integrator", "sde"), covering(ADAPTIVE, SDES), ids=name)
 def test_adaptive_solvers_encode_to_their_tolerance(sde, integrator):
     model, x, ends = gaussian_data(sde), start_at(sde, END), doubles(BEGIN, END)
@@ -97,6 +100,7 @@ def test_adaptive_solvers_encode_to_their_tolerance(sde, integrator):
 FROM_DATA = [Exponential(), ddim().integrator, Multistep()]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", FROM_DATA, ids=name)
 @pytest.mark.parametrize("sde", [s for s in SDES if s.sigma(0.0).item() == 0], ids=name)
 def test_exponential_integrators_encode_the_data_itself(sde, integrator):
@@ -123,6 +127,7 @@ def counting(sde, kind="epsilon"):
     return model_of(network, sde, kind), asked
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", FROM_DATA, ids=name)
 def test_a_network_of_x_0_has_no_epsilon_at_the_data_and_is_told_where_to_start(integrator):
     (model, asked), grid = counting(VPSDE(), "x0"), doubles(0.9, 0.5, 0.0)
@@ -148,6 +153,7 @@ def test_so_is_noise_that_a_solver_adds_of_its_own():
     assert asked == []
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("x", "grid", "options", "said"),
     [
@@ -167,6 +173,7 @@ def test_bad_input_is_refused_before_any_evaluation(x, grid, options, said):
     assert asked == []
 
 
+@pytest.mark.on_device
 def test_events_of_another_shape_are_refused():
     model = model_of(RandomNetwork(), VPSDE())
     model.event_shape = (2,)
@@ -188,6 +195,7 @@ def test_the_climb_asks_the_network_at_rising_times_and_counts():
     assert (told[0].t, told[3].s) == (grid[-1].item(), grid[0].item())
 
 
+@pytest.mark.on_device
 def test_a_state_that_stops_being_finite_is_named_with_its_time():
     def network(x, time):
         return torch.where(time[:, None] > 0.55, torch.nan, 0.1) * x
@@ -198,6 +206,7 @@ def test_a_state_that_stops_being_finite_is_named_with_its_time():
     assert caught.value.t == pytest.approx(0.6)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", [Exponential(), Heun(), Multistep()], ids=name)
 def test_conditions_and_batches(integrator):
     """Each sample meets its own condition, whatever the batch."""

@@ -27,6 +27,8 @@ from sde_toolkit.integrators import Euler, Exponential, forward_variance
 from sde_toolkit.models import time_inputs
 from sde_toolkit.noise.streams import per_sample_noise
 
+pytestmark = pytest.mark.on_device
+
 EXACT = 1e-10
 SEED = 5
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)

@@ -9,6 +9,8 @@ from catalogue import EVENT_SHAPES, SDES, SOLVERS, model_of, name
 from sde_toolkit import grids, sample
 from sde_toolkit.batching import expand_to
 
+pytestmark = pytest.mark.on_device
+
 # The shape is a third index of a Latin square: every SDE and every solver meets each of them.
 MATRIX = [
     (sde, solver, EVENT_SHAPES[(i + j) % len(EVENT_SHAPES)])

@@ -141,6 +141,7 @@ def test_first_order_solves_the_equation_with_the_frozen_quantity(sde, frozen, k
     assert ((ends[1] - ends[2]) / 2).item() ** 2 == pytest.approx(variance.item(), rel=1e-7, abs=1e-14)
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_order_one_in_data_prediction_is_ddim_and_ddpm(sde, eta):
@@ -150,6 +151,7 @@ def test_order_one_in_data_prediction_is_ddim_and_ddpm(sde, eta):
     assert relative_error(*ends) < EXACT
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("order", [2, 3])
 def test_the_two_ends_of_the_edm_family_are_data_and_noise_prediction(sde, order):
@@ -159,6 +161,7 @@ def test_the_two_ends_of_the_edm_family_are_data_and_noise_prediction(sde, order
         assert relative_error(inside, limit) < 1e-5
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize(
     "integrator", [Multistep(2, FrozenEDM(0.6)), Corrected(Multistep(3, FrozenEDM(0.6)))], ids=name
@@ -191,6 +194,7 @@ def reference_dpmpp_2m(model, x, eta, draws):
     return x
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_dpm_solver_pp_2m(sde, eta):
@@ -202,6 +206,7 @@ def test_dpm_solver_pp_2m(sde, eta):
         assert relative_error(found, expected) < EXACT
 
 
+@pytest.mark.on_device
 @every_sde
 def test_deis_in_rho(sde):
     """Zhang & Chen 2023: plain Adams-Bashforth 2 for dx̄/dτ = ε with unequal steps."""
@@ -254,6 +259,7 @@ def reference_unipc(model, x, p, variant):
     return None
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("variant", [bh1, bh2])
 @pytest.mark.parametrize("p", [1, 2, 3])
@@ -264,6 +270,7 @@ def test_unipc(sde, p, variant):
         assert relative_error(found, reference_unipc(model, x, p, variant)) < 1e-9
 
 
+@pytest.mark.on_device
 @every_sde
 def test_a_corrector_keeps_the_noise_of_the_step(sde):
     """With a network that does not depend on x the corrected and the plain method receive the same noise."""
@@ -274,6 +281,7 @@ def test_a_corrector_keeps_the_noise_of_the_step(sde):
     assert relative_error(*ends) < EXACT
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("order", [1, 2, 3, 7])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_more_order_than_steps_is_no_harm(order, steps):
@@ -283,6 +291,7 @@ def test_more_order_than_steps_is_no_harm(order, steps):
         assert bool(sample(model, flow(integrator), grid, x_start=x).x.isfinite().all())
 
 
+@pytest.mark.on_device
 @every_frozen
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_from_the_very_end_of_time_to_the_data(frozen, kind, sigma_data, eta):
@@ -309,6 +318,7 @@ def test_bad_arguments_are_named():
         Corrected(Exponential())
 
 
+@pytest.mark.on_device
 def test_unipc_bh1_down_to_the_data_is_finite():
     """diffusers' is NaN there, because h is infinite."""
     x = sample(
@@ -317,6 +327,7 @@ def test_unipc_bh1_down_to_the_data_is_finite():
     assert bool(x.x.isfinite().all())
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), SubVPSDE()], ids=name)
 @every_frozen
 def test_orders_hold_whatever_is_frozen(sde, frozen, kind, sigma_data):

@@ -120,6 +120,7 @@ def straight(one_step, model, grid, x, noises=()):
 # What the methods are.
 
 
+@pytest.mark.on_device
 @every_sde
 def test_dpm_solver_1_is_ddim(sde):
     grid = ragged_grid()
@@ -217,6 +218,7 @@ def dpmpp_sde_step(model, x_bar, t, s, drawn):
     return mean + halves[0] * z[0] + halves[1] * z[1]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("integrator", "eta", "one_step", "drawn"),
     [
@@ -241,6 +243,7 @@ def test_papers_recursions_in_straight_coordinates(sde, integrator, eta, one_ste
     assert relative_error(run(integrator, model, grid, x, eta, z), straight(one_step, model, grid, x, z)) < EXACT
 
 
+@pytest.mark.on_device
 @every_sde
 def test_edms_last_euler_step_is_the_tweedie_step(sde):
     """EDM's algorithm 1 with its last step to σ = 0, which has no second evaluation."""
@@ -253,6 +256,7 @@ def test_edms_last_euler_step_is_the_tweedie_step(sde):
     assert found.nfe == 2 * len(grid) - 1  # EDM counts 2N − 1
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ancestral_dpm_solver_1_is_ddim_at_the_papers_eta(sde, eta):
@@ -262,6 +266,7 @@ def test_ancestral_dpm_solver_1_is_ddim_at_the_papers_eta(sde, eta):
     assert relative_error(run(Ancestral(), model, grid, x, eta, z), expected) < EXACT
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("inner", [DPMSolver2(), DPMSolver3S(), Heun()], ids=name)
 def test_ancestral_without_noise_is_the_inner_method(inner):
     model, grid = model_of(RandomNetwork(), VPSDE()), ragged_grid()
@@ -269,6 +274,7 @@ def test_ancestral_without_noise_is_the_inner_method(inner):
     assert torch.equal(run(Ancestral(inner), model, grid, x), run(inner, model, grid, x))
 
 
+@pytest.mark.on_device
 def test_runge_kutta_in_time_is_the_classical_method_of_the_drift():
     """Against the same tableau on the drift itself, through the equation's own drift."""
     sde, grid = VPSDE(), ragged_grid()
@@ -287,6 +293,7 @@ def test_runge_kutta_in_time_is_the_classical_method_of_the_drift():
 BETAS = torch.linspace(1e-3, 0.2, 40, dtype=torch.float64)
 
 
+@pytest.mark.on_device
 def test_reverse_diffusion_is_the_papers_on_discrete_betas():
     """Song et al. 2021, eq. 46: x_i = (2 − √(1−β_{i+1})) x_{i+1} + β_{i+1} s(x_{i+1}, i+1) + √β_{i+1} z."""
     sde = VPSDE.from_betas(BETAS)
@@ -298,6 +305,7 @@ def test_reverse_diffusion_is_the_papers_on_discrete_betas():
     assert relative_error(run(ReverseDiffusion(), model, grid, x, 1.0, z), expected) < EXACT
 
 
+@pytest.mark.on_device
 def test_reverse_diffusion_of_ve_adds_the_difference_of_variances():
     """Song et al. 2021, algorithm 2: x_i = x_{i+1} + (σ²_{i+1} − σ²_i) s + √(σ²_{i+1} − σ²_i) z."""
     sde, grid = VESDE(), ragged_grid()
@@ -352,17 +360,20 @@ def misses(sde, integrator, kind, degree):
     return relative_error(found, exact_end(sde, kind, function, x, t, s))
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize(("integrator", "kind", "degree"), [*CONSTANT, *LINEAR, *SQUARE], ids=name)
 def test_a_prediction_that_is_a_polynomial_in_lambda_is_integrated_exactly(sde, integrator, kind, degree):
     assert misses(sde, integrator, kind, degree) < EXACT
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("integrator", "kind", "degree"), [*LINEAR, *SQUARE], ids=name)
 def test_and_no_polynomial_of_one_degree_more_is(integrator, kind, degree):
     assert misses(VPSDE(), integrator, kind, degree + 1) > 1e-6
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("integrator", "degree"), [(Heun(), 1), (RungeKutta4(), 3)], ids=name)
 def test_methods_in_tau_are_exact_for_polynomials_in_tau(integrator, degree):
     """The trapezoidal rule to degree 1, Simpson's to degree 3."""
@@ -374,6 +385,7 @@ def test_methods_in_tau_are_exact_for_polynomials_in_tau(integrator, degree):
         assert bound(relative_error(found, expected))
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("eta", [0.5, 1.0, 1.7])
 def test_2s_solves_the_sde_with_x_0_constant_exactly_on_any_grid(sde, eta):
@@ -400,6 +412,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "integrator"), covering(SMOOTH_SDES, VARIANTS, 3), ids=name)
 def test_orders_of_the_other_choices(sde, integrator):
     order = measured_flow_order(sde, integrator, uniform, (16, 32, 64, 128))
@@ -409,6 +422,7 @@ def test_orders_of_the_other_choices(sde, integrator):
 RUNGE_KUTTA = [kind for kind in RungeKutta.__subclasses__() if kind.__module__.startswith("sde_toolkit.")]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("method", RUNGE_KUTTA)
 @pytest.mark.parametrize("coordinate", COORDINATES, ids=name)
 @every_smooth_sde
@@ -417,6 +431,7 @@ def test_runge_kutta_methods_have_their_order_in_every_coordinate(sde, coordinat
     assert order == pytest.approx(method.order, abs=0.2)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("method", RUNGE_KUTTA)
 @pytest.mark.parametrize("coordinate", [c for c in COORDINATES if c.sees_alpha_sigma_only], ids=name)
 @every_sde
@@ -432,6 +447,7 @@ def test_sdes_are_one_curve_in_coordinates_of_alpha_and_sigma(sde, coordinate, m
     assert relative_error(*ends) < 1e-8
 
 
+@pytest.mark.on_device
 @every_sde
 def test_runge_kutta_in_the_angle_is_exact_for_gaussian_data_of_its_size(sde):
     """There the scaled state does not move: one step is the whole flow."""
@@ -442,6 +458,7 @@ def test_runge_kutta_in_the_angle_is_exact_for_gaussian_data_of_its_size(sde):
         assert relative_error(run(method(Angle(0.6)), model, ends, x), x * size[1] / size[0]) < 1e-9
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize(
     "integrator",
@@ -467,6 +484,7 @@ def brownian_path(finest, paths):
     return increments, torch.cat([torch.zeros(1, paths, 2, dtype=torch.float64), increments.cumsum(0)])
 
 
+@pytest.mark.on_device
 @every_smooth_sde_with_one_eta
 def test_strong_order_of_two_draws_a_step(sde, eta):
     """Both draws of a step are increments of the one path, up to the middle in λ and from there on."""
@@ -491,12 +509,14 @@ def test_strong_order_of_two_draws_a_step(sde, eta):
 CHURNED = ChurnedHeun(S_churn=8.0)
 
 
+@pytest.mark.on_device
 def test_churn_draws_once_a_step_and_not_without_churn():
     model, grid = gaussian_data(VPSDE()), uniform(5)
     assert draws_of(solver_of(CHURNED), model, grid) == 5
     assert draws_of(solver_of(ChurnedHeun()), model, grid) == 0
 
 
+@pytest.mark.on_device
 @every_sde
 def test_without_churn_it_is_heun_in_the_noise_to_signal_ratio(sde):
     model, grid = model_of(RandomNetwork(), sde), ragged_grid()
@@ -504,6 +524,7 @@ def test_without_churn_it_is_heun_in_the_noise_to_signal_ratio(sde):
     assert torch.equal(run(ChurnedHeun(S_churn=0.0), model, grid, x), run(Heun(NoiseToSignal()), model, grid, x))
 
 
+@pytest.mark.on_device
 @every_smooth_sde
 def test_churn_keeps_the_marginals_to_second_order(sde):
     mean, covariance = marginal(sde, END)
@@ -539,6 +560,7 @@ def test_churn_is_the_forward_process_from_tau_to_its_raise(sde):
         assert amount_of_churn(sde, ChurnedHeun(S_churn=5.0), doubles(1.0, 0.3)) == pytest.approx(0, abs=1e-6 * here)
 
 
+@pytest.mark.on_device
 def test_churn_is_shared_by_all_steps_of_the_grid():
     """γ = S_churn/N, N the steps of the whole grid, the last one to σ = 0 too."""
     grid = doubles(0.6, 0.3, 0.1, 0.0)
@@ -547,6 +569,7 @@ def test_churn_is_shared_by_all_steps_of_the_grid():
     assert (sharing, alone) == (pytest.approx(three), pytest.approx(one))
 
 
+@pytest.mark.on_device
 def test_churn_evaluates_the_network_at_the_raised_time():
     asked, sde = [], VPSDE()
 
@@ -569,6 +592,7 @@ def test_churn_evaluates_the_network_at_the_raised_time():
 # Where they stay finite.
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", IN_LAMBDA, ids=name)
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_steps_infinitely_long_in_lambda_are_exponential_steps_on_a_finer_grid(integrator, eta):
@@ -589,6 +613,7 @@ def test_regular_steps_of_such_a_grid_are_what_they_are_elsewhere():
     torch.testing.assert_close(rows[1:3], regular)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "steps"), covering(SDES, [1, 2, 3], 2), ids=name)
 def test_few_steps_from_noise_are_finite(sde, steps):
     """Everything public, and the other choices, from t = 1; to the data where σ(0) = 0, for methods in λ."""
@@ -603,6 +628,7 @@ def test_few_steps_from_noise_are_finite(sde, steps):
             assert x.isfinite().all(), (integrator, eta)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("inner", [Heun(), RungeKutta4()], ids=name)
 def test_ancestral_methods_that_end_below_the_sdes_least_noise_say_so(inner):
     model = model_of(RandomNetwork(), VESDE())
@@ -610,12 +636,14 @@ def test_ancestral_methods_that_end_below_the_sdes_least_noise_say_so(inner):
         sample(model, solver_of(Ancestral(inner), 1.0), doubles(1.0, 0.1), shape=(2, 2))
 
 
+@pytest.mark.on_device
 def test_methods_in_t_refuse_to_end_at_the_data():
     model = model_of(RandomNetwork(), VPSDE())
     with pytest.raises(GridError, match="tweedie"):
         sample(model, solver_of(RungeKutta4(Time())), doubles(1.0, 0.5, 0.0), shape=(2, 2))
 
 
+@pytest.mark.on_device
 @every_sde
 def test_float32_tables_lose_nothing_that_matters(sde):
     """The state in float32 follows the one in float64 to its own round-off, in units of the start."""
@@ -682,6 +710,7 @@ def test_parameters_that_mean_nothing_are_refused(build):
         build()
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", [DPMSolver2(), DPMSolver3(), DPMSolver3S(), RungeKutta4(), Heun(), CHURNED])
 def test_methods_of_the_flow_refuse_noise(integrator):
     with pytest.raises(ArgumentError, match="eta"):

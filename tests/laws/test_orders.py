@@ -35,6 +35,8 @@ from sde_toolkit import VPSDE, GaussianMixture, Solver, grids, sample
 from sde_toolkit.integrators import Exponential, RungeKutta4
 from sde_toolkit.integrators.runge_kutta import RungeKutta
 
+pytestmark = pytest.mark.on_device
+
 BEGIN, END = 0.8, 0.4  # VE: below t = 0.3 the two leading errors of Euler-Maruyama nearly cancel and hide its order
 every_smooth_sde = pytest.mark.parametrize("sde", SMOOTH_SDES, ids=name)
 every_smooth_sde_with_one_eta = pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH_SDES, [0.5, 1.0]), ids=name)

@@ -83,6 +83,7 @@ def test_cosine_keeps_every_digit_of_the_papers_alpha_bar(s, t):
     assert sde.alpha(1.0).item() == 0
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("end", [-1.0, -5.0, -9.9, -20.0])
 def test_a_cosine_cut_off_is_the_same_curve_stretched(end):
     whole, cut = CosineVPSDE(), CosineVPSDE(end_half_log_snr=end)
@@ -153,6 +154,7 @@ def test_edm_refuses(arguments):
 # Flow matching.
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("t", [0.0, 1e-9, 0.3, 0.5, 1.0])
 def test_the_velocity_of_the_straight_path_points_from_data_to_noise(t):
     sde = FlowMatching()
@@ -187,6 +189,7 @@ def test_flow_matching_against_fifty_digits(t):
 # Paths from a λ curve.
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("source", [VPSDE(), VPSDE(1.0, 5.0), CosineVPSDE()], ids=name)
 def test_a_path_follows_from_its_log_snr_alone(source):
     sde = LogSNRSDE(source.half_log_snr)
@@ -198,6 +201,7 @@ def test_a_path_follows_from_its_log_snr_alone(source):
     assert sde.g(0.0).item() == pytest.approx(source.g(0.0).item(), rel=1e-9)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("source", [VESDE(), EDMSDE()], ids=name)
 def test_without_preserved_variance_the_signal_keeps_its_scale(source):
     sde = LogSNRSDE(source.half_log_snr, variance_preserving=False)
@@ -205,6 +209,7 @@ def test_without_preserved_variance_the_signal_keeps_its_scale(source):
         torch.testing.assert_close(getattr(sde, schedule)(TIMES), getattr(source, schedule)(TIMES), rtol=1e-10, atol=0)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("curve", [KNOTS, Knots((0.0, 1.0), (3.0, -3.0))], ids=["five", "two"])
 def test_variance_is_preserved_also_where_the_data_start_with_noise(curve):
     """Rescaled to α(0) = 1: α² + σ² stays what it is at t=0, and dx = f x dt + g dw keeps it there."""
@@ -216,6 +221,7 @@ def test_variance_is_preserved_also_where_the_data_start_with_noise(curve):
     torch.testing.assert_close(sde.g(t) ** 2, -2 * sde.f(t) * total, rtol=1e-12, atol=0)
 
 
+@pytest.mark.on_device
 def test_knots_are_met_and_nothing_between_them_overshoots():
     generator = torch.Generator().manual_seed(2)
     for _ in range(30):
@@ -232,6 +238,7 @@ def test_knots_are_met_and_nothing_between_them_overshoots():
         assert ((left - right).abs() < 1e-2 * (1 + left.abs())).all()
 
 
+@pytest.mark.on_device
 def test_knots_reproduce_straight_lines_and_approach_smooth_curves():
     line = Knots((0.0, 0.2, 0.3, 1.0), (4.0, 2.0, 1.0, -6.0))
     torch.testing.assert_close(line(TIMES), 4 - 10 * TIMES, rtol=1e-13, atol=1e-13)
@@ -243,6 +250,7 @@ def test_knots_reproduce_straight_lines_and_approach_smooth_curves():
     assert convergence_order(counts, errors) > 1.8  # the limited slopes are of first order at least
 
 
+@pytest.mark.on_device
 def test_a_path_through_knots_is_consistent_and_invertible():
     sde, t = LogSNRSDE(KNOTS), torch.cat([doubles(0.0), TIMES, doubles(1.0)])
     torch.testing.assert_close(sde.inverse_half_log_snr(sde.half_log_snr(t)), t, rtol=1e-12, atol=1e-13)
@@ -282,6 +290,7 @@ def test_curves_that_do_not_decrease_are_refused_with_the_place(build, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_one_time_for_a_whole_batch_may_come_as_a_view(sde):
     """Networks get their times expanded, without memory of their own."""
@@ -330,6 +339,7 @@ def test_cosine_betas_are_the_continuous_cosine_at_every_knot_but_the_clipped_la
         assert discrete.half_log_snr(1.0).item() == pytest.approx(-9.9, abs=0.05)
 
 
+@pytest.mark.on_device
 def test_between_the_knots_cosine_betas_approach_the_continuous_cosine_at_second_order():
     counts, t = (50, 100, 200, 400), torch.linspace(0.05, 0.9, 997, dtype=torch.float64)
     expected = CosineVPSDE().log_alpha(t)
@@ -337,6 +347,7 @@ def test_between_the_knots_cosine_betas_approach_the_continuous_cosine_at_second
     assert convergence_order(counts, errors) == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.on_device
 def test_linear_betas_approach_the_continuous_vp_at_first_order():
     counts = (200, 400, 800, 1600)
     expected = VPSDE(0.1, 20.0).log_alpha(TIMES)
@@ -444,6 +455,7 @@ def test_a_curve_of_ones_own_is_noted_by_name_and_passed_again(tmp_path):
     assert ScoreModel.from_pretrained(tmp_path / "model", sde=sde).sde == sde
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", PUBLIC_SDES, ids=name)
 def test_default_grids_and_a_last_tweedie_step_work_on_every_path(sde):
     """A default grid from the first time that has a finite field, through a network of the kind that is allowed."""
@@ -453,6 +465,7 @@ def test_default_grids_and_a_last_tweedie_step_work_on_every_path(sde):
         assert x.isfinite().all()
 
 
+@pytest.mark.on_device
 def test_values_outside_the_range_of_a_path_without_signal_at_the_end_are_refused():
     """λ(1) = -inf must not loosen the other end."""
     sde = LogSNRSDE(lambda t: 3 + torch.log1p(-t))

@@ -95,6 +95,7 @@ def stationary(sde, snr, t, doublings=24):
     return mean, covariance
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), SubVPSDE()], ids=name)
 def test_langevin_steps_tend_to_p_t_with_a_bias_of_second_order_in_snr(sde):
     """From anywhere, at a fixed time: the mean exactly, the covariance up to O(e) = O(snr²)."""
@@ -108,6 +109,7 @@ def test_langevin_steps_tend_to_p_t_with_a_bias_of_second_order_in_snr(sde):
     assert errors[-1] < 0.01 * covariance.norm()
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("snr", [0.05, 0.16])
 def test_snr_is_the_ratio_of_what_the_score_and_the_noise_move(sde, snr):
@@ -126,6 +128,7 @@ def test_snr_is_the_ratio_of_what_the_score_and_the_noise_move(sde, snr):
     torch.testing.assert_close(by_score, e.reshape(-1, 1, 1, 1) * score, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.on_device
 def test_betas_of_a_coarse_step_shorten_the_corrections():
     """On discrete betas a is score_sde's 1 − β, so that ‖e s‖/‖√(2e) z‖ = snr √(1 − β)."""
     betas = torch.linspace(0.01, 0.6, 10, dtype=torch.float64)
@@ -138,6 +141,7 @@ def test_betas_of_a_coarse_step_shorten_the_corrections():
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.16 * math.sqrt(1 - 0.6)))
 
 
+@pytest.mark.on_device
 def test_batch_means_are_score_sdes_size():
     """‖e s‖ and ‖√(2e) z‖ in the mean over the batch: one e for all."""
     sde, t = VESDE(), 0.5
@@ -153,6 +157,7 @@ def test_batch_means_are_score_sdes_size():
     assert (means[0] / means[1]).item() == pytest.approx(0.16, rel=1e-6)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("event", [(), (2,), IMAGE], ids=name)
 def test_a_sample_does_not_depend_on_its_batch(event):
     """Bit for bit by default; with score_sde's means over the batch it does."""
@@ -164,6 +169,7 @@ def test_a_sample_does_not_depend_on_its_batch(event):
         assert torch.equal(together, split) == alone
 
 
+@pytest.mark.on_device
 @every_predictor
 def test_no_corrections_are_the_predictor_bit_for_bit(predictor):
     model, grid = model_of(RandomNetwork(), VPSDE()), grids.uniform(VPSDE(), 7)
@@ -195,6 +201,7 @@ def test_corrections_at_t_and_then_the_predictor_to_s(predictor, steps):
     torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 def test_the_corrector_is_asked_at_every_time_but_the_last_and_counted():
     asked = []
 
@@ -208,6 +215,7 @@ def test_the_corrector_is_asked_at_every_time_but_the_last_and_counted():
     assert done.nfe == 2 * solver.integrator.evals_per_step == 6
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_few_steps_are_finite(sde, steps):
@@ -220,6 +228,7 @@ def test_few_steps_are_finite(sde, steps):
             assert sample(model, solver, grid, shape=(8, 2), dtype=torch.float64).x.isfinite().all()
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), SubVPSDE()], ids=name)
 def test_corrections_mend_what_a_coarse_predictor_does(sde):
     """Own moments at the end: nearer to the closed form with corrections than without, on the same coarse grid."""
@@ -233,6 +242,7 @@ def test_corrections_mend_what_a_coarse_predictor_does(sde):
     assert errors[2] < errors[1] < errors[0]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("event", "norms"),
     [((16, 64), own_norms), (IMAGE, own_norms), ((), expected_norms), ((2,), expected_norms), (IMAGE, expected_norms)],

@@ -52,6 +52,7 @@ def short(sde, steps=5):
     return grids.uniform(sde, steps, start=first_time(sde), end=0.1)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("solver", "sde"), covering(SOLVERS, PUBLIC_SDES), ids=name)
 def test_samples_are_the_same_bits_whatever_the_batch_or_the_split(sde, solver):
     model, grid = elementwise(sde), short(sde)
@@ -66,6 +67,7 @@ def test_samples_are_the_same_bits_whatever_the_batch_or_the_split(sde, solver):
     assert torch.equal(torch.cat(parts), whole.x)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [s for s in STOCHASTIC_SOLVERS if s in FIXED_STEP_SOLVERS], ids=name)
 def test_through_a_network_batches_agree_to_its_round_off(solver):
     model = model_of(RandomNetwork(), VPSDE())
@@ -76,6 +78,7 @@ def test_through_a_network_batches_agree_to_its_round_off(solver):
     torch.testing.assert_close(single, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.on_device
 def test_seeds_and_indices_name_unrelated_streams():
     model, grid, n = elementwise(VPSDE(), (500,)), short(VPSDE(), 3), 4
 
@@ -94,6 +97,7 @@ def test_precision_of_the_state_does_not_change_its_noise():
         assert torch.equal(narrow().double(), wide())
 
 
+@pytest.mark.on_device
 def test_the_start_and_each_step_get_fresh_noise():
     """With steps that keep nothing of x, successive states are successive draws: uncorrelated."""
     model = gaussian(torch.zeros(500), VPSDE(), std=1.0)
@@ -105,6 +109,7 @@ def test_the_start_and_each_step_get_fresh_noise():
     assert correlation.abs().max() < 5 / math.sqrt(500)
 
 
+@pytest.mark.on_device
 @every_solver
 def test_a_start_handed_in_continues_as_the_start_that_was_drawn(solver):
     """The noise of the steps is the same in both, so that it never repeats the noise of the start."""
@@ -114,6 +119,7 @@ def test_a_start_handed_in_continues_as_the_start_that_was_drawn(solver):
     assert torch.equal(handed_in.x, drawn.x)
 
 
+@pytest.mark.on_device
 @every_solver
 def test_global_random_state_is_left_alone(solver):
     def state():
@@ -127,6 +133,7 @@ def test_global_random_state_is_left_alone(solver):
     assert state() == before
 
 
+@pytest.mark.on_device
 @every_solver
 def test_a_generator_reproduces_its_run_and_moves_on(solver):
     def run(generator):
@@ -150,6 +157,7 @@ class Counted(torch.nn.Module):
         return 0.1 * x
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", FIXED_STEP_SOLVERS, ids=name)
 @pytest.mark.parametrize("tweedie", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 2])
@@ -167,6 +175,7 @@ def test_evaluations_are_counted_and_are_what_the_solver_declares(solver, tweedi
     assert 0 <= result.network_seconds <= result.seconds
 
 
+@pytest.mark.on_device
 @every_public_sde
 def test_initial_noise_has_the_scale_of_the_grids_first_time(sde):
     rows, n = 400, 40_000
@@ -177,6 +186,7 @@ def test_initial_noise_has_the_scale_of_the_grids_first_time(sde):
         assert abs(path[0].mean().item()) < 5 * sde.sigma(start).item() / math.sqrt(n)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [s for s in SDES if s.sigma(0.0).item() == 0], ids=name)
 def test_the_tweedie_step_is_the_exponential_step_to_the_data(sde):
     model, start = GaussianMixture(doubles(-1.0, 1.0), sde, std=0.3), torch.linspace(-2, 2, 7).double()
@@ -187,6 +197,7 @@ def test_the_tweedie_step_is_the_exponential_step_to_the_data(sde):
         assert ended.nfe == stepped.nfe
 
 
+@pytest.mark.on_device
 @every_solver
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_callback_once_per_step_and_trajectory_of_every_state(solver, batch_size):
@@ -215,6 +226,7 @@ def test_callback_once_per_step_and_trajectory_of_every_state(solver, batch_size
     assert sample(elementwise(VPSDE()), solver, grid, shape=(4, 3)).trajectory is None
 
 
+@pytest.mark.on_device
 @every_solver
 def test_x_start_is_where_the_solve_begins_and_is_not_changed(solver):
     start = torch.randn(4, 3, generator=torch.Generator().manual_seed(4))
@@ -224,6 +236,7 @@ def test_x_start_is_where_the_solve_begins_and_is_not_changed(solver):
     assert torch.equal(start, kept)
 
 
+@pytest.mark.on_device
 def test_conditions_follow_their_samples_through_any_batch():
     def network(x, time, condition):
         return x - (condition["mean"] if isinstance(condition, dict) else condition)
@@ -239,6 +252,7 @@ def test_conditions_follow_their_samples_through_any_batch():
     assert not torch.allclose(other, whole)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("bad", [0, 1, 6, 15, 16, 17, 31, 32, 38, 39])
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=name)
 @pytest.mark.parametrize("solver", [ddpm(), ddim(), unipc(), euler_maruyama()], ids=name)
@@ -276,6 +290,7 @@ class Unlucky(Exponential):
         return x, steps
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("eta", "bound"), [(0.0, math.inf), (1.0, math.inf), (1.0, 1.5)])
 def test_it_is_named_where_steps_look_back_and_where_they_draw(eta, bound):
     """Whatever is done to find it: the past of the steps is theirs, and no noise takes the place of what was drawn."""
@@ -287,6 +302,7 @@ def test_it_is_named_where_steps_look_back_and_where_they_draw(eta, bound):
         assert caught.value.step == integrator.failed[0]
 
 
+@pytest.mark.on_device
 def test_a_tweedie_step_that_is_not_finite_is_named():
     grid = doubles(1.0, 0.5, 0.1)
 
@@ -300,6 +316,7 @@ def test_a_tweedie_step_that_is_not_finite_is_named():
     assert sample(model, ddim(), grid, shape=(2, 2), tweedie=True, check_finite=False).x.isnan().all()
 
 
+@pytest.mark.on_device
 @every_solver
 def test_grad_mode_neither_matters_nor_changes(solver):
     model = model_of(Scale(), VPSDE())
@@ -322,6 +339,7 @@ class Scale(torch.nn.Module):
         return self.factor * x
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_state_keeps_its_dtype_and_half_precision_networks_are_served(dtype):
     for network_dtype in (torch.float64, torch.bfloat16):
@@ -330,6 +348,7 @@ def test_the_state_keeps_its_dtype_and_half_precision_networks_are_served(dtype)
             assert sample(model, solver, short(VPSDE()), shape=(2, 3), dtype=dtype, tweedie=True).x.dtype == dtype
 
 
+@pytest.mark.on_device
 def test_fixed_step_flow_through_probability_flow_takes_any_integrator_of_an_order():
     for solver in FIXED_STEP_SOLVERS:
         if solver.integrator.order is None:  # predictor-corrector, which has no place on the flow

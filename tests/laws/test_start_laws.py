@@ -58,6 +58,7 @@ def split(solver, model, grid, at, **options):
     return whole.x, sample(model, solver, grid[at:], x_start=first.x, **run).x
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("integrator", ONE_STEP, ids=name)
 def test_a_run_cut_in_two_is_the_same_run(sde, integrator):
@@ -68,6 +69,7 @@ def test_a_run_cut_in_two_is_the_same_run(sde, integrator):
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", ONE_DRAW, ids=name)
 def test_and_so_with_noise_on_one_brownian_path(integrator):
     grid = grids.uniform(VPSDE(), 6, end=0.2)
@@ -76,6 +78,7 @@ def test_and_so_with_noise_on_one_brownian_path(integrator):
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.on_device
 def test_a_method_with_a_memory_starts_again():
     whole, parts = split(probability_flow(Multistep()), gaussian_data(VPSDE()), grids.uniform(VPSDE(), 6, end=0.2), 3)
     assert 1e-6 < (whole - parts).abs().max() < 0.1
@@ -91,6 +94,7 @@ def test_the_first_draw_of_a_stream_is_the_start_and_is_not_heard_again():
     assert torch.equal(drawn.x, handed_in.x)
 
 
+@pytest.mark.on_device
 @every_sde
 def test_marginals_are_right_from_wherever_the_run_starts(sde):
     """Data noised to t by the stream's first draw, and sampled from there: p_s again; once more to a third time."""
@@ -110,6 +114,7 @@ def test_marginals_are_right_from_wherever_the_run_starts(sde):
             torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=0.08 * covariance.norm().item())
 
 
+@pytest.mark.on_device
 @every_sde
 def test_the_flow_runs_between_any_two_times(sde):
     model = gaussian_data(sde)
@@ -132,6 +137,7 @@ def angle(a, b):
     return torch.arccos(((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1))
 
 
+@pytest.mark.on_device
 @given(w=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_slerp_turns_by_its_fraction_and_keeps_the_norm(w, seed):
     z_0, z_1 = normal(4, 3, 5, seed=seed), normal(4, 3, 5, seed=seed + 1001)
@@ -142,6 +148,7 @@ def test_slerp_turns_by_its_fraction_and_keeps_the_norm(w, seed):
     torch.testing.assert_close(angle(z, z_1), (1 - w) * angle(z_0, z_1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.on_device
 def test_slerp_meets_its_ends_and_is_symmetric():
     z_0, z_1 = normal(4, 7), 3 * normal(4, 7, seed=1)
     torch.testing.assert_close(slerp_of(z_0, z_1, 0), z_0)
@@ -156,6 +163,7 @@ def test_slerp_of_two_draws_is_again_normal():
     assert straight.var() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("tilt", [0.0, 1e-12, 1e-8])
 def test_slerp_of_parallel_vectors_is_the_straight_line(tilt):
     z_0 = normal(3, 6)
@@ -163,11 +171,13 @@ def test_slerp_of_parallel_vectors_is_the_straight_line(tilt):
     torch.testing.assert_close(slerp_of(z_0, z_1, 0.25), 0.75 * z_0 + 0.25 * z_1, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.on_device
 def test_slerp_from_the_origin_is_the_straight_line():
     z = normal(3, 6)
     torch.testing.assert_close(slerp_of(torch.zeros_like(z), z, 0.25), 0.25 * z)
 
 
+@pytest.mark.on_device
 def test_slerp_broadcasts_its_fractions():
     z_0, z_1, fractions = normal(3, 2, 4), normal(3, 2, 4, seed=1), torch.linspace(0, 1, 5)
     many = slerp_of(z_0, z_1, fractions[:, None])

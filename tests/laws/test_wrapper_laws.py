@@ -94,6 +94,7 @@ def told_as(kind, sde):
 # The change of schedule.
 
 
+@pytest.mark.on_device
 @every_pair
 def test_an_exact_model_under_another_path_is_the_exact_model_of_that_path(old, new):
     _, times = common_times(old, new)
@@ -108,6 +109,7 @@ def test_an_exact_model_under_another_path_is_the_exact_model_of_that_path(old, 
     torch.testing.assert_close(moved.score(x, times), found.score, rtol=0, atol=0)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_time_per_sample_and_float32(kind):
     old, new = VPSDE(), FlowMatching()
@@ -126,6 +128,7 @@ def test_one_time_per_sample_and_float32(kind):
 LAMBDA_SOLVERS = [ddim(), ddpm(), ddim(0.5), Solver("half", 0.5, Exponential())]
 
 
+@pytest.mark.on_device
 @every_pair
 def test_solvers_that_see_lambda_alone_give_the_same_samples_up_to_the_scale(old, new):
     olds, news = common_times(old, new)
@@ -141,6 +144,7 @@ def test_solvers_that_see_lambda_alone_give_the_same_samples_up_to_the_scale(old
             assert relative_error(here * size(old, olds[-1]) / size(new, news[-1]), there) < 1e-10
 
 
+@pytest.mark.on_device
 @every_pair
 def test_there_and_back_is_where_it_was_and_a_detour_does_not_matter(old, new):
     olds, news = common_times(old, new)
@@ -154,6 +158,7 @@ def test_there_and_back_is_where_it_was_and_a_detour_does_not_matter(old, new):
                 assert relative_error(found.view(kind), expected.view(kind)) < 1e-9
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("event", EVENT_SHAPES, ids=name)
 def test_any_event_shape_and_the_networks_own_time_condition_and_dtype(event):
     heard = []
@@ -174,6 +179,7 @@ def test_any_event_shape_and_the_networks_own_time_condition_and_dtype(event):
     torch.testing.assert_close(ours, theirs / size(new, s), rtol=1e-12, atol=0)  # VP has size 1
 
 
+@pytest.mark.on_device
 def test_both_ends_that_two_paths_share_are_exact():
     """Cosine and flow matching both begin without noise and end without signal: λ is infinite on both sides."""
     moved, truth = reschedule(mixture(CosineVPSDE()), FlowMatching()), mixture(FlowMatching())
@@ -183,6 +189,7 @@ def test_both_ends_that_two_paths_share_are_exact():
             torch.testing.assert_close(moved(x, t).view(kind), truth(x, t).view(kind), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 def test_a_diffusion_model_is_sampled_as_a_flow_and_lands_on_the_data():
     """Heun on the straight path, of a model that was made for VP: a Gaussian keeps its standard scores."""
     mean, std, sde = doubles(0.5, -1.0), doubles(0.3, 1.2), FlowMatching()
@@ -210,6 +217,7 @@ def number_in(remedy):
     return float(re.search(r"t=([0-9.e-]+) or", remedy)[1])
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("new", [FlowMatching(), CosineVPSDE(), CosineVPSDE(end_half_log_snr=-9.9), VESDE(0.01, 1e3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_start_beyond_the_old_path_is_refused_with_the_time_that_works(new, dtype):
@@ -229,6 +237,7 @@ def test_a_start_beyond_the_old_path_is_refused_with_the_time_that_works(new, dt
     )
 
 
+@pytest.mark.on_device
 def test_an_end_beyond_the_old_path_is_refused_with_the_time_that_works():
     old, new = EDMSDE(sigma_min=0.05), VPSDE()
     grid = grids.uniform(new, 4, start=0.9, end=1e-4)
@@ -240,6 +249,7 @@ def test_an_end_beyond_the_old_path_is_refused_with_the_time_that_works():
     assert sample(reschedule(mixture(old), new), ddim(), grid, shape=(2, 2)).x.isfinite().all()
 
 
+@pytest.mark.on_device
 def test_paths_without_a_common_noise_level_and_wrong_arguments():
     model = mixture(VESDE(0.01, 0.1))
     with pytest.raises(ArgumentError, match="share noise levels"):
@@ -264,6 +274,7 @@ def bounds(options):
     return options.get("low", -top), top
 
 
+@pytest.mark.on_device
 @every_sde
 @every_limit
 def test_the_estimate_stays_within_its_limits_and_all_views_follow_from_it(sde, wrap, options):
@@ -282,6 +293,7 @@ def test_the_estimate_stays_within_its_limits_and_all_views_follow_from_it(sde, 
             torch.testing.assert_close(prediction.v, v, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @every_sde
 def test_clipping_is_the_nearest_point_within_the_limits(sde):
     (times,) = common_times(sde)
@@ -294,6 +306,7 @@ def test_clipping_is_the_nearest_point_within_the_limits(sde):
         assert torch.equal(clipped[~inside], torch.where(plain > 0.7, *doubles(0.7, -0.4))[~inside])
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("event", [(7,), (16, 64), (3, 8, 8), ()], ids=name)
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.995, 1.0])
 @pytest.mark.parametrize("max_value", [1.0, 0.3])
@@ -310,6 +323,7 @@ def test_dynamic_thresholding_is_imagens(event, p, max_value):
     torch.testing.assert_close(found[0], told[0], rtol=1e-12, atol=0)  # a small one is left alone
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("wide", WIDE, ids=["clip", "dynamic"])
 @every_sde
 def test_limits_that_are_not_reached_change_nothing(sde, wide):
@@ -326,6 +340,7 @@ def test_limits_that_are_not_reached_change_nothing(sde, wide):
         assert torch.equal(wide(x0_native)(x, t).x_0, x0_native(x, t).x_0)  # bit for bit
 
 
+@pytest.mark.on_device
 @every_limit
 @pytest.mark.parametrize("solver", [ddim(), ddpm()], ids=name)
 def test_batch_mates_do_not_matter_bit_for_bit(wrap, options, solver):
@@ -347,6 +362,7 @@ def test_batch_mates_do_not_matter_bit_for_bit(wrap, options, solver):
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.on_device
 @every_limit
 @every_pair
 def test_limits_and_schedules_commute(old, new, wrap, options):
@@ -362,6 +378,7 @@ def test_limits_and_schedules_commute(old, new, wrap, options):
             assert relative_error(found.view(kind), expected.view(kind)) < 1e-9
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -420,6 +437,7 @@ def test_wrappers_share_parameters_mode_transform_and_shape_and_are_not_saved(wr
     assert network.weight.grad.isfinite().all()
 
 
+@pytest.mark.on_device
 @every_wrapper
 def test_wrappers_do_not_wait_for_the_device(wrap):
     model = wrap(model_of(RandomNetwork(), VPSDE()))
@@ -434,6 +452,7 @@ def test_wrappers_do_not_wait_for_the_device(wrap):
     assert reads(32) == reads(320)
 
 
+@pytest.mark.on_device
 def test_wrappers_are_score_models_like_any_other():
     moved, limited = reschedule(mixture(VPSDE()), FlowMatching()), clip_x0(mixture(VPSDE()))
     assert isinstance(moved, Rescheduled)
@@ -445,6 +464,7 @@ def test_wrappers_are_score_models_like_any_other():
 # Factors of a step.
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("inside", [Exponential(), Multistep(2, FrozenEDM(1.0)), Corrected(Multistep(2))], ids=str)
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), FlowMatching()], ids=name)
 def test_factors_mean_the_same_for_a_network_of_v_and_of_edms_f(sde, inside):

@@ -44,7 +44,7 @@ PARTS = {
     "a scalar array": {"time_input": NoiseLevel(np.array(0.5))},
     "a transform": {"transform": Affine(np.float32(0.5), np.float64(2), low=np.int64(0), high=np.int16(1))},
     "a part of a part": {"sde": LogSNRSDE(Knots(np.linspace(0, 1, 5), torch.linspace(5, -5, 5)))},
-    "an event shape": {"event_shape": torch.tensor([2]).numpy().tolist(), "sigma_data": np.float32(0.5)},
+    "an event shape": {"event_shape": torch.tensor([2], device="cpu").numpy().tolist(), "sigma_data": np.float32(0.5)},
     "a shape of numpy": {"event_shape": tuple(np.array([2], dtype=np.int32))},
     "a network": {"network": MLP(event_shape=tuple(np.array([2])), width=np.int64(8), depth=np.int32(1))},
 }
