@@ -30,7 +30,7 @@ from sde_toolkit.cli.user_files import metrics_of_user
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison import Comparison, compare_in_team
-from sde_toolkit.evaluation.comparison_request import ComparisonRequest
+from sde_toolkit.evaluation.comparison_request import POINTS, ComparisonRequest
 from sde_toolkit.evaluation.comparison_tables import comparison_table
 from sde_toolkit.evaluation.findings import comparison_findings
 from sde_toolkit.evaluation.page import require_report_packages
@@ -139,6 +139,7 @@ def _prepare(config: DictConfig, place: Workplace) -> tuple[ComparisonRequest, d
         budgets=budgets,
         grids=grids,
         n=n,
+        points=POINTS,
         seed=seed,
         seeds=seeds,
         judge=judge,

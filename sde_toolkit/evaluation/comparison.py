@@ -19,6 +19,7 @@ from sde_toolkit.evaluation.candidates import Candidate
 from sde_toolkit.evaluation.comparison_batches import ComparisonBatches
 from sde_toolkit.evaluation.comparison_request import (
     BUDGETS,
+    POINTS,
     ComparisonRequest,
     check_judge,
     check_models,
@@ -26,7 +27,7 @@ from sde_toolkit.evaluation.comparison_request import (
 )
 from sde_toolkit.evaluation.error_parts import error_parts
 from sde_toolkit.evaluation.evaluation_counts import planned_evaluations
-from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row
+from sde_toolkit.evaluation.judged_rows import endpoints_of, judged_row, points_of
 from sde_toolkit.evaluation.page import require_report_packages
 from sde_toolkit.evaluation.paired import PairedDifferences
 from sde_toolkit.evaluation.real_samples import judge_of_data
@@ -125,7 +126,7 @@ def compare_solvers(
         model=first, models=models, solvers=solvers, budgets=budgets, grids=grids, n=n, seed=seed, seeds=seeds,
         judge=judge, without_judge=without_judge, metrics=metrics, endpoint_n=endpoint_n,
         endpoint_steps=endpoint_steps, references=references, batch_size=batch_size, device=device,
-        condition=condition, check_declaration=check_declaration, progress=progress,
+        condition=condition, check_declaration=check_declaration, progress=progress, points=POINTS * (to is not None),
     )  # fmt: skip
     found = cast(Comparison, compare_in_team(request, Team(), None))  # a team of one is its own main process
     if to is not None:
@@ -205,6 +206,7 @@ def compare_in_team(
         rows=rows,
         samples=samples,
         draws=draws,
+        points=tuple(points_of(request, parts, k) for k in range(len(request.runs))),
         sets=sets,
         endpoints=endpoints,
         seconds=0.0,

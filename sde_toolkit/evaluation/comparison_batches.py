@@ -24,12 +24,20 @@ from sde_toolkit.sampling.loop import rows_of
 from sde_toolkit.sampling.samples import sample
 from sde_toolkit.solvers import ddim
 
-__all__ = ["ComparisonBatches", "OfFlow", "OfRow", "warm_up", "warm_up_size"]
+__all__ = ["ComparisonBatches", "OfFlow", "OfPicture", "OfRow", "warm_up", "warm_up_size"]
 
 
 @dataclass(frozen=True)
 class OfRow:
     """The samples of a run for a seed."""
+
+    run: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class OfPicture:
+    """Further samples of a run, for its picture alone; of the first seed."""
 
     run: int
     seed: int
@@ -59,6 +67,7 @@ class ComparisonBatches:
             **{name: getattr(request, name) for name in ("n", "seed", "seeds", "condition", "batch_size")},
             "ends": request.endpoints,
             "steps": request.endpoint_steps,
+            "points": request.points_missing,
         }
         runs = [[run.name, run.grid_name, run.settings()] for run in request.runs]
         models = {name: model_fingerprint(model) for name, model in (request.models or {}).items()}
@@ -72,7 +81,7 @@ class ComparisonBatches:
         }
 
     def parts(self) -> list[Part]:
-        """All batches: of the endpoints, those that check them, and of the rows.
+        """All batches: of the endpoints, those that check them, of the rows, and of their pictures.
 
         Rows take turns, batch by batch, so that what else happens on the machine falls on all of them alike.
         """
@@ -92,6 +101,9 @@ class ComparisonBatches:
             for first, last in cut(request.n, request.batch_size):
                 for k, run in enumerate(request.runs):
                     add(OfRow(k, seed), first, last, run.cost)
+        if request.points_missing:
+            for k, run in enumerate(request.runs):
+                add(OfPicture(k, request.seed), request.n, request.n + request.points_missing, run.cost)
         return parts
 
     def begin(self, own: Sequence[Part], progress: bool) -> None:
@@ -141,7 +153,7 @@ class ComparisonBatches:
         self.bar.update(round(part.cost))
         return {"x": x.cpu().numpy(), "nfe": np.array(nfe), "seconds": np.array(seconds)}
 
-    def _samples(self, part: Part, what: OfRow, callback: Callable[[int], None]) -> Arrays:
+    def _samples(self, part: Part, what: OfRow | OfPicture, callback: Callable[[int], None]) -> Arrays:
         request, run = self.request, self.request.runs[what.run]
         self.bar.set_postfix_str(f"{run.name}, {run.nfe} evaluations")
         condition = rows_of(request.condition, part.first, part.last)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sde_toolkit.checks import MOST, check_amount, check_count, is_count
+from sde_toolkit.data.pictures import picture_kind
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.evaluation.candidates import named_grids, named_solvers
 from sde_toolkit.evaluation.first_look import look_at_models, look_at_steps
@@ -26,9 +27,10 @@ from sde_toolkit.noise.streams import check_stream
 from sde_toolkit.sampling.arguments import check_batches, check_model, device_of
 from sde_toolkit.solvers import Solver
 
-__all__ = ["BUDGETS", "ComparisonRequest", "check_judge", "check_models", "named_models"]
+__all__ = ["BUDGETS", "POINTS", "ComparisonRequest", "check_judge", "check_models", "named_models"]
 
 BUDGETS = (5, 10, 20)
+POINTS = 1000  # in a panel of a report
 _TRIED = 32  # samples of each set in the first try of a metric
 
 RESERVED_COLUMNS = (
@@ -45,7 +47,8 @@ class ComparisonRequest:
     ``models``: models of the same events by the names of their rows, such as one model under several guidances. Then
     every solver has a row for each of them: "ddim, guidance=3". ``model`` is the one that speaks for all in the report.
     ``pairs``: further rows by name, a model and the one solver that it is drawn by: step operators, which bring their
-    own measurement or guidance. There may be no other rows: ``models={}``.
+    own measurement or guidance. There may be no other rows: ``models={}``. ``points``: samples of each row in a picture
+    of events of one or two numbers, which are cheap; what ``n`` lacks of them is drawn for the picture alone.
     ``device``: that of the model by default. ``runs``: the planned runs, in order; ``event_shape``: of a sample;
     ``measured``: the metrics.
 
@@ -71,6 +74,7 @@ class ComparisonRequest:
     condition: Any = None
     check_declaration: bool = True
     progress: bool = False
+    points: int = 0
     models: Mapping[str, ScoreModel] | None = None
     pairs: Mapping[str, tuple[ScoreModel, Solver]] = field(default_factory=dict)
     runs: tuple[PlannedRun, ...] = field(init=False)
@@ -88,6 +92,7 @@ class ComparisonRequest:
         check_stream(self.seed + check_count("seeds", self.seeds, "1 is the default.") - 1, self.n)
         check_count("endpoint_n", self.endpoint_n, "64 is the default.", least=0)
         check_count("endpoint_steps", self.endpoint_steps, "50 is the default.")
+        check_count("points", self.points, "1000 is usual.", least=0)
         check_amount("n", self.n, self.n * self.seeds * math.prod(event_shape))
         for switch in ("references", "check_declaration", "progress"):
             if not isinstance(getattr(self, switch), bool):
@@ -137,6 +142,12 @@ class ComparisonRequest:
     def model_of(self, run: PlannedRun) -> ScoreModel:
         """The model that a run samples from."""
         return self.model if run.model is None else run.model
+
+    @property
+    def points_missing(self) -> int:
+        """Samples of each row that are drawn for the picture alone; none with a condition, which is of n samples."""
+        shown = picture_kind(self.event_shape) in ("points", "histogram")
+        return max(0, self.points - self.n) if shown and self.condition is None else 0
 
     @property
     def endpoints(self) -> dict[str, int]:

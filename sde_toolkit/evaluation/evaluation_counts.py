@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, OfFlow, warm_up, warm_up_size
+from sde_toolkit.evaluation.comparison_batches import ComparisonBatches, OfFlow, OfPicture, OfRow, warm_up, warm_up_size
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.error_parts import rounded_samples
 from sde_toolkit.evaluation.references import ReferencePlan
@@ -18,8 +18,8 @@ class PlannedEvaluations:
     """Evaluations of networks, each of one sample.
 
     ``measuring``: what planners made to choose their plans, once for each model. ``rows``: of all seeds, with one step
-    to warm up. ``endpoints``: the exact flow of deterministic rows, with its check. ``references``: flows and SDEs that
-    are not kept from before. ``rounding``: rows drawn again in float64.
+    to warm up. ``pictures``: further points of panels. ``endpoints``: the exact flow of deterministic rows, with its
+    check. ``references``: flows and SDEs that are not kept from before. ``rounding``: rows drawn again in float64.
 
     Adaptive solvers, those of exact scores among them, choose their own steps: for them it is an estimate. The check of
     the model's declaration is not counted: it makes at most 1,500 unless it finds something.
@@ -27,6 +27,7 @@ class PlannedEvaluations:
 
     measuring: int = 0
     rows: int = 0
+    pictures: int = 0
     endpoints: int = 0
     references: int = 0
     rounding: int = 0
@@ -39,6 +40,7 @@ class PlannedEvaluations:
         titles = {
             "measuring": "measuring for auto",
             "rows": "rows",
+            "pictures": "points of pictures",
             "endpoints": "exact flow",
             "references": "references, kept for the next time",
             "rounding": "rounding",
@@ -51,13 +53,16 @@ def planned_evaluations(request: ComparisonRequest, references: ReferencePlan | 
     """The evaluations of a comparison. ``references``: its plan of them; None counts none."""
     _, first = warm_up(request)
     parts = ComparisonBatches(request).parts()
-    of_flow = [part.cost for part in parts if isinstance(part.what, OfFlow)]
-    of_rows = [part.cost for part in parts if not isinstance(part.what, OfFlow)]
+
+    def of(kind: type) -> int:
+        return round(sum(part.cost for part in parts if isinstance(part.what, kind)))
+
     known = references is not None and bool(references.keys)
     return PlannedEvaluations(
         measuring=sum(_of_models(request)),
-        rows=round(sum(of_rows)) + warm_up_size(request) * first.nfe,
-        endpoints=round(sum(of_flow)),
+        rows=of(OfRow) + warm_up_size(request) * first.nfe,
+        pictures=of(OfPicture),
+        endpoints=of(OfFlow),
         references=references.evaluations(request) if references is not None else 0,
         rounding=rounded_samples(request) * sum(_in_double(request)) if known else 0,
     )

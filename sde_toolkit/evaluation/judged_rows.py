@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.evaluation.comparison_batches import OfFlow, OfRow
+from sde_toolkit.evaluation.comparison_batches import OfFlow, OfPicture, OfRow
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
 from sde_toolkit.evaluation.endpoint import Endpoint
 from sde_toolkit.evaluation.rows import Row, Timing
@@ -18,7 +18,7 @@ from sde_toolkit.jobs.sharing import Parts
 from sde_toolkit.metrics.metric import Against, Estimate, SampleSet
 from sde_toolkit.metrics.splits import NO_SAMPLES
 
-__all__ = ["endpoints_of", "judged_row", "mean_over_seeds"]
+__all__ = ["endpoints_of", "judged_row", "mean_over_seeds", "points_of"]
 
 
 def endpoints_of(request: ComparisonRequest, parts: Parts) -> dict[str, tuple[Endpoint, ...]]:
@@ -77,6 +77,15 @@ def judged_row(request: ComparisonRequest, parts: Parts, k: int, endpoints: Sequ
         timing=Timing.of([len(arrays["x"]) for arrays in own], seconds, network_seconds),
     )
     return row, data[0], draws, sets
+
+
+def points_of(request: ComparisonRequest, parts: Parts, k: int) -> Tensor:
+    """Further samples of run k for its picture, in data space; none if it failed, or none are missing."""
+    found = parts.of(OfPicture(k, request.seed))
+    if not found or "x" not in found[0]:
+        return torch.empty(0, *request.event_shape)
+    x = torch.from_numpy(found[0]["x"])
+    return request.model_of(request.runs[k]).transform.inverse(x.to(request.device)).cpu()
 
 
 def mean_over_seeds(found: Sequence[Estimate]) -> Estimate:

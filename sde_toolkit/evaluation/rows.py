@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sde_toolkit.evaluation.comparison_request import ComparisonRequest
@@ -106,8 +107,9 @@ class Comparison:
     ``samples``: for each row the samples (n, *event) of the first seed in data space; empty if it failed. Sample i of
     every row comes from the same noise stream (seed, i), so that columns can be compared by eye. ``draws``: for each
     row and each seed the samples in model space; ``sets``: those that are judged, with their features. Both are empty
-    if the row failed. ``endpoints``: the exact endpoints of the flow of each model, for each seed. ``paired``: the
-    differences between rows; ``error_parts``: whose error it is, by the row's place and the metric's name.
+    if the row failed. ``points``: further samples of each row for its picture, in data space. ``endpoints``: the exact
+    endpoints of the flow of each model, for each seed. ``paired``: the differences between rows; ``error_parts``: whose
+    error it is, by the row's place and the metric's name.
     """
 
     request: ComparisonRequest
@@ -117,10 +119,16 @@ class Comparison:
     sets: tuple[tuple[SampleSet, ...], ...]
     endpoints: Mapping[str, tuple[Endpoint, ...]]
     seconds: float
+    points: tuple[Tensor, ...] = ()
     processes: int = 1
     store: PartStore | None = None
     paired: PairedDifferences | None = None
     error_parts: Mapping[int, Mapping[str, ErrorParts]] | None = None
+
+    def pictured(self, k: int) -> Tensor:
+        """The samples of row k that its picture shows, in data space."""
+        further = self.points[k : k + 1]
+        return torch.cat([self.samples[k], *further]) if further else self.samples[k]
 
     @property
     def endpoint(self) -> Endpoint | None:

@@ -31,7 +31,7 @@ def draw_sheets(comparison: Comparison) -> list[Figure]:
     for name in dict.fromkeys(sheets):
         places = [k for k, sheet in enumerate(sheets) if sheet == name]
         rows = [
-            (f"{literal(comparison.label(comparison.rows[k]))} ({comparison.rows[k].nfe})", comparison.samples[k])
+            (f"{literal(comparison.label(comparison.rows[k]))} ({comparison.rows[k].nfe})", comparison.pictured(k))
             for k in places
         ]
         if comparison.endpoint_data is not None:
@@ -42,7 +42,7 @@ def draw_sheets(comparison: Comparison) -> list[Figure]:
         larger = [
             Enlargement(sheet.boxes[i], names[k], _title(comparison, k), png)
             for i, k in enumerate(places)
-            for png in [_enlarged(comparison.samples[k], backdrop)]
+            for png in [_enlarged(comparison.pictured(k), backdrop)]
             if png is not None
         ]
         caption = _caption(comparison, comparison.rows[places[0]], backdrop)
@@ -75,11 +75,25 @@ def _caption(comparison: Comparison, row: Row, backdrop: Backdrop) -> str:
     samples = "the real data" if comparison.judge is not None else "the end of the exact flow"
     what = "the exact density" if backdrop.log_density else samples if backdrop.real is not None else ""
     drawn = f" {behind} is {what}." if behind and what else ""
+    if behind:
+        drawn = f" {_panel_sizes(comparison)}{drawn}"
     return f"Samples: {of}{on}. Evaluations used in brackets.{drawn}"
 
 
+def _panel_sizes(comparison: Comparison) -> str:
+    """How many samples the panels of points or numbers show, and which of them show fewer."""
+    most = max(min(len(comparison.pictured(k)), MOST_POINTS) for k in range(len(comparison.rows)))
+    flow, real = comparison.endpoint_data, _real(comparison)
+    fewer = [
+        f"{len(x)} of {name}"
+        for name, x in (("the exact flow", flow), ("the real data", real))
+        if x is not None and len(x) < most
+    ]
+    return f"{most} samples in each panel{''.join(f', {words}' for words in fewer)}."
+
+
 def _title(comparison: Comparison, k: int) -> str:
-    row, n = comparison.rows[k], len(comparison.samples[k])
+    row, n = comparison.rows[k], len(comparison.pictured(k))
     return f"{comparison.label(row)}, grid {row.grid}, {row.nfe} evaluations: {n} samples"
 
 

@@ -133,3 +133,23 @@ def _adaptive():
     from sde_toolkit.integrators import TorchDiffEq
 
     return TorchDiffEq(rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (3,)])
+def test_panels_of_points_have_a_thousand_of_them(shape, tmp_path, monkeypatch):
+    """What a row lacks of them is drawn for the picture alone, from the noises that come next."""
+    monkeypatch.setenv("SDE_TOOLKIT_CACHE", str(tmp_path))
+    network, told = Counting(), []
+    model = ScoreModel(network, VPSDE(), "epsilon", event_shape=shape).eval()
+    options = {"solvers": ["ddpm"], "budgets": [3], "endpoint_n": 0, "check_declaration": False}
+    small, large = (ComparisonRequest(model=model, n=n, points=1000, **options) for n in (7, 1000))
+    found, whole = (compare_in_team(request, Team(), None, say=told.append) for request in (small, large))
+    assert len(found.samples[0]) == 7
+    if shape == (3,):
+        assert len(found.pictured(0)) == 7
+    else:
+        assert torch.allclose(found.pictured(0), whole.pictured(0), atol=1e-5)
+        assert "points of pictures 2,979" in told[0]
+    assert sum(network.seen) == sum(int(text.split()[0].replace(",", "")) for text in told)
+    conditional = ComparisonRequest(model=model, n=7, points=1000, condition=torch.arange(7), **options)
+    assert conditional.points_missing == 0
