@@ -13,20 +13,32 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from auto_problems import Problem, problems
+from auto_problems import NOISES, Problem, problems
 from report import Report, parser
 from torch import Tensor
 
 from sde_toolkit import Integrator, auto
-from sde_toolkit.integrators import Corrected, FrozenNoise, Landing, Multistep, NoiseToSignal, Time, bh2
+from sde_toolkit.integrators import (
+    AdamsBashforth,
+    Corrected,
+    FrozenNoise,
+    Heun,
+    Landing,
+    Multistep,
+    NoiseToSignal,
+    Time,
+    bh2,
+)
 from sde_toolkit.sampling.bending import least_time
 
 EAB = {order: Multistep(order, FrozenNoise(), NoiseToSignal()) for order in (1, 2, 3)}
 TWO_M, UNIPC = Multistep(2, two_point=bh2), Corrected(Multistep(2, two_point=bh2))
-# method, spacing, last σ/α over σ_d, and the ending: an evaluation of Tweedie's, or a last step to σ = 0
+# method, spacing, last σ/α over σ_d, and the ending: an evaluation of Tweedie's, or a last step to σ = 0. The spacing
+# "sgm" is that of Stable Diffusion XL, equal steps in t from 1 to 0, the last of which goes to σ = 0.
 PEERS: dict[str, tuple[Integrator, str, float, str]] = {
     "DDIM, Karras": (EAB[1], "karras", 0.004, "tweedie"),
     "DPM++ 2M, Karras": (TWO_M, "karras", 0.004, "tweedie"),
@@ -43,24 +55,32 @@ PEERS: dict[str, tuple[Integrator, str, float, str]] = {
     "exponential AB-2 of ε̂, Karras": (Landing(EAB[2]), "karras", 0.004, "zero"),
     "exponential AB-2 of ε̂, Karras to 0.02": (Landing(EAB[2]), "karras", 0.02, "zero"),
     "exponential AB-3 of ε̂, Karras to 0.02": (Landing(EAB[3]), "karras", 0.02, "zero"),
+    "iPNDM, Karras": (Landing(AdamsBashforth()), "karras", 0.004, "zero"),
+    "iPNDM, uniform t": (Landing(AdamsBashforth()), "time", 0.02, "zero"),
+    "Heun, Karras": (Heun(), "karras", 0.004, "tweedie"),
+    "Heun, Karras to 0.02": (Heun(), "karras", 0.02, "tweedie"),
+    "DDIM, SGM uniform": (EAB[1], "sgm", 0.0, "tweedie"),
+    "DPM++ 2M, SGM uniform": (TWO_M, "sgm", 0.0, "tweedie"),
 }
-PAID = 2  # evaluations per sample: 96 of one sample, over 64 samples, rounded up
+PAID = 1  # evaluations per sample: 62 of one sample, over 64 samples, rounded up
 HIGHEST = 160.0  # σ/α over σ_d at which peers start where α(1) = 0
 
 
-def peer_grid(problem: Problem, spacing: str, low: float, ending: str, nfe: int) -> Tensor:
-    """``nfe`` times from the highest to the lowest noise level, and 0 after them for the ending "zero"."""
+def peer_grid(problem: Problem, spacing: str, low: float, ending: str, n: int) -> Tensor:
+    """``n`` times from the highest to the lowest noise level, and 0 after them for the ending "zero"."""
     model = problem.model
     sde, size = model.sde, model.sigma_data
     known = [torch.exp(-sde.half_log_snr(t)).item() for t in (1.0, least_time(model))]
     ends = torch.tensor([min(known[0], HIGHEST * size), max(known[1], low * size)], dtype=torch.float64)
-    share = torch.linspace(0, 1, nfe, dtype=torch.float64)
+    share = torch.linspace(0, 1, n, dtype=torch.float64)
     t = sde.inverse_half_log_snr(-torch.log(ends))
     if spacing in ("karras", "lambda"):
         u = ends ** (1 / 7) if spacing == "karras" else torch.log(ends)
         u = u[0] + share * (u[1] - u[0])
         ratios = u**7 if spacing == "karras" else torch.exp(u)
         times = sde.inverse_half_log_snr(-torch.log(ratios.clamp(ends[1].item(), ends[0].item())))
+    elif spacing == "sgm":
+        times = t[0] * (1 - torch.arange(n, dtype=torch.float64) / n)
     elif spacing == "time":
         times = t[0] + share * (t[1] - t[0])
     else:
@@ -69,8 +89,11 @@ def peer_grid(problem: Problem, spacing: str, low: float, ending: str, nfe: int)
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)]) if ending == "zero" else times
 
 
-def of_auto(problem: Problem, nfe: int) -> float:
-    """The error of ``auto``."""
+Errors = tuple[float, float]  # root mean square, median
+
+
+def of_auto(problem: Problem, nfe: int) -> Errors:
+    """The errors of ``auto``."""
     plan = auto(problem.model, nfe)
     return problem.error(f"auto {digest()}, {nfe}", plan.solver.integrator, plan.grid, tweedie=plan.tweedie)
 
@@ -85,11 +108,18 @@ def digest() -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:8]
 
 
-def of_peer(problem: Problem, name: str, nfe: int) -> float:
-    """The error of a peer."""
+def of_peer(problem: Problem, name: str, nfe: int, first: int | None = None) -> Errors:
+    """The errors of a peer; of the first so many noises alone, if that is given."""
     method, spacing, low, ending = PEERS[name]
-    grid = peer_grid(problem, spacing, low, ending, nfe)
-    return problem.error(f"{name}, {nfe}", method, grid, tweedie=ending == "tweedie")
+    per_step = method.evals_per_step or 1
+    grid = peer_grid(problem, spacing, low, ending, 1 + (nfe - 1) // per_step)  # the last evaluation is one alone
+    return problem.error(f"{name}, {nfe}", method, grid, tweedie=ending == "tweedie", first=first)
+
+
+def best_peers(problem: Problem, budgets: Sequence[int]) -> list[str]:
+    """Five peers with the least geometric mean of the root mean squares over all budgets, of a few noises."""
+    means = {name: mean([of_peer(problem, name, nfe, problem.few)[0] for nfe in budgets]) for name in PEERS}
+    return sorted(PEERS, key=means.__getitem__)[:5]
 
 
 def mean(values: list[float]) -> float:
@@ -101,13 +131,12 @@ def main() -> None:
     words = parser(__doc__)
     words.add_argument("--networks", type=Path, required=True, help="folder of train_small_networks.py")
     words.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 10, 13, 20, 25, 50])
-    words.add_argument("--n", type=int, default=32, help="noises of images and signals")
-    words.add_argument("--n-vectors", type=int, default=256, help="noises of points and mixtures")
+    words.add_argument("--n", type=int, nargs=3, default=NOISES, help="noises: images, small images and signals, points")
     words.add_argument("--half", choices=["kept-out", "choice"], default="kept-out")
     given = words.parse_args()
     torch.set_num_threads(1)
     budgets, kept_out = given.budgets, given.half == "kept-out"
-    chosen = problems(given.networks, given.n, kept_out=kept_out, of_vectors=given.n_vectors)
+    chosen = problems(given.networks, given.n, kept_out=kept_out)
     name = "auto" if kept_out else "auto-choice"
     report = Report(given.results, name, f"auto against usual configurations: problems of the {given.half} half")
     ours, paid, peers, own, measuring = {}, {}, {}, {}, {}

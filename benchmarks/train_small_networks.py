@@ -1,4 +1,4 @@
-"""Small networks for the choice of ``auto``: 20 runs over images, patches, signals and points, half of them kept out.
+"""Small networks for the choice of ``auto``: 21 runs over images, patches, signals and points, half of them kept out.
 
     python benchmarks/train_small_networks.py --to FOLDER --mnist path/to/mnist.npz     # about an hour on one core
 
@@ -160,6 +160,9 @@ RUNS: dict[str, Run] = {
     ),
     "heartbeats, FM, velocity": Run(
         True, lambda _: signals("heartbeats"), FlowMatching(), "velocity", images(16, 32, 64), 1200, 128
+    ),
+    "mnist, VE, F, 1.0 M": Run(
+        True, of_mnist, VESDE(0.01, 50.0), "edm", images(24, 48, 96), 1500, 64, edm_times=True
     ),
 }
 

@@ -25,7 +25,7 @@ from sde_toolkit.integrators import (
     NoiseToSignal,
 )
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.automatic import auto
+from sde_toolkit.sampling.automatic import auto_for_run
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
@@ -77,7 +77,7 @@ class Contender:
 def auto_plan(model: ScoreModel, nfe: int, event_shape: tuple[int, ...], start: float) -> Contender | None:
     """What ``auto`` takes for the flow; None if it takes nothing, or starts at another time than the calibration."""
     try:
-        plan = auto(model, nfe, event_shape=event_shape)
+        plan = auto_for_run(model, nfe, event_shape=event_shape)
     except SDEToolkitError:
         return None
     found = Contender(plan.solver, plan.grid, "auto", plan.tweedie)

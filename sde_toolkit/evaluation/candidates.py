@@ -9,7 +9,7 @@ from sde_toolkit import solvers as presets
 from sde_toolkit.checks import required_arguments, takes_arguments
 from sde_toolkit.errors import ArgumentError
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.automatic import Plan, auto
+from sde_toolkit.sampling.automatic import Plan, auto_for_run
 from sde_toolkit.sampling.foreign_solver import ForeignSolver, is_run_function
 from sde_toolkit.solvers import GridBuilder, Solver
 
@@ -78,7 +78,7 @@ def _candidate(name: Any, given: Any) -> Candidate:
 def _preset(name: Any, given: str) -> Candidate:
     """The preset of a name, with its default arguments."""
     if given == "auto":
-        return auto
+        return auto_for_run
     known = [preset for preset in presets.__all__ if preset != Solver.__name__]
     if given not in known:
         remedy = f"Choose auto, {', '.join(known)}, or pass a Solver."

@@ -26,7 +26,7 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
 from sde_toolkit.integrators import Corrected, FrozenEDM, Landing, Multistep
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.bending import assumed_bending, least_time, measured_bending
+from sde_toolkit.sampling.bending import Bending, assumed_bending, least_time, measured_bending
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Plan", "auto", "usual_plan"]
@@ -35,7 +35,7 @@ _FIRST = -7.0  # λ, for data of size 1
 
 
 # The flow. Budget from which the row holds, and λ of the last evaluation, at σ_d = 1.
-_FLOW: tuple[tuple[int, float], ...] = ((1, 2.0), (6, 2.5), (9, 3.0), (12, 3.5), (16, 4.25), (40, 5.0))
+_FLOW: tuple[tuple[int, float], ...] = ((1, 1.6), (6, 2.0), (9, 3.0), (12, 3.5), (16, 5.0), (40, 5.5))
 # The SDE. Budget, order, whether UniPC's corrector is used, center and width of grids.sech, and the last λ, at σ_d = 1.
 _SDE: tuple[tuple[int, int, bool, float, float, float], ...] = (
     (1, 2, False, 0.0, 3.0, 3.5),
@@ -69,16 +69,17 @@ def auto(
     eta: float = 0.0,
     *,
     event_shape: tuple[int, ...] | None = None,
+    condition: Any = None,
     measure: bool = True,
 ) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations per sample.
 
     η = 0: UniPC's corrector around the multistep method of order 2 in EDM's F, on a grid from t = 1 to the data. The
     last step lands at σ = 0, so that no evaluation is spent on denoising. A table says at which noise level the last
-    evaluation is made. The steps are short where the flow of this model bends. This is measured once per model, by 24
-    evaluations of a batch of 4 (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not
-    depend on the samples that are drawn afterwards. A model that does not answer without a condition, or whose event
-    shape is unknown, gets a grid that is good for mixtures.
+    evaluation is made. The steps are short where the flow of this model bends. This is measured once per model, by 62
+    evaluations of one sample (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not
+    depend on the samples that are drawn afterwards. ``plan.measuring`` has these evaluations; ``plan.nfe`` and
+    ``Samples.nfe`` do not.
 
     Any other η gets the table that was made for η = 1, and a last evaluation that denoises.
 
@@ -91,10 +92,14 @@ def auto(
         nfe: evaluations per sample, at least 1; at least 2 if η is not 0.
         eta: stochasticity.
         event_shape: of one sample, if the model does not know it.
-        measure: False takes the grid for mixtures, without any evaluation.
+        condition: with which the model is measured, as :func:`~sde_toolkit.sample` takes it; of rows, the first two.
+        measure: False takes a grid that is good for mixtures, without any evaluation. So does a model without a known
+            event shape.
 
     Raises:
         ArgumentError: if ``nfe`` is not such a number, or ``eta`` is negative.
+        Exception: whatever the network raises while it is measured. One that needs a condition needs ``condition``, or
+            ``measure=False``.
     """
     check_eta(eta)
     least = 1 if eta == 0 else 2
@@ -108,14 +113,31 @@ def auto(
     if eta != 0:
         return _sde_plan(model, nfe // inside, eta)
     shape = model.event_shape if event_shape is None else tuple(event_shape)
-    return _flow_plan(model, nfe // inside, shape if measure else None)
+    measured = measure and shape is not None and nfe // inside > 1
+    found = measured_bending(model, shape, condition) if measured else None
+    return _flow_plan(model, nfe // inside, found or assumed_bending(model))
 
 
-def _flow_plan(model: ScoreModel, evaluations: int, event_shape: tuple[int, ...] | None) -> Plan:
-    """That of the probability flow; measured if the event shape is given."""
+def auto_for_run(
+    model: ScoreModel, nfe: int, *, event_shape: tuple[int, ...] | None = None, conditional: bool = True
+) -> Plan:
+    """What a run by the name "auto" takes: measured without a condition, also if the run has one.
+
+    The rows of a condition go with the samples of one call, and a sample must not depend on those beside it. A model
+    that does not answer without a condition is not measured. ``conditional``: whether the run has a condition, or may
+    have one; the run then shows what else is wrong with the network.
+    """
+    try:
+        return auto(model, nfe, event_shape=event_shape)
+    except Exception:
+        if not conditional:
+            raise
+        return auto(model, nfe, event_shape=event_shape, measure=False)
+
+
+def _flow_plan(model: ScoreModel, evaluations: int, bending: Bending) -> Plan:
+    """That of the probability flow."""
     last = max(row for row in _FLOW if row[0] <= evaluations)[1]
-    found = measured_bending(model, event_shape) if event_shape is not None and evaluations > 1 else None
-    bending = assumed_bending(model) if found is None else found
     sde, size, least = model.sde, bending.sigma_data, least_time(model)
     method = Corrected(Multistep(2, FrozenEDM(size)))
     to_data = Solver("auto", 0.0, Landing(method) if sde.sigma(0.0) > 0 else method)

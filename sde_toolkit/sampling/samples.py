@@ -28,7 +28,7 @@ from sde_toolkit.sampling.arguments import (
     check_tensor,
     warn_outside,
 )
-from sde_toolkit.sampling.automatic import Plan, auto, usual_plan
+from sde_toolkit.sampling.automatic import Plan, auto_for_run, usual_plan
 from sde_toolkit.sampling.loop import Callback, Options, Step, solve
 from sde_toolkit.solvers import Solver
 from sde_toolkit.transforms import Identity, Transform
@@ -150,7 +150,7 @@ def sample(
     began = time.perf_counter()
     check_model(model)
     shape = _check_start(model, shape, x_start)
-    plan = _plan_of(model, solver, grid, steps, nfe, tweedie, shape[1:])
+    plan = _plan_of(model, solver, grid, steps, nfe, tweedie, shape[1:], conditional=condition is not None)
     solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     check_generator(generator)
     check_path(path, solver, generator)
@@ -224,6 +224,8 @@ def _plan_of(
     nfe: int | None,
     tweedie: bool | None,
     event_shape: tuple[int, ...],
+    *,
+    conditional: bool,
 ) -> Plan:
     """Solver, grid and last step: as they were given, as usual for the solver, or by ``auto``."""
     if solver == "auto":
@@ -234,7 +236,7 @@ def _plan_of(
                 raise ArgumentError(name, value, problem, "Leave it out, and pass nfe.")
         if nfe is None:
             raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
-        return auto(model, nfe, event_shape=event_shape)
+        return auto_for_run(model, nfe, event_shape=event_shape, conditional=conditional)
     check_parts(model, solver)
     check_evaluation_mode(model)
     if grid is not None:

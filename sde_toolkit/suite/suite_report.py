@@ -202,7 +202,7 @@ def _explanations(joined: Joined) -> list[tuple[str, str]]:
             "Budget",
             "Evaluations of the network per sample, counted as they happen. Every solver runs on the grid that is "
             "usual for it, and takes as many steps as the budget allows. What a planner evaluates to choose its plan "
-            "is not counted: `auto` asks a model once, 24 times for 4 samples.",
+            "is not counted: `auto` asks a model once, 62 times for one sample.",
         ),
         (
             "Error against the exact flow",

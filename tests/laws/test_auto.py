@@ -205,22 +205,25 @@ def test_a_wrong_size_of_the_data_is_found_out():
         assert not_told < 1.5 * told
 
 
+class Scaled(nn.Module):
+    """tanh(a x), or tanh(a c x) for a condition c of one number per sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.rows, self.a = 0, 0, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, condition=None):
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        return torch.tanh(self.a * (x if condition is None else condition[:, None] * x))
+
+
 def test_a_model_is_measured_once_and_again_when_its_weights_change():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.calls, self.a = 0, nn.Parameter(torch.ones(()))
-
-        def forward(self, x, t):
-            self.calls += 1
-            return torch.tanh(self.a * x)
-
     network = Scaled()
     model = ScoreModel(network, EDMSDE(), "x0", event_shape=(2,))
     state = torch.get_rng_state()
     first = auto(model, 10)
     spent = network.calls
-    assert first.measuring == 4 * spent > 0
+    assert first.measuring == network.rows > 0
     assert torch.equal(auto(model, 10).grid, first.grid)
     sample(model, "auto", nfe=7, shape=(3, 2), seed=9)
     assert network.calls == spent + 7
@@ -230,17 +233,43 @@ def test_a_model_is_measured_once_and_again_when_its_weights_change():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_that_needs_a_condition_or_a_shape_is_not_measured():
+def test_it_is_measured_once_for_each_condition_and_runs_are_measured_without():
+    network = Scaled()
+    model = ScoreModel(network, EDMSDE(), "x0", event_shape=(2,))
+    weak, strong = (auto(model, 10, condition=torch.full((3,), c)) for c in (0.5, 4.0))
+    assert not torch.equal(weak.grid, strong.grid)
+    spent = network.calls
+    assert torch.equal(auto(model, 10, condition=torch.full((7,), 0.5)).grid, weak.grid)
+    assert network.calls == spent
+    same = [sample(model, "auto", nfe=7, shape=(4, 2), condition=doubles(1, c, c, c).float()).x[0] for c in (0.1, 5.0)]
+    assert torch.equal(*same)
+
+
+def test_a_model_that_needs_a_condition_or_a_shape_is_not_measured_without():
     def network(x, t, condition):
         return condition[:, None] * torch.tanh(x)
 
     needy = ScoreModel(network, EDMSDE(), "x0", event_shape=(2,))
     done = sample(needy, "auto", nfe=6, shape=(4, 2), condition=torch.ones(4))
     assert done.nfe == 6
-    assert auto(needy, 6).measuring == 0
+    assert auto(needy, 6, measure=False).measuring == 0 < auto(needy, 6, condition=torch.ones(1)).measuring
     shapeless = ScoreModel(lambda x, t: torch.tanh(x), EDMSDE(), "x0")
     assert auto(shapeless, 6).measuring == 0 < auto(shapeless, 6, event_shape=(2,)).measuring
     assert auto(mixture(FEW[0]), 6, measure=False).measuring == 0
+
+
+def test_what_a_network_raises_is_seen():
+    def network(x, t, condition=None):
+        raise LookupError("the user's own")
+
+    model = ScoreModel(network, EDMSDE(), "x0", event_shape=(2,))
+    for ask in (
+        lambda: auto(model, 6),
+        lambda: sample(model, "auto", nfe=6, shape=(4, 2)),
+        lambda: sample(model, "auto", nfe=6, shape=(4, 2), condition=torch.ones(4)),
+    ):
+        with pytest.raises(LookupError, match="the user's own"):
+            ask()
 
 
 @pytest.mark.parametrize("sde", FEW, ids=name)
