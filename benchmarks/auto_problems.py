@@ -149,6 +149,4 @@ def problems(networks: Path, n: Sequence[int], *, kept_out: bool) -> list[Proble
     def noises(shape: tuple[int, ...]) -> int:
         return n[2] if len(shape) == 1 else n[1] if math.prod(shape) < 100 else n[0]
 
-    return [
-        Problem(name, model, noises(model.event_shape or ()), networks / "errors") for name, model in found.items()
-    ]
+    return [Problem(name, model, noises(model.event_shape or ()), networks / "errors") for name, model in found.items()]

@@ -77,7 +77,7 @@ def errors(problem: Problem, budget: int) -> dict[str, float]:
             grid = torch.cat([bending.grid(sde, budget - 1, time), torch.zeros(1, dtype=torch.float64)])
             for name, method in of_the_flow(bending.sigma_data).items():
                 key = f"{name} on the {kind} grid to {end}"
-                found[key] = problem.error(f"{key}, {budget}", Landing(method), grid, tweedie=False)
+                found[key] = problem.error(f"{key}, {budget}", Landing(method), grid, tweedie=False)[0]
     return found
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     report = Report(given.results, f"choose-auto-eta-{given.eta:g}", "Methods, grids and ends: the half of the choice")
     report.table("evaluations", "method and grid", "× the best, geometric mean", "at most")
     of_flow = given.eta == 0
-    chosen = problems(given.networks, given.n, kept_out=False)[: given.problems] if of_flow else []
+    chosen = problems(given.networks, 3 * [given.n], kept_out=False)[: given.problems] if of_flow else []
     for budget in given.budgets:
         if of_flow:
             found = [errors(problem, budget) for problem in chosen]

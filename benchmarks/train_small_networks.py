@@ -161,9 +161,7 @@ RUNS: dict[str, Run] = {
     "heartbeats, FM, velocity": Run(
         True, lambda _: signals("heartbeats"), FlowMatching(), "velocity", images(16, 32, 64), 1200, 128
     ),
-    "mnist, VE, F, 1.0 M": Run(
-        True, of_mnist, VESDE(0.01, 50.0), "edm", images(24, 48, 96), 1500, 64, edm_times=True
-    ),
+    "mnist, VE, F, 1.0 M": Run(True, of_mnist, VESDE(0.01, 50.0), "edm", images(24, 48, 96), 1500, 64, edm_times=True),
 }
 
 

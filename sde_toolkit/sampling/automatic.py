@@ -70,6 +70,7 @@ def auto(
     *,
     event_shape: tuple[int, ...] | None = None,
     condition: Any = None,
+    dtype: torch.dtype = torch.float32,
     measure: bool = True,
 ) -> Plan:
     """The best known solver and grid for at most ``nfe`` evaluations per sample.
@@ -79,7 +80,7 @@ def auto(
     evaluation is made. The steps are short where the flow of this model bends. This is measured once per model, by 62
     evaluations of one sample (:mod:`~sde_toolkit.sampling.bending`), and kept until its weights change. It does not
     depend on the samples that are drawn afterwards. ``plan.measuring`` has these evaluations; ``plan.nfe`` and
-    ``Samples.nfe`` do not.
+    the ``nfe`` of a result do not.
 
     Any other η gets the table that was made for η = 1, and a last evaluation that denoises.
 
@@ -93,6 +94,7 @@ def auto(
         eta: stochasticity.
         event_shape: of one sample, if the model does not know it.
         condition: with which the model is measured, as :func:`~sde_toolkit.sample` takes it; of rows, the first two.
+        dtype: of the state while the model is measured.
         measure: False takes a grid that is good for mixtures, without any evaluation. So does a model without a known
             event shape.
 
@@ -113,13 +115,18 @@ def auto(
     if eta != 0:
         return _sde_plan(model, nfe // inside, eta)
     shape = model.event_shape if event_shape is None else tuple(event_shape)
-    measured = measure and shape is not None and nfe // inside > 1
-    found = measured_bending(model, shape, condition) if measured else None
+    measure = measure and nfe // inside > 1
+    found = measured_bending(model, shape, condition, dtype) if measure and shape is not None else None
     return _flow_plan(model, nfe // inside, found or assumed_bending(model))
 
 
 def auto_for_run(
-    model: ScoreModel, nfe: int, *, event_shape: tuple[int, ...] | None = None, conditional: bool = True
+    model: ScoreModel,
+    nfe: int,
+    *,
+    event_shape: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    conditional: bool = True,
 ) -> Plan:
     """What a run by the name "auto" takes: measured without a condition, also if the run has one.
 
@@ -128,7 +135,7 @@ def auto_for_run(
     have one; the run then shows what else is wrong with the network.
     """
     try:
-        return auto(model, nfe, event_shape=event_shape)
+        return auto(model, nfe, event_shape=event_shape, dtype=dtype)
     except Exception:
         if not conditional:
             raise

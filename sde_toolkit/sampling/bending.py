@@ -84,26 +84,28 @@ def assumed_bending(model: ScoreModel) -> Bending:
     return Bending(levels, 1 / torch.cosh((levels - 0.75) / 2), model.sigma_data)
 
 
-def measured_bending(model: ScoreModel, event_shape: tuple[int, ...], condition: Any = None) -> Bending | None:
+def measured_bending(
+    model: ScoreModel, event_shape: tuple[int, ...], condition: Any = None, dtype: torch.dtype = torch.float32
+) -> Bending | None:
     """The bending of the flow of ``model`` with this condition; None if it is not finite, or the flow does not bend.
 
     It costs 20 evaluations of a batch of 3, and one more of 2; twice as many if ``model.sigma_data`` is off by a factor
     of 4. The result is kept with the model, for each condition, until a weight changes. The noise has a seed of its
-    own. Of a condition with rows the first two are used, or the only one.
+    own. Of a condition with rows the first two are used, or the only one. ``dtype``: of the state.
 
     Whatever the network raises is raised.
     """
     rows = _few_rows(condition)
-    key, state = (event_shape, _digest(rows)), _state_of(model)
+    key, state = (event_shape, _digest(rows), dtype), _state_of(model)
     kept = _KEPT.get(model)
     if kept is None or kept[0] != state:
         kept = _KEPT[model] = (state, {})
     if key not in kept[1]:
-        pilot = _solve_pilot(model, event_shape, rows, model.sigma_data)
+        pilot = _solve_pilot(model, event_shape, rows, dtype, model.sigma_data)
         size = pilot.size_instead()
         if size is not None:
             before = pilot.evaluations
-            pilot = _solve_pilot(model, event_shape, rows, size)
+            pilot = _solve_pilot(model, event_shape, rows, dtype, size)
             pilot.evaluations += before
         kept[1][key] = pilot.bending()
     return kept[1][key]
@@ -210,14 +212,16 @@ def _scale(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
     return torch.hypot(sde.sigma(t), sde.alpha(t) * sigma_data)
 
 
-def _solve_pilot(model: ScoreModel, event_shape: tuple[int, ...], condition: Any, sigma_data: float) -> _Pilot:
+def _solve_pilot(
+    model: ScoreModel, event_shape: tuple[int, ...], condition: Any, dtype: torch.dtype, sigma_data: float
+) -> _Pilot:
     sde, shift = model.sde, math.log(sigma_data)
     first, last = (sde.half_log_snr(t).item() + shift for t in (1.0, least_time(model)))
     levels = torch.linspace(max(first, _FIRST), min(last, _LAST), _LEVELS + 1, dtype=torch.float64)
     times = check_grid(sde.inverse_half_log_snr(levels - shift))
     device, samples = device_of(model, None), _NOISES + _TWINS
     noise = torch.randn(_NOISES, *event_shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
-    x = (sde.sigma(times[0]) * noise).to(device, torch.float32)
+    x = (sde.sigma(times[0]) * noise).to(device, dtype)
     evaluations = (_LEVELS * samples + _NOISES) * model.evaluations_inside
     pilot = _Pilot(model, times[:-1], sigma_data, evaluations)
     of_noises = ReverseEquation(model, 0.0, map_rows(condition, lambda rows: rows[:_NOISES]))
@@ -230,7 +234,7 @@ def _solve_pilot(model: ScoreModel, event_shape: tuple[int, ...], condition: Any
             times,
             samples,
             lambda i, j: (x[i:j], lambda step: no_noise),
-            Options(torch.float32, device),
+            Options(dtype, device),
         )
     return pilot
 

@@ -26,6 +26,7 @@ from sde_toolkit.sampling.arguments import (
     check_run,
     check_shape,
     check_tensor,
+    state_dtype,
     warn_outside,
 )
 from sde_toolkit.sampling.automatic import Plan, auto_for_run, usual_plan
@@ -150,7 +151,10 @@ def sample(
     began = time.perf_counter()
     check_model(model)
     shape = _check_start(model, shape, x_start)
-    plan = _plan_of(model, solver, grid, steps, nfe, tweedie, shape[1:], conditional=condition is not None)
+    in_double = state_dtype(dtype, x_start) == torch.float64
+    plan = _plan_of(
+        model, solver, grid, steps, nfe, tweedie, shape[1:], in_double=in_double, conditional=condition is not None
+    )
     solver, grid, tweedie = plan.solver, plan.grid, plan.tweedie
     check_generator(generator)
     check_path(path, solver, generator)
@@ -225,6 +229,7 @@ def _plan_of(
     tweedie: bool | None,
     event_shape: tuple[int, ...],
     *,
+    in_double: bool,
     conditional: bool,
 ) -> Plan:
     """Solver, grid and last step: as they were given, as usual for the solver, or by ``auto``."""
@@ -236,7 +241,8 @@ def _plan_of(
                 raise ArgumentError(name, value, problem, "Leave it out, and pass nfe.")
         if nfe is None:
             raise ArgumentError("nfe", None, 'solver="auto" needs a number of evaluations', "Pass nfe=20, for example.")
-        return auto_for_run(model, nfe, event_shape=event_shape, conditional=conditional)
+        dtype = torch.float64 if in_double else torch.float32
+        return auto_for_run(model, nfe, event_shape=event_shape, dtype=dtype, conditional=conditional)
     check_parts(model, solver)
     check_evaluation_mode(model)
     if grid is not None:
