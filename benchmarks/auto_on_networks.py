@@ -210,8 +210,8 @@ def main() -> None:
     every = [found_of(problem, budgets) for problem in chosen]
     of_images, of_small, of_vectors = given.n
     report.line(
-        f"{len(chosen)} problems; noises: {of_images} of images, {of_small} of small images and signals, {of_vectors} of "
-        f"vectors. Of {len(PEERS)} peers, the five that are best on a few noises of a problem are run on all. Errors "
+        f"{len(chosen)} problems; noises: {of_images} for images, {of_small} for small ones, {of_vectors} for"
+        f" vectors. Of {len(PEERS)} peers, the five that are best on a few noises of a problem are run on all. Errors "
         f"are relative RMSE. The {every[0].measuring} evaluations of one sample with which auto measures a model count "
         f"in the last table of ratios alone."
     )
