@@ -97,7 +97,7 @@ class CapturedSteps(CompiledSteps):
             recording.launch = self._recorded(equation, recording)
             self._recordings[kind] = recording
         self._latest = recording
-        return recording.next(equation.condition, x, place, state, draws, self.kept)
+        return recording.step(equation.condition, x, place, state, draws, self.kept)
 
     def _recorded(self, equation: ReverseEquation, own: _Recording) -> Callable[[], None]:
         """The launch of a step on the tensors of a recording."""
@@ -152,7 +152,7 @@ class _Recording:
         """Whether x and state are what the last step returned."""
         return x is self._left[0] and state is self._left[1]
 
-    def next(
+    def step(
         self, condition: Any, x: Tensor, place: Place, state: Any, draws: tuple[Tensor, ...], kept: bool
     ) -> tuple[Tensor, Any]:
         """The step from x at the ``place``; only what the recording does not hold yet is copied."""
