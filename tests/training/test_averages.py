@@ -190,3 +190,16 @@ def test_posthoc_average_of_a_run_is_a_model(tmp_path):
 def test_impossible_widths_are_named(width):
     with pytest.raises(ArgumentError, match="sigma_rel"):
         gamma_of(width)
+
+
+def test_an_average_follows_parameters_that_have_moved():
+    """Wrappers of several processes give parameters other memory."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average = WeightAverage([weight], exponential_update(0.5, warm_up=False))
+    average.update()
+    weight.data = torch.ones(3)
+    average.update()
+    assert torch.equal(average.values[0], torch.full((3,), 0.5))
+    with average.in_place():
+        assert torch.equal(weight.data, torch.full((3,), 0.5))
+    assert torch.equal(weight.data, torch.ones(3))
