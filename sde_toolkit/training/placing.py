@@ -25,12 +25,18 @@ def place(model: ScoreModel, options: TrainingOptions, device: torch.device) -> 
 
 @contextmanager
 def float32_products(tf32: bool, device: torch.device) -> Iterator[None]:
-    """Inside the block, products and convolutions of float32 on a CUDA device are in TF32, or are not."""
-    if device.type != "cuda":
+    """Inside the block, products and convolutions of float32 on a CUDA device are in TF32, or are not.
+
+    What was chosen by ``torch.backends.….fp32_precision`` stays: torch refuses to read the flags used here then.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        before = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:
+        before = None
+    if device.type != "cuda" or before is None:
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     try:
         yield
