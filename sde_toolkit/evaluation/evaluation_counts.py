@@ -21,8 +21,8 @@ class PlannedEvaluations:
     to warm up. ``pictures``: further points of panels. ``endpoints``: the exact flow of deterministic rows, with its
     check. ``references``: flows and SDEs that are not kept from before. ``rounding``: rows drawn again in float64.
 
-    Adaptive solvers, those of exact scores among them, choose their own steps: for them it is an estimate. The check of
-    the model's declaration is not counted: it makes at most 1,500 unless it finds something.
+    ``about``: a solver chooses its own steps, as that of exact scores does. The check of the model's declaration is not
+    counted: it makes at most 1,500 unless it finds something.
     """
 
     measuring: int = 0
@@ -31,10 +31,11 @@ class PlannedEvaluations:
     endpoints: int = 0
     references: int = 0
     rounding: int = 0
+    about: bool = False
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, each.name) for each in fields(self))
+        return sum(getattr(self, each.name) for each in fields(self) if each.name != "about")
 
     def __str__(self) -> str:
         titles = {
@@ -46,7 +47,8 @@ class PlannedEvaluations:
             "rounding": "rounding",
         }
         parts = [f"{title} {getattr(self, name):,}" for name, title in titles.items() if getattr(self, name)]
-        return f"{self.total:,} evaluations of one sample: {', '.join(parts)}"
+        about = "about " if self.about else ""
+        return f"{about}{self.total:,} evaluations of the network for single samples: {', '.join(parts)}"
 
 
 def planned_evaluations(request: ComparisonRequest, references: ReferencePlan | None = None) -> PlannedEvaluations:
@@ -65,7 +67,12 @@ def planned_evaluations(request: ComparisonRequest, references: ReferencePlan | 
         endpoints=of(OfFlow),
         references=references.evaluations(request) if references is not None else 0,
         rounding=rounded_samples(request) * sum(_in_double(request)) if known else 0,
+        about=any(run.budget is None for run in request.runs) or _solved_adaptively(request),
     )
+
+
+def _solved_adaptively(request: ComparisonRequest) -> bool:
+    return any(request.all_models[name].has_exact_score for name in request.endpoints)
 
 
 def _of_models(request: ComparisonRequest) -> Iterable[int]:

@@ -20,7 +20,9 @@ _SPECIAL = {
 
 
 def latex_table(table: Table, caption: str, label: str) -> str:
-    r"""A ``table`` environment with a ``tabular``, for ``\usepackage{booktabs}``; the best in bold.
+    r"""A ``table`` environment with a ``tabular``, for ``\usepackage{booktabs,graphicx}``; the best in bold.
+
+    A table that is wider than the line is made smaller, so that no column is lost at the margin.
 
     Args:
         caption: plain text; it is escaped.
@@ -28,11 +30,14 @@ def latex_table(table: Table, caption: str, label: str) -> str:
     """
     form = "".join("l" if column.left else "r" for column in table.columns)
     lines = [
-        r"% needs \usepackage{booktabs}",
+        r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{latex_text(caption)}}}",
         rf"  \label{{{label}}}",
+        r"  \footnotesize",
+        r"  \setlength{\tabcolsep}{4pt}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{form}}}",
         r"    \toprule",
         f"    {' & '.join(latex_text(column.heading) for column in table.columns)} \\\\",
@@ -45,7 +50,7 @@ def latex_table(table: Table, caption: str, label: str) -> str:
             for k, (cell, column) in enumerate(zip(line.cells, table.columns, strict=True))
         )
         lines.append(f"    {' & '.join(cells)} \\\\")
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}}", r"\end{table}", ""])
 
 
 def _cell(cell: str, column: Column, *, best: bool) -> str:

@@ -74,7 +74,7 @@ def test_planned_evaluations_are_those_that_are_made(name, judged, tmp_path, mon
     if judged:
         options["judge"] = judge_of_data(ScoreModel(network, VPSDE(), "epsilon", event_shape=(3,)), REAL, 7)
     request, planning, made, (told,) = planned_and_made(network, tmp_path, monkeypatch, **options)
-    assert f"{made:,} evaluations" in told
+    assert f"{made:,} evaluations of" in told
     assert planned_evaluations(request).measuring == planning
 
 
@@ -84,7 +84,7 @@ def test_what_is_kept_is_not_planned_again(tmp_path, monkeypatch):
     assert "references" in told
     _, before, last, (again,) = planned_and_made(network, tmp_path, monkeypatch, solvers=["ddim", "ddpm"], budgets=[4])
     assert before == first
-    assert f"{last - before:,} evaluations" in again
+    assert f"{last - before:,} evaluations of" in again
 
 
 def test_a_guided_models_evaluations_are_those_of_its_networks(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_guided_models_evaluations_are_those_of_its_networks(tmp_path, monkeyp
     told = []
     request = ComparisonRequest(model=plain, models=models, solvers=["ddim"], budgets=[4], n=5, endpoint_steps=3)
     compare_in_team(request, Team(), None, say=told.append)
-    assert f"{sum(network.seen):,} evaluations" in told[0]
+    assert f"{sum(network.seen):,} evaluations of" in told[0]
 
 
 class Bar:
