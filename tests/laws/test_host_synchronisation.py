@@ -3,6 +3,8 @@
 What it reads on the host does not grow with the steps, but for the flags of finiteness.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from catalogue import FIXED_STEP, FIXED_STEP_WITH_ETA, SOLVERS, RandomNetwork, model_of, name
@@ -10,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_toolkit import VPSDE, ReverseEquation, Solver, grids, sample
+from sde_toolkit.sampling import monitors
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero", "__repr__"}
 
@@ -140,3 +143,30 @@ def test_the_check_of_finiteness_is_one_sum_a_step_where_noise_is_drawn_and_one_
                 kernels[steps, check] = work.kernels
         added = [kernels[steps, True] - kernels[steps, False] for steps in (32, 160)]
         assert added[1] - added[0] <= 128 * (each + 2 / 16)  # a sum and a read of it, every sixteenth step
+
+
+def test_the_networks_time_on_a_device_is_that_of_all_evaluations(monkeypatch):
+    """Few of them are measured: events cost the host as much as kernels. Here each evaluation takes 2 ms."""
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing):
+            Event.made += 1
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(monitors, "refuse_random_numbers", lambda device, network: nullcontext())
+    model, x, inputs = model_of(network, VPSDE()), torch.ones(2, 3), (torch.tensor(0.5),)
+    for evaluations in (1, 4, 5, 20, 21, 100):
+        Event.made, meter = 0, monitors.Meter(model, torch.device("cuda"))
+        for _ in range(evaluations):
+            meter.evaluate(x, inputs, None)
+        assert meter.seconds() == pytest.approx(2e-3 * evaluations)
+        assert Event.made <= 2 * (4 + evaluations / 16 + 1)
