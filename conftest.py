@@ -44,12 +44,13 @@ def pytest_collection_modifyitems(config, items):
     chosen, left_out = [], []
     for item in items:
         fixtures = getattr(item, "fixturenames", [])
+        own = getattr(getattr(item, "callspec", None), "params", {})  # of the same name, and something else
         if item.get_closest_marker("on_device") and "device" not in fixtures:
             fixtures.insert(0, "device")
         card = item.get_closest_marker("on_card")
         if card and config.getoption("device") == "mock":
             item.add_marker(pytest.mark.skip(*card.args))
-        (chosen if "device" in fixtures else left_out).append(item)
+        (chosen if "device" in fixtures and "device" not in own else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ def _wrapped(x: Any, known: dict[int, Tensor]) -> Any:
 
 def _refuse_mixtures(operation: Any, habits: Habits, tensors: list[Tensor]) -> None:
     if habits.takes_indices:
-        tensors = [tensors[0], *(x for x in tensors[1:] if x.is_floating_point() and x.ndim > 0)]
+        own = (isinstance(x, MockTensor) or (x.is_floating_point() and x.ndim > 0) for x in tensors[1:])
+        tensors = [tensors[0], *itertools.compress(tensors[1:], own)]
     elif habits.takes_scalars:
         tensors = [x for x in tensors if isinstance(x, MockTensor) or x.ndim > 0]
     if len({isinstance(x, MockTensor) for x in tensors}) > 1:

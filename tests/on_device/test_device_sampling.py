@@ -167,3 +167,47 @@ def test_steps_do_not_wait_for_the_device(both):
             sample(network_model(both[1]), solver, grids.uniform(SDE, steps, end=0.01), shape=(3, 2))
             waits.append(counts.reads - before)
         assert waits[1] - waits[0] == (320 - 32) / 16, solver.name
+
+
+FIXED = [solver for solver in SOLVERS if solver.integrator.evals_per_step is not None]
+
+
+@pytest.mark.on_card("CUDA graphs are of a card")
+@pytest.mark.parametrize("solver", FIXED, ids=named)
+def test_recorded_steps(solver, both):
+    """The same kernels: a recorded step gives the bits of the step as it is, in every batch."""
+
+    def run(how):
+        options = {"shape": (7, 2), "batch_size": 3, "steps": 20, "trajectory": True}
+        return sample(network_model(both[1]), solver, compile=how, **options).trajectory
+
+    torch.testing.assert_close(run("cuda_graph"), run(False), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.on_card("the mock device compiles nothing")
+@pytest.mark.parametrize("solver", [ddim(), ddpm(), dpmpp_2m()], ids=named)
+def test_compiled_steps(solver, both):
+    def run(how):
+        return sample(network_model(both[1]), solver, compile=how, shape=(7, 2), steps=20, **F64).x
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.on_card("CUDA graphs are of a card")
+def test_recorded_steps_and_what_looks_at_them(both):
+    """Callbacks that replace the state, and the step that is not finite, as without a recording."""
+
+    def broken(x, time):
+        return torch.where(time[:, None] < 0.5, torch.nan, 0.1 * x)
+
+    def edited(how):
+        options = {"shape": (4, 2), "steps": 9, "callback": lambda step: 0.5 * step.x if step.index == 3 else None}
+        return sample(network_model(both[1]), ddim(), compile=how, **options).x
+
+    def step(how):
+        with pytest.raises(sde_toolkit.errors.NonFiniteError) as caught:
+            sample(ScoreModel(broken, SDE), ddim(), steps=40, shape=(3, 2), device=both[1], compile=how)
+        return caught.value.step
+
+    torch.testing.assert_close(edited("cuda_graph"), edited(False), rtol=1e-6, atol=1e-6)
+    assert step("cuda_graph") == step(False)
