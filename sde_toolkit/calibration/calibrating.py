@@ -50,6 +50,7 @@ __all__ = ["calibrate"]
 
 Strategy = Literal["gradient", "search"]
 
+_FINE_STEPS = 48  # of the fine solve, before its first doubling
 _CHEAP = 1e-4  # seconds per sample and evaluation
 _REFINING, _SPARE = 0.5, 0.25  # shares of the time limit: by which all targets are found; left to refine at the end
 
@@ -90,7 +91,7 @@ def calibrate(
         seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
             repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
-        reference_steps: of the fine solve before its first doubling. Default: 100 for cheap models, 48 for others.
+        reference_steps: of the fine solve before its first doubling. Default: 48.
         event_shape: of one sample, where the model does not tell.
         condition: handed to the network, the same for all samples: every tensor in it has one row.
         data: samples (N, *event) in the caller's space, on which the model's declaration is tried. A warning says if it
@@ -122,35 +123,41 @@ def calibrate(
         problem.start = starting[0].item()
     cost = cost_of(problem)
     cheap = cost < _CHEAP
-    usual = 100 if cheap else 48
-    problem.fine_steps = usual if reference_steps is None else reference_steps
+    problem.fine_steps = reference_steps or _FINE_STEPS
     n = n or default_n(problem, cheap, time_limit)
     problem.times = problem.fine_times(problem.fine_steps)
     with _Telling(began, time_limit, progress, callback) as tell:
-        stages = Stages(problem, steps, weights, cheap, cost, began, time_limit, tell)
+        any_weights = solvers is None and starting is None
+        stages = Stages(problem, steps, weights, any_weights, cheap, cost, began, time_limit, tell)
         tell("reference", 0.0)
-        fit, select, fresh = problem.noise_set(n), problem.noise_set(max(n // 2, 2)), problem.noise_set(n)
+        fit, select, fresh = (problem.noise_set(n) for _ in range(3))
         reference = Refining(problem, fresh) if eta == 0 else None
         candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
-        standard = auto_plan(model, nfe, shape, problem.start) if solvers is None and starting is None else None
+        standard = auto_plan(model, nfe, shape) if solvers is None and starting is None else None
         trials = Trials(stages, fit, candidates, starting)
-        trials.run()
         if standard is not None:
             trials.follow(standard)
+            trials.publish(nfe)
+        trials.run()
+        if standard is not None:
             trials.vary(_moments_of(model, data, fit.target))
         ranked = trials.ranked
         if not ranked:
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
         judge = Selection(problem, standard if standard in ranked else None)
-        some = 24 if cheap else 10
+        some = 12 if cheap else 8
         leaders = [*ranked[:some], *(plan for plan in ranked[some:] if plan is standard)]
         start = judge.best_start(leaders, fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
         start = judge.best_start(leaders, fit, select)  # again, by the better targets
         chosen, note = _choose(strategy, stages, fit, start)
-        descend = stages.by_gradient if chosen == "gradient" else stages.by_search
-        found = [start, *descend(fit, select, [start, *(p for p in ranked if p is not start)])]
+        first = [start, *(p for p in ranked if p is standard), *ranked]
+        if chosen == "gradient":
+            found = stages.by_gradient(fit, select, first, lambda plan: judge.share(plan, start, select))
+        else:
+            found = stages.by_search(fit, select, first)
+        found = [start, *leaders, *found]
         best = judge.best(found, start, select)
         tell("validation", 0.0)
         if reference is not None and not reference.until(lambda: problem.squares(best, fresh), began + time_limit):
@@ -232,7 +239,7 @@ def _choose(strategy: Strategy | None, stages: Stages, fit: NoiseSet, start: Con
     affordable = stages.cheap or stages.affordable(start.nfe, 16) >= 60
     if strategy is None and not affordable:
         return "search", ""
-    if differentiable(stages.problem, fit, start):
+    if differentiable(stages.problem, fit, stages.freed(start)):
         return "gradient", ""
     return "search", " Gradients do not pass through this solver or model; it was searched without them."
 

@@ -16,6 +16,7 @@ import torch
 
 from sde_toolkit import integrators
 from sde_toolkit.errors import ArgumentError, CheckpointError
+from sde_toolkit.integrators.bespoke import Bespoke
 from sde_toolkit.integrators.gaussian_start import GaussianStart
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.models.checkpoint import state_of
@@ -27,7 +28,11 @@ from sde_toolkit.solvers import Solver
 
 __all__ = ["build_solver", "describe_solver", "model_digest", "sde_fingerprint"]
 
-_CALIBRATED = {"Tuned": Tuned, "GaussianStart": GaussianStart}  # that a file may name, besides what is published
+_CALIBRATED = {
+    "Tuned": Tuned,
+    "GaussianStart": GaussianStart,
+    "Bespoke": Bespoke,
+}  # that a file may name, besides what is published
 _TIMES = tuple(i / 16 for i in range(1, 16))
 
 

@@ -22,11 +22,14 @@ from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.grids import check_grid
 from sde_toolkit.integrators import Integrator, Table
+from sde_toolkit.integrators.bespoke import as_bespoke
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.noise.streams import Once, generator_for
 
-__all__ = ["Descending", "differentiable", "optimise", "with_ones"]
+__all__ = ["Descending", "bespoke", "differentiable", "optimise", "with_ones"]
 
+_LOOKS = 4  # plans of a long descent, the last one included, that may be selected
+_MOST_BESPOKE = 20  # evaluations: a bespoke solver keeps as many states, and has half the square of it as weights
 _STEPS = (1e-2, 3e-3, 1e-3, 1e-4)  # of differences: the error jumps where a noise changes mode, and float32 rounds
 
 
@@ -35,7 +38,8 @@ class Descending:
     """How to descend: ``iterations`` mini-batches of ``batch`` noises, with these largest step sizes.
 
     ``number``: each number draws mini-batches of its own.
-    ``lost``: errors above this share of the data's size count less and less (:mod:`.problem`).
+    ``share``: of the root mean square in the objective (:mod:`.problem`).
+    ``looks``: plans on the way that are returned, too; the last of them is the end.
     """
 
     iterations: int = 300
@@ -43,7 +47,13 @@ class Descending:
     grid_rate: float = 0.1
     weight_rate: float = 0.02
     number: int = 0
-    lost: float = math.inf
+    share: float = 0.5
+    looks: int = 1
+
+    def again(self, number: int, share: float, slower: float) -> Descending:
+        """A long descent with other mini-batches, another objective and smaller steps; plans on its way are kept."""
+        a, b = self.grid_rate * slower, self.weight_rate * slower
+        return replace(self, number=number, share=share, looks=_LOOKS, grid_rate=a, weight_rate=b)
 
 
 def optimise(
@@ -55,9 +65,12 @@ def optimise(
     weights: bool,
     deadline: float,
     tell: Callable[[float], None] = lambda done: None,
-) -> Contender:
-    """The plan after the descent, which stops early at ``deadline`` (``time.monotonic``) or after four failures."""
-    integrator, factors = _split_factors(plan.solver.integrator)
+) -> list[Contender]:
+    """Plans on the way of the descent and at its end.
+
+    It stops early at ``deadline`` (``time.monotonic``) or after four failures.
+    """
+    integrator, factors = plan.solver.integrator, _factors(plan.solver.integrator)
     weights = weights and factors is not None
     a = plan.increments(problem.earliest).requires_grad_(True)
     groups = [{"params": [a], "rate": how.grid_rate}]
@@ -72,6 +85,7 @@ def optimise(
     began = time.monotonic()
     budget = max(deadline - began, 1e-9)
     failures = 0
+    found: list[Contender] = []
     for i in range(how.iterations):
         late = (time.monotonic() - began) / budget
         if late >= 1 or failures > 3:
@@ -85,7 +99,7 @@ def optimise(
             grid = plan.grid_at(a, problem.earliest)
             table = _table(problem, integrator, factors, grid)
             where = (chosen, rows, problem.directions(generator))
-            loss = problem.loss(integrator, grid, table, *where, tweedie=plan.tweedie, lost=how.lost)
+            loss = problem.loss(integrator, grid, table, *where, tweedie=plan.tweedie, share=how.share)
             gradients = torch.autograd.grad(loss, parameters)  # the network's own parameters get none
         except SDEToolkitError:
             failures += 1
@@ -105,14 +119,16 @@ def optimise(
             for p, old in zip(parameters, before, strict=True):
                 p.data.copy_(old)
             failures += 1
+        if share * how.looks >= len(found) + 1:
+            found.append(_with_factors(plan, plan.grid_at(a.detach(), problem.earliest), factors))
         tell(share)
-    return _with_factors(plan, integrator, plan.grid_at(a.detach(), problem.earliest), factors)
+    return [*found, _with_factors(plan, plan.grid_at(a.detach(), problem.earliest), factors)]
 
 
 def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: int = 16) -> bool:
     """Whether the gradient in the grid is right: differences along it, and along it with every second sign changed,
-    agree with it to a tenth of its norm."""
-    integrator, factors = _split_factors(plan.solver.integrator)
+    agree with it to a tenth of its norm. In mean log e², on which a noise that changes mode has little weight."""
+    integrator, factors = plan.solver.integrator, _factors(plan.solver.integrator)
     a = plan.increments(problem.earliest).requires_grad_(True)
     rows = torch.arange(min(n, len(chosen)), device=problem.device)
     directions = problem.directions(generator_for(problem.seed, Once.GRADIENT_CHECK))
@@ -120,7 +136,7 @@ def differentiable(problem: Problem, chosen: NoiseSet, plan: Contender, *, n: in
     def loss(at: Tensor) -> Tensor:
         grid = plan.grid_at(at, problem.earliest)
         table = _table(problem, integrator, factors, grid)
-        return problem.loss(integrator, grid, table, chosen, rows, directions, tweedie=plan.tweedie)
+        return problem.loss(integrator, grid, table, chosen, rows, directions, tweedie=plan.tweedie, share=0.0)
 
     try:
         (gradient,) = torch.autograd.grad(loss(a), a)
@@ -144,18 +160,15 @@ def _difference(loss: Callable[[Tensor], Tensor], a: Tensor, along: Tensor, h: f
     return (ahead - behind) / (2 * h)
 
 
-def _split_factors(integrator: Integrator) -> tuple[Integrator, Tensor | None]:
-    """The integrator inside, and its factors as a tensor; None where it has none."""
+def _factors(integrator: Integrator) -> Tensor | None:
+    """What is learned, as a tensor; None where there is nothing."""
     factors = integrator.learned_factors
-    return integrator.untuned, None if factors is None else torch.tensor(factors, dtype=torch.float64)
+    return None if factors is None else torch.tensor(factors, dtype=torch.float64)
 
 
 def _table(problem: Problem, integrator: Integrator, factors: Tensor | None, grid: Tensor) -> Table:
     equation = problem.descent.equation
-    if factors is None:
-        return integrator.prepare(equation, grid)
-    ones = ((1.0,) * factors.shape[1],) * len(factors)
-    return Tuned(integrator, ones).apply(equation, grid, factors)
+    return integrator.prepare(equation, grid) if factors is None else integrator.apply(equation, grid, factors)
 
 
 def with_ones(plan: Contender) -> Contender:
@@ -168,8 +181,21 @@ def with_ones(plan: Contender) -> Contender:
     return replace(plan, solver=replace(plan.solver, integrator=Tuned(integrator, ones)))
 
 
-def _with_factors(plan: Contender, integrator: Integrator, grid: Tensor, factors: Tensor | None) -> Contender:
+def bespoke(problem: Problem, plan: Contender) -> Contender | None:
+    """The same plan as a bespoke solver, all of whose weights are free; None where it is none."""
+    grid, equation = plan.grid, problem.descent.equation
+    if plan.solver.integrator.learned_factors is not None or plan.nfe > _MOST_BESPOKE:
+        return None
+    try:
+        found = as_bespoke(plan.solver.integrator, equation, grid, tweedie=plan.tweedie)
+    except SDEToolkitError:
+        return None
+    ended = torch.cat([grid, grid.new_zeros(1)]) if plan.tweedie else grid
+    return replace(plan, solver=replace(plan.solver, integrator=found), grid=ended, tweedie=False)
+
+
+def _with_factors(plan: Contender, grid: Tensor, factors: Tensor | None) -> Contender:
+    integrator = plan.solver.integrator
     if factors is not None:
-        rows = tuple(tuple(row) for row in factors.detach().tolist())
-        integrator = Tuned(integrator, rows)
+        integrator = integrator.relearned(tuple(tuple(row) for row in factors.detach().tolist()))
     return replace(plan, solver=replace(plan.solver, integrator=integrator), grid=check_grid(grid))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_toolkit.calibration.calibrated import Calibration
 from sde_toolkit.calibration.calibration_files import model_digest, sde_fingerprint
-from sde_toolkit.calibration.plan_errors import Measured, surely_worse, worse
+from sde_toolkit.calibration.plan_errors import Measured, surely_better, surely_worse, worse
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.starts import Contender
@@ -25,6 +25,9 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.solvers import Solver
 
 __all__ = ["Selection", "Verdict", "on_which_noises", "what_it_took", "what_was_calibrated", "where_it_began"]
+
+
+_TILT = 0.35  # of the objective, towards the sense in which a plan lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +79,28 @@ class Selection:
         return min(safe or ranked, key=lambda plan: total[plan])
 
     def best(self, found: Sequence[Contender], start: Contender, select: NoiseSet) -> Contender:
-        """Of the plans that are not worse than the start in either sense, the best; ``start`` is one of ``found``."""
-        return min(self._not_worse(found, start, select), key=lambda plan: score(self.problem, plan, select))
+        """Of the plans that lose neither to the standard nor to the start, the best; ``start`` is one of ``found``.
+
+        The start was chosen on these noises, so that its errors there are small by luck, too. A plan loses to it where
+        it is surely worse in a sense. Without a standard it loses where it is worse at all.
+        """
+        if self.standard is None:
+            safe = self._not_worse(found, start, select)
+        else:
+            bar = self.problem.squares(start, select)
+            safe = [
+                plan
+                for plan in self._not_worse(found, self.standard, select)
+                if plan is start or not self._loses(surely_worse, plan, bar, select)
+            ]
+        return min([start, *safe], key=lambda plan: score(self.problem, plan, select))
+
+    def share(self, plan: Contender, start: Contender, select: NoiseSet) -> float:
+        """The share of the mean square in an objective that leads ``plan`` to where it does not lose."""
+        if self.problem.eta > 0:
+            return 0.5
+        errors, bar = (self.problem.squares(p, select) for p in (plan, self.standard or start))
+        return 0.5 + _TILT * (bool(errors.mean() > bar.mean()) - bool(errors.median() > bar.median()))
 
     def _not_worse(self, plans: Sequence[Contender], than: Contender | None, select: NoiseSet) -> Sequence[Contender]:
         if than is None:
@@ -112,7 +135,7 @@ class Selection:
         before, after = problem.squares(start, fresh), problem.squares(best, fresh)
         bars = [before] if standard in (None, start) else [before, problem.squares(standard, fresh)]
         resolved = problem.eta > 0 or Measured.of(before).value > 2 * own_error.value
-        gains = score(problem, best, fresh) < score(problem, start, fresh)
+        gains = surely_better(after, before) if problem.eta == 0 else bool(after.mean() < before.mean())
         improved = best is not start and resolved and gains
         improved = improved and not any(self._loses(surely_worse, best, bar, fresh) for bar in bars)
         reason = _reason(improved, best is start, resolved, before, after, problem.eta == 0) + note

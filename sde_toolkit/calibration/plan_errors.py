@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Measured", "combined", "surely_worse", "worse"]
+__all__ = ["Measured", "combined", "surely_better", "surely_worse", "worse"]
 
 _SURE = 1.96  # standard errors: an interval of 95 %
 
@@ -45,10 +45,10 @@ class Measured:
         return f"{self.value:.3g} ± {self.error:.1g}"
 
 
-def combined(squares: Tensor) -> float:
-    """(mean square × squared median)^(1/2): one number for both senses, in units of squares."""
+def combined(squares: Tensor, share: float = 0.5) -> float:
+    """(mean square)^``share`` × (squared median)^(1 − ``share``): one number for both senses, in units of squares."""
     mean, median = squares.mean().item(), _median(squares).item()
-    return math.sqrt(max(mean, 0.0) * max(median, 0.0)) if math.isfinite(mean) else math.inf
+    return max(mean, 0.0) ** share * max(median, 0.0) ** (1 - share) if math.isfinite(mean) else math.inf
 
 
 def worse(squares: Tensor, than: Tensor) -> bool:
@@ -72,6 +72,21 @@ def surely_worse(squares: Tensor, than: Tensor) -> bool:
         larger.item() > _SURE * influence.square().mean().sqrt().item() / math.sqrt(len(gap))
         for larger, influence in pairs
     )
+
+
+def surely_better(squares: Tensor, than: Tensor) -> bool:
+    """Whether :func:`combined` of ``squares`` is smaller by more than 1.96 standard errors of the paired log ratio."""
+    one, other = combined(squares), combined(than)
+    if not (0 < one < math.inf and 0 < other < math.inf):
+        return one < other
+    influence = _influence_on_log(squares) - _influence_on_log(than)
+    return math.log(other / one) > _SURE * influence.square().mean().sqrt().item() / math.sqrt(len(squares))
+
+
+def _influence_on_log(squares: Tensor) -> Tensor:
+    """What each square moves the logarithm of :func:`combined` by, times n."""
+    errors = squares.clamp(min=0.0).sqrt()
+    return 0.5 * (squares / squares.mean() - 1) + _influence(errors) / _median(errors)
 
 
 def _median(values: Tensor) -> Tensor:

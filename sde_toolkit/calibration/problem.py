@@ -7,8 +7,9 @@
 A search minimises on ``fit``; ``select`` chooses between its results; ``fresh`` judges once, at the end. Each has
 noises, directions and residual noise of its own. :func:`~sde_toolkit.sample` draws none of them.
 
-Gradients descend e² or c² log(1 + e²/c²). A noise that ends in another mode stays lost under small moves of the grid,
-and its large e² would outweigh all others. ``select`` decides which of the two ended better.
+Gradients descend log mean e² and mean log e² in equal parts (:func:`balanced`): plans are ranked by nearly the same. A
+noise that ends in another mode stays lost under small moves of the grid, and its large e² would outweigh all others; in
+the logarithm it counts as one. Bespoke solvers (Shaul et al. 2024) descend mean log e² alone, the PSNR.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from sde_toolkit.integrators import Integrator, Table
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.streams import Once, Purpose, generator_for, per_sample_noise
 
-__all__ = ["Measured", "NoiseSet", "Problem", "softened"]
+__all__ = ["Measured", "NoiseSet", "Problem", "balanced"]
 
 _PROJECTIONS = 64
+_FLOOR = 1e-12  # of squares over the data's mean square, so that an error of 0 has a logarithm
 
 
 @dataclass(eq=False)
@@ -93,8 +95,10 @@ class Problem:
         how: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "purpose": Purpose.CALIBRATION}
         return first, CommonNoise(per_sample_noise(self.seed, first, (n, *self.event_shape), **how))
 
-    def starts(self, noise: CommonNoise, rows: slice | Tensor = slice(None)) -> Tensor:
-        return self.model.sde.sigma(self.start).to(self.device, self.dtype) * noise[0][rows]
+    def starts(self, noise: CommonNoise, rows: slice | Tensor = slice(None), at: Tensor | None = None) -> Tensor:
+        """The states from which runs start: at the time ``at``, by default where the flow's own solve starts."""
+        sigma = self.model.sde.sigma(self.start if at is None else at)
+        return sigma.to(self.device, self.dtype) * noise[0][rows]
 
     @torch.no_grad()
     def noise_set(self, n: int) -> NoiseSet:
@@ -147,7 +151,7 @@ class Problem:
             self.descent.run(
                 plan.solver.integrator,
                 plan.grid,
-                self.starts(chosen.noise, rows),
+                self.starts(chosen.noise, rows, plan.grid[0]),
                 chosen.noise.after_start(rows),
                 tweedie=plan.tweedie,
                 table=table,
@@ -178,32 +182,28 @@ class Problem:
         directions: Tensor,
         *,
         tweedie: bool,
-        lost: float = math.inf,
+        share: float = 0.5,
     ) -> Tensor:
-        """The objective on some samples, divided by the data's mean square. Differentiable in ``grid`` and ``table``.
+        """The objective on some samples. Differentiable in ``grid`` and ``table``.
 
-        ``tweedie``: whether a last evaluation denoises. ``lost``: c over the data's root mean square; errors above c
-        weigh less and less.
+        ``tweedie``: whether a last evaluation denoises. ``share``: of the root mean square in it (:func:`balanced`).
         """
         x, _ = self.descent.run(
             integrator,
             grid,
-            self.starts(chosen.noise, rows),
+            self.starts(chosen.noise, rows, grid[0].detach()),
             chosen.noise.after_start(rows),
             tweedie=tweedie,
             table=table,
         )
-        if chosen.likeness is None:  # in units of the data's size, since Adam's ε has none
-            return softened(_squares(x, chosen.target[rows]), lost, chosen.size).mean() / chosen.size
+        if chosen.likeness is None:
+            return balanced(_squares(x, chosen.target[rows]) / chosen.size, share)
         return chosen.likeness.loss(self.descent.equation, x, rows, directions, self.earliest)
 
 
-def softened(squares: Tensor, lost: float, size: Tensor) -> Tensor:
-    """c² log(1 + e²/c²) of squares e², with c² = ``lost``² ``size``. For small e² or infinite ``lost`` it is e²."""
-    if math.isinf(lost):
-        return squares
-    scale = lost**2 * size
-    return scale * torch.log1p(squares / scale)
+def balanced(squares: Tensor, share: float = 0.5) -> Tensor:
+    """``share`` log mean e² + (1 − ``share``) mean log e², of squares e² in units of the data's mean square."""
+    return share * torch.log(squares.mean() + _FLOOR) + (1 - share) * torch.log(squares + _FLOOR).mean()
 
 
 def _squares(x: Tensor, target: Tensor) -> Tensor:

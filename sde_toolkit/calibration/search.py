@@ -32,7 +32,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 _FINEST = 0.03
 
 
-def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None) -> float:
+def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = None, share: float = 0.5) -> float:
     """What plans are ranked by: mean square and median in one (η > 0: the distance); infinite if the plan cannot run.
 
     With the median, a few noises that change mode do not decide (:mod:`sde_toolkit.calibration.plan_errors`).
@@ -41,7 +41,7 @@ def score(problem: Problem, plan: Contender, chosen: NoiseSet, n: int | None = N
         squares = problem.squares(plan, chosen, n)
     except SDEToolkitError:
         return torch.inf
-    return combined(squares) if problem.eta == 0 else squares.mean().item()
+    return combined(squares, share) if problem.eta == 0 else squares.mean().item()
 
 
 def pattern_search(
@@ -56,7 +56,7 @@ def pattern_search(
     tell: Callable[[float], None] = lambda done: None,
 ) -> Contender:
     """The best grid found within ``runs`` runs of ``n`` noises, or before ``deadline``."""
-    steps = len(plan.grid) - 1
+    steps = len(plan.evaluated) - 1
     a = plan.increments(problem.earliest)
     directions = warp_modes(a, steps, min(modes, max(steps - 1, 0)))
     sizes = torch.full((len(directions),), 0.4, dtype=a.dtype)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sde_toolkit.calibration.gradient import Descending, optimise, with_ones
+from sde_toolkit.calibration.gradient import Descending, bespoke, optimise, with_ones
 from sde_toolkit.calibration.knots import dynamic_grids
 from sde_toolkit.calibration.problem import NoiseSet, Problem
 from sde_toolkit.calibration.search import fitted_weights, pattern_search, score
@@ -18,9 +18,9 @@ from sde_toolkit.solvers import Solver
 __all__ = ["Stages"]
 
 # shares of the time limit by which stages end
-_SHORT, _PATTERN, _FIRST, _WORKING = 0.5, 0.58, 0.7, 0.9
-_ITERATIONS, _RUNS = (600, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
-_LOST = 0.1  # of the data's size: the softened descent weighs errors above it less
+_SHORT, _PATTERN, _FIRST, _WORKING = 0.4, 0.58, 0.75, 0.92
+_ITERATIONS, _RUNS = (1200, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
+_SLOWER = 0.25  # step sizes of the second long descent, over those of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,7 @@ class Stages:
     problem: Problem
     steps: Callable[[Solver], int]
     weights: bool
+    any_weights: bool
     cheap: bool
     cost: float
     began: float
@@ -65,55 +66,63 @@ class Stages:
         finite = [pair for pair in found if math.isfinite(pair[0])]
         return [plan for _, plan in sorted(finite, key=lambda pair: pair[0])]
 
-    def by_gradient(self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender]) -> list[Contender]:
-        """Short descents from the best starts, then long ones from the best results: softened, and in e² if cheap."""
-        problem = self.problem
-        how = self.descending(fit, ranked[0])
+    def freed(self, plan: Contender) -> Contender:
+        """The plan with its weights free: all of a bespoke solver's, or factors of its own."""
+        if not self.weights:
+            return plan
+        free = bespoke(self.problem, plan) if self.any_weights and self.problem.eta == 0 else None
+        return free or with_ones(plan)
+
+    def by_gradient(
+        self, fit: NoiseSet, select: NoiseSet, ranked: list[Contender], share_of: Callable[[Contender], float]
+    ) -> list[Contender]:
+        """Short descents from the best starts, then two long ones from the best results.
+
+        ``share_of``: of the root mean square in the objective that would let a plan be taken (1/2 where it would be).
+        """
         found: list[Contender] = []
-        if self.cheap:
-            starts = of_different_solvers(ranked, 4)
+        how = self.descending(fit, ranked[0])
+        if self.cheap or self.any_weights:
+            starts = of_different_solvers(ranked, 2)
         else:  # one descent, from the best result of a search that takes half the time
             found = self.by_search(fit, select, ranked)
-            starts = [min([ranked[0], *found], key=lambda plan: score(problem, plan, select))]
-        if self.weights:
-            starts = [with_ones(plan) for plan in starts]
-        short = replace(how, iterations=max(how.iterations // 5, 1))
+            starts = [self.best([ranked[0], *found], select)]
+        starts = [self.freed(plan) for plan in starts]
         if len(starts) > 1:
+            short = replace(how, iterations=max(how.iterations // 5, 1))
             share = (self.until(_SHORT) - time.monotonic()) / len(starts)
             for plan in starts:
-                deadline = time.monotonic() + share
-                found.append(
-                    optimise(
-                        problem,
-                        fit,
-                        plan,
-                        short,
-                        weights=self.weights,
-                        deadline=deadline,
-                        tell=lambda done: self.tell("gradient, short", done),
-                    )
-                )
-            starts = [min(found, key=lambda plan: score(problem, plan, select))]
-        ways = [math.inf] if problem.eta > 0 else [math.inf, _LOST] if self.cheap else [_LOST]
-        for plan, lost in [(plan, lost) for plan in starts for lost in ways]:
-            found.append(
-                optimise(
-                    problem,
-                    fit,
-                    plan,
-                    replace(how, number=1, lost=lost),
-                    weights=self.weights,
-                    deadline=self.until(_WORKING if lost == ways[-1] else _FIRST),
-                    tell=lambda done: self.tell("gradient", done),
-                )
-            )
+                found += self.descend(fit, plan, short, time.monotonic() + share, "gradient, short")
+            starts = [self.best(found, select)]
+        deadlines = [self.until(_FIRST), self.until(_WORKING)]
+        for number, deadline in enumerate(deadlines, 1):
+            plan, share, slower = starts[0], 0.5, 1.0
+            if number > 1:  # towards the sense in which the best would lose; if it would not, on from there
+                share = share_of(self.best(found, select))
+                plan, slower = self.best(found, select, share), _SLOWER if share == 0.5 else 1.0
+            found += self.descend(fit, plan, how.again(number, share, slower), deadline)
         return found
+
+    def best(self, plans: Sequence[Contender], select: NoiseSet, share: float = 0.5) -> Contender:
+        return min(plans, key=lambda plan: score(self.problem, plan, select, share=share))
+
+    def descend(
+        self, fit: NoiseSet, plan: Contender, how: Descending, deadline: float, stage: str = "gradient"
+    ) -> list[Contender]:
+        return optimise(
+            self.problem,
+            fit,
+            plan,
+            how,
+            weights=self.weights,
+            deadline=deadline,
+            tell=lambda done: self.tell(stage, done),
+        )
 
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverges (seen at 50)
-            iterations = _ITERATIONS[0]
-            return Descending(iterations, min(1024, len(fit)), 0.1 * finer, 0.02 * finer)
+            return Descending(_ITERATIONS[0], min(256, len(fit)), 0.04 * finer, 0.004 * finer)
         batch = min(16, len(fit))
         iterations = max(1, min(_ITERATIONS[1], self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)

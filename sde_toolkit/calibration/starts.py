@@ -54,34 +54,39 @@ class Contender:
         first, begin = self.grid[0].item(), self.solver.integrator.first_evaluation
         return first if begin is None else min(first, begin)
 
-    def lowest_end(self, earliest: float) -> float:
-        """How far the last time may move: to ``earliest`` before a last denoising, else not at all."""
-        end = self.grid[-1].item()
-        return min(earliest, end) if self.tweedie else end
+    @property
+    def evaluated(self) -> Tensor:
+        """The times at which the network is asked; those of evaluations within steps left out."""
+        first = self.grid.new_full((1,), self.first_evaluation)
+        return torch.cat([first, self.grid[1:] if self.tweedie else self.grid[1:-1]])
+
+    def _lowest(self, earliest: float) -> float:
+        """How far the last of them may move."""
+        return min(earliest, self.evaluated[-1].item())
 
     def increments(self, earliest: float) -> Tensor:
-        """The steps from the first evaluation on, as unconstrained numbers."""
-        times = torch.cat([self.grid.new_full((1,), self.first_evaluation), self.grid[1:]])
-        return increments_of(times, self.lowest_end(earliest))
+        """The steps between the evaluations, as unconstrained numbers."""
+        return increments_of(self.evaluated, self._lowest(earliest))
 
     def grid_at(self, a: Tensor, earliest: float) -> Tensor:
-        """The grid with these increments; differentiable in them."""
-        times = grid_of(a, self.first_evaluation, self.lowest_end(earliest), len(self.grid) - 1)
-        return times if self.first_evaluation == self.grid[0] else torch.cat([self.grid[:1].to(a), times[1:]])
+        """The grid with these increments; differentiable in them. No evaluation is later than ``earliest``."""
+        times = grid_of(a, self.first_evaluation, self._lowest(earliest), len(self.evaluated) - 1)
+        last = self.grid[:0] if self.tweedie else self.grid[-1:]
+        return torch.cat([self.grid[:1].to(a), times[1:], last.to(a)])
 
     @property
     def nfe(self) -> int:
         return (self.solver.integrator.evals_per_step or 0) * (len(self.grid) - 1) + self.tweedie
 
 
-def auto_plan(model: ScoreModel, nfe: int, event_shape: tuple[int, ...], start: float) -> Contender | None:
-    """What ``auto`` takes for the flow; None if it takes nothing, or starts at another time than the calibration."""
+def auto_plan(model: ScoreModel, nfe: int, event_shape: tuple[int, ...]) -> Contender | None:
+    """What ``auto`` takes for the flow; None if it takes nothing."""
     try:
         plan = auto_for_run(model, nfe, event_shape=event_shape)
     except SDEToolkitError:
         return None
     found = Contender(plan.solver, plan.grid, "auto", plan.tweedie)
-    return found if found.nfe <= nfe and plan.grid[0].item() == start else None
+    return found if found.nfe <= nfe else None
 
 
 def default_solvers(sigma_data: float, nfe: int) -> list[Solver]:

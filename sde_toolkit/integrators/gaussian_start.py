@@ -16,6 +16,7 @@ Score Approximation): Gaussian teleportation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,18 +108,26 @@ class GaussianStart(IntegratorAround):
         return self.begin
 
     @property
-    def untuned(self) -> Integrator:
-        return replace(self, integrator=self.integrator.untuned)
-
-    @property
     def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
         return self.integrator.learned_factors
+
+    def relearned(self, factors: tuple[tuple[float, ...], ...]) -> GaussianStart:
+        return replace(self, integrator=self.integrator.relearned(factors))
 
     def __repr__(self) -> str:
         return f"GaussianStart({self.integrator}, begin={self.begin:.4g}, {len(self.variances)} directions)"
 
     def prepare(self, equation: ReverseEquation, grid: Tensor) -> Table:
         """``jump``: α_s, α_t, c and every c_i − c of the start; in later steps numbers that change nothing."""
+        return self._around(equation, grid, self.integrator.prepare)
+
+    def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Table:
+        """The table for a tensor of what is learned inside; differentiable in ``grid`` and ``factors``."""
+        return self._around(equation, grid, lambda where, times: self.integrator.apply(where, times, factors))
+
+    def _around(
+        self, equation: ReverseEquation, grid: Tensor, prepare: Callable[[ReverseEquation, Tensor], Table]
+    ) -> Table:
         begin = torch.full_like(grid[:1], self.begin)
         jumps = bool(grid[0] > self.begin)
         if jumps and not bool(grid[1] < self.begin):
@@ -129,7 +138,7 @@ class GaussianStart(IntegratorAround):
         first = torch.arange(len(grid) - 1) == 0
         jump = tuple(torch.where(first, value, rest) for value, rest in zip(found, still, strict=True))
         inner = torch.cat([begin, grid[1:]]) if jumps else grid
-        return self.table(equation, grid, jump=jump, inside=self.integrator.prepare(equation, inner))
+        return self.table(equation, grid, jump=jump, inside=prepare(equation, inner))
 
     def _flow(self, equation: ReverseEquation, t: Tensor, s: Tensor) -> list[Tensor]:
         """(α_s, α_t, c, c_i − c ...), each (1,)."""

@@ -83,14 +83,25 @@ class Integrator(ABC):
         return None
 
     @property
-    def untuned(self) -> Integrator:
-        """The method without the factors that were learned for it."""
-        return self
-
-    @property
     def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
-        """The factors that were learned for the method, steps × coefficients; None for other methods."""
+        """The numbers that were learned for the method, one row per step; None for other methods."""
         return None
+
+    def relearned(self, factors: tuple[tuple[float, ...], ...]) -> Integrator:
+        """The method with other learned numbers.
+
+        Raises:
+            ArgumentError: for a method without any.
+        """
+        raise ArgumentError("integrator", self, "it has no learned numbers", "Use Tuned(...) or Bespoke(...).")
+
+    def apply(self, equation: ReverseEquation, grid: Tensor, factors: Tensor) -> Table:
+        """The table of :meth:`prepare` for learned numbers as a tensor; differentiable in ``grid`` and ``factors``.
+
+        Raises:
+            ArgumentError: for a method without any.
+        """
+        raise ArgumentError("integrator", self, "it has no learned numbers", "Use Tuned(...) or Bespoke(...).")
 
     def check(self, equation: ReverseEquation) -> None:
         """Refuse an equation that this integrator cannot solve.

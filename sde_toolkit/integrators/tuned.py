@@ -13,7 +13,7 @@ al. 2025, LD3; Zhou et al. 2024, AMED; Zheng et al. 2023, DPM-Solver-v3, there f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -93,12 +93,11 @@ class Tuned(Integrator):
         object.__setattr__(self, "factors", tuple(tuple(float(f) for f in row) for row in rows))
 
     @property
-    def untuned(self) -> Integrator:
-        return self.integrator
-
-    @property
     def learned_factors(self) -> tuple[tuple[float, ...], ...] | None:
         return self.factors
+
+    def relearned(self, factors: tuple[tuple[float, ...], ...]) -> Tuned:
+        return replace(self, factors=factors)
 
     @property
     def weak_order(self) -> float | None:  # type: ignore[override]

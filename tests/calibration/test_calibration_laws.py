@@ -32,7 +32,7 @@ from sde_toolkit.calibration.gradient import Descending, differentiable, optimis
 from sde_toolkit.calibration.increments import grid_of, increments_of
 from sde_toolkit.calibration.judging import Selection
 from sde_toolkit.calibration.knots import best_knots, gram_matrix, local_errors
-from sde_toolkit.calibration.problem import Problem, softened
+from sde_toolkit.calibration.problem import Problem, balanced
 from sde_toolkit.calibration.reference import fine_grid, solve_finely
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.errors import ArgumentError, CheckpointError, GridError
@@ -529,21 +529,22 @@ def test_noises_that_are_lost_do_not_drown_the_others():
     problem = Problem(GaussianMixture(means, VPSDE(), std=0.2), 0.0, 0, (32,), FLOAT, torch.device("cpu"))
     fit, fresh = problem.noise_set(512), problem.noise_set(512)
     plan = Contender(flow(Multistep(2, FrozenX0())), grids.uniform_lambda(VPSDE(), 7, end=0.02), "start")
-    how = Descending(iterations=60, batch=256, lost=0.1)
-    found = optimise(problem, fit, plan, how, weights=False, deadline=math.inf)
+    how = Descending(iterations=60, batch=256)
+    found = optimise(problem, fit, plan, how, weights=False, deadline=math.inf)[-1]
     before, after = (problem.squares(p, fresh).sqrt() for p in (plan, found))
     assert before.max() > 1
     assert after.median() < 0.5 * before.median()
 
 
-def test_softened_squares():
-    squares, size = torch.logspace(-8, 2, 50, dtype=FLOAT).requires_grad_(), torch.tensor(4.0, dtype=FLOAT)
-    assert softened(squares, math.inf, size) is squares
-    soft = softened(squares, 0.1, size)
-    torch.testing.assert_close(soft[:10], squares[:10], rtol=1e-3, atol=0)
-    assert (soft.diff() > 0).all()
-    (slope,) = torch.autograd.grad(soft.sum(), squares)
-    assert slope[squares > 4].max() < 0.01  # an error of the data's size
+def test_the_objective_has_no_unit_and_lies_between_its_two_senses():
+    squares = torch.logspace(-8, 2, 50, dtype=FLOAT).requires_grad_()
+    of_mean, of_each = balanced(squares, 1.0), balanced(squares, 0.0)
+    assert of_mean.exp().item() == pytest.approx(squares.mean().item())
+    assert of_each.exp().item() == pytest.approx(1e-3, rel=1e-3)  # the geometric mean
+    assert balanced(squares).item() == pytest.approx((of_mean + of_each).item() / 2)
+    assert (balanced(7 * squares) - balanced(squares)).exp().item() == pytest.approx(7.0, rel=1e-4)
+    slopes = torch.autograd.grad(of_each, squares)[0] * squares  # every noise counts as one
+    torch.testing.assert_close(slopes[10:], torch.full((40,), 0.02, dtype=FLOAT), rtol=1e-4, atol=0)
 
 
 # Stochastic solvers

@@ -234,7 +234,7 @@ def slope_of(sizes):
 def descend(problem, iterations, rate):
     plan = Contender(Solver("any", 0.0, Multistep(2)), grids.uniform(VPSDE(), 4, end=0.02), "")
     how = Descending(iterations=iterations, batch=2, grid_rate=rate)
-    return plan, optimise(problem, [0, 1], plan, how, weights=False, deadline=math.inf)
+    return plan, optimise(problem, [0, 1], plan, how, weights=False, deadline=math.inf)[-1]
 
 
 def test_rates_rise_over_a_tenth_and_fall_along_half_a_cosine(noted):

@@ -67,6 +67,8 @@ def test_increments_leave_the_beginning_where_it_is():
         assert moved[0] == other.grid[0]
         assert bool((moved[1:] < other.first_evaluation).all())
         assert bool((moved.diff() < 0).all())
+        late = other.grid_at(a - 9 * torch.arange(len(a)), 1e-3)[-1 if other.tweedie else -2]  # towards the end
+        assert late >= min(1e-3, other.evaluated[-1].item())
 
 
 def test_where_noise_is_large_a_gaussian_start_is_as_good_as_evaluations():
