@@ -6,13 +6,16 @@ All start from the same plan, ``auto``'s, descend by Adam for the same seconds o
 noises, with the same mini-batches and rates, and are judged on the same fresh noises: root mean square and median of
 the error to a fine solve. What differs is what is free and what is minimised:
 
-    ours        grid and factors of the weights; c² log(1 + e²/c²), c a tenth of the data's size
+    ours        every step any linear combination of the start and of all outputs so far, and the grid;
+                ½ log mean e² + ½ mean log e²
+    factors     grid and factors of the plan's own weights; the same objective
+    soft        grid and factors; c² log(1 + e²/c²), c a tenth of the data's size
     square      grid and factors; e²
     log         grid and factors; log e², the PSNR of bespoke solvers (Shaul et al. 2024, BNS)
     LD3         grid alone; e² from a start that is learned, too, within r σ of the noise, r = 0.1 (Tong et al. 2025,
                 the soft teacher; L2 instead of LPIPS)
     LD3+        grid and factors with LD3's objective, as S4S learns coefficients with it (Frankel et al. 2025)
-    BNS         every step any linear combination of the start and of all outputs so far, and the grid; log e²
+    BNS         what is free in ours; log e²
 
 LD3 learns a second time for each evaluation, and S4S alternates between times and coefficients; both are left out.
 """
@@ -32,7 +35,7 @@ from torch import Tensor
 from sde_toolkit import VPSDE, GaussianMixture, ScoreModel, auto
 from sde_toolkit.batching import columns_like
 from sde_toolkit.calibration.plan_errors import Measured
-from sde_toolkit.calibration.problem import NoiseSet, Problem, softened
+from sde_toolkit.calibration.problem import NoiseSet, Problem, balanced
 from sde_toolkit.calibration.starts import Contender
 from sde_toolkit.integrators.tuned import Tuned
 from sde_toolkit.noise.streams import Once, generator_for
@@ -51,14 +54,16 @@ GRID_RATE, WEIGHT_RATE = 0.05, 0.01
 class Way:
     """What is minimised, and what is free besides the grid: ``factors``, the ``starts``, or ``all`` coefficients."""
 
-    objective: str = "soft"
+    objective: str = "balanced"
     factors: bool = True
     starts: bool = False
     all: bool = False
 
 
 WAYS = {
-    "ours": Way(),
+    "ours": Way(factors=False, all=True),
+    "factors": Way(),
+    "soft": Way("soft"),
     "square": Way("square"),
     "log": Way("log"),
     "LD3": Way("square", factors=False, starts=True),
@@ -137,9 +142,14 @@ class Descended:
 
 
 def objective(way: Way, squares: Tensor, size: Tensor) -> Tensor:
-    if way.objective == "log":
-        return torch.log(squares / size + 1e-12).mean()
-    return softened(squares, 0.1 if way.objective == "soft" else math.inf, size).mean() / size
+    relative = squares / size
+    if way.objective == "soft":
+        return (0.01 * torch.log1p(relative / 0.01)).mean()
+    return (
+        relative.mean()
+        if way.objective == "square"
+        else balanced(relative, 0.5 if way.objective == "balanced" else 0.0)
+    )
 
 
 def squares_of(x: Tensor, target: Tensor) -> Tensor:

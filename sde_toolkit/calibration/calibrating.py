@@ -2,15 +2,16 @@
 
 1. A fine solve says where noises should end. The noises are divided into three sets: fit, select and fresh. Its steps
    are doubled until it is a fifth as far off as the errors that it measures, on all noises that judge.
-2. All candidates run uncalibrated on the usual grids, and what ``auto`` takes runs on its own. The best that is not
-   worse than ``auto`` is the start: it has to be beaten. Errors count in two senses, root mean square and median.
-3. ``gradient``: Adam through the solver, on grid and weights. ``search``: dynamic programming over the local errors of
-   one fine trajectory, a pattern search around the best, and weights by least squares.
-4. The best on ``select``, of those that are not worse than the start in either sense, is compared with the start on
-   ``fresh``, and must win there. Otherwise the start is returned.
+2. What ``auto`` takes, what others publish, and all candidates on the usual grids run uncalibrated. The best that is
+   not worse than ``auto`` is the start: it has to be beaten. Errors count in two senses, root mean square and median.
+3. ``gradient``: Adam through the solver, on the grid and on all weights of a bespoke solver (of a given solver: on
+   factors of its weights). ``search``: dynamic programming over the local errors of one fine trajectory, a pattern
+   search around the best, and weights by least squares.
+4. The best on ``select``, of those that do not lose to ``auto`` or the start, is compared with both on ``fresh``, and
+   must surely win there. Otherwise the start is returned.
 
-The idea is that of Watson et al. 2021 (dynamic programming), Xia et al. 2023, Sabour et al. 2024 (AYS) and Tong et al.
-2025 (LD3), for any SDE, score model and solver of fixed steps.
+The idea is that of Watson et al. 2021 (dynamic programming), Xia et al. 2023, Sabour et al. 2024 (AYS), Shaul et al.
+2024 (bespoke solvers) and Tong et al. 2025 (LD3), for any SDE, score model and solver of fixed steps.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def calibrate(
         grid: start from this grid alone, instead of the usual ones. It may end at t=0.
         strategy: ``gradient`` or ``search``; None takes gradients if 60 iterations fit into the time limit.
         weights: tune multistep weights as well, for integrators that have them.
-        n: noises to fit to, half as many to select with, and as many again to judge with. Default: up to 4096 for
-            a model that costs less than 0.1 ms per sample, fewer where the time limit is short, else 64.
+        n: noises to fit to, as many to select with, and as many again to judge with. Default: up to 4096 for
+            a model that costs less than 0.1 ms per sample, up to 256 for others, 64 where the time limit is short.
         seed: of the noises. They are streams of their own, which ``sample`` does not draw at any seed. The result is
             repeatable as far as the time limit does not cut it short.
         time_limit: seconds, about; the search stops in time to be judged.
@@ -146,7 +147,7 @@ def calibrate(
             said = "none of them can run on any grid that was tried"
             raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
         judge = Selection(problem, standard if standard in ranked else None)
-        some = 12 if cheap else 8
+        some = 8
         leaders = [*ranked[:some], *(plan for plan in ranked[some:] if plan is standard)]
         start = judge.best_start(leaders, fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
@@ -168,7 +169,7 @@ def calibrate(
         record = {
             **what_was_calibrated(problem, nfe),
             **where_it_began(start, candidates),
-            "method": chosen if cheap or chosen == "search" else "search, then gradient",
+            "method": chosen if cheap or any_weights or chosen == "search" else "search, then gradient",
             "seed": seed,
             **on_which_noises(problem, (fit, select, fresh), start, best),
             **what_it_took(problem, reference.record() if reference else {"own_error": vars(own_error)}, began),

@@ -23,11 +23,10 @@ _SOLVES = 5.0  # of all its noises: fit, select, fresh, and fresh with twice the
 
 
 def default_n(problem: Problem, cheap: bool, time_limit: float) -> int:
-    """64; for cheap models up to 4096, as far as their reference takes a seventh of the time."""
-    if not cheap:
-        return 64
-    affordable = _REFERENCE * time_limit / (_cost_of_a_step(problem, 1024) * problem.fine_steps * _SOLVES)
-    return int(max(64, min(4096, 2**18 // math.prod(problem.event_shape), affordable)))
+    """64 to 256; for cheap models up to 4096, as far as their reference takes a seventh of the time."""
+    cost = _cost_of_a_step(problem, 1024) if cheap else _cost_of_a_step(problem, 16)
+    affordable = _REFERENCE * time_limit / (cost * problem.fine_steps * _SOLVES)
+    return int(max(64, min(4096 if cheap else 256, 2**18 // math.prod(problem.event_shape), affordable)))
 
 
 @torch.no_grad()

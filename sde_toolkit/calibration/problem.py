@@ -76,6 +76,7 @@ class Problem:
     fine_steps: int = 96
     start: float = 1.0
     used: int = field(default=0, init=False)
+    _known: dict[tuple[Contender, NoiseSet, int, int], Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.descent = Descent(self.model, self.eta, self.condition)
@@ -142,10 +143,19 @@ class Problem:
         for first in range(0, n, size):
             yield slice(first, min(n, first + size))
 
-    @torch.no_grad()
     def squares(self, plan: Contender, chosen: NoiseSet, n: int | None = None) -> Tensor:
-        """Squared errors of a plan, (n,) per sample (η > 0: per block of samples). Infinite where it diverges."""
+        """Squared errors of a plan, (n,) per sample (η > 0: per block of samples). Infinite where it diverges.
+
+        They are kept until the targets are refined: the same plans are compared several times.
+        """
         n = len(chosen) if n is None else min(n, len(chosen))
+        key = (plan, chosen, chosen.steps, n)
+        if key not in self._known:
+            self._known[key] = self._squares(plan, chosen, n)
+        return self._known[key]
+
+    @torch.no_grad()
+    def _squares(self, plan: Contender, chosen: NoiseSet, n: int) -> Tensor:
         table = plan.solver.integrator.prepare(self.descent.equation, plan.grid)
         ends = [
             self.descent.run(

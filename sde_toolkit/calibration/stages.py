@@ -19,7 +19,9 @@ __all__ = ["Stages"]
 
 # shares of the time limit by which stages end
 _SHORT, _PATTERN, _FIRST, _WORKING = 0.4, 0.58, 0.75, 0.92
-_ITERATIONS, _RUNS = (1200, 300), (300, 150)  # of descents and of pattern searches: for cheap models, for others
+_ENOUGH = 300  # iterations of a network with more noises in each, before there are more of them
+_ITERATIONS, _RUNS = (1200, 600), (300, 150)  # of descents and of pattern searches: for cheap models, for others
+_RATES = 0.015, 0.0015  # of increments and of weights, for cheap models; with 0.04 more noises change mode
 _SLOWER = 0.25  # step sizes of the second long descent, over those of the first
 
 
@@ -99,7 +101,7 @@ class Stages:
             plan, share, slower = starts[0], 0.5, 1.0
             if number > 1:  # towards the sense in which the best would lose; if it would not, on from there
                 share = share_of(self.best(found, select))
-                plan, slower = self.best(found, select, share), _SLOWER if share == 0.5 else 1.0
+                plan, slower = self.best(found, select, share), _SLOWER
             found += self.descend(fit, plan, how.again(number, share, slower), deadline)
         return found
 
@@ -121,9 +123,9 @@ class Stages:
 
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
-            finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverges (seen at 50)
-            return Descending(_ITERATIONS[0], min(256, len(fit)), 0.04 * finer, 0.004 * finer)
-        batch = min(16, len(fit))
+            finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverged (seen at 50)
+            return Descending(_ITERATIONS[0], min(256, len(fit)), *(rate * finer for rate in _RATES))
+        batch = min(32 if self.affordable(plan.nfe, 32) > _ENOUGH else 16, len(fit))
         iterations = max(1, min(_ITERATIONS[1], self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)
 
