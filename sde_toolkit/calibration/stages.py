@@ -124,7 +124,7 @@ class Stages:
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverged (seen at 50)
-            return Descending(_ITERATIONS[0], min(256, len(fit)), *(rate * finer for rate in _RATES))
+            return Descending(_ITERATIONS[0], min(256, len(fit)), _RATES[0] * finer, _RATES[1] * finer)
         batch = min(32 if self.affordable(plan.nfe, 32) > _ENOUGH else 16, len(fit))
         iterations = max(1, min(_ITERATIONS[1], self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)

@@ -141,6 +141,8 @@ class Trials:
         labels = [label for label, _ in self._grids(0)]
         ends = list(dict.fromkeys(map(_end, labels)))
         self._try(0, _of(labels, ends=[ends[len(ends) // 2]]))
+        if not self._best_labels(1):  # no time was left for any
+            return
         kinds = [_kind(label) for label in self._best_labels(2)]
         self._try(0, _of(labels, kinds=kinds[:1]))
         label, *_ = self._best_labels(1)
