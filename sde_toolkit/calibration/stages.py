@@ -21,7 +21,9 @@ __all__ = ["Stages"]
 _SHORT, _PATTERN, _FIRST, _WORKING = 0.4, 0.58, 0.75, 0.92
 _ENOUGH = 300  # iterations of a network with more noises in each, before there are more of them
 _ITERATIONS, _RUNS = (1200, 600), (300, 150)  # of descents and of pattern searches: for cheap models, for others
-_RATES = 0.015, 0.0015  # of increments and of weights, for cheap models; with 0.04 more noises change mode
+# noises in an iteration, step sizes of increments and of weights, for cheap models
+_BESPOKE = (256, 0.015, 0.0015)  # with 0.04 more noises change mode
+_FACTORS = (1024, 0.1, 0.02)
 _SLOWER = 0.25  # step sizes of the second long descent, over those of the first
 
 
@@ -122,9 +124,10 @@ class Stages:
         )
 
     def descending(self, fit: NoiseSet, plan: Contender) -> Descending:
+        batch, grid_rate, weight_rate = _BESPOKE if self.any_weights else _FACTORS
         if self.cheap:
             finer = min(1.0, 15 / len(plan.grid))  # with many steps a rate of 0.1 diverged (seen at 50)
-            return Descending(_ITERATIONS[0], min(256, len(fit)), _RATES[0] * finer, _RATES[1] * finer)
+            return Descending(_ITERATIONS[0], min(batch, len(fit)), grid_rate * finer, weight_rate * finer)
         batch = min(32 if self.affordable(plan.nfe, 32) > _ENOUGH else 16, len(fit))
         iterations = max(1, min(_ITERATIONS[1], self.affordable(plan.nfe, batch)))
         return Descending(iterations, batch, 0.02, 0.004)

@@ -73,6 +73,10 @@ def error(model, solver, grid, tweedie, x, truth):
 
 
 def quick(model, solver, nfe, **options):
+    """From one grid, unless another one is given."""
+    one = solver[0] if isinstance(solver, list) else solver
+    steps = (nfe - 1) // one.integrator.evals_per_step
+    options.setdefault("grid", fine_grid(model.sde, steps, end=0.02))
     return calibrate(
         model, solver, nfe, **{"n": 128, "effort": 0.1, "reference_steps": 60, "time_limit": 1e4, **options}
     )
@@ -146,7 +150,8 @@ def test_it_chooses_among_solvers():
     model = gaussian(torch.zeros(2), VPSDE(), std=0.3)
     good, bad = flow(Multistep(2, FrozenEDM(0.3)), name="good"), flow(integrators.Euler(), name="bad")
     for order in ([good, bad], [bad, good]):
-        assert quick(model, order, 4, strategy="search", weights=False).solver.name == "good"
+        found = quick(model, order, 4, n=32, effort=0.02, strategy="search", weights=False)
+        assert found.solver.name == "good"
 
 
 def test_the_seed_repeats_it_and_global_randomness_is_left_alone():
@@ -288,7 +293,7 @@ def test_a_saved_calibration_draws_the_same_bits(tmp_path, solver):
 
 @pytest.fixture(scope="module")
 def small():
-    return calibrate(mixture(VPSDE()), ddim(), 4, strategy="search", n=32, effort=0.02, reference_steps=30)
+    return quick(mixture(VPSDE()), ddim(), 4, strategy="search", n=32, effort=0.02, reference_steps=30)
 
 
 def test_another_sde_is_refused_and_other_weights_are_told(small):
