@@ -24,7 +24,7 @@ import torch
 from report import ROOT, Report, parser
 
 from sde_toolkit import auto, calibrate, sample
-from sde_toolkit.calibration.published import published_plans
+from sde_toolkit.calibration.published_plans import published_plans
 from sde_toolkit.errors import SDEToolkitError
 from sde_toolkit.sampling.automatic import Plan
 from sde_toolkit.suite import Truth, truths

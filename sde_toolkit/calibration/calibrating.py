@@ -51,6 +51,7 @@ __all__ = ["calibrate"]
 
 Strategy = Literal["gradient", "search"]
 
+_LEADERS = 8  # plans from which the start is chosen
 _FINE_STEPS = 48  # of the fine solve, before its first doubling
 _CHEAP = 1e-4  # seconds per sample and evaluation
 _REFINING, _SPARE = 0.5, 0.25  # shares of the time limit: by which all targets are found; left to refine at the end
@@ -128,27 +129,18 @@ def calibrate(
     n = n or default_n(problem, cheap, time_limit)
     problem.times = problem.fine_times(problem.fine_steps)
     with _Telling(began, time_limit, progress, callback) as tell:
-        any_weights = solvers is None and starting is None
-        stages = Stages(problem, steps, weights, any_weights, cheap, cost, began, time_limit, tell)
+        free = solvers is None and starting is None  # to take any solver
+        stages = Stages(
+            problem, steps, weights, cheap, cost, any_weights=free, began=began, time_limit=time_limit, tell=tell
+        )
         tell("reference", 0.0)
         fit, select, fresh = (problem.noise_set(n) for _ in range(3))
         reference = Refining(problem, fresh) if eta == 0 else None
         candidates = solvers or default_solvers(_size(fit.target, model.sigma_data), nfe)
-        standard = auto_plan(model, nfe, shape) if solvers is None and starting is None else None
-        trials = Trials(stages, fit, candidates, starting)
-        if standard is not None:
-            trials.follow(standard)
-            trials.publish(nfe)
-        trials.run()
-        if standard is not None:
-            trials.vary(_moments_of(model, data, fit.target))
-        ranked = trials.ranked
-        if not ranked:
-            said = "none of them can run on any grid that was tried"
-            raise ArgumentError("solver", [s.name for s in candidates], said, "Give a start with grid=...")
+        standard = auto_plan(model, nfe, shape) if free else None
+        ranked = _tried(Trials(stages, fit, candidates, starting), standard, nfe, _moments_of(model, data, fit.target))
         judge = Selection(problem, standard if standard in ranked else None)
-        some = 8
-        leaders = [*ranked[:some], *(plan for plan in ranked[some:] if plan is standard)]
+        leaders = [*ranked[:_LEADERS], *(plan for plan in ranked[_LEADERS:] if plan is standard)]
         start = judge.best_start(leaders, fit, select)
         stages = _with_better_targets(stages, reference, start, (fit, select, fresh))
         start = judge.best_start(leaders, fit, select)  # again, by the better targets
@@ -169,7 +161,7 @@ def calibrate(
         record = {
             **what_was_calibrated(problem, nfe),
             **where_it_began(start, candidates),
-            "method": chosen if cheap or any_weights or chosen == "search" else "search, then gradient",
+            "method": chosen if cheap or free or chosen == "search" else "search, then gradient",
             "seed": seed,
             **on_which_noises(problem, (fit, select, fresh), start, best),
             **what_it_took(problem, reference.record() if reference else {"own_error": vars(own_error)}, began),
@@ -205,6 +197,26 @@ class _Telling:
         if error is None:
             self._advance(100)
         self.bar.close()
+
+
+def _tried(trials: Trials, standard: Contender | None, nfe: int, samples: Tensor) -> list[Contender]:
+    """All plans that can run, best first. With a ``standard`` also what is published, and other ends and beginnings.
+
+    ``samples``: whose Gaussian a later beginning follows.
+
+    Raises:
+        ArgumentError: if there are none.
+    """
+    if standard is not None:
+        trials.follow(standard)
+        trials.publish(nfe)
+    trials.run()
+    if standard is not None:
+        trials.vary(samples)
+    if not trials.ranked:
+        said = "none of them can run on any grid that was tried"
+        raise ArgumentError("solver", [s.name for s in trials.solvers], said, "Give a start with grid=...")
+    return trials.ranked
 
 
 def _with_better_targets(

@@ -34,9 +34,9 @@ class Stages:
     problem: Problem
     steps: Callable[[Solver], int]
     weights: bool
-    any_weights: bool
     cheap: bool
     cost: float
+    any_weights: bool
     began: float
     time_limit: float
     tell: Callable[[str, float], None]

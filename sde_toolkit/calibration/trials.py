@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sde_toolkit.calibration.problem import NoiseSet
-from sde_toolkit.calibration.published import published_plans
+from sde_toolkit.calibration.published_plans import published_plans
 from sde_toolkit.calibration.search import score
 from sde_toolkit.calibration.starts import Contender, of_different_solvers, usual_grids
 from sde_toolkit.calibration.variants import gaussian_starts, with_landing
@@ -61,7 +61,7 @@ class Trials:
             self._one_after_another()
 
     def publish(self, nfe: int) -> None:
-        """What others use (:mod:`.published`)."""
+        """What others use (:mod:`.published_plans`)."""
         for plan in published_plans(self.stages.problem.model, nfe):
             self.add(plan, self.stages.until(_PUBLISHED))
 

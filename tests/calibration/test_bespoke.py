@@ -11,7 +11,7 @@ from sde_toolkit import VPSDE, FlowMatching, GaussianMixture, Solver, auto, grid
 from sde_toolkit.calibration import calibrating
 from sde_toolkit.calibration.gradient import Descending, bespoke, optimise
 from sde_toolkit.calibration.plan_errors import combined, worse
-from sde_toolkit.calibration.published import published_plans
+from sde_toolkit.calibration.published_plans import published_plans
 from sde_toolkit.calibration.starts import Contender, auto_plan
 from sde_toolkit.calibration.trials import Trials
 from sde_toolkit.calibration.variants import gaussian_starts
