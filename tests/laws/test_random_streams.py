@@ -111,7 +111,7 @@ KNOWN = {
     "noise/philox.py": "all that is keyed by a Purpose",
     "noise/streams.py": "what a run draws once",
     "sampling/foreign_denoiser.py": "torch's global numbers while foreign code runs, seeded by Purpose.FOREIGN",
-    "training/state.py": "seeds of training.draws",
+    "training/draws.py": "torch's own draws in a network, by the seed of the step",
     "training/trial.py": "a trial of a run's parts",
     "data/stream.py": "orders of data: keys of their own",
     "data/dataset.py": "splits of data sets",
