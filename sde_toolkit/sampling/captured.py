@@ -16,9 +16,9 @@ as long as to run it, so that the first batch would gain nothing; and callbacks 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -37,7 +37,7 @@ from sde_toolkit.sampling.monitors import Meter
 __all__ = ["CUDA_GRAPH", "CapturedSteps", "Record", "check_recording", "copied", "record_cuda_graph"]
 
 CUDA_GRAPH = "cuda_graph"
-_WARM_UPS = 3  # runs before a recording: libraries choose their kernels and allocate in the first ones
+_WARM_UPS = 1  # the first step of a kind has run already
 
 Record: TypeAlias = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """From a function to another one that repeats its kernels, and the outputs that every repetition writes anew."""
@@ -79,7 +79,8 @@ class CapturedSteps(CompiledSteps):
         record: Record | None = None,
     ) -> None:
         super().__init__(integrator, layout, meter, CUDA_GRAPH)
-        self.steps, self.kept, self.record = steps, kept, record or partial(record_cuda_graph, device=meter.device)
+        self.steps, self.kept = steps, kept
+        self.record = record or functools.partial(record_cuda_graph, device=meter.device, warm_ups=_WARM_UPS)
         self._recordings: dict[Hashable, _Recording] = {}
         self._latest: _Recording | None = None
 
@@ -178,29 +179,38 @@ class _Recording:
 
 
 def record_cuda_graph(
-    step: Callable[[], Any], *, device: torch.device | str | None = None
+    step: Callable[[], Any], *, device: torch.device | str | None = None, warm_ups: int = 3
 ) -> tuple[Callable[[], None], Any]:
     """Record the kernels of ``step`` on a CUDA device, by default the current one.
 
-    ``step`` runs three times on another stream before. Its tensors belong to a memory pool of the recording.
+    ``step`` runs ``warm_ups`` times on another stream before: libraries choose their kernels and allocate in the first
+    runs. What it allocates in the recording belongs to a memory pool of the recording.
     """
     with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
+        index, own = torch.cuda.current_device(), torch.cuda.current_stream()
+        aside = _stream_for_recording(index)
+        aside.wait_stream(own)
         with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
+            for _ in range(warm_ups):
                 step()
-        torch.cuda.current_stream().wait_stream(aside)
+        own.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on with their work
-            end = step()
-    index = torch.device("cuda" if device is None else device).index
-    elsewhere = index not in (None, torch.cuda.current_device())
-    return (partial(_replay_on, device, graph) if elsewhere else graph.replay), end
+        try:  # other threads may go on with their work
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                end = step()
+        finally:
+            torch.cuda.set_stream(own)  # torch does not come back from a recording that fails
+    return (graph.replay if index == torch.cuda.current_device() else functools.partial(_replay_on, index, graph)), end
 
 
-def _replay_on(device: Any, graph: torch.cuda.CUDAGraph) -> None:
-    with torch.cuda.device(device):
+@functools.cache
+def _stream_for_recording(index: int) -> torch.cuda.Stream:
+    """One for each device: for every stream that it has seen, cuBLAS keeps a workspace, 32 MiB on an H100."""
+    return torch.cuda.Stream(index)
+
+
+def _replay_on(index: int, graph: torch.cuda.CUDAGraph) -> None:
+    with torch.cuda.device(index):
         graph.replay()
 
 

@@ -75,8 +75,10 @@ class Asks(nn.Module):
 
 
 def test_a_network_that_reads_the_device_is_refused_and_the_next_run_is_well(card):
+    stream = torch.cuda.current_stream(card)
     with pytest.raises(ArgumentError, match="compile"):
         sample(ScoreModel(Asks(), SDE), ddim(), steps=5, shape=(4, 2), device=card, compile="cuda_graph")
+    assert torch.cuda.current_stream(card) == stream
     assert_recorded_is_eager(network_model(card), ddim(), **F64)
 
 
