@@ -32,6 +32,7 @@ def points(n=6, seed=0):
     return 1.5 * torch.randn((n, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_a_class_is_the_mixture_of_its_components(sde, full):
@@ -49,6 +50,7 @@ def test_a_class_is_the_mixture_of_its_components(sde, full):
             torch.testing.assert_close(of_class, density, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 def test_no_class_is_the_law_of_total_probability():
     model, x = model_under(VPSDE()), points()
     whole = GaussianMixture(MEANS, VPSDE(), std=doubles(0.3, 0.5, 0.4, 0.6), weights=WEIGHTS)
@@ -64,6 +66,7 @@ def test_no_class_is_the_law_of_total_probability():
     assert model.sigma_data == whole.sigma_data
 
 
+@pytest.mark.on_device
 def test_score_at_no_noise_is_that_of_the_class():
     model, x, label = model_under(VPSDE()), points(3), torch.tensor([0, 1, 2])
     x.requires_grad_()
@@ -71,6 +74,7 @@ def test_score_at_no_noise_is_that_of_the_class():
     torch.testing.assert_close(model(x.detach(), 0.0, label).score, gradient, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [ddim(), ddpm()], ids=name)
 def test_samples_under_labels_are_those_of_the_classes_alone(solver):
     model, label = model_under(VESDE()), torch.tensor([0, 1, 2, 3, 1])
@@ -96,6 +100,7 @@ def test_draws_have_the_moments_of_their_class():
         assert ((part.var(0) / other.var(0)).log().abs() < 0.25).all()
 
 
+@pytest.mark.on_device
 def test_posterior_and_classes_change_places():
     model, A, y = model_under(VPSDE(), full=True), [[1.0, -0.5]], [0.4]
     posterior, x = model.posterior(A, y, 0.3), points()
@@ -109,6 +114,7 @@ def test_posterior_and_classes_change_places():
     assert model.log_evidence(A, y, 0.3) == pytest.approx((shares * evidence.exp()).sum().log().item(), rel=1e-9)
 
 
+@pytest.mark.on_device
 def test_classes_from_their_laws():
     sde, x, label = VPSDE(), points(), torch.tensor([0, 1, 2, 3, 3, 0])
     laws = [alone(sde, 0), alone(sde, 1, full=True), gaussian([1.0, 0.0], sde, std=doubles(0.2, 0.9))]
@@ -126,6 +132,7 @@ def test_classes_from_their_laws():
     assert model.sigma_data == pytest.approx(math.sqrt(2))  # the size of data without a class
 
 
+@pytest.mark.on_device
 def test_a_wrapper_passes_classes_on():
     model, x, label = model_under(VPSDE()), points(), torch.tensor([0, 1, 2, 3, 1, 0])
     assert Wrapper(model).num_classes == model.num_classes == 3

@@ -49,6 +49,7 @@ def slope(f, x, v, h=1e-5):
     return (f(x + h * v) - f(x - h * v)) / (2 * h)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("integrator", [*FIXED_STEP, PerSample(rtol=1e-3, atol=1e-3)], ids=name)
 def test_gradients_by_the_start_are_those_of_finite_differences(integrator):
     model, solver = model_of(Layers(), SDE, "v"), solver_of(integrator)
@@ -65,6 +66,8 @@ def test_gradients_by_the_start_are_those_of_finite_differences(integrator):
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.on_device
+@pytest.mark.on_card("the mock device compiles nothing")
 def test_gradients_by_condition_and_parameters_upwards_and_downwards_compiled_or_not():
     network = Layers()
     model, rows = model_of(network, SDE, "v"), torch.linspace(0.5, 1, 3, dtype=torch.float64)
@@ -81,6 +84,7 @@ def test_gradients_by_condition_and_parameters_upwards_and_downwards_compiled_or
         torch.testing.assert_close(again, by_rows, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 def test_a_start_that_requires_a_gradient_is_refused_unless_it_is_asked_for_or_switched_off():
     model = model_of(RandomNetwork(), SDE)
     x = X.clone().requires_grad_()
@@ -103,6 +107,7 @@ def test_a_start_that_requires_a_gradient_is_refused_unless_it_is_asked_for_or_s
         sample(model, ddim(), GRID, x_start=X, differentiable="yes")
 
 
+@pytest.mark.on_device
 def test_without_being_asked_no_graph_is_kept():
     model = model_of(Layers(), SDE, "v")
     for found in (sample(model, ddim(), GRID, x_start=X), encode(model, ddim(), GRID, X)):
@@ -110,6 +115,7 @@ def test_without_being_asked_no_graph_is_kept():
     assert sample(model, ddim(), GRID, shape=(3, 2), dtype=torch.float64, differentiable=True).x.grad_fn is not None
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", PUBLIC_SDES, ids=name)
 def test_a_start_in_float64_is_kept_and_any_other_becomes_float32(sde):
     model = gaussian([1.0, -1.0], sde, std=0.5)
@@ -142,6 +148,7 @@ def test_starts_of_other_kinds_are_refused(dtype):
             run()
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=5.0)], ids=name)
 def test_grey_levels_where_model_space_is_meant_are_warned_of(sde):
     """Data space and model space of 8-bit images are 127 apart; states and data in model space are not."""
@@ -178,6 +185,7 @@ def test_generators_are_one_generator():
             sample(model, ddpm(), GRID, shape=(1, 2), generator=wrong)
 
 
+@pytest.mark.on_device
 def test_adaptive_runs_keep_their_counts_with_a_graph():
     model = model_of(Layers(), SDE, "v")
     solver = probability_flow(PerSample(rtol=1e-3, atol=1e-3))

@@ -52,6 +52,7 @@ forms = pytest.mark.parametrize("form", ["covariances", "std per component", "st
 events = pytest.mark.parametrize("event", EVENTS, ids=name)
 
 
+@pytest.mark.on_device
 @every_sde
 @events
 @forms
@@ -65,6 +66,7 @@ def test_density_at_every_time_is_that_of_the_noised_mixture(sde, event, form):
         torch.testing.assert_close(model.log_prob(x, t), noised.log_prob(x.reshape(7, D)), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 @every_sde
 @events
 @forms
@@ -78,6 +80,7 @@ def test_score_is_the_gradient_of_the_log_density(sde, event, form):
     torch.testing.assert_close(model.score(x.detach(), times), gradient, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @events
 def test_density_of_the_data_is_the_mixture_itself(event):
     model, means, covariances = build(VPSDE(), event, "std per element")
@@ -94,6 +97,7 @@ def mixture(sde):
     return GaussianMixture(doubles(*means), sde, std=doubles(*std), weights=doubles(*weights))
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("t", [0.1, 0.4, 0.9])
 def test_denoised_estimate_is_the_posterior_mean(sde, t):
@@ -134,6 +138,7 @@ def with_fifty_digits(x, alpha, sigma):
     return float(-sigma * score), float((x + sigma**2 * score) / alpha)
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("t", [1e-6, 1e-3, 0.5, 0.999, 1.0])
 def test_both_ends_of_time_are_accurate(sde, t):
@@ -150,6 +155,7 @@ def test_both_ends_of_time_are_accurate(sde, t):
         assert prediction.x_0.item() == pytest.approx(x_0, rel=1e-9, abs=1e-13)
 
 
+@pytest.mark.on_device
 @every_sde
 def test_float32_states_keep_their_accuracy_at_both_ends(sde):
     model = mixture(sde)
@@ -178,6 +184,7 @@ def test_draws_have_the_mean_and_covariance_of_the_mixture(event, form):
         assert z.abs().max() < 5.5  # of 12 + 144 numbers
 
 
+@pytest.mark.on_device
 def test_draws_are_float32_by_default_and_reproducible():
     model = mixture(VESDE())
     first, again = (model.draw(50, generator=torch.Generator().manual_seed(5)) for _ in range(2))
@@ -185,6 +192,7 @@ def test_draws_are_float32_by_default_and_reproducible():
     assert torch.equal(first, again)
 
 
+@pytest.mark.on_device
 @every_public_sde
 def test_one_gaussian_is_a_mixture_of_one_and_of_equal_ones(sde):
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
@@ -209,6 +217,7 @@ def test_point_masses_are_allowed_and_every_estimate_points_at_one(sde):
         torch.testing.assert_close(model(x, t).x_0, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("t", [0.02, 0.5])
 @pytest.mark.parametrize("derivative", [torch.func.jacrev, torch.func.jacfwd], ids=["reverse", "forward"])
 def test_derivatives_by_x_and_by_t_are_those_of_the_values(derivative, t):
@@ -228,6 +237,7 @@ def test_derivatives_by_x_and_by_t_are_those_of_the_values(derivative, t):
         torch.testing.assert_close(found.reshape(measured.shape), measured, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.on_device
 def test_second_derivatives_by_x_are_those_of_first_ones():
     g = torch.Generator().manual_seed(1)
     model = GaussianMixture(torch.randn(3, 2, generator=g), VPSDE(), std=0.5)

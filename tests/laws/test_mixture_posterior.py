@@ -36,6 +36,7 @@ def noise_covariance(noise, m):
     return noise if noise.ndim == 2 else torch.diag(noise.expand(m) ** 2)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("event", EVENTS, ids=name)
 @pytest.mark.parametrize("m", [1, 2, 6])
 @pytest.mark.parametrize("kind", ["number", "diagonal", "full"])
@@ -50,6 +51,7 @@ def test_density_is_prior_times_likelihood_over_evidence(event, m, kind, diagona
     torch.testing.assert_close(model.posterior(A, y, noise).log_prob(x), product, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("std", [0.3, 1e-6])
 def test_evidence_and_posterior_are_integrals(std):
     # y = 2 x + noise in one dimension, by a fine sum over x near y/2.
@@ -62,6 +64,7 @@ def test_evidence_and_posterior_are_integrals(std):
     torch.testing.assert_close(found * std, joint[::500] / evidence * std, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_score_at_every_time_adds_that_of_the_measurement_to_the_prior(sde):
     # p(y | x_t) by quadrature over x_0 of N(y; x_0, 0.5²) p(x_0) N(x_t; α x_0, σ²), differentiated in x_t.
@@ -78,6 +81,7 @@ def test_score_at_every_time_adds_that_of_the_measurement_to_the_prior(sde):
     torch.testing.assert_close(posterior.score(x_t, t), score, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("first", "second"), [(0.0, 0.3), (0.3, 0.0), (0.4, 0.5)])
 def test_conditioning_in_two_parts_is_conditioning_at_once(first, second):
     model, A, y = prior((4,)), numbers(3, 4, seed=8), numbers(3, seed=9)
@@ -119,6 +123,7 @@ def test_an_operator_in_the_shape_of_events_is_its_matrix():
     torch.testing.assert_close(posterior.log_prob(x, 0.2), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("unit", [16.0, 1 / 300, 1e-6])
 def test_units(unit):
     # x and y in another unit: a density of x loses D log u, that of y m log u. Then x alone: that of y stays.
@@ -139,6 +144,7 @@ def test_units(unit):
         torch.testing.assert_close(in_unit.network.log_weights, exact.network.log_weights, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.on_device
 def test_tiny_noises_keep_their_digits():
     # With noise of 1e-9 on x itself the posterior is N(y, 1e-18), to the last digits; of the Gram matrix none is left.
     model = gaussian(doubles(0.5, -1.0), VPSDE(), covariance=[[1.0, 0.99], [0.99, 1.0]])
@@ -147,6 +153,7 @@ def test_tiny_noises_keep_their_digits():
     torch.testing.assert_close(posterior.network.variances, doubles(1e-18, 1e-18)[None], rtol=1e-12, atol=0)
 
 
+@pytest.mark.on_device
 def test_weights_survive_a_measurement_far_away():
     model = GaussianMixture(doubles(-1.0, 1.0), VPSDE(), std=1.0)
     posterior = model.posterior(doubles(1.0).reshape(1, 1), doubles(3e3), 1e-3)
@@ -157,6 +164,7 @@ def test_weights_survive_a_measurement_far_away():
     assert difference == pytest.approx(6e3 / (1 + 1e-6), rel=1e-10)
 
 
+@pytest.mark.on_device
 def test_samples_of_the_posterior_are_the_posterior():
     model = prior((2,), FlowMatching())
     posterior = model.posterior(doubles(1.0, 1.0).reshape(1, 2), doubles(0.5), 0.0)
@@ -189,6 +197,7 @@ BAD = {
 }
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_by_name(case):
     A, y, noise, argument = BAD[case]
@@ -199,6 +208,7 @@ def test_bad_input_is_refused_by_name(case):
         assert caught.value.remedy
 
 
+@pytest.mark.on_device
 def test_a_point_mass_needs_noise():
     points = GaussianMixture(doubles(-1.0, 1.0), VPSDE(), std=0.0)
     with pytest.raises(ArgumentError, match="noise above 0"):
@@ -207,6 +217,7 @@ def test_a_point_mass_needs_noise():
     assert odds == pytest.approx(2 * 0.3 / 0.25, rel=1e-6)  # Bayes for two hypotheses; y = 0.3 is a float32
 
 
+@pytest.mark.on_device
 def test_a_condition_is_refused_without_classes():
     with pytest.raises(ArgumentError, match="ClassMixture"):
         sample(prior((2,)), ddim(), steps=2, shape=(3, 2), condition=torch.zeros(3, dtype=torch.long))

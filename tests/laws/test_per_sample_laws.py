@@ -101,6 +101,7 @@ def test_the_pairs_are_the_published_ones(method, peer):
     assert [sign * e for e in pair.e] == pytest.approx(list(peer.E), rel=1e-12, abs=1e-16)
 
 
+@pytest.mark.on_device
 @every_sde
 def test_the_flow_of_gaussian_data_is_met_at_tight_tolerance(sde):
     x, model = points(sde, n=3), gaussian_data(sde)
@@ -108,6 +109,7 @@ def test_the_flow_of_gaussian_data_is_met_at_tight_tolerance(sde):
     assert relative_error(found, flow_solution(sde, x, BEGIN, END)) < 1e-7
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", QUICK[:2], ids=name)
 def test_agreement_with_scipy_at_tight_tolerance(sde):
     """On data whose flow has no closed form."""
@@ -122,6 +124,7 @@ def ends_of_mixed_points():
     return solve(probability_flow(PerSample(rtol=1e-12, atol=1e-12)), model, x).x
 
 
+@pytest.mark.on_device
 @every_method
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
 def test_every_sample_is_within_tolerance(integrator, tolerance):
@@ -132,6 +135,7 @@ def test_every_sample_is_within_tolerance(integrator, tolerance):
     assert error.median() < 3 * tolerance
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("sde", "setting"), covering(QUICK, list(product(BOTH, [(BEGIN, END), (BEGIN, 0.5, 0.3, END)]))), ids=name
 )
@@ -149,6 +153,7 @@ def test_a_sample_is_the_same_bits_alone_and_in_any_company(sde, setting):
     assert torch.equal(alone.x, whole.x[8:9])
 
 
+@pytest.mark.on_device
 @both
 def test_float32_is_the_same_bits_too(solver):
     model = gaussian(torch.zeros(3, 5), VPSDE(), std=torch.linspace(0.1, 1, 15).reshape(3, 5))
@@ -158,6 +163,7 @@ def test_float32_is_the_same_bits_too(solver):
     assert torch.equal(whole.x, split.x)
 
 
+@pytest.mark.on_device
 def test_the_norm_of_a_sample_knows_no_other():
     for size in (1, 2, 3, 7, 1000):
         x = torch.randn(9, size, generator=torch.Generator().manual_seed(1))
@@ -165,6 +171,7 @@ def test_the_norm_of_a_sample_knows_no_other():
         torch.testing.assert_close(root_mean_square(x), x.square().mean(1).sqrt())
 
 
+@pytest.mark.on_device
 @both
 def test_conditions_follow_the_samples_that_are_still_under_way(solver):
     mean = torch.linspace(-3, 3, 9, dtype=torch.float64)
@@ -208,6 +215,7 @@ def test_evaluations_are_those_made_and_no_time_is_passed(solver):
         assert times[-1] == times.min()  # ends there, and went no further
 
 
+@pytest.mark.on_device
 @every_method
 @pytest.mark.parametrize("grid", [(BEGIN, END), (BEGIN, 0.6, 0.5, 0.3, END)], ids=len)
 def test_what_the_flow_costs(integrator, grid):
@@ -219,6 +227,7 @@ def test_what_the_flow_costs(integrator, grid):
     assert statistics.rejected.sum() > 0
 
 
+@pytest.mark.on_device
 @every_sde
 def test_there_and_back_again(sde):
     """Encoding is the same solver on the reversed interval."""
@@ -227,6 +236,7 @@ def test_there_and_back_again(sde):
     assert relative_error(run_on(solver, model, doubles(END, 0.4, BEGIN), there), x) < 1e-6
 
 
+@pytest.mark.on_device
 @both
 def test_a_sample_that_is_not_finite_is_named_by_its_place_in_the_whole_batch(solver):
     exact = two_modes(VPSDE())
@@ -240,6 +250,7 @@ def test_a_sample_that_is_not_finite_is_named_by_its_place_in_the_whole_batch(so
     assert END <= caught.value.t < 0.3
 
 
+@pytest.mark.on_device
 @both
 def test_the_limit_is_each_samples_own(solver):
     model, x = two_modes(VPSDE()), mixed_points(VPSDE())
@@ -257,6 +268,7 @@ def test_the_limit_is_each_samples_own(solver):
         assert solve(scarce, model, others).x.isfinite().all()
 
 
+@pytest.mark.on_device
 @both
 def test_fixed_step_solvers_have_no_statistics_and_these_have(solver):
     model = gaussian(torch.zeros(2), VPSDE(), std=0.5)
@@ -272,6 +284,7 @@ def accepts_all(eta):
     return Solver("", eta, AdaptiveSDE(rtol=1e9, atol=1e9, first_step=1.0))
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH, [0.5, 1.0]), ids=name)
 def test_weak_order_of_its_scheme(sde, eta):
     counts, errors, begin, end = (16, 32, 64), [], 0.7, 0.4
@@ -283,6 +296,7 @@ def test_weak_order_of_its_scheme(sde, eta):
     assert -0.15 < convergence_order(counts, errors) - AdaptiveSDE.weak_order < 0.5  # linear data are kind to it
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "eta"), covering(SMOOTH, [0.5, 1.0]), ids=name)
 def test_strong_order_of_its_scheme(sde, eta):
     """On one Brownian path in λ: how far n steps are from 2n, which falls as their errors do."""
@@ -297,6 +311,7 @@ def test_strong_order_of_its_scheme(sde, eta):
     assert convergence_order(counts, errors) == pytest.approx(AdaptiveSDE.strong_order, abs=0.15)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "eta"), covering(QUICK, [1.0, 0.5]), ids=name)
 def test_the_marginal_is_right_within_error_bars(sde, eta):
     n, size = 2000, spread(sde, END).max().sqrt().item()
@@ -376,6 +391,7 @@ def test_rejections_that_depend_on_the_noise_do_not_change_its_law(dislike):
     assert path.ahead[path.ahead > 1e-9].isinf().all()  # what has been passed is forgotten
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("event", EVENT_SHAPES, ids=name)
 def test_any_event_shape_of_the_sde(event):
     model = gaussian(torch.full(event, 0.5), VPSDE(), std=0.4)
@@ -397,6 +413,7 @@ def test_bad_settings_of_the_sde_solver(argument, value):
     assert f"{argument}={value!r}" in str(caught.value)
 
 
+@pytest.mark.on_device
 def test_the_sde_solver_refuses_the_flow():
     with pytest.raises(ArgumentError, match=r"eta=0\.0.*PerSample"):
         AdaptiveSDE().check(ReverseEquation(two_modes(VPSDE()), 0.0))

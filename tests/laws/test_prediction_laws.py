@@ -73,6 +73,7 @@ def test_all_kinds_convert_into_all_kinds(sde, t, seed):
             torch.testing.assert_close(prediction.view(kind), views[kind], rtol=0, atol=0)
 
 
+@pytest.mark.on_device
 @every_sde
 def test_conversions_lose_no_digits_where_none_need_be_lost(sde):
     """x_0, ε and v into each other, and there and back again, to float64 accuracy."""
@@ -86,6 +87,7 @@ def test_conversions_lose_no_digits_where_none_need_be_lost(sde):
             torch.testing.assert_close(back, y, rtol=1e-9, atol=1e-9, msg=f"{spoken} as {kind} and back")
 
 
+@pytest.mark.on_device
 @every_sde
 def test_the_networks_own_kind_is_its_output_untouched(sde):
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(5))
@@ -109,6 +111,7 @@ def heard(model, x, t, **condition):
     return call
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_edm_scales_the_networks_input(kind):
     sde = VESDE()
@@ -126,6 +129,7 @@ def test_only_edm_scales_the_networks_input(kind):
         torch.testing.assert_close(time, t, rtol=0, atol=0)
 
 
+@pytest.mark.on_device
 def test_edm_denoiser_has_unit_variance_inputs_and_targets():
     """Karras et al.'s reason for their table: input and target of the network have variance 1 at every level."""
     sde, n = VESDE(), 200_000
@@ -140,6 +144,7 @@ def test_edm_denoiser_has_unit_variance_inputs_and_targets():
             assert abs(values.var().item() - 1) < 5 * math.sqrt(2 / n)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("batch", [1, 4])
 def test_times_reach_the_network_as_one_number_per_sample(batch):
     x = torch.zeros(batch, 2)
@@ -150,6 +155,7 @@ def test_times_reach_the_network_as_one_number_per_sample(batch):
         assert (time == 0.5).all()
 
 
+@pytest.mark.on_device
 def test_discrete_networks_get_back_their_integers():
     N = 1000
     i = torch.arange(1, N + 1, dtype=torch.float64)
@@ -159,6 +165,7 @@ def test_discrete_networks_get_back_their_integers():
     assert torch.equal(index.round().long(), torch.arange(N))
 
 
+@pytest.mark.on_device
 @every_sde
 def test_noise_level_means_the_same_under_every_sde(sde):
     """Two SDEs at equal σ/α give the network the same number, whatever their t."""
@@ -173,6 +180,7 @@ def same_level(sde, levels):
     return sde.inverse_half_log_snr(-levels.log())
 
 
+@pytest.mark.on_device
 def test_condition_is_passed_on_only_when_given():
     model, x = model_of(lambda x, time: x, VPSDE()), torch.zeros(3, 2)
     labels = torch.tensor([2, 0, 1])
@@ -186,6 +194,7 @@ def test_condition_is_passed_on_only_when_given():
     assert seen[1] is labels
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [ZERO_SNR, Flow()], ids=["zero terminal SNR", "flow"])
 def test_without_signal_at_the_end_epsilon_and_score_are_refused(sde):
     for kind in ("epsilon", "score"):
@@ -198,6 +207,7 @@ def test_without_signal_at_the_end_epsilon_and_score_are_refused(sde):
         torch.testing.assert_close(prediction.v, -prediction.x_0, rtol=1e-14, atol=0)
 
 
+@pytest.mark.on_device
 def test_flow_matching_network_is_read_at_pure_noise():
     """On the straight path the velocity is ε − x_0 at every time, t = 1 included, where x_t = ε."""
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
@@ -208,6 +218,7 @@ def test_flow_matching_network_is_read_at_pure_noise():
         torch.testing.assert_close(prediction.epsilon - prediction.x_0, velocity, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.on_device
 def test_reading_keeps_the_dtype_of_the_state():
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(12))
     for kind in KINDS:

@@ -57,6 +57,7 @@ class Counting(nn.Module):
         return _Backward.apply(self.inside(x, t), self.back)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_the_posterior_covariance_of_a_gaussian(sde):
     """(σ²/α) ∂x̂_0/∂x_t = Cov[x_0 | x_t] = (C⁻¹ + α²/σ² I)⁻¹."""
@@ -77,6 +78,7 @@ def test_the_posterior_covariance_of_a_gaussian(sde):
         torch.testing.assert_close(found[0][:, row], truth, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("prediction", KINDS)
 def test_products_are_those_of_the_jacobian(prediction):
     model = ScoreModel(RandomNetwork(), VPSDE(), prediction)
@@ -150,6 +152,7 @@ def test_the_same_samples_in_every_mode_of_torch():
     assert plain.products == inferred.products == recorded.products == compiled.products == 2 * plain.nfe
 
 
+@pytest.mark.on_device
 def test_samples_are_differentiated_through_products():
     model = Products(ScoreModel(RandomNetwork(), VPSDE(), "v"))
     start = doubles(0.3, -0.8).reshape(1, 2)
@@ -160,6 +163,7 @@ def test_samples_are_differentiated_through_products():
     assert torch.autograd.gradcheck(end, start.requires_grad_())
 
 
+@pytest.mark.on_device
 def test_likelihood_takes_the_trace_of_what_products_made():
     model = Products(gaussian(torch.zeros(2), VPSDE(), covariance=doubles(1.0, 0.4, 0.4, 0.5).reshape(2, 2)))
     x = doubles(0.3, -0.8, 1.0, 0.2).reshape(2, 2)

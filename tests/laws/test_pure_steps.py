@@ -7,6 +7,8 @@ from torch.utils._pytree import tree_leaves
 
 from sde_toolkit import VPSDE, ReverseEquation, ScoreModel, grids
 
+pytestmark = pytest.mark.on_device
+
 
 @pytest.mark.parametrize("kind", ["x0", "epsilon", "v"])
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s.integrator.evals_per_step is not None], ids=name)

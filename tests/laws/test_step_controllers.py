@@ -80,6 +80,7 @@ def scaled_field(method, size, jump=1.0, where=math.inf):
     return field
 
 
+@pytest.mark.on_device
 @every_pair
 def test_the_next_step_follows_the_two_last_errors(method):
     """h′ = 0.9 h r^(−(1/q − ¾β)) r_previous^β with β = 1/(5q), r being the error over the tolerance."""
@@ -95,6 +96,7 @@ def test_the_next_step_follows_the_two_last_errors(method):
     np.testing.assert_allclose(h[1:-1], (h * np.clip(factor, 0.2, 10))[:-2], rtol=1e-6)
 
 
+@pytest.mark.on_device
 @every_pair
 def test_where_errors_grow_as_a_power_the_ratio_settles_at_what_the_controller_says(method):
     """r = 0.9^(q/0.65), since 1/q − ¾β − β = 0.65/q; towards it log r goes by the roots of z² − 0.15 z − 0.2."""
@@ -130,6 +132,7 @@ def test_a_rejected_step_shrinks_by_its_own_error_alone_and_what_follows_does_no
             assert h[i + 2] <= h[i + 1] * (1 + 1e-9)
 
 
+@pytest.mark.on_device
 @every_pair
 def test_a_step_grows_and_shrinks_by_bounded_factors(method):
     """A field without error: ten times as long, every time. One that suddenly is rough: never less than a fifth."""
@@ -142,6 +145,7 @@ def test_a_step_grows_and_shrinks_by_bounded_factors(method):
     assert (h[1:-1] / h[:-2]).min() == pytest.approx(0.2, rel=1e-6)
 
 
+@pytest.mark.on_device
 @every_pair
 def test_the_ratio_is_the_root_mean_square_over_the_sample_of_error_over_both_tolerances(method):
     """One attempt from a known state, refused if and only if the ratio that the law says exceeds one."""
@@ -171,6 +175,7 @@ class FirstStep(PerSample):
         return end - at
 
 
+@pytest.mark.on_device
 @every_pair
 @pytest.mark.parametrize("near", [1.0, 1e-4], ids=["as far as the error allows", "a hundred short steps"])
 def test_the_first_step_is_hairers(method, near):
@@ -190,6 +195,7 @@ def test_the_first_step_is_hairers(method, near):
     assert attempts(method, asked)[1][0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.on_device
 @every_pair
 def test_the_end_of_an_interval_cuts_a_step_and_says_nothing_of_the_next(method):
     """A time that is wanted soon after the fifth step began: from there the sixth is as long as it would have been."""
@@ -206,6 +212,7 @@ def test_the_end_of_an_interval_cuts_a_step_and_says_nothing_of_the_next(method)
     assert cut[6] == pytest.approx(h[5], rel=1e-4)
 
 
+@pytest.mark.on_device
 def test_upwards_the_same_steps_are_taken_with_the_other_sign():
     """F is even about the middle of the interval: what is met on the way up is what is met on the way down."""
     middle = (FIRST + LAST) / 2
@@ -236,6 +243,7 @@ def on_silence(integrator, slope, level, x, end=LAST, start=FIRST):
     return begun, reached - begun, end_state[0]
 
 
+@pytest.mark.on_device
 def test_the_stochastic_step_is_theta_h_over_the_error_to_the_r():
     """E = ½ |slope| h²/ε_abs, and h′ = θ h E^(−r) until the end cuts it: every step known in advance, none refused."""
     how = {"safety": 0.8, "exponent": 0.45, "first_step": 0.01, "atol": 1e-2, "rtol": 1e-12}
@@ -253,6 +261,7 @@ def test_the_stochastic_step_is_theta_h_over_the_error_to_the_r():
     torch.testing.assert_close(x, torch.tensor([0.2, -0.5, 0.0], dtype=torch.float64) + whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.on_device
 def test_a_stochastic_step_is_refused_where_its_error_exceeds_one():
     """The first step errs by E = ½ slope h²/ε_abs: kept just below 1, tried again from the same place just above."""
     first, atol = 0.1, 1e-2
@@ -285,6 +294,7 @@ def test_its_tolerance_is_the_larger_of_the_absolute_one_and_that_of_the_larger_
         previous = euler
 
 
+@pytest.mark.on_device
 def test_the_noise_of_a_step_enters_both_estimates_and_the_error():
     """F = 0: x′ − x″ = ½ (b(λ) − b(λ+h)) ΔW with b = √2 σ and ΔW = √h z. The first step is kept or refused accordingly,
     and a kept one adds ½ (b(λ) + b(λ+h)) ΔW."""
