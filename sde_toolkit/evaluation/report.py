@@ -145,7 +145,7 @@ def _explanations(comparison: Comparison) -> list[tuple[str, str]]:
             "Evaluations of the network are counted as they happen (NFE). Each solver takes as many steps as its "
             "budget allows, counting the last evaluation, which replaces the state by the denoised estimate (Tweedie's "
             "formula). A grid that ends at the data itself has no such evaluation. Heun's method needs two evaluations "
-            "per step, so it may stay below the budget.",
+            "per step, so it may stay below the budget. What auto evaluates once to measure the model is not counted.",
         ),
         (
             "Samples",

@@ -43,6 +43,7 @@ from sde_toolkit.integrators import (
     Time,
     TorchDiffEq,
 )
+from sde_toolkit.sampling import bending
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=name)
 
@@ -243,6 +244,25 @@ def test_it_is_measured_once_for_each_condition_and_runs_are_measured_without():
     assert network.calls == spent
     same = [sample(model, "auto", nfe=7, shape=(4, 2), condition=doubles(1, c, c, c).float()).x[0] for c in (0.1, 5.0)]
     assert torch.equal(*same)
+
+
+@pytest.mark.parametrize("size", [3.0, 1 / 3])
+def test_errors_grow_as_the_flow_stretches(size):
+    """Linear flow: N(0, (σ² + s²) I) becomes N(0, s² I), in units of √(σ² + 1). Where it shrinks, they count once."""
+    sde = EDMSDE()
+    model = ScoreModel(
+        lambda x, sigma: x * size**2 / (size**2 + sigma[:, None] ** 2),
+        sde,
+        "x0",
+        time_input=lambda sde, t: sde.sigma(t),
+        event_shape=(2,),
+    )
+    pilot = bending._solve_pilot(model, (2,), None, torch.float64, 1.0)
+    squares = sde.sigma(pilot.times) ** 2
+    stretched = ((squares + size**2) / (squares + 1)).sqrt()
+    expected = (stretched[-1] / stretched).clamp(min=1.0)
+    assert torch.allclose(pilot._growth(torch.stack(pilot.states)), expected, rtol=0.05)
+    assert (expected.max() > 2) == (size > 1)
 
 
 def test_a_model_that_needs_a_condition_or_a_shape_is_not_measured_without():
