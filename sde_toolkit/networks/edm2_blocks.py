@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, conv3d, linear, silu
 
 from sde_toolkit.networks.attention import attend
+from sde_toolkit.networks.own_precision import without_autocast
 from sde_toolkit.networks.published_blocks import Resampling
 from sde_toolkit.networks.resampling import Double, Halve
 
@@ -27,7 +28,8 @@ _EPS = 1e-4
 
 def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """x divided by its root mean square over ``dim`` (and 1e-4 more)."""
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    with without_autocast(x):
+        norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return x / (_EPS + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
 
 

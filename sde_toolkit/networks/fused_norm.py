@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from sde_toolkit.errors import warn_caller
+from sde_toolkit.networks.own_precision import without_autocast
 
 __all__ = ["FusedNorm", "forward_by_torch", "fuses", "normalised", "per_channel", "per_weight", "traced"]
 
@@ -118,7 +119,8 @@ class FusedNorm(torch.autograd.Function):
         cotangent = cotangent.contiguous(memory_format=_LAYOUTS[x.ndim])
         kernels = _kernels_for(x, ctx.groups)
         by: Any = backward_by_torch if kernels is None else kernels.norm_backward_by_triton
-        dx, *rows, moved = by(cotangent, x, weight, bias, offset, mean, inverse, ctx.activate)
+        with without_autocast(x):
+            dx, *rows, moved = by(cotangent, x, weight, bias, offset, mean, inverse, ctx.activate)
         dw, db = ((row.sum(0) if weight.ndim == 1 else row).to(weight.dtype) for row in rows)
         return dx, dw, db, None if offset is None else moved.to(offset.dtype), None, None, None
 
@@ -150,7 +152,8 @@ def _computed(
     """The result, μ and 1/√(s² + eps)."""
     kernels = _kernels_for(x, groups)
     by = forward_by_torch if kernels is None else kernels.norm_by_triton
-    found: tuple[Tensor, Tensor, Tensor] = by(x, weight, bias, offset, groups, eps, activate)
+    with without_autocast(x):
+        found: tuple[Tensor, Tensor, Tensor] = by(x, weight, bias, offset, groups, eps, activate)
     return found
 
 
@@ -243,7 +246,7 @@ def _scale_and_shift(
 def _times_plus(x: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a x + b in one pass, for a and b (B, C) or (C,) of a wider dtype; in the dtype and layout of x.
 
-    ``out`` is always given: it decides the dtype, and autocast would convert x without it.
+    ``out`` is always given, since it decides the dtype.
     """
     y = torch.empty_like(x) if out is None else out
     return torch.addcmul(per_channel(b, x), x, per_channel(a, x), out=y)
