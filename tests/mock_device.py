@@ -48,6 +48,7 @@ class MockTensor(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> MockTensor:
         _note_the_package()
+        held = held.resolve_conj().resolve_neg()  # a lazy conjugate is read wrongly below __torch_dispatch__
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,

@@ -54,6 +54,7 @@ def noises(m):
     }
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("sde", "case"), covering(SDES, [(way, kind) for way in ("MMPS", "JFPS") for kind in noises(M)]), ids=name
 )
@@ -66,6 +67,7 @@ def test_exact_methods_are_the_posterior_of_a_gaussian(sde, case):
     torch.testing.assert_close(said, exact(x_t, t).x_0, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 @pytest.mark.filterwarnings("ignore:MMPS left")
 @pytest.mark.parametrize("way", OF_NOISE)
 def test_a_measurement_that_says_nothing_changes_nothing(way):
@@ -91,6 +93,8 @@ def test_evaluations_and_products_are_what_the_network_saw(way):
         assert drawn.products == expected * drawn.nfe
 
 
+@pytest.mark.on_device
+@pytest.mark.on_card("the mock device compiles nothing")
 @pytest.mark.parametrize("way", ["MMPS", "TMPD", "DiffPIR"])  # the others do nothing that these do not
 def test_compiled_steps_are_the_same_and_are_counted(way):
     method = MMPS(tolerance=0.1, max_iterations=2) if way == "MMPS" else METHODS[way]
@@ -114,6 +118,7 @@ def test_a_compiled_step_makes_the_products_that_are_counted():
     assert sum(network.back) == 9
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [dpmpp_2m(), dpmpp_2m_sde()], ids=name)
 @every_method
 def test_a_sample_is_the_same_whatever_the_batch(way, solver):
@@ -130,6 +135,7 @@ def test_a_sample_is_the_same_whatever_the_batch(way, solver):
     assert torch.equal(alone.x[0], whole.x[5])
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("sde", "way"), covering(SDES, list(METHODS)), ids=name)
 def test_every_method_runs_on_every_path_in_single_precision(sde, way):
     model = gaussian(MEAN, sde, covariance=COVARIANCE)
@@ -144,6 +150,7 @@ def test_every_method_runs_on_every_path_in_single_precision(sde, way):
     torch.testing.assert_close(single.double(), double, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.on_device
 def test_where_a_state_says_nothing_of_the_data_there_is_no_covariance_and_no_nan():
     model = gaussian(MEAN, FlowMatching(), covariance=COVARIANCE)
     grid = grids.uniform(model.sde, 20, start=1.0, end=0.01)
@@ -152,6 +159,7 @@ def test_where_a_state_says_nothing_of_the_data_there_is_no_covariance_and_no_na
         assert drawn.x.isfinite().all()
 
 
+@pytest.mark.on_device
 @every_method
 def test_another_unit_of_the_data_is_the_same_problem(way):
     """With what a method chooses by itself: ΠGDM's prior."""
@@ -166,6 +174,7 @@ def test_another_unit_of_the_data_is_the_same_problem(way):
     torch.testing.assert_close(found / unit, said, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.on_device
 def test_the_likelihood_is_that_of_the_posterior():
     prior = gaussian(MEAN[:2], EDMSDE(), covariance=COVARIANCE[:2, :2])
     given = posterior(prior, A[:1, :2], Y[:1], 0.5)
@@ -202,6 +211,7 @@ def test_each_sample_may_have_its_own_y_beside_a_condition():
         torch.testing.assert_close(whole.x[i], alone.x[0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 def test_a_y_that_is_missing_or_of_another_shape_is_refused_before_any_evaluation():
     network = Counting()
     own = posterior(ScoreModel(network, VPSDE(), "v"), numbers(3, 2), noise_std=0.3)
@@ -220,6 +230,7 @@ def test_a_y_that_is_missing_or_of_another_shape_is_refused_before_any_evaluatio
     assert not network.rows
 
 
+@pytest.mark.on_device
 def test_what_a_method_cannot_do_is_refused_by_name_when_the_model_is_made():
     model = gaussian(MEAN, VPSDE(), covariance=COVARIANCE)
     for method in (SigmaDPS(), TMPD()):
@@ -256,6 +267,7 @@ def test_what_a_method_cannot_do_is_refused_by_name_when_the_model_is_made():
             make()
 
 
+@pytest.mark.on_device
 def test_large_operators_without_a_decomposition_are_refused_where_it_is_needed():
     n = 5000
     model = gaussian(torch.zeros(n), VPSDE(), std=1.0)
@@ -266,6 +278,7 @@ def test_large_operators_without_a_decomposition_are_refused_where_it_is_needed(
 # Records
 
 
+@pytest.mark.on_device
 def test_settings_are_on_record_and_short():
     prior = gaussian(torch.zeros(300), VPSDE(), std=1.0)
     records = []

@@ -92,7 +92,7 @@ def test_repaint(both):
 
 
 IMAGE_OPERATORS = {
-    "blur": lambda place: guidance.Blur.gaussian(0.7, (1, 4, 6)),
+    "blur": lambda place: guidance.Blur(points(place, 3, 2), (1, 4, 6)),
     "downsample": lambda place: guidance.Downsample(2, (1, 4, 6)),
     "fourier": lambda place: guidance.Fourier(torch.arange(24, device=place).reshape(4, 6) % 2 == 0, (1, 4, 6)),
     "composition": lambda place: (
