@@ -37,7 +37,6 @@ from sde_toolkit.sampling.monitors import Meter
 __all__ = ["CUDA_GRAPH", "CapturedSteps", "Record", "check_recording", "copied", "record_cuda_graph"]
 
 CUDA_GRAPH = "cuda_graph"
-_WARM_UPS = 1  # the first step of a kind has run already
 
 Record: TypeAlias = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 """From a function to another one that repeats its kernels, and the outputs that every repetition writes anew."""
@@ -80,7 +79,7 @@ class CapturedSteps(CompiledSteps):
     ) -> None:
         super().__init__(integrator, layout, meter, CUDA_GRAPH)
         self.steps, self.kept = steps, kept
-        self.record = record or functools.partial(record_cuda_graph, device=meter.device, warm_ups=_WARM_UPS)
+        self.record = record or functools.partial(record_cuda_graph, device=meter.device)
         self._recordings: dict[Hashable, _Recording] = {}
         self._latest: _Recording | None = None
 
@@ -179,20 +178,19 @@ class _Recording:
 
 
 def record_cuda_graph(
-    step: Callable[[], Any], *, device: torch.device | str | None = None, warm_ups: int = 3
+    step: Callable[[], Any], *, device: torch.device | str | None = None
 ) -> tuple[Callable[[], None], Any]:
     """Record the kernels of ``step`` on a CUDA device, by default the current one.
 
-    ``step`` runs ``warm_ups`` times on another stream before: libraries choose their kernels and allocate in the first
-    runs. What it allocates in the recording belongs to a memory pool of the recording.
+    ``step`` runs once more before, on the stream that records: libraries prepare themselves for a stream. What it
+    allocates in the recording belongs to a memory pool of the recording.
     """
     with torch.cuda.device(device):
         index, own = torch.cuda.current_device(), torch.cuda.current_stream()
         aside = _stream_for_recording(index)
         aside.wait_stream(own)
         with torch.cuda.stream(aside):
-            for _ in range(warm_ups):
-                step()
+            step()
         own.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:  # other threads may go on with their work

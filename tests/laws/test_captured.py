@@ -49,7 +49,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def record(step, device=None, warm_ups=1):
+def record(step, device=None):
     """Recording runs the step, before and during it, on tensors whose values then count for nothing."""
     for _ in range(3):
         step()
