@@ -16,13 +16,10 @@ from pathlib import Path
 
 import torch
 from report import Report, parser
-from torch import Tensor
 
 from sde_toolkit import ScoreModel, ddim, grids, sample
 from sde_toolkit.guidance import JFPS, MMPS, DiffPIR, Mask, PiGDM, posterior
 from sde_toolkit.models.wrapper import Wrapper
-
-B = 64
 
 
 def methods() -> dict[str, Callable[[ScoreModel], ScoreModel]]:
@@ -48,55 +45,55 @@ def methods() -> dict[str, Callable[[ScoreModel], ScoreModel]]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--batch", type=int, default=64)
     options.add_argument("--methods", nargs="+", help="beside the plain model; default: all")
     given = options.parse_args()
     torch.set_num_threads(1)
-    model, found = ScoreModel.from_pretrained("mnist"), methods()
+    found = methods()
     wanted = ["plain", *(given.methods or [name for name in found if name != "plain"])]
+    memory = {name: _memory(name, given.batch) for name in wanted}  # forked before this process has run anything
+    model = ScoreModel.from_pretrained("mnist")
     models = {name: found[name](model) for name in wanted}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     products: dict[str, float] = {}
     for _ in range(given.rounds):
         for name, around in models.items():
-            seconds[name].append(_seconds(around))
-            products[name] = _run(around)[1]
-    report = Report(given.results, "posterior-cost", f"Cost of posterior methods: MNIST network, batch {B}, one thread")
+            began = time.perf_counter()
+            products[name] = _run(around, given.batch)
+            seconds[name].append(time.perf_counter() - began)
+    title = f"Cost of posterior methods: MNIST network, batch {given.batch}, one thread"
+    report = Report(given.results, "posterior-cost", title)
     report.table("method", "products per evaluation", "time / plain", "memory, MB")
     for name in models:
         ratio = statistics.median(s / p for s, p in zip(seconds[name], seconds["plain"], strict=True))
-        report.row(name, f"{products[name]:.1f}", f"{ratio:.2f}", f"{_memory(name):.0f}")
+        report.row(name, f"{products[name]:.1f}", f"{ratio:.2f}", f"{memory[name]:.0f}")
     report.save()
 
 
-def _run(model: ScoreModel) -> tuple[Tensor, float]:
+def _run(model: ScoreModel, batch: int) -> float:
+    """Three steps: products per evaluation."""
     grid = grids.uniform_lambda(model.sde, 3, start=0.8, end=0.2)
-    drawn = sample(model, ddim(), grid, shape=(B, 1, 28, 28), tweedie=False)
-    return drawn.x, drawn.products / drawn.nfe
+    drawn = sample(model, ddim(), grid, shape=(batch, 1, 28, 28), tweedie=False)
+    return drawn.products / drawn.nfe
 
 
-def _seconds(model: ScoreModel) -> float:
-    began = time.perf_counter()
-    _run(model)
-    return time.perf_counter() - began
-
-
-def _memory(name: str) -> float:
+def _memory(name: str, batch: int) -> float:
     """Of a process of its own, over what it had with the model loaded."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_measure_memory, args=(name, queue))
+    process = context.Process(target=_measure_memory, args=(name, batch, queue))
     process.start()
     grown: float = queue.get()
     process.join()
     return grown
 
 
-def _measure_memory(name: str, queue: multiprocessing.Queue[float]) -> None:
+def _measure_memory(name: str, batch: int, queue: multiprocessing.Queue[float]) -> None:
     torch.set_num_threads(1)
     model = methods()[name](ScoreModel.from_pretrained("mnist"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _megabytes("VmRSS")
-    _run(model)
+    _run(model, batch)
     queue.put(_megabytes("VmHWM") - before)
 
 

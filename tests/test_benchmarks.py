@@ -18,7 +18,7 @@ CASES = [
     ("posteriors_against_peers.py", ["--problem", "mask-2", "--budgets", "3", "--n", "20"], "| ours "),
     ("gpu.py", ["--device", "cpu", "--tiny", "--parts", "agreement", "noise", "steps"], "over `generator=`"),
     ("gpu.py", ["--device", "cpu", "--minutes", "0"], "`train`, MNIST network, bfloat16, batch 1024"),
-    ("posterior_cost.py", ["--rounds", "1", "--methods", "PiGDM"], "| PiGDM"),
+    ("posterior_cost.py", ["--rounds", "1", "--batch", "4", "--methods", "PiGDM"], "| PiGDM"),
     ("judge_embedded.py", ["--n", "4", "--models", "mnist"], "| real images"),
     ("judge_classes.py", ["--n", "4", "--epochs", "1"], "| real test images"),
     ("adaptive_coordinates.py", ["--tolerances", "1e-2", "--reference", "1e-5"], "| DiscreteVPSDE"),
