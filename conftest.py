@@ -17,6 +17,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
 
+gc.disable()  # until the tests are listed: nothing of what is imported is garbage
 _cache = tempfile.TemporaryDirectory(prefix="sde_toolkit_tests_")  # removed when the tests end
 os.environ.setdefault("SDE_TOOLKIT_CACHE", _cache.name)  # nothing is written to the cache of who runs the tests
 os.fsync = os.fstat  # nobody cuts the power during a test; what is refused for a bad descriptor still is
@@ -59,6 +60,7 @@ def pytest_collection_finish():
     """What the modules and the list of tests hold is never looked through again: two million objects, half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
