@@ -70,6 +70,7 @@ X = torch.linspace(-2, 2, 2 * N, dtype=torch.float64).reshape(N, 2)
 NOTHING = torch.full_like(LABELS, K)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_the_estimate_moves_on_the_line_through_the_two(sde, stacked):
@@ -81,6 +82,7 @@ def test_the_estimate_moves_on_the_line_through_the_two(sde, stacked):
             torch.testing.assert_close(found, (1 - scale) * free + scale * given, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [ddim(), ddpm(), dpmpp_2m(), heun(), pc()], ids=name)
 def test_a_scale_of_one_is_the_conditional_model_and_zero_the_unconditional_by_one_evaluation(solver):
     for scale, labels in ((1, LABELS), (0, NOTHING)):
@@ -90,6 +92,7 @@ def test_a_scale_of_one_is_the_conditional_model_and_zero_the_unconditional_by_o
         assert guided.nfe == plain.nfe == len(network.rows)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [ddim(), ddpm(), dpmpp_2m(), heun(), pc()], ids=name)
 @pytest.mark.parametrize("stacked", [True, False])
 def test_evaluations_are_those_that_the_network_saw(solver, stacked):
@@ -100,6 +103,7 @@ def test_evaluations_are_those_that_the_network_saw(solver, stacked):
     assert found.nfe == 2 * drawn(conditional(), solver, tweedie=True).nfe
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_batch_mates_do_not_matter_bit_for_bit(eta, stacked):
@@ -110,6 +114,7 @@ def test_batch_mates_do_not_matter_bit_for_bit(eta, stacked):
             assert torch.equal(drawn(guided, solver, condition, batch_size=batch_size).x, whole)
 
 
+@pytest.mark.on_device
 def test_the_scale_is_guidance_scale_of_diffusers_and_one_more_than_that_of_the_paper():
     guiders = pytest.importorskip("diffusers.guiders")
     model, t = conditional(), 0.6
@@ -225,6 +230,7 @@ def test_any_condition_can_be_guided_stacked_or_not_and_in_batches(way):
     assert whole.nfe == apart.nfe == 2 * (len(GRID) - 1)
 
 
+@pytest.mark.on_device
 def test_a_scale_for_each_sample_is_that_sample_at_its_scale():
     scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.5, 4.0, 1.5], dtype=torch.float64)
     found = drawn(classifier_free(conditional(), 9.0), condition=Guided(LABELS, scales), batch_size=3).x
@@ -253,6 +259,7 @@ def levels(sde, grid):
     return sde.sigma(grid) / sde.alpha(grid)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [ddim(), ddpm(), dpmpp_2m(), heun(), pc()], ids=name)
 @pytest.mark.parametrize("stacked", [True, False])
 def test_outside_of_the_interval_it_is_the_conditional_model_bit_for_bit(solver, stacked):
@@ -271,6 +278,7 @@ def test_outside_of_the_interval_it_is_the_conditional_model_bit_for_bit(solver,
     assert torch.equal(below.x, found.x)
 
 
+@pytest.mark.on_device
 def test_no_evaluation_is_made_in_vain_outside_of_it():
     network = Classes()
     grid = grids.uniform_lambda(SDE, 6, end=0.01)
@@ -279,6 +287,7 @@ def test_no_evaluation_is_made_in_vain_outside_of_it():
     assert len(network.rows) == found.nfe == 3 * 2 + 4 * 1  # three steps begin in it; three do not, nor the last
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("solver", [ddim(), heun(), pc()], ids=name)
 def test_wrappers_around_it_evaluate_no_more(solver):
     guided, grid = classifier_free(conditional(), 3.0, (0.3, 3.0)), grids.uniform_lambda(SDE, 6, end=0.01)
@@ -289,6 +298,7 @@ def test_wrappers_around_it_evaluate_no_more(solver):
     assert relative_error(wrapped.x, plain.x) < 1e-10
 
 
+@pytest.mark.on_device
 def test_the_interval_is_one_of_noise_levels_whatever_the_path():
     lambdas = torch.linspace(-2, 2, 9, dtype=torch.float64)
     ends = tuple(lambdas[[6, 3]].neg().exp().tolist())
@@ -305,6 +315,8 @@ def test_the_interval_is_one_of_noise_levels_whatever_the_path():
         torch.testing.assert_close(other, estimates[0], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.on_device
+@pytest.mark.on_card("the mock device compiles nothing")
 @pytest.mark.parametrize("condition", [LABELS, Guided(LABELS, torch.linspace(0, 3, N))], ids=["labels", "scales"])
 def test_compiled_steps_agree_and_count_what_they_evaluate(condition):
     guided = classifier_free(conditional(), 3.0, (0.5, 3.0))
@@ -314,6 +326,7 @@ def test_compiled_steps_agree_and_count_what_they_evaluate(condition):
     assert compiled.nfe == 2 * (len(GRID) - 1)  # a graph has no branches: both are evaluated in every step
 
 
+@pytest.mark.on_device
 def test_adaptive_solvers_guide_within_it():
     solver, ends = Solver("", 0.0, PerSample(rtol=1e-8, atol=1e-8)), grids.uniform(SDE, 1, end=0.01)
     found = drawn(classifier_free(conditional(), 2.0, (0.5, 3.0)), solver, grid=ends).x
@@ -322,6 +335,7 @@ def test_adaptive_solvers_guide_within_it():
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=3e-3)
 
 
+@pytest.mark.on_device
 def test_a_grid_that_misses_the_interval_is_named_in_a_warning():
     guided = classifier_free(conditional(), 2.0, (1000.0, 2000.0))
     with pytest.warns(UserWarning, match=r"interval=\(1000\.0, 2000\.0\).*6 steps begin at σ/α from 152"):
@@ -377,6 +391,7 @@ BAD = [
 ]
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("condition", "no_class", "other", "said"), BAD)
 def test_conditions_that_do_not_fit_are_refused_by_name_before_any_evaluation(condition, no_class, other, said):
     network = Classes()

@@ -42,6 +42,7 @@ def measured(A, n=3, seed=1):
     return numbers(n, *A.measured_shape, seed=seed)
 
 
+@pytest.mark.on_device
 @every_operator
 def test_dot_test(case):
     A = operator(case)
@@ -91,6 +92,7 @@ def test_moore_penrose(case):
         near(found, expected)
 
 
+@pytest.mark.on_device
 @every_operator
 def test_derivatives_of_every_kind(case):
     """A is its own derivative: forward and backward, in torch.func and in autograd, once and twice, and under vmap."""
@@ -138,6 +140,7 @@ def test_a_first_use_in_inference_mode_leaves_later_derivatives(make):
     assert torch.autograd.grad(A(x).sum(), x)[0].shape == x.shape
 
 
+@pytest.mark.on_device
 @every_operator
 def test_no_host_synchronisation(case):
     if case[0] == "ScipyOperator":
@@ -155,6 +158,7 @@ def test_no_host_synchronisation(case):
     assert counted.reads == 0
 
 
+@pytest.mark.on_device
 @every_operator
 def test_copies_are_the_same_operator(case):
     A = operator(case)
@@ -192,6 +196,7 @@ def test_one_graph_holds_every_operator():
 # What each of them is
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("size", [(3, 3), (4, 3), (5, 6)])
 def test_a_blur_is_a_periodic_convolution(size):
     kernel, x = numbers(*size), numbers(2, 3, 6, 7)
@@ -201,6 +206,7 @@ def test_a_blur_is_a_periodic_convolution(size):
     near(Blur(kernel, (3, 6, 7))(x), functional.conv2d(padded, kernel.flip(0, 1).expand(3, 1, *size), groups=3))
 
 
+@pytest.mark.on_device
 def test_a_gaussian_blur_keeps_sums_and_widens():
     x = torch.zeros(1, 31, dtype=torch.float64)
     x[0, 15] = 1
@@ -210,6 +216,7 @@ def test_a_gaussian_blur_keeps_sums_and_widens():
     same((blurred * places**2).sum(), torch.tensor(4.0, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+@pytest.mark.on_device
 def test_downsampling_is_average_pooling():
     x = numbers(2, 3, 6, 4)
     near(Downsample(2, (3, 6, 4))(x), functional.avg_pool2d(x, 2))
@@ -217,18 +224,21 @@ def test_downsampling_is_average_pooling():
     near(Downsample(4, (8,))(numbers(2, 8)), functional.avg_pool1d(numbers(2, 1, 8), 4)[:, 0])
 
 
+@pytest.mark.on_device
 def test_grey_is_grey_already():
     x = numbers(2, 1, 4, 4)
     for channels in (1, 2, 3):
         near(Grey((channels, 4, 4))(x.expand(2, channels, 4, 4)), x)
 
 
+@pytest.mark.on_device
 def test_a_mask_picks():
     x, mask = numbers(2, 3, 4), torch.arange(12).reshape(3, 4) % 5 == 0
     assert torch.equal(Mask(mask)(x), x[:, mask])
     assert torch.equal(Mask(mask).adjoint(Mask(mask)(x)), x * mask)
 
 
+@pytest.mark.on_device
 def test_all_frequencies_keep_the_norm_and_the_first_is_the_mean():
     x = numbers(2, 3, 4, 5)
     near(Fourier(torch.ones(4, 5), (3, 4, 5))(x).square().sum(), x.square().sum())
@@ -268,6 +278,7 @@ class Physics(torch.nn.Module):
         return self.A(x) + torch.randn_like(x)
 
 
+@pytest.mark.on_device
 def test_a_physics_object_of_deepinv():
     mask = (torch.arange(12).reshape(1, 3, 4) % 3 > 0).double()
     A, ours, x = as_operator(Physics(mask), (1, 3, 4)), Mask(mask), numbers(2, 1, 3, 4)
@@ -298,6 +309,7 @@ def test_a_function_with_an_adjoint_needs_no_autograd():
 # Conjugate gradients
 
 
+@pytest.mark.on_device
 def test_conjugate_gradients_solve_each_system_for_itself():
     """The answer of a dense solve; in exact arithmetic after as many products as there are different eigenvalues."""
     Q = torch.linalg.qr(numbers(8, 8))[0]

@@ -48,6 +48,7 @@ def error_per_dimension(found, expected, D=2):
     return (found - expected).abs() / D
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     ("sde", "make", "density", "integrator"),
     [(sde, *MODELS[i % 2], ADAPTIVE[i % len(ADAPTIVE)]) for i, sde in enumerate(ALL_SDES)],
@@ -67,6 +68,7 @@ def test_adaptive_solvers_give_the_closed_form(sde, make, density, integrator):
         assert found.integral.std() > 0.05  # and that differs from place to place
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("make", "density"), MODELS, ids=name)
 @pytest.mark.parametrize("sde", ALL_SDES, ids=name)
 def test_the_default_solver_gives_the_closed_form(sde, make, density):
@@ -80,6 +82,7 @@ def test_the_default_solver_gives_the_closed_form(sde, make, density):
     assert found.nfe <= 100
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), FlowMatching()], ids=name)
 def test_the_error_falls_with_the_order_of_the_default_solver(sde):
     model = mixture(sde)
@@ -95,6 +98,7 @@ def test_the_error_falls_with_the_order_of_the_default_solver(sde):
     assert errors[1] / errors[2] > 8
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(("solver", "steps", "bar"), [(heun(), 200, 1e-3), (unipc(3), 100, 1e-3)], ids=name)
 def test_any_deterministic_solver_on_any_grid_will_do(solver, steps, bar):
     model = mixture(VPSDE())
@@ -105,6 +109,7 @@ def test_any_deterministic_solver_on_any_grid_will_do(solver, steps, bar):
     assert found.end == 1e-4
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [sde for sde in ALL_SDES if sde.sigma(0.0) == 0], ids=name)
 def test_the_answer_is_finite_and_right_down_to_zero(sde):
     model = mixture(sde)
@@ -117,6 +122,7 @@ def test_the_answer_is_finite_and_right_down_to_zero(sde):
     assert found.truncation.abs().max() == 0  # nothing was cut off
 
 
+@pytest.mark.on_device
 def test_zero_is_out_of_reach_of_methods_in_lambda_unless_there_is_noise_at_zero():
     for model in (mixture(VPSDE()), mixture(UserCoefficients())):
         how = {"solver": probability_flow(ADAPTIVE[0]), "end": 0.0, "prior": model.log_prob, **F64}
@@ -128,6 +134,7 @@ def test_zero_is_out_of_reach_of_methods_in_lambda_unless_there_is_noise_at_zero
             assert error_per_dimension(log_likelihood(model, x, **how).nats, truth(model, x, 0.0)).max() < 1e-5
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("D", [8, 64])
 def test_the_exact_trace_in_more_dimensions(D):
     model = gaussian(torch.linspace(-1, 1, D, dtype=torch.float64), VPSDE(), covariance=full_covariance(D))
@@ -139,6 +146,7 @@ def test_the_exact_trace_in_more_dimensions(D):
     assert (found.standard_error == 0).all()
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [VPSDE(), Flow()], ids=name)
 def test_in_single_precision(sde):
     """float32 throughout, as by default: its rounding costs less than 5e-5 nats per dimension."""
@@ -150,6 +158,7 @@ def test_in_single_precision(sde):
     assert error_per_dimension(found.nats, truth(model, x, 1e-5)).max() < 5e-5
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize(
     "transform", [Affine(3.0, 0.25), Affine(-1.0, -4.0), Affine([1000.0, 0.1], [-1 / 300, 1e3])], ids=str
 )
@@ -172,6 +181,7 @@ def test_scaling_shifting_and_mirroring_the_data_adds_the_log_determinant(sde, t
     assert (of_data.space, of_model.space, of_model.log_abs_det) == ("data", "model", 0.0)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", ALL_SDES, ids=name)
 def test_rotating_the_data_changes_nothing(sde):
     """The flow commutes with rotations, and so does every solver of it: an identity up to rounding."""

@@ -12,6 +12,7 @@ EDGES = torch.linspace(-5, 7, 7)
 lambdas = st.one_of(st.floats(-20, 20), st.sampled_from([-5.0, -3.0, 7.0, float("inf"), float("-inf")]))
 
 
+@pytest.mark.on_device
 @given(lam=st.lists(lambdas, min_size=0, max_size=40), seed=st.integers(0, 100))
 def test_it_is_a_partition_of_the_losses(lam, seed):
     """Every loss is in exactly one bin, the one whose half-open interval holds its λ; the outer bins are open."""
@@ -29,6 +30,7 @@ def test_it_is_a_partition_of_the_losses(lam, seed):
         torch.testing.assert_close(sums[k], losses[torch.tensor(inside, dtype=torch.bool)].sum())
 
 
+@pytest.mark.on_device
 def test_batches_add_up_and_gradients_are_left_alone():
     losses = torch.rand(50, requires_grad=True)
     lam = torch.linspace(-9, 9, 50)
@@ -39,6 +41,7 @@ def test_batches_add_up_and_gradients_are_left_alone():
         assert not whole[k].requires_grad
 
 
+@pytest.mark.on_device
 def test_a_bad_loss_spoils_its_own_bin_only():
     losses = torch.tensor([1.0, float("nan"), 2.0, float("inf")])
     sums, counts = lambda_histogram(losses, torch.tensor([-4.0, -2.0, 0.0, 6.0]), EDGES)

@@ -81,6 +81,7 @@ def test_times_have_their_stated_distribution(sde, times):
     assert kstest(inside.numpy(), lambda v: np.interp(v, edges.numpy(), cdf.numpy())).pvalue > 1e-4
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("floor", [-10.0, 0.5])
 def test_importance_weights_restore_the_average_over_uniform_times(sde, floor):
@@ -98,6 +99,7 @@ def test_importance_weights_restore_the_average_over_uniform_times(sde, floor):
         assert (importance * h(t)).mean().item() == pytest.approx(wanted.item(), rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.on_device
 @every_sde
 @pytest.mark.parametrize("t_min", [0.0, 1e-5, 0.3, 0.9])
 def test_importance_is_one_where_the_distribution_is_part_of_the_loss(sde, t_min):
@@ -110,6 +112,7 @@ def test_importance_is_one_where_the_distribution_is_part_of_the_loss(sde, t_min
         assert bool(((t >= t_min) & (t <= 1)).all())
 
 
+@pytest.mark.on_device
 @every_sde
 def test_the_likelihood_density_is_g_squared_over_sigma_squared_wherever_a_signal_is_left(sde):
     """Song, Durkan et al. 2021: importance g²/σ² is one number, its mean over uniform times."""
@@ -123,6 +126,7 @@ def test_the_likelihood_density_is_g_squared_over_sigma_squared_wherever_a_signa
         assert (products[early].max() / products[early].min()).item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [FlowMatching(), CosineVPSDE()], ids=name)
 def test_the_weighted_likelihood_loss_stays_bounded_where_the_signal_vanishes(sde):
     """u up to the last number before 1: the exact score's error falls with the SNR, the importance grows no faster."""
@@ -150,6 +154,7 @@ def test_edms_times_are_its_lognormal_sigmas_and_esser_is_edm_under_flow_matchin
     torch.testing.assert_close(t, 1 - 1 / (torch.tan(torch.pi / 2 * u) + 1))  # eq. 21
 
 
+@pytest.mark.on_device
 @given(N=st.integers(1, 60), t_min=st.floats(0, 0.99), seed=st.integers(0, 100))
 def test_discrete_times_are_the_steps_after_t_min_each_as_often(N, t_min, seed):
     n = 40 * N
@@ -164,6 +169,7 @@ def test_discrete_times_are_the_steps_after_t_min_each_as_often(N, t_min, seed):
     assert all(abs(counts[i].item() - share) <= 1 for i in expected)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("times", [*CONTINUOUS, Discrete(7)], ids=str)
 @every_sde
 def test_times_are_quantiles_of_u(sde, times):
@@ -195,6 +201,7 @@ def mean_gradients(model, times, groups, seed):
     return torch.stack(found)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("sde", [s for s in SDES if not hasattr(s, "sigma_0") or s.sigma_0 == 0], ids=name)
 def test_importance_sampling_has_the_same_gradient_in_expectation(sde):
     """Every weight's two means agree within five of their standard errors."""
@@ -207,6 +214,7 @@ def test_importance_sampling_has_the_same_gradient_in_expectation(sde):
     assert bool(((one.mean(0) - other.mean(0)).abs() < 5 * error).all())
 
 
+@pytest.mark.on_device
 def test_importance_sampling_lowers_the_variance_of_loss_and_gradient():
     """VP and an exact score: the likelihood loss at uniform times is dominated by the few nearest to t_min."""
     sde, n = VPSDE(), 20_000

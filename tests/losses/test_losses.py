@@ -31,6 +31,7 @@ def test_exact_score_leaves_only_the_posterior_variance(sde):
     assert abs((losses - variance).mean()) < 4 * error
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("target", ["epsilon", "x0", "v", "score", "velocity", "edm"])
 @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 def test_exact_score_is_the_minimum(sde, target):
