@@ -9,7 +9,7 @@ from torch import Tensor
 from sde_toolkit.cli.parts import find_dataset
 from sde_toolkit.data import Dataset
 from sde_toolkit.errors import DataError, warn_caller
-from sde_toolkit.evaluation.real_samples import part_of, some_of
+from sde_toolkit.evaluation.real_samples import check_split, part_of, some_of
 from sde_toolkit.models.mixture import GaussianMixture
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.ranges import range_problems
@@ -32,6 +32,8 @@ def real_data(
     With ``labels``, only samples of these classes are used. Those at the places ``without`` of the
     held-out part are left out.
     """
+    split = str(OmegaConf.select(config, "reference.split"))
+    check_split(split, "reference.split")
     if isinstance(model, GaussianMixture):
         generator = torch.Generator().manual_seed(config.seed + 1)
         return model.draw(max(n_real, 4 * n), generator=generator), "fresh exact draws of the mixture"
@@ -39,7 +41,6 @@ def real_data(
     if dataset is None:
         return None, f"no real data of shape {model.event_shape} ship with the package; give them with data=..."
     given = config.get("data") is not None
-    split = str(OmegaConf.select(config, "reference.split"))
     part, values, known = part_of(dataset, split, "reference.split")
     index, which = torch.arange(len(values)), ""
     if labels is not None and known is not None:

@@ -26,6 +26,7 @@ _SETTINGS = {  # by their names in the library; other settings have one name
     "max_dimension": "divergence.max_dimension",
     "probes": "divergence.probes",
     "budget": "budgets",
+    "truths": "truth",
 }
 
 _VALUES = {"None": "null", "True": "true", "False": "false"}
@@ -33,6 +34,8 @@ _VALUE = re.compile(r"\b(None|True|False)\b")
 
 _REMEDIES = [  # patterns of the library's remedies, and what to type instead
     (r"Use sde_toolkit\.(\w+)\(\), for example", r"Choose solver=\1, for example"),
+    (r"Use \[(\d+), (\d+), (\d+)\], for example", r"Give budgets=[\1,\2,\3], for example"),
+    (r", or give a Truth", ", or give my_file.py:my_function"),
     (r"Build it with event_shape=\.\.\.", "Add event_shape: [1, 28, 28], for example, to its model.yaml"),
     (r"Write one with calibrate\(\.\.\.\)\.save\(path\)", "Write one with sde-toolkit calibrate"),
     (r"Calibrate this model: calibrate\(model, \.\.\.\)", "Calibrate this model with sde-toolkit calibrate"),

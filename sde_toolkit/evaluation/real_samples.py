@@ -17,7 +17,7 @@ from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.ranges import check_range
 from sde_toolkit.transforms import Transform
 
-__all__ = ["RealSamples", "judge_of_data", "part_of", "some_of", "usual_features"]
+__all__ = ["RealSamples", "check_split", "judge_of_data", "part_of", "some_of", "usual_features"]
 
 _LEAST = 4  # real samples
 _DIGITS = (1, 28, 28)
@@ -91,11 +91,20 @@ def part_of(dataset: Dataset, split: str = "auto", name: str = "split") -> tuple
     Raises:
         ArgumentError: for another word.
     """
-    if split not in ("auto", "train", "test"):
-        raise ArgumentError(name, split, "there is no such part", "Choose train, test or auto.")
+    check_split(split, name)
     if split == "train" or (split == "auto" and len(dataset.test) < _LEAST):
         return "train", dataset.train, dataset.train_labels
     return "test", dataset.test, dataset.test_labels
+
+
+def check_split(split: str, name: str = "split") -> None:
+    """Refuse what is no part of a data set.
+
+    Raises:
+        ArgumentError: naming the parts.
+    """
+    if split not in ("auto", "train", "test"):
+        raise ArgumentError(name, split, "there is no such part", "Choose train, test or auto.")
 
 
 def some_of(index: Tensor, n: int, seed: int) -> Tensor:

@@ -167,6 +167,8 @@ def test_sample_the_mixture_through_the_shell(tmp_path):
         ("features=classifier", "(1, 28, 28)"),
         ("grid=discrete", "'discrete'"),
         ("badget=3", "badget"),
+        ("reference.split=valid", "train, test or auto"),
+        ("budgets=[]", "budgets=[5,10,20]"),
     ],
 )
 def test_mistakes_of_compare_are_named_and_nothing_is_written(command, tmp_path, override, said):
