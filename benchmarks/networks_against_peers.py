@@ -3,11 +3,13 @@
     python benchmarks/networks_against_peers.py agree     # outputs and gradients with diffusers' weights: a minute
     python benchmarks/networks_against_peers.py time      # ours over theirs, in turn in one process: three minutes
     python benchmarks/networks_against_peers.py memory    # ours over theirs, each in a process of its own: four minutes
+    python benchmarks/networks_against_peers.py time --device cuda --batch 256 --modes float32 bfloat16 compiled
 
 DDPM's network on CIFAR-10 is compared with diffusers' UNet2DModel of google/ddpm-cifar10-32 (35 746 307 parameters),
 with random weights. azula has no such network: its U-Net has one skip a level and no attention. It gets DDPM's widths
 and the numbers of blocks that come closest in size (36.4 M), and is compared with our ``UNet``, built alike. All
-networks are in the channels-last layout. With one thread (OMP_NUM_THREADS=1) the time is the process's own.
+networks are in the channels-last layout. Peers that are not installed are left out of "time". With one thread
+(OMP_NUM_THREADS=1) the time on a CPU is the process's own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.networks import PublishedUNet, UNet, ddpm_cifar10
 
-__all__ = ["azula_unet", "copy_weights", "diffusers_unet"]
+__all__ = ["azula_unet", "copy_weights", "diffusers_unet", "installed_peers"]
 
 MODES = ("float32", "bfloat16", "autocast", "compiled", "compiled bfloat16")
 
@@ -90,6 +93,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "azula": azula_unet,
 }
 PAIRS = (("DDPM", "diffusers"), ("UNet", "azula"))
+
+
+def installed_peers() -> list[str]:
+    """The packages of the peers that are installed."""
+    return [peer for _, peer in PAIRS if importlib.util.find_spec(peer)]
 
 
 def copy_weights(theirs: Any, mine: PublishedUNet) -> None:
@@ -170,19 +178,19 @@ def relative(b: Tensor, a: Tensor) -> float:
     return ((a - b).abs().max() / a.abs().max()).item()
 
 
-def prepare(name: str, mode: str, batch: int, backward: bool) -> Callable[[], None]:
+def prepare(name: str, mode: str, batch: int, backward: bool, device: str = "cpu") -> Callable[[], None]:
     """One evaluation, or one with its backward pass, of one network."""
     torch.manual_seed(0)
-    network: Any = NETWORKS[name]().to(memory_format=torch.channels_last)
+    network: Any = NETWORKS[name]().to(device, memory_format=torch.channels_last)
     network.train(backward)
-    x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    t = torch.linspace(0, 999, batch).round()
+    x = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    t = torch.linspace(0, 999, batch, device=device).round()
     if mode.endswith("bfloat16"):
         network, x = network.bfloat16(), x.bfloat16()
     called: Any = torch.compile(network, fullgraph=False) if mode.startswith("compiled") else network
 
     def answer() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=mode == "autocast"):
             y = called(x, t)
         return y if isinstance(y, Tensor) else y.sample
 
@@ -197,29 +205,39 @@ def prepare(name: str, mode: str, batch: int, backward: bool) -> Callable[[], No
     return both if backward else forward
 
 
-def timed(call: Callable[[], None]) -> float:
-    """Seconds; of the process alone where it has one thread, so that others on the machine disturb less."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+def timed(call: Callable[[], None], device: str) -> float:
+    """Seconds; on a CPU of the process alone where it has one thread, so that others on the machine disturb less."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    wait(device)
     start = clock()
     call()
+    wait(device)
     return clock() - start
 
 
-def times(report: Report, modes: list[str], rounds: int, batch: int) -> None:
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def times(report: Report, modes: list[str], rounds: int, batch: int, device: str) -> None:
     """Medians over the rounds of ours over theirs, with quartiles."""
-    report.line(f"Batch {batch} of 3×32×32, median of {rounds} interleaved ratios, quartiles in brackets.")
-    report.table("mode", "pass", *(f"{own} / {peer}" for own, peer in PAIRS), *(f"s, {own}" for own, _ in PAIRS))
+    pairs = [(own, peer if peer in installed_peers() else own) for own, peer in PAIRS]
+    names = dict.fromkeys(name for pair in pairs for name in pair)
+    report.line(f"Batch {batch} of 3×32×32 on {device}, median of {rounds} interleaved ratios, quartiles in brackets.")
+    report.table("mode", "pass", *(f"{own} / {peer}" for own, peer in pairs), *(f"s, {own}" for own, _ in pairs))
     for mode in modes:
         for backward in (False, True):
-            calls = {name: prepare(name, mode, batch, backward) for name in NETWORKS}
-            for call in calls.values():
-                call()
+            calls = {name: prepare(name, mode, batch, backward, device) for name in names}
+            for call in 2 * list(calls.values()):
+                timed(call, device)
             seconds: dict[str, list[float]] = {name: [] for name in calls}
             for index in range(rounds):
                 for name in list(calls) if index % 2 else reversed(calls):
-                    seconds[name].append(timed(calls[name]))
+                    seconds[name].append(timed(calls[name], device))
             cells = []
-            for own, peer in PAIRS:
+            for own, peer in pairs:
                 ratios = [a / b for a, b in zip(seconds[own], seconds[peer], strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
                 cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
@@ -270,17 +288,18 @@ def main() -> None:
     words.add_argument("--modes", nargs="+", choices=MODES, default=["float32"])
     words.add_argument("--rounds", type=int, default=7)
     words.add_argument("--batch", type=int, default=4)
+    words.add_argument("--device", default="cpu", help="for time; memory is measured on the CPU")
     given = words.parse_args()
     if given.what == "one":
         name, mode, batch, backward = given.arguments
         one(name, mode, int(batch), bool(int(backward)))
         return
     title = f"U-Nets against those of diffusers and azula: {given.what}"
-    report = Report(given.results, f"networks-{given.what}", title, ["diffusers", "azula"])
+    report = Report(given.results, f"networks-{given.what}", title, installed_peers())
     if given.what == "agree":
         agree(report)
     elif given.what == "time":
-        times(report, given.modes, given.rounds, given.batch)
+        times(report, given.modes, given.rounds, given.batch, given.device)
     else:
         memory(report, given.modes, given.batch)
     report.save()

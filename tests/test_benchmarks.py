@@ -30,6 +30,7 @@ CASES = [
     ("training.py", ["loop", "--batch", "1", "--steps", "1", "--repeats", "1"], "over the bare loop"),
     ("training.py", ["scaling", "--batch", "1", "--steps", "1", "--repeats", "1"], "2 processes"),
     ("kill.py", ["--kills", "1", "--steps", "40"], "byte for byte"),
+    ("network_traffic.py", ["--batch", "1", "--networks", "UNet"], "| UNet"),
     ("data_loading.py", ["read", *READ, "--workers", "0", "1", "--batch", "2"], "PNG in tar shards"),
     ("data_loading.py", ["train", *READ, "--rounds", "1", "--batch", "4"], "| file, off the disk"),
 ]
