@@ -107,7 +107,7 @@ class TrainingOptions:
             given = getattr(self, name)
             self._require(name, given is None or isinstance(given, bool), "must be true, false or None")
         modes = isinstance(self.compile, bool) or self.compile == CUDA_GRAPH
-        self._require("compile", modes, f'must be true, false or "{CUDA_GRAPH}"')
+        self._require("compile", modes, f'neither true nor false nor "{CUDA_GRAPH}"')
         for name in ("ema_decay", "label_dropout"):
             self._require(name, _in_unit(getattr(self, name)), "must lie in [0, 1)")
         self._require("t_min", self.t_min is None or _in_unit(self.t_min), "must lie in [0, 1)")
