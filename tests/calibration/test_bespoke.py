@@ -10,7 +10,7 @@ from test_variants import SDES, problem_of
 from sde_toolkit import VPSDE, FlowMatching, GaussianMixture, Solver, auto, grids, load_calibration, sample
 from sde_toolkit.calibration import calibrating
 from sde_toolkit.calibration.gradient import Descending, bespoke, optimise
-from sde_toolkit.calibration.plan_errors import combined, worse
+from sde_toolkit.calibration.plan_errors import combined, surely_worse, worse
 from sde_toolkit.calibration.published_plans import published_plans
 from sde_toolkit.calibration.starts import Contender, auto_plan
 from sde_toolkit.calibration.trials import Trials
@@ -37,6 +37,17 @@ def test_every_published_plan_is_a_bespoke_solver(sde):
         ends = [sample(problem.model, p.solver, p.grid, x_start=x, tweedie=p.tweedie) for p in (plan, free)]
         torch.testing.assert_close(ends[0].x, ends[1].x, rtol=1e-9, atol=1e-9)
         assert ends[1].nfe == 5
+
+
+def test_its_steps_have_one_shape():
+    """So that they are compiled or recorded once."""
+    problem = problem_of(VPSDE())
+    plan, equation = bespoke(problem, auto_plan(problem.model, 5, (2,))), problem.descent.equation
+    x, state, shapes = problem.starts(problem.noise_set(3).noise), None, set()
+    for row in plan.solver.integrator.prepare(equation, plan.grid):
+        x, state = plan.solver.integrator.step(equation, x, row, state, None)
+        shapes.add((x.shape, *(part.shape for part in state)))
+    assert len(shapes) == 1
 
 
 def test_its_weights_have_no_unit():
@@ -110,6 +121,10 @@ def test_a_calibration_begins_with_all_that_is_published_and_is_read_again(sde, 
     select, plan = problem.noise_set(48), auto(model, 4)
     bar = problem.squares(Contender(plan.solver, plan.grid, "", plan.tweedie), select)
     assert not worse(problem.squares(mine, select), bar)
+    fresh = problem.noise_set(48)
+    assert not surely_worse(
+        problem.squares(mine, fresh), problem.squares(Contender(plan.solver, plan.grid, "", plan.tweedie), fresh)
+    )
     assert "Bespoke" in repr(found.solver.integrator)
     found.save(tmp_path / "c.json")
     ends = [c.sample(model, shape=(8, 2), seed=1).x for c in (found, load_calibration(tmp_path / "c.json"))]

@@ -139,6 +139,20 @@ def test_a_plan_that_is_better_by_its_root_mean_square_alone_is_not_taken(judged
     assert judging.Selection(judge.problem, None).best_start([smooth, standard], "fit", "select") is not None
 
 
+@pytest.mark.parametrize(("lost", "size", "taken"), [(10, 2.0, False), (1, 3.3, True)])
+def test_a_start_vetoes_what_is_surely_worse_and_chance_does_not(judged, lost, size, taken):
+    """A tenth of the start's median, and a larger mean square: by ten lost noises, or by one. auto's is larger still."""
+    standard, start, plan = plans(3)
+    errors = torch.full((40,), 0.05, dtype=FLOAT)
+    errors[:lost] = size
+    squares = {(standard, "select"): torch.full((40,), 1.1, dtype=FLOAT), (plan, "select"): errors.square()}
+    squares[start, "select"] = torch.full((40,), 0.25, dtype=FLOAT)
+    assert worse(squares[plan, "select"], squares[start, "select"])
+    best = judged(squares, standard).best([start, plan], start, "select")
+    assert best is (plan if taken else start)
+    assert judged(squares, None).best([start, plan], start, "select") is start
+
+
 @pytest.mark.parametrize(("changed", "wanted"), [("few", 1), ("all", 0), ("none", 0.5)])
 def test_the_objective_turns_towards_the_sense_that_loses(judged, changed, wanted):
     """Few noises change mode: the mean square is larger. All errors but the largest are larger: the median is."""
