@@ -141,7 +141,7 @@ def test_a_plan_that_is_better_by_its_root_mean_square_alone_is_not_taken(judged
 
 @pytest.mark.parametrize(("lost", "size", "taken"), [(10, 2.0, False), (1, 3.3, True)])
 def test_a_start_vetoes_what_is_surely_worse_and_chance_does_not(judged, lost, size, taken):
-    """A tenth of the start's median, and a larger mean square: by ten lost noises, or by one. auto's is larger still."""
+    """A tenth of the start's median, and a larger mean square by ten lost noises, or by one. auto's is larger still."""
     standard, start, plan = plans(3)
     errors = torch.full((40,), 0.05, dtype=FLOAT)
     errors[:lost] = size
