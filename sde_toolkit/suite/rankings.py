@@ -28,7 +28,7 @@ from sde_toolkit.suite.suite_results import Cell, Joined
 
 __all__ = ["Measure", "RankedSolver", "Ranking", "rank"]
 
-_BLOCKS = 32  # of a distance's parts, at most
+_MOST_BLOCKS = 32  # of a distance's parts, at most
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Measure(Enum):
 class _Chance:
     """What resampling draws on one truth, the same for all solvers and budgets.
 
-    ``drawn`` (B, n): places of noises. ``blocks`` (2, ``_BLOCKS``, B): a normal number for each block of generated and
-    of real samples. ``own`` (budgets, B): normal numbers of one solver alone, for distances without parts.
+    ``drawn`` (B, n): places of noises. ``blocks`` (2, ``_MOST_BLOCKS``, B): a normal number for each block of generated
+    and of real samples. ``own`` (budgets, B): normal numbers of one solver alone, for distances without parts.
     """
 
     drawn: NDArray[np.int64]
@@ -190,7 +190,7 @@ def _logarithms(
         random = np.random.default_rng((seed, 2, t))
         n = joined.truths[truth].n
         drawn = random.integers(0, n, (resamples, n))
-        blocks = np.random.default_rng((seed, 4, t)).standard_normal((2, _BLOCKS, resamples))
+        blocks = np.random.default_rng((seed, 4, t)).standard_normal((2, _MOST_BLOCKS, resamples))
         for s, solver in enumerate(solvers):
             if not _whole(joined, measure, solver, truth, budgets):
                 continue
