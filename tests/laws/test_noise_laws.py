@@ -43,7 +43,7 @@ def unsigned(words):
 def drawn_there(seed, purpose, device):
     """The draws of a device; on the CPU those of torch's operations."""
     draws = KeyedDraws(seed, purpose, device)
-    draws.source = DeviceWords(device)
+    draws.device, draws.source = device, DeviceWords(device)
     return draws
 
 
