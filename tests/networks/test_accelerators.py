@@ -70,8 +70,9 @@ def test_value_and_gradients_are_those_of_the_operations_in_a_row(way, shape, fi
         assert one.stride() == other.stride()
 
 
-@cases
-def test_second_derivatives_are_those_of_the_operations_in_a_row(shape, film, offset, activate):
+@pytest.mark.parametrize(("film", "offset", "activate"), itertools.product((False, True), repeat=3))
+def test_second_derivatives_are_those_of_the_operations_in_a_row(film, offset, activate):
+    shape = SHAPES["images"]
     leaves, found = leaves_of(shape, film, offset), []
     for function in (WAYS["one operation"], WAYS["in a row"]):
         torch.manual_seed(1)
