@@ -47,7 +47,7 @@ OF_THE_SDE = (
     (64, 10, 0.2, 5, 1.0),
 )
 SDE = VPSDE()
-ENDS = (2.0, 2.5, 3.0, 3.5, 4.25, 5.0, 6.0)  # λ of the last evaluation, for data of size 1
+ENDS = (1.6, 2.0, 2.5, 3.0, 3.5, 4.25, 5.0, 5.5, 6.0)  # λ of the last evaluation, for data of size 1
 
 
 def of_the_flow(size: float) -> dict[str, Multistep | Corrected]:
