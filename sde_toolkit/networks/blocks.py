@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from sde_toolkit.networks.attention import attend
 from sde_toolkit.networks.convolutions import convolution
 from sde_toolkit.networks.normalisation import activated, group_norm_for, largest_divisor, transforms_active
-from sde_toolkit.networks.own_precision import doubled
+from sde_toolkit.networks.own_precision import doubled_size
 
 __all__ = [
     "Attention",
@@ -127,7 +127,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, *size) to (B, outputs, *2 size)."""
-        out: Tensor = self.conv(doubled(x))
+        out: Tensor = self.conv(doubled_size(x))
         return out
 
 

@@ -20,7 +20,7 @@ __all__ = ["DTYPES", "Grid", "norm_backward_by_triton", "norm_by_triton"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 4096
-_PLAIN = ["positions", "groups", "weight_step", "bias_step", "offset_step", "activate", "moves"]
+_UNSPECIALISED = ["positions", "groups", "weight_step", "bias_step", "offset_step", "activate", "moves"]
 """Arguments of which no value has a kernel of its own: so each number of channels in a group has one, and no more."""
 
 _ROW_BYTES = 128
@@ -54,7 +54,7 @@ def _offset(place, inside, channel, moves):  # type: ignore[no-untyped-def]
     return tl.load(place, given, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def _norm(  # type: ignore[no-untyped-def]
     x, out, mean, inverse, weight, bias, offset, positions, channels, groups, weight_step, bias_step, offset_step,
     activate, moves, eps, GROUP: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
@@ -107,7 +107,7 @@ def _slope(cotangent, hat, w, b, activate):  # type: ignore[no-untyped-def]
     return tl.where(activate != 0, cotangent * gate * (1.0 + y * (1.0 - gate)), cotangent)
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def _norm_backward(  # type: ignore[no-untyped-def]
     cotangent, x, dx, dw, db, doffset, mean, inverse, weight, bias, offset, positions, channels, groups,
     weight_step, bias_step, offset_step, activate, moves,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["doubled", "without_autocast"]
+__all__ = ["doubled_size", "without_autocast"]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -23,7 +23,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def doubled(x: Tensor) -> Tensor:
+def doubled_size(x: Tensor) -> Tensor:
     """Every spatial axis of (B, C, *size) doubled by repetition."""
     with without_autocast(x):
         return interpolate(x, scale_factor=2.0, mode="nearest")

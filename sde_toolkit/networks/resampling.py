@@ -23,7 +23,7 @@ from torch.nn import functional
 from sde_toolkit.networks.convolutions import CONVOLUTIONS, is_exporting
 from sde_toolkit.networks.initialisation import initialised
 from sde_toolkit.networks.normalisation import slow_in_half
-from sde_toolkit.networks.own_precision import doubled
+from sde_toolkit.networks.own_precision import doubled_size
 
 __all__ = ["Double", "DownConvolution", "FilteredStride", "Halve", "StridedConvolution", "UpConvolution"]
 
@@ -84,7 +84,7 @@ class Double(Filter):
     def forward(self, x: Tensor) -> Tensor:
         """Sizes may be any."""
         if self.is_box:
-            return doubled(x)
+            return doubled_size(x)
         return self.apply_by(SPREAD[self.dims], x, gain=2.0**self.dims, stride=2, padding=self.length // 2 - 1)
 
 
