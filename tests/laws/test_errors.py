@@ -253,5 +253,5 @@ def test_a_warning_names_the_users_own_line(tmp_path):
     }.items():
         with pytest.warns(UserWarning, match=said) as caught:
             call()
-        ours = [warning for warning in caught if issubclass(warning.category, UserWarning)]  # torch.func warns of itself
+        ours = [warning for warning in caught if issubclass(warning.category, UserWarning)]  # torch warns of itself
         assert {warning.filename for warning in ours} == {__file__}
