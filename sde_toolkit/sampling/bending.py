@@ -192,7 +192,7 @@ class _Pilot:
 
     def _growth(self, states: Tensor) -> Tensor:
         """From each level to the last, of the distance between twins in the scaled state; at least 1. (levels,)"""
-        scale = _scale(self.model.sde, self.times, self.sigma_data)
+        scale = _state_size(self.model.sde, self.times, self.sigma_data)
         apart = (states[:, _NOISES:] - states[:, :_TWINS]).square().mean(2).sqrt() / scale.unsqueeze(1)
         return torch.log(apart[-1:] / apart).mean(1).exp().nan_to_num(nan=1.0).clamp(min=1.0)
 
@@ -204,10 +204,10 @@ def _twins(equation: ReverseEquation, x: Tensor, t: Tensor, sigma_data: float) -
     direction = frozen[:_TWINS].flatten(1)
     lengths = direction.square().mean(1, keepdim=True).sqrt()
     away = torch.where(lengths > 0, direction / lengths, 0.0).reshape(x[:_TWINS].shape)
-    return x[:_TWINS] + _APART * _scale(equation.sde, t, sigma_data).to(x) * away
+    return x[:_TWINS] + _APART * _state_size(equation.sde, t, sigma_data).to(x) * away
 
 
-def _scale(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
+def _state_size(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
     """√(σ² + α² σ_d²): x over it is the scaled state."""
     return torch.hypot(sde.sigma(t), sde.alpha(t) * sigma_data)
 
