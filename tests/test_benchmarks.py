@@ -25,7 +25,7 @@ CASES = [
     ("per_sample.py", ["--n", "8", "--tolerances", "1e-3", "--draws", "1"], "| 8 "),
     ("choose_auto.py", ["--budgets", "2", "--problems", "1", "--n", "2"], "| × the best"),
     ("choose_likelihood.py", ["--mixtures", "1", "--n", "2", "--budgets", "6", "--nodes", "4"], "| scale 0.7"),
-    ("calibration.py", ["--truths", "ring", "--budgets", "3", "--time-limit", "0.2", "--keep", "cells.json"], "| ring"),
+    ("calibration.py", ["--truths", "ring", "--budgets", "3", "--patience", "0.04", "--keep", "cells.json"], "| ring"),
     ("calibration_objectives.py", ["--models", "ring", "--budgets", "3", "--seconds", "0.1", "--n", "8"], "| ring"),
     ("training.py", ["loop", "--batch", "1", "--steps", "1", "--repeats", "1"], "over the bare loop"),
     ("training.py", ["scaling", "--batch", "1", "--steps", "1", "--repeats", "1"], "2 processes"),
