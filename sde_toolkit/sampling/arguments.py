@@ -15,7 +15,8 @@ from sde_toolkit.models.conditions import check_condition, tensors_of
 from sde_toolkit.models.score_model import ScoreModel
 from sde_toolkit.noise.brownian import BrownianPath
 from sde_toolkit.ranges import range_problems
-from sde_toolkit.sampling.captured import CUDA_GRAPH, check_recording
+from sde_toolkit.sampling.captured import check_recording
+from sde_toolkit.sampling.cuda_graphs import CUDA_GRAPH
 from sde_toolkit.sampling.loop import Options
 from sde_toolkit.solvers import Solver
 

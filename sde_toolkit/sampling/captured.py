@@ -16,10 +16,9 @@ as long as to run it, so that the first batch would gain nothing; and callbacks 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +31,18 @@ from sde_toolkit.integrators import Integrator
 from sde_toolkit.integrators.tables import Layout
 from sde_toolkit.models.conditions import map_rows, named_rows
 from sde_toolkit.sampling.compiled import CompiledSteps, Place, one_step
+from sde_toolkit.sampling.cuda_graphs import (
+    CUDA_GRAPH,
+    Launch,
+    Record,
+    cannot_be_recorded,
+    on_recording_stream,
+    record_kernels,
+    tensors_in,
+)
 from sde_toolkit.sampling.monitors import Meter
 
-__all__ = ["CUDA_GRAPH", "CapturedSteps", "Record", "check_recording", "copied", "record_cuda_graph"]
-
-CUDA_GRAPH = "cuda_graph"
-
-Record: TypeAlias = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
-"""From a function to another one that repeats its kernels, and the outputs that every repetition writes anew."""
+__all__ = ["CapturedSteps", "check_recording", "copied"]
 
 
 def check_recording(device: torch.device, differentiable: bool) -> None:
@@ -79,7 +82,7 @@ class CapturedSteps(CompiledSteps):
     ) -> None:
         super().__init__(integrator, layout, meter, CUDA_GRAPH)
         self.steps, self.kept = steps, kept
-        self.record = record or functools.partial(record_cuda_graph, device=meter.device)
+        self.record = record or record_kernels
         self._recordings: dict[Hashable, _Recording] = {}
         self._latest: _Recording | None = None
 
@@ -99,10 +102,10 @@ class CapturedSteps(CompiledSteps):
         self._latest = recording
         return recording.step(equation.condition, x, place, state, draws, self.kept)
 
-    def _recorded(self, equation: ReverseEquation, own: _Recording) -> Callable[[], None]:
+    def _recorded(self, equation: ReverseEquation, own: _Recording) -> Launch:
         """The launch of a step on the tensors of a recording."""
         here = replace(equation, condition=own.condition)
-        inputs = [own.x, *_tensors(own.state)]
+        inputs = [own.x, *tensors_in(own.state)]
         owned = {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
         def apart(leaf: Tensor) -> Tensor:
@@ -113,28 +116,20 @@ class CapturedSteps(CompiledSteps):
             row = own.table.index_select(0, own.position)[0]
             with without_branches_on_data():
                 end = one_step(self.integrator, self.layout, here, own.x, row, own.state, own.draws)
-            torch._foreach_copy_(inputs, [apart(leaf) for leaf in _tensors(end)])
+            torch._foreach_copy_(inputs, [apart(leaf) for leaf in tensors_in(end)])
             own.position.add_(1).clamp_(max=len(own.table) - 1)
 
-        try:
-            launch, _ = self.record(step)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # that of the end of a recording hides the one that spoilt it
-            reason = str(error.__context__ or error).partition("\n")[0]
-            raise ArgumentError(
-                "compile",
-                CUDA_GRAPH,
-                f"the step of {self.integrator} cannot be recorded: {reason}",
-                "Leave compile out; or keep the network from reading the device: no .item(), no if on a tensor.",
-            ) from error
-        return launch
+        remedy = "Leave compile out; or keep the network from reading the device: no .item(), no if on a tensor."
+        with cannot_be_recorded(f"the step of {self.integrator}", remedy):
+            with on_recording_stream(own.x.device):
+                step()
+            return self.record(step, own.x.device)
 
 
 class _Recording:
     """The tensors of a recorded step, and what they hold now. ``table`` has room for the longest grid."""
 
-    launch: Callable[[], None]
+    launch: Launch
 
     def __init__(
         self, kind: Hashable, condition: Any, x: Tensor, table: Tensor, state: Any, draws: tuple[Tensor, ...]
@@ -158,8 +153,8 @@ class _Recording:
         """The step from x at the ``place``; only what the recording does not hold yet is copied."""
         into, given = list(self.draws), list(draws)
         if not self.has_left(x, state):
-            into += [self.x, *_tensors(self.state)]
-            given += [x, *_tensors(state)]
+            into += [self.x, *tensors_in(self.state)]
+            given += [x, *tensors_in(state)]
         if self._rows and condition is not self._told:  # another batch
             into += self._rows
             given += [rows for _, rows in named_rows(condition)]
@@ -175,43 +170,3 @@ class _Recording:
         self.launch()
         self._left = (self.x.clone() if kept else self.x, self.state)
         return self._left
-
-
-def record_cuda_graph(
-    step: Callable[[], Any], *, device: torch.device | str | None = None
-) -> tuple[Callable[[], None], Any]:
-    """Record the kernels of ``step`` on a CUDA device, by default the current one.
-
-    ``step`` runs once more before, on the stream that records: libraries prepare themselves for a stream. What it
-    allocates in the recording belongs to a memory pool of the recording.
-    """
-    with torch.cuda.device(device):
-        index, own = torch.cuda.current_device(), torch.cuda.current_stream()
-        aside = _stream_for_recording(index)
-        aside.wait_stream(own)
-        with torch.cuda.stream(aside):
-            step()
-        own.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        try:  # other threads may go on with their work
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                end = step()
-        finally:
-            torch.cuda.set_stream(own)  # torch does not come back from a recording that fails
-    return (graph.replay if index == torch.cuda.current_device() else functools.partial(_replay_on, index, graph)), end
-
-
-@functools.cache
-def _stream_for_recording(index: int) -> torch.cuda.Stream:
-    """One for each device: for every stream that it has seen, cuBLAS keeps a workspace, 32 MiB on an H100."""
-    return torch.cuda.Stream(index)
-
-
-def _replay_on(index: int, graph: torch.cuda.CUDAGraph) -> None:
-    with torch.cuda.device(index):
-        graph.replay()
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    """All tensors in a structure, in order."""
-    return [leaf for leaf in _pytree.tree_flatten(structure)[0] if isinstance(leaf, Tensor)]

@@ -17,8 +17,9 @@ from sde_toolkit.integrators import Integrator, Statistics, Table
 from sde_toolkit.models.conditions import map_rows
 from sde_toolkit.noise.streams import Noise
 from sde_toolkit.progress import progress_bar
-from sde_toolkit.sampling.captured import CUDA_GRAPH, CapturedSteps, copied
+from sde_toolkit.sampling.captured import CapturedSteps, copied
 from sde_toolkit.sampling.compiled import CompiledSteps, Place
+from sde_toolkit.sampling.cuda_graphs import CUDA_GRAPH
 from sde_toolkit.sampling.monitors import FiniteWatch, Meter
 from sde_toolkit.solvers import Solver
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sde_toolkit.checks import check_count, check_positive, is_number, nested_tuples
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.sampling.captured import CUDA_GRAPH
+from sde_toolkit.sampling.cuda_graphs import CUDA_GRAPH
 from sde_toolkit.training.averages import worth_using_from
 
 __all__ = ["PRECISIONS", "TrainingOptions"]

@@ -8,26 +8,29 @@ from the seed of the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sde_toolkit.errors import ArgumentError
-from sde_toolkit.sampling.captured import CUDA_GRAPH
+from sde_toolkit.sampling.cuda_graphs import (
+    CUDA_GRAPH,
+    Launch,
+    cannot_be_recorded,
+    on_recording_stream,
+    record_kernels,
+    tensors_in,
+)
 from sde_toolkit.training.feeding import PassInputs
 from sde_toolkit.training.options import TrainingOptions
 from sde_toolkit.training.update import Update
 
-__all__ = ["RecordedUpdate", "check_recorded", "record_kernels"]
+__all__ = ["RecordedUpdate", "check_recorded"]
 
 _WARM_UPS = 3  # updates before the recording: libraries choose their kernels, and the optimizer makes its state
-
-Replay: TypeAlias = Callable[[], None]
 
 
 def check_recorded(options: TrainingOptions, accelerator: Any) -> None:
@@ -69,29 +72,34 @@ class RecordedUpdate(Update):
 
     def add_pass(self, inputs: PassInputs, last: bool) -> None:
         if not self._warm:
-            with _on_another_stream(self.loss.device):
+            with on_recording_stream(self.loss.device):
                 super().add_pass(inputs, last)
             return
         if self._inputs is None:
             own: tuple[Any, ...] = tuple(None if part is None else part.clone() for part in inputs)
             self._inputs = PassInputs(*own)
             self._settle()
-            self._repeat_pass = _recorded(partial(Update.add_pass, self, self._inputs, True))
-        torch._foreach_copy_(_tensors(self._inputs), _tensors(inputs))
+            self._repeat_pass = self._recorded(partial(Update.add_pass, self, self._inputs, True))
+        torch._foreach_copy_(tensors_in(self._inputs), tensors_in(inputs))
         self._repeat_pass()
 
     def finish(self) -> None:
         if not self._warm:
-            with _on_another_stream(self.loss.device):
+            with on_recording_stream(self.loss.device):
                 super().finish()
             self._done += 1
             return
         if self._repeat_end is _unrecorded:
-            self._repeat_end = _recorded(partial(Update.finish, self))
+            self._repeat_end = self._recorded(partial(Update.finish, self))
         self._repeat_end()
 
     def clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self._warm)
+
+    def _recorded(self, work: Callable[[], None]) -> Launch:
+        remedy = "Pass compile=True or False; or keep network and loss from reading the device: no .item(), no if."
+        with cannot_be_recorded("the update", remedy):
+            return record_kernels(work, self.loss.device)
 
     def _settle(self) -> None:
         """Give the gradients and the learning rate their tensors."""
@@ -104,42 +112,3 @@ class RecordedUpdate(Update):
 
 def _unrecorded() -> None:
     """In the place of a recording that is not made yet."""
-
-
-def _recorded(work: Callable[[], None]) -> Replay:
-    try:
-        return record_kernels(work)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        # the error of the end of a recording hides the one that spoilt it
-        reason = str(error.__context__ or error).partition("\n")[0]
-        problem = f"the update cannot be recorded: {reason}"
-        remedy = "Pass compile=True or False; or keep network and loss from reading the device: no .item(), no if."
-        raise ArgumentError("compile", CUDA_GRAPH, problem, remedy) from error
-
-
-def record_kernels(work: Callable[[], None]) -> Replay:
-    """Record the kernels of ``work`` on the current CUDA device, without running them."""
-    graph = torch.cuda.CUDAGraph()
-    # other threads, such as one that fills pinned memory, may go on meanwhile
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
-
-
-@contextmanager
-def _on_another_stream(device: torch.device) -> Iterator[None]:
-    """Run on a stream of its own, as what is recorded later does: a library prepares itself for such a stream."""
-    if device.type != "cuda":
-        yield
-        return
-    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        yield
-    here.wait_stream(aside)
-
-
-def _tensors(inputs: PassInputs) -> list[Tensor]:
-    return [part for part in inputs if part is not None]

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import checkpoint
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.captured import CUDA_GRAPH
+from sde_toolkit.sampling.cuda_graphs import CUDA_GRAPH
 from sde_toolkit.training.averages import WeightAverage, exponential_update, power_function_update
 from sde_toolkit.training.batches import (
     Portion,

@@ -167,7 +167,7 @@ def recorded(monkeypatch):
     """Recordings of the operations of an update, which stand for CUDA graphs. The list has one entry for each."""
     made = []
 
-    def record_kernels(work):
+    def record_kernels(work, device):
         recorder, ran = Recorder(), []
         with recorder:
             work()  # the first repetition: what is recorded here has run
@@ -217,7 +217,7 @@ def test_a_recorded_run_continues_as_one_that_is_not(tmp_path, recorded):
 
 
 def test_what_cannot_be_recorded_is_named(tmp_path, recorded, monkeypatch):
-    def refuses(work):
+    def refuses(work, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(recorded_update, "record_kernels", refuses)
