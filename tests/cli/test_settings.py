@@ -18,7 +18,7 @@ from sde_toolkit import MLP, VPSDE, ScoreModel
 from sde_toolkit.cli.speech import in_shell_words, shell_remedy
 from sde_toolkit.errors import ArgumentError
 
-PYTHON = re.compile(r"\w\([^)]*\)|\bNone\b|\bTrue\b|\bFalse\b|\btorch\.|\*event|ScoreModel|sde_toolkit\.")
+PYTHON = re.compile(r"\w\([^)]*\)|\bNone\b|\bTrue\b|\bFalse\b|\btorch\.|\*event|ScoreModel|\bTruth\b|sde_toolkit\.")
 QUIET = ["progress=false", "output=run", "threads=1"]
 
 
