@@ -1,9 +1,11 @@
 """Every example in the README, in docs/ and in docstrings is run as part of the tests."""
 
+import contextlib
 import gc
 import os
 import signal
 import tempfile
+import unittest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: one thread is faster, here and in subprocesses
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what it runs in the background
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
@@ -81,3 +84,20 @@ docstrings = Sybil(
     parsers=[DocTestParser()], pattern="sde_toolkit/**/*.py", document_types={".py": PythonDocStringDocument}
 )
 pytest_collect_file = SybilCollection([pages, docstrings]).pytest()
+
+
+_begun = {}  # the lines of the examples that have begun in this process, by document
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """An example needs those before it in its document: they run first where another worker has taken them."""
+    if not isinstance(item, SybilItem):
+        return
+    begun = _begun.setdefault(item.example.path, set())
+    for example in item.example.document.examples():
+        if example.line < item.example.line and example.line not in begun:
+            begun.add(example.line)
+            with contextlib.suppress(unittest.SkipTest):
+                example.evaluate()
+    begun.add(item.example.line)
