@@ -26,13 +26,10 @@ from sde_toolkit.errors import ArgumentError
 from sde_toolkit.grids import sech, uniform
 from sde_toolkit.integrators import Corrected, FrozenEDM, Landing, Multistep
 from sde_toolkit.models.score_model import ScoreModel
-from sde_toolkit.sampling.bending import Bending, assumed_bending, least_time, measured_bending
+from sde_toolkit.sampling.bending import LAMBDA_FIRST, Bending, assumed_bending, least_time, measured_bending
 from sde_toolkit.solvers import GridBuilder, Solver
 
 __all__ = ["Plan", "auto", "usual_plan"]
-
-_FIRST = -7.0  # λ, for data of size 1
-
 
 # The flow. Budget from which the row holds, and λ of the last evaluation, at σ_d = 1.
 _FLOW: tuple[tuple[int, float], ...] = ((1, 1.6), (6, 2.0), (9, 3.0), (12, 3.5), (16, 5.0), (40, 5.5))
@@ -231,7 +228,7 @@ def _whole_steps(solver: Solver, nfe: Any, inside: int, *, denoise: bool) -> int
 
 def first_time(model: ScoreModel) -> float:
     """The time of λ = −7 (for data of size 1): where grids start if σ/α is infinite at t = 1."""
-    return model.sde.inverse_half_log_snr(_FIRST - math.log(model.sigma_data)).item()
+    return model.sde.inverse_half_log_snr(LAMBDA_FIRST - math.log(model.sigma_data)).item()
 
 
 def _built(model: ScoreModel, solver: Solver, build: GridBuilder, steps: int) -> Tensor:

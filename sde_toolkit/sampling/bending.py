@@ -39,12 +39,12 @@ from sde_toolkit.sampling.loop import Options, no_noise, solve
 from sde_toolkit.sde import SDE
 from sde_toolkit.solvers import Solver
 
-__all__ = ["Bending", "assumed_bending", "least_time", "measured_bending"]
+__all__ = ["LAMBDA_FIRST", "Bending", "assumed_bending", "least_time", "measured_bending"]
 
 _LEVELS, _NOISES, _TWINS, _SEED = 20, 2, 1, 0  # evaluations, of so many samples and twins, from this seed
 _APART = 0.02  # twins at the start, in standard deviations
 _FAR = 4.0  # σ_d is not believed if it is off by this factor
-_FIRST, _LAST = -7.0, 6.0  # λ + log σ_d at the ends of the measurement, at most
+LAMBDA_FIRST, _LAST = -7.0, 6.0  # λ + log σ_d at the ends of the measurement, at most
 _FLOOR = 0.02  # the least density, over the largest
 _DIGITS = 3  # of the densities: rounding errors of a device do not move the grid
 _POINTS = 4001  # of the numerical integral of the density
@@ -67,7 +67,7 @@ class Bending:
         """``steps`` + 1 times from t = 1 to t = ``end``, at equal shares of the density."""
         shift = math.log(self.sigma_data)
         first, last = (value + shift for value in sde.half_log_snr(torch.tensor([1.0, end], dtype=torch.float64)))
-        levels = torch.linspace(max(first.item(), _FIRST), last.item(), _POINTS, dtype=torch.float64)
+        levels = torch.linspace(max(first.item(), LAMBDA_FIRST), last.item(), _POINTS, dtype=torch.float64)
         heights = _interpolated(levels, self.levels, self.density)
         shares = torch.cat([torch.zeros(1, dtype=torch.float64), (heights[1:] + heights[:-1]).cumsum(0)])
         wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -80,7 +80,7 @@ class Bending:
 
 def assumed_bending(model: ScoreModel) -> Bending:
     """What mixtures have on average, for a model that cannot be measured: the density of ``grids.sech(width=2)``."""
-    levels = torch.linspace(_FIRST, 10.0, 200, dtype=torch.float64)
+    levels = torch.linspace(LAMBDA_FIRST, 10.0, 200, dtype=torch.float64)
     return Bending(levels, 1 / torch.cosh((levels - 0.75) / 2), model.sigma_data)
 
 
@@ -217,7 +217,7 @@ def _solve_pilot(
 ) -> _Pilot:
     sde, shift = model.sde, math.log(sigma_data)
     first, last = (sde.half_log_snr(t).item() + shift for t in (1.0, least_time(model)))
-    levels = torch.linspace(max(first, _FIRST), min(last, _LAST), _LEVELS + 1, dtype=torch.float64)
+    levels = torch.linspace(max(first, LAMBDA_FIRST), min(last, _LAST), _LEVELS + 1, dtype=torch.float64)
     times = check_grid(sde.inverse_half_log_snr(levels - shift))
     device, samples = device_of(model, None), _NOISES + _TWINS
     noise = torch.randn(_NOISES, *event_shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)

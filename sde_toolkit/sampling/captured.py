@@ -34,7 +34,6 @@ from sde_toolkit.sampling.compiled import CompiledSteps, Place, one_step
 from sde_toolkit.sampling.cuda_graphs import (
     CUDA_GRAPH,
     Launch,
-    Record,
     cannot_be_recorded,
     on_recording_stream,
     record_kernels,
@@ -61,7 +60,7 @@ def copied(structure: Any) -> Any:
 
 
 class CapturedSteps(CompiledSteps):
-    """``integrator.step`` for one run of ``steps`` steps, recorded by ``record``.
+    """``integrator.step`` for one run of ``steps`` steps, recorded.
 
     The x and the state that it returns are those of the recording, and the next step overwrites them. ``kept``: whether
     the caller keeps every x, which then is a copy.
@@ -78,11 +77,9 @@ class CapturedSteps(CompiledSteps):
         steps: int,
         *,
         kept: bool = False,
-        record: Record | None = None,
     ) -> None:
         super().__init__(integrator, layout, meter, CUDA_GRAPH)
         self.steps, self.kept = steps, kept
-        self.record = record or record_kernels
         self._recordings: dict[Hashable, _Recording] = {}
         self._latest: _Recording | None = None
 
@@ -123,7 +120,7 @@ class CapturedSteps(CompiledSteps):
         with cannot_be_recorded(f"the step of {self.integrator}", remedy):
             with on_recording_stream(own.x.device):
                 step()
-            return self.record(step, own.x.device)
+            return record_kernels(step, own.x.device)
 
 
 class _Recording:

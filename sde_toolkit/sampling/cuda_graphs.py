@@ -20,7 +20,6 @@ from sde_toolkit.errors import ArgumentError
 __all__ = [
     "CUDA_GRAPH",
     "Launch",
-    "Record",
     "cannot_be_recorded",
     "on_recording_stream",
     "record_kernels",
@@ -31,8 +30,7 @@ CUDA_GRAPH = "cuda_graph"
 """The value of ``compile`` that asks for recordings."""
 
 Launch: TypeAlias = Callable[[], None]
-Record: TypeAlias = Callable[[Callable[[], None], torch.device], Launch]
-"""From a piece of work and its device to a function that repeats its kernels."""
+"""Repeats the kernels of a recording."""
 
 
 def record_kernels(work: Callable[[], None], device: torch.device) -> Launch:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_trunks import ADM, EDM2, NCSNPP, PUBLISHED
 from torch import nn
 
 from sde_toolkit.errors import ArgumentError
@@ -33,17 +34,6 @@ class Trunk:
         return x, torch.rand(batch, generator=generator, dtype=dtype)
 
 
-PUBLISHED = {"widths": (6, 8), "groups": 3, "dropout": 0.0, "attention_head_width": 4}
-NCSNPP = {"resampling": "block", "taps": (1, 3, 3, 1), "input_pyramid": "residual", "embedding": "fourier"}
-ADM = {
-    "widths": (6, 8),
-    "groups": 3,
-    "dropout": 0.0,
-    "blocks_per_level": 1,
-    "attention_levels": (1,),
-    "attention_head_width": 4,
-}
-EDM2 = {"widths": (6, 8), "blocks_per_level": 1, "attention_levels": (1,), "attention_head_width": 4}
 TRUNKS = {
     "unet 1-d": Trunk(UNet, {**SMALL, "dims": 1, "in_channels": 2}, (2, 9)),
     "unet 2-d": Trunk(UNet, {**SMALL, "in_channels": 3}, (3, 7, 4)),

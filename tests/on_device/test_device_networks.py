@@ -3,24 +3,11 @@
 import pytest
 import torch
 from both_places import CPU, assert_the_same, points
+from small_trunks import ADM, EDM2, NCSNPP, PUBLISHED
 
-from sde_toolkit import (
-    UNet,
-    networks,
-)
+from sde_toolkit import UNet, networks
 
-PUBLISHED = {"widths": (6, 8), "groups": 3, "dropout": 0.0, "attention_head_width": 4}
-ADM = {
-    "widths": (6, 8),
-    "groups": 3,
-    "dropout": 0.0,
-    "blocks_per_level": 1,
-    "attention_levels": (1,),
-    "attention_head_width": 4,
-}
-EDM2 = {"widths": (6, 8), "blocks_per_level": 1, "attention_levels": (1,), "attention_head_width": 4}
 SMALL = {"widths": (6, 8), "attention_levels": (0, 1), "attention_head_width": 4, "groups": 4}
-NCSNPP = {"resampling": "block", "taps": (1, 3, 3, 1), "input_pyramid": "residual", "embedding": "fourier"}
 TRUNKS = {
     "unet": lambda: UNet(**SMALL, in_channels=3, num_classes=3),
     "published": lambda: networks.PublishedUNet(**PUBLISHED, num_classes=3),
